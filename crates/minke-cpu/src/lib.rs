@@ -1,0 +1,1 @@
+//! CPU kernels on slices with run-time dispatch, and the thread pool

@@ -1,0 +1,1 @@
+//! Files: sources, tokenizers, packed shards, safetensors

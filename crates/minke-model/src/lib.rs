@@ -1,0 +1,1 @@
+//! The one transformer, built from config.json

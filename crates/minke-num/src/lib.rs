@@ -1,0 +1,1 @@
+//! Numbers: bf16, counter-based random numbers, tolerances

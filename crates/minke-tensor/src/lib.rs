@@ -1,0 +1,1 @@
+//! Tensor, coarse operations with forward and backward, and the tape

@@ -1,0 +1,2 @@
+//! The `minke` command.
+fn main() {}
