@@ -1,1 +1,23 @@
-//! CPU kernels on slices with run-time dispatch, and the thread pool
+//! CPU kernels on slices and sizes.
+//!
+//! Everything here knows numbers and memory only: no tensors, no model. Each kernel is written once over the
+//! [`simd::Simd`] vector of sixteen lanes and compiled for every instruction set; the level is chosen when the
+//! program starts ([`Cpu::detect`]), never when it is built.
+//!
+//! # The bit contract
+//!
+//! For one level and one dtype, an output element depends on its inputs and on the depth of its sum, and on nothing
+//! else: not on how many other rows are in the call, how work is blocked, or how many threads run. Three rules give
+//! that: sums over depth run in ascending order in one chain of fused multiply-adds; reductions over a row use one
+//! order per length; work is split along rows and columns only.
+
+pub mod cpu;
+pub mod gemm;
+pub mod pool;
+pub mod scratch;
+pub mod simd;
+pub mod view;
+
+pub use cpu::Cpu;
+pub use simd::Level;
+pub use view::{DType, View, ViewMut};

@@ -1,0 +1,3 @@
+//! Matrix products: the three of a linear layer, grouped over experts.
+
+pub mod tile;

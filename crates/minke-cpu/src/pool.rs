@@ -1,0 +1,199 @@
+//! A small fork-join thread pool.
+//!
+//! One loop at a time, its tasks handed out by a shared counter. Which thread runs a task is up to the moment; what a
+//! task computes is not, and tasks never add into each other's outputs, so results are the same for any number of
+//! threads. Workers spin for some microseconds before they sleep: a training step is thousands of short loops.
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
+
+type Task<'a> = dyn Fn(usize) + Sync + 'a;
+
+/// How often an idle thread looks for work before it sleeps.
+const SPINS: u32 = 4_000;
+
+thread_local! {
+    /// Set while this thread runs a task: loops inside it run in place.
+    static INSIDE: Cell<bool> = const { Cell::new(false) };
+}
+
+#[derive(Default)]
+struct Slot {
+    job: Option<(*const Task<'static>, usize)>,
+    stop: bool,
+}
+
+// SAFETY: the pointer is read only between `run` publishing it and `run` returning, while the closure is borrowed.
+unsafe impl Send for Slot {}
+
+#[derive(Default)]
+struct Shared {
+    /// Counts loops; workers wait for it to change.
+    epoch: AtomicUsize,
+    slot: Mutex<Slot>,
+    wake: Condvar,
+    next: AtomicUsize,
+    /// Workers that have not finished the current loop.
+    busy: AtomicUsize,
+    panicked: AtomicBool,
+}
+
+/// Threads that run parallel loops; the calling thread is one of them.
+pub struct Pool {
+    shared: Arc<Shared>,
+    /// Held for the length of a loop: callers of one pool take turns.
+    turn: Mutex<()>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+impl Pool {
+    /// A pool of `threads` threads (at least one: the caller).
+    pub fn new(threads: usize) -> Self {
+        let shared = Arc::new(Shared::default());
+        let workers = (1..threads.max(1))
+            .map(|i| {
+                let shared = shared.clone();
+                std::thread::Builder::new()
+                    .name(format!("minke-{i}"))
+                    .spawn(move || worker(&shared))
+                    .expect("the system can start a thread")
+            })
+            .collect();
+        Self { shared, turn: Mutex::new(()), workers }
+    }
+
+    /// Threads of a loop, the caller included.
+    pub fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Calls `task(i)` for `i` in `0..tasks` and returns when all have returned.
+    ///
+    /// # Panics
+    /// When a task panicked.
+    pub fn run(&self, tasks: usize, task: &Task<'_>) {
+        if tasks <= 1 || self.workers.is_empty() || INSIDE.get() {
+            (0..tasks).for_each(task);
+            return;
+        }
+        let turn = self.turn.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let shared = &*self.shared;
+        shared.next.store(0, Ordering::Relaxed);
+        shared.busy.store(self.workers.len(), Ordering::Relaxed);
+        {
+            let mut slot = shared.slot.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            // SAFETY: only the lifetime is erased; this function does not return before every worker is done.
+            let erased: *const Task<'static> = unsafe { std::mem::transmute::<&Task<'_>, &'static Task<'static>>(task) };
+            slot.job = Some((erased, tasks));
+            shared.epoch.fetch_add(1, Ordering::Release);
+        }
+        shared.wake.notify_all();
+        work(shared, task, tasks);
+        let mut spins = 0u32;
+        while shared.busy.load(Ordering::Acquire) != 0 {
+            spins += 1;
+            if spins > SPINS { std::thread::yield_now() } else { std::hint::spin_loop() }
+        }
+        let panicked = shared.panicked.swap(false, Ordering::Relaxed);
+        drop(turn);
+        assert!(!panicked, "a task of a parallel loop panicked");
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        {
+            let mut slot = self.shared.slot.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            slot.stop = true;
+            // under the lock: a worker between its check and its wait must not miss this
+            self.shared.epoch.fetch_add(1, Ordering::Release);
+        }
+        self.shared.wake.notify_all();
+        for worker in self.workers.drain(..) {
+            // a worker only ends by returning; its tasks' panics were caught
+            let _ = worker.join();
+        }
+    }
+}
+
+fn work(shared: &Shared, task: &Task<'_>, tasks: usize) {
+    INSIDE.set(true);
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        loop {
+            let i = shared.next.fetch_add(1, Ordering::Relaxed);
+            if i >= tasks {
+                break;
+            }
+            task(i);
+        }
+    }));
+    INSIDE.set(false);
+    if result.is_err() {
+        shared.panicked.store(true, Ordering::Relaxed);
+        shared.next.store(tasks, Ordering::Relaxed);
+    }
+}
+
+fn worker(shared: &Shared) {
+    let mut seen = 0;
+    loop {
+        let mut spins = 0u32;
+        while shared.epoch.load(Ordering::Acquire) == seen && spins < SPINS {
+            std::hint::spin_loop();
+            spins += 1;
+        }
+        let mut slot = shared.slot.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        while shared.epoch.load(Ordering::Acquire) == seen {
+            slot = shared.wake.wait(slot).unwrap_or_else(std::sync::PoisonError::into_inner);
+        }
+        seen = shared.epoch.load(Ordering::Acquire);
+        let (stop, job) = (slot.stop, slot.job);
+        drop(slot);
+        if stop {
+            return;
+        }
+        if let Some((task, tasks)) = job {
+            // SAFETY: `run` waits until `busy` is zero before the closure goes away.
+            work(shared, unsafe { &*task }, tasks);
+            shared.busy.fetch_sub(1, Ordering::Release);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_runs_once() {
+        for threads in 1..4 {
+            let pool = Pool::new(threads);
+            for tasks in [0, 1, 2, 3, 17, 1000] {
+                let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+                pool.run(tasks, &|i| {
+                    counts[i].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
+            }
+        }
+    }
+
+    #[test]
+    fn loops_nest_and_panics_reach_the_caller() {
+        let pool = Pool::new(2);
+        let sum = AtomicUsize::new(0);
+        pool.run(4, &|_| {
+            pool.run(5, &|j| {
+                sum.fetch_add(j, Ordering::Relaxed);
+            });
+        });
+        assert_eq!(sum.into_inner(), 40);
+        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            pool.run(8, &|i| assert!(i != 3));
+        }));
+        assert!(caught.is_err());
+        pool.run(2, &|_| {});
+    }
+}

@@ -1,0 +1,238 @@
+//! One vector of sixteen f32 lanes, on every instruction set.
+//!
+//! An algorithm is written once, as a [`Kernel`], over [`Simd`]; [`Level::dispatch`] runs the copy compiled for the
+//! level. Because the vector has sixteen lanes everywhere (one AVX-512 register, two of AVX2, four of NEON, an array
+//! in scalar code), reductions add in the same order everywhere, and f32 kernels give the same bits on every level.
+//!
+//! Invariant: a witness (`Avx512`, `Avx2`, ...) exists only where its instructions do. They are private to this
+//! module and made in [`Level::dispatch`] alone, and a [`Level`] other than `Scalar` comes from detection alone.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod scalar;
+
+use minke_num::bf16;
+
+/// Lanes of a vector, on every level.
+pub const LANES: usize = 16;
+
+/// Sixteen f32 lanes and what kernels do with them. `self` is the witness that the instructions exist.
+pub trait Simd: Copy + Send + Sync + 'static {
+    /// The vector.
+    type V: Copy;
+    /// Rows of the matrix-product tile that fit the registers beside [`Simd::TILE_VECS`] columns of vectors.
+    const TILE_ROWS: usize;
+    /// Vectors per row of that tile: 2 where there are 32 wide registers, else 1.
+    const TILE_VECS: usize;
+
+    /// All lanes `x`.
+    fn splat(self, x: f32) -> Self::V;
+    /// Sixteen values.
+    fn load(self, x: &[f32; LANES]) -> Self::V;
+    /// Stores sixteen values.
+    fn store(self, x: Self::V, out: &mut [f32; LANES]);
+    /// Sixteen bf16 values, widened exactly.
+    fn load_bf16(self, x: &[bf16; LANES]) -> Self::V;
+    /// Stores sixteen values rounded to bf16 (nearest, ties to even; NaN stays NaN).
+    fn store_bf16(self, x: Self::V, out: &mut [bf16; LANES]);
+    /// `a + b`
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a - b`
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b`
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a / b`
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c`, rounded once.
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The larger of each pair; `b` where either is NaN.
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// The smaller of each pair; `b` where either is NaN.
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// The square root.
+    fn sqrt(self, a: Self::V) -> Self::V;
+    /// The nearest whole number, ties to even.
+    fn round(self, a: Self::V) -> Self::V;
+    /// `if a < b { x } else { y }` per lane.
+    fn select_lt(self, a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V;
+    /// `2^n` for whole `n` in -126..=127, exactly.
+    fn exp2_whole(self, n: Self::V) -> Self::V;
+    /// The sum of the lanes: i + (i+8), then + 4, + 2, + 1.
+    fn sum(self, a: Self::V) -> f32;
+    /// The largest lane.
+    fn max_lane(self, a: Self::V) -> f32;
+
+    /// All lanes zero.
+    #[inline(always)]
+    fn zero(self) -> Self::V {
+        self.splat(0.0)
+    }
+
+    /// Up to sixteen values; missing lanes are `fill`.
+    #[inline(always)]
+    fn load_part(self, x: &[f32], fill: f32) -> Self::V {
+        let mut full = [fill; LANES];
+        full[..x.len()].copy_from_slice(x);
+        self.load(&full)
+    }
+
+    /// Stores the first lanes, as many as `out` has.
+    #[inline(always)]
+    fn store_part(self, x: Self::V, out: &mut [f32]) {
+        let mut full = [0.0; LANES];
+        self.store(x, &mut full);
+        let n = out.len();
+        out.copy_from_slice(&full[..n]);
+    }
+
+    /// `x` rounded to bf16 and widened again.
+    #[inline(always)]
+    fn round_bf16(self, x: Self::V) -> Self::V {
+        let mut half = [bf16::ZERO; LANES];
+        self.store_bf16(x, &mut half);
+        self.load_bf16(&half)
+    }
+
+    /// `e^x`, with a relative error below 3e-7; 0 below -87.3, capped near 3e38 above 88.3; NaN gives NaN or the cap.
+    ///
+    /// `e^x = 2^n e^r`, n the nearest whole number to x / ln 2, r in two pieces (Cody and Waite), e^r by a polynomial
+    /// of degree 6. Our own, so that every level and every libm gives the same bits.
+    #[inline(always)]
+    fn exp(self, x: Self::V) -> Self::V {
+        let low = self.splat(-87.3);
+        let clamped = self.min(self.max(x, low), self.splat(88.3));
+        let n = self.round(self.mul(clamped, self.splat(std::f32::consts::LOG2_E)));
+        let r = self.fma(n, self.splat(-0.693_359_4), clamped);
+        let r = self.fma(n, self.splat(2.121_944_4e-4), r);
+        let mut p = self.splat(1.0 / 720.0);
+        for c in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+            p = self.fma(p, r, self.splat(c));
+        }
+        let y = self.mul(p, self.exp2_whole(n));
+        self.select_lt(x, low, self.zero(), y)
+    }
+
+    /// `1 / (1 + e^-x)`
+    #[inline(always)]
+    fn sigmoid(self, x: Self::V) -> Self::V {
+        let one = self.splat(1.0);
+        self.div(one, self.add(one, self.exp(self.sub(self.zero(), x))))
+    }
+}
+
+/// An algorithm over [`Simd`], with its arguments as fields. `run` must be `#[inline(always)]`, and so must all that
+/// it calls with the witness: only then is it compiled with the level's instructions.
+pub trait Kernel {
+    /// What it returns.
+    type Out;
+    /// The algorithm.
+    fn run<S: Simd>(self, s: S) -> Self::Out;
+}
+
+/// An instruction-set level. Values other than `Scalar` exist only on machines that have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Level(Kind);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Kind {
+    Scalar,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+}
+
+impl Level {
+    /// Plain Rust, on any machine.
+    pub const SCALAR: Level = Level(Kind::Scalar);
+
+    /// The levels that this machine has, the best last.
+    pub fn available() -> Vec<Level> {
+        #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), expect(unused_mut))]
+        let mut levels = vec![Level::SCALAR];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                levels.push(Level(Kind::Avx2));
+                let wide = is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl");
+                if wide {
+                    levels.push(Level(Kind::Avx512));
+                    if is_x86_feature_detected!("avx512bf16") {
+                        levels.push(Level(Kind::Avx512Bf16));
+                    }
+                }
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("neon") {
+            levels.push(Level(Kind::Neon));
+        }
+        levels
+    }
+
+    /// The best level of this machine.
+    pub fn detect() -> Level {
+        Self::available().pop().unwrap_or(Level::SCALAR)
+    }
+
+    /// The name that `--level` and figures use.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Kind::Scalar => "scalar",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512Bf16 => "avx512-bf16",
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => "neon",
+        }
+    }
+
+    /// Whether products of bf16 pairs run in one instruction (`vdpbf16ps`). Elsewhere bf16 operands are widened and
+    /// multiplied in f32: exact products, f32 speed.
+    pub fn has_bf16_dot(self) -> bool {
+        match self.0 {
+            Kind::Scalar => false,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 | Kind::Avx512 => false,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512Bf16 => true,
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => false,
+        }
+    }
+
+    /// Runs `kernel` compiled for this level.
+    #[inline]
+    pub fn dispatch<K: Kernel>(self, kernel: K) -> K::Out {
+        match self.0 {
+            Kind::Scalar => kernel.run(scalar::Scalar),
+            // SAFETY (all below): the level came from detection, so its instructions exist.
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => unsafe { avx2::run(kernel) },
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 | Kind::Avx512Bf16 => unsafe { avx512::run(kernel) },
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => unsafe { neon::run(kernel) },
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512::dot_tile as bf16_dot_tile;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,96 @@
+//! Sixteen lanes as an array: the level that every machine has, and the twin that the others are tested against.
+
+use minke_num::bf16;
+
+use super::{LANES, Simd};
+
+#[derive(Clone, Copy)]
+pub struct Scalar;
+
+type V = [f32; LANES];
+
+#[inline(always)]
+fn map2(a: V, b: V, f: impl Fn(f32, f32) -> f32) -> V {
+    std::array::from_fn(|i| f(a[i], b[i]))
+}
+
+impl Simd for Scalar {
+    type V = V;
+    const TILE_ROWS: usize = 4;
+    const TILE_VECS: usize = 1;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> V {
+        [x; LANES]
+    }
+    #[inline(always)]
+    fn load(self, x: &[f32; LANES]) -> V {
+        *x
+    }
+    #[inline(always)]
+    fn store(self, x: V, out: &mut [f32; LANES]) {
+        *out = x;
+    }
+    #[inline(always)]
+    fn load_bf16(self, x: &[bf16; LANES]) -> V {
+        x.map(bf16::to_f32)
+    }
+    #[inline(always)]
+    fn store_bf16(self, x: V, out: &mut [bf16; LANES]) {
+        *out = x.map(bf16::from_f32);
+    }
+    #[inline(always)]
+    fn add(self, a: V, b: V) -> V {
+        map2(a, b, |x, y| x + y)
+    }
+    #[inline(always)]
+    fn sub(self, a: V, b: V) -> V {
+        map2(a, b, |x, y| x - y)
+    }
+    #[inline(always)]
+    fn mul(self, a: V, b: V) -> V {
+        map2(a, b, |x, y| x * y)
+    }
+    #[inline(always)]
+    fn div(self, a: V, b: V) -> V {
+        map2(a, b, |x, y| x / y)
+    }
+    #[inline(always)]
+    fn fma(self, a: V, b: V, c: V) -> V {
+        std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+    }
+    #[inline(always)]
+    fn max(self, a: V, b: V) -> V {
+        map2(a, b, |x, y| if x > y { x } else { y })
+    }
+    #[inline(always)]
+    fn min(self, a: V, b: V) -> V {
+        map2(a, b, |x, y| if x < y { x } else { y })
+    }
+    #[inline(always)]
+    fn sqrt(self, a: V) -> V {
+        a.map(f32::sqrt)
+    }
+    #[inline(always)]
+    fn round(self, a: V) -> V {
+        a.map(f32::round_ties_even)
+    }
+    #[inline(always)]
+    fn select_lt(self, a: V, b: V, x: V, y: V) -> V {
+        std::array::from_fn(|i| if a[i] < b[i] { x[i] } else { y[i] })
+    }
+    #[inline(always)]
+    fn exp2_whole(self, n: V) -> V {
+        n.map(|n| f32::from_bits(((n as i32 + 127) << 23) as u32))
+    }
+    #[inline(always)]
+    fn sum(self, a: V) -> f32 {
+        let b: [f32; 8] = std::array::from_fn(|i| a[i] + a[i + 8]);
+        let c: [f32; 4] = std::array::from_fn(|i| b[i] + b[i + 4]);
+        (c[0] + c[2]) + (c[1] + c[3])
+    }
+    #[inline(always)]
+    fn max_lane(self, a: V) -> f32 {
+        a.into_iter().fold(f32::NEG_INFINITY, |m, x| if x > m { x } else { m })
+    }
+}

@@ -1,0 +1,102 @@
+//! Every level against the scalar twin, bit for bit, on awkward inputs.
+
+use minke_num::{bf16, rng};
+
+use super::*;
+
+/// Applies every operation to two vectors and collects all result bits.
+struct Everything<'a>(&'a [f32; LANES], &'a [f32; LANES]);
+
+impl Kernel for Everything<'_> {
+    type Out = Vec<u32>;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Vec<u32> {
+        let (a, b) = (s.load(self.0), s.load(self.1));
+        let whole = s.max(s.min(s.round(a), s.splat(127.0)), s.splat(-126.0));
+        let vectors = [
+            s.add(a, b),
+            s.sub(a, b),
+            s.mul(a, b),
+            s.div(a, b),
+            s.fma(a, b, a),
+            s.max(a, b),
+            s.min(a, b),
+            s.sqrt(s.mul(a, a)),
+            s.round(a),
+            s.select_lt(a, b, a, b),
+            s.exp2_whole(whole),
+            s.round_bf16(a),
+            s.exp(a),
+            s.sigmoid(b),
+            s.load_part(&self.0[..5], 7.0),
+        ];
+        let mut bits = Vec::new();
+        for v in vectors {
+            let mut out = [0.0; LANES];
+            s.store(v, &mut out);
+            // which NaN it is differs between instruction sets, and may
+            bits.extend(out.map(|x| if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() }));
+        }
+        let mut half = [bf16::ZERO; LANES];
+        s.store_bf16(a, &mut half);
+        bits.extend(half.map(|x| if x.is_nan() { 0x7fc0 } else { u32::from(x.to_bits()) }));
+        let mut part = [9.0; 7];
+        s.store_part(b, &mut part[..3]);
+        bits.extend(part.map(f32::to_bits));
+        if self.0.iter().all(|x| x.is_finite()) {
+            bits.push(s.sum(a).to_bits());
+            bits.push(s.max_lane(a).to_bits());
+        }
+        bits
+    }
+}
+
+#[test]
+fn levels_agree_with_scalar() {
+    let special = [0.0, -0.0, 1.0, f32::MIN_POSITIVE, 1e-40, 3e38, -3e38, 88.0, -88.0, -87.31, 0.5, 1.5, 2.5, -2.5];
+    for case in 0..200u64 {
+        let mut a: [f32; LANES] = std::array::from_fn(|i| (rng::uniform(1, case, i as u64) - 0.5) * 200.0);
+        let mut b: [f32; LANES] = std::array::from_fn(|i| (rng::uniform(2, case, i as u64) - 0.5) * 3.0);
+        if case % 3 == 0 {
+            a = std::array::from_fn(|i| special[(i + case as usize) % special.len()]);
+        }
+        if case % 7 == 0 {
+            a[3] = f32::INFINITY;
+            b[5] = f32::NEG_INFINITY;
+        }
+        let expected = Level::SCALAR.dispatch(Everything(&a, &b));
+        for level in Level::available() {
+            assert_eq!(level.dispatch(Everything(&a, &b)), expected, "{} case {case}", level.name());
+        }
+    }
+}
+
+struct Exp<'a>(&'a [f32; LANES], &'a mut [f32; LANES]);
+impl Kernel for Exp<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let y = s.exp(s.load(self.0));
+        s.store(y, self.1);
+    }
+}
+
+#[test]
+fn exp_is_accurate() {
+    let mut worst = 0.0f64;
+    for i in 0..20_000 {
+        let x: [f32; LANES] = std::array::from_fn(|j| -87.0 + (i * LANES + j) as f32 * (175.0 / 320_000.0));
+        let mut y = [0.0; LANES];
+        Level::detect().dispatch(Exp(&x, &mut y));
+        for (x, y) in x.into_iter().zip(y) {
+            let e = f64::from(x).exp();
+            worst = worst.max((f64::from(y) - e).abs() / e);
+        }
+    }
+    assert!(worst < 3e-7, "worst relative error {worst:e}");
+    let mut y = [1.0; LANES];
+    Level::detect().dispatch(Exp(&[f32::NEG_INFINITY; LANES], &mut y));
+    assert_eq!(y, [0.0; LANES]);
+    Level::detect().dispatch(Exp(&[0.0; LANES], &mut y));
+    assert_eq!(y, [1.0; LANES]);
+}

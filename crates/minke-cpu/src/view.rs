@@ -1,0 +1,103 @@
+//! Matrices as kernels see them: a slice of f32 or bf16 and a row length.
+
+use minke_num::bf16;
+
+/// The storage format of a slice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// IEEE single precision.
+    F32,
+    /// bfloat16: the upper half of an f32, rounded to nearest even.
+    Bf16,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub fn size_bytes(self) -> usize {
+        match self {
+            DType::F32 => 4,
+            DType::Bf16 => 2,
+        }
+    }
+}
+
+/// A borrowed slice of either dtype.
+#[derive(Clone, Copy)]
+pub enum View<'a> {
+    /// f32 elements.
+    F32(&'a [f32]),
+    /// bf16 elements.
+    Bf16(&'a [bf16]),
+}
+
+/// A mutably borrowed slice of either dtype.
+pub enum ViewMut<'a> {
+    /// f32 elements.
+    F32(&'a mut [f32]),
+    /// bf16 elements.
+    Bf16(&'a mut [bf16]),
+}
+
+impl<'a> View<'a> {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        match self {
+            View::F32(x) => x.len(),
+            View::Bf16(x) => x.len(),
+        }
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The storage format.
+    pub fn dtype(&self) -> DType {
+        match self {
+            View::F32(_) => DType::F32,
+            View::Bf16(_) => DType::Bf16,
+        }
+    }
+
+    /// The part `start..end`.
+    pub fn slice(&self, start: usize, end: usize) -> View<'a> {
+        match self {
+            View::F32(x) => View::F32(&x[start..end]),
+            View::Bf16(x) => View::Bf16(&x[start..end]),
+        }
+    }
+}
+
+impl ViewMut<'_> {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.as_view().len()
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The storage format.
+    pub fn dtype(&self) -> DType {
+        self.as_view().dtype()
+    }
+
+    /// The same slice, read-only.
+    pub fn as_view(&self) -> View<'_> {
+        match self {
+            ViewMut::F32(x) => View::F32(x),
+            ViewMut::Bf16(x) => View::Bf16(x),
+        }
+    }
+
+    /// The same slice, borrowed again.
+    pub fn reborrow(&mut self) -> ViewMut<'_> {
+        match self {
+            ViewMut::F32(x) => ViewMut::F32(x),
+            ViewMut::Bf16(x) => ViewMut::Bf16(x),
+        }
+    }
+}
