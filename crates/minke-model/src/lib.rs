@@ -1,1 +1,4 @@
 //! The one transformer, built from config.json
+
+pub mod config;
+pub mod spec;
