@@ -11,12 +11,19 @@
 //! that: sums over depth run in ascending order in one chain of fused multiply-adds; reductions over a row use one
 //! order per length; work is split along rows and columns only.
 
+pub mod copy;
 pub mod cpu;
 pub mod gemm;
+pub mod norm;
 pub mod pool;
+pub mod reduce;
+pub mod rows;
 pub mod scratch;
 pub mod simd;
 pub mod view;
+
+#[cfg(test)]
+mod testing;
 
 pub use cpu::Cpu;
 pub use simd::Level;

@@ -1,0 +1,156 @@
+//! Sums over whole arrays: one order per length.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::Cpu;
+use crate::cpu::SharedMut;
+use crate::rows::{self, kernel, lanes, load, load_f32, store_f32};
+use crate::scratch::with_scratch;
+use crate::view::View;
+
+/// Elements whose squares are summed in f32 before f64 takes over.
+const BLOCK: usize = 4096;
+/// Columns per task of [`column_sums`].
+const COLUMNS: usize = 64;
+/// Rows that are summed in one chain before their sum joins the total: shorter chains, smaller rounding errors.
+const CHAIN: usize = 64;
+
+kernel! {
+    BlockSquares<'a>(s: S, x: &'a [f32]) -> f32 {
+        rows::dot(s, View::F32(x), View::F32(x), x.len())
+    }
+}
+
+/// `sum of x[i]^2`: blocks of 4096 in f32, their sums in f64, in ascending order.
+pub fn sum_squares(cpu: &Cpu, x: &[f32]) -> f64 {
+    with_scratch(x.len().div_ceil(BLOCK), |sums: &mut [f64]| {
+        let shared = SharedMut::new(sums);
+        rows::over_blocks(cpu, x.len().div_ceil(BLOCK), 4, |from, to| {
+            // SAFETY: tasks own disjoint ranges of blocks.
+            let sums = unsafe { shared.slice(from, to - from) };
+            for (sum, x) in sums.iter_mut().zip(x[from * BLOCK..].chunks(BLOCK)) {
+                *sum = f64::from(cpu.dispatch(BlockSquares { x }));
+            }
+        });
+        sums.iter().sum()
+    })
+}
+
+kernel! {
+    /// Adds columns `from..from + acc.len()` of all rows to `acc`.
+    SumColumns<'a>(s: S, x: View<'a>, width: usize, from: usize, acc: &'a mut [f32]) {
+        let rows = if width == 0 { 0 } else { x.len() / width };
+        lanes!(acc.len(), |i, n| {
+            let mut total = load_f32(s, acc, i, n);
+            let mut row = 0;
+            while row < rows {
+                let mut chain = s.zero();
+                let end = (row + CHAIN).min(rows);
+                while row < end {
+                    chain = s.add(chain, load(s, x, row * width + from + i, n));
+                    row += 1;
+                }
+                total = s.add(total, chain);
+            }
+            store_f32(s, total, acc, i, n);
+        });
+    }
+}
+
+/// `acc[j] += sum over rows of x[i, j]`, x: [n, width], acc: [width]; f32, in chains of 64 rows, ascending.
+///
+/// # Panics
+/// When `acc` is not one row of x.
+pub fn column_sums(cpu: &Cpu, x: View<'_>, width: usize, acc: &mut [f32]) {
+    rows::count("column_sums", x.len(), width);
+    rows::expect_len("column_sums", "acc", acc.len(), width);
+    let shared = SharedMut::new(acc);
+    rows::over_blocks(cpu, width, COLUMNS, |from, to| {
+        // SAFETY: tasks own disjoint ranges of columns.
+        let acc = unsafe { shared.slice(from, to - from) };
+        cpu.dispatch(SumColumns { x, width, from, acc });
+    });
+}
+
+kernel! {
+    AllFinite<'a>(s: S, x: &'a [f32]) -> bool {
+        // 0 x is NaN where x is not finite, and NaN stays
+        let mut acc = s.zero();
+        lanes!(x.len(), |i, n| {
+            acc = s.fma(load_f32(s, x, i, n), s.zero(), acc);
+        });
+        !s.sum(acc).is_nan()
+    }
+}
+
+/// Whether no element is infinite or NaN.
+pub fn all_finite(cpu: &Cpu, x: &[f32]) -> bool {
+    let finite = AtomicBool::new(true);
+    rows::over_blocks(cpu, x.len(), rows::FLAT_TILE, |from, to| {
+        if finite.load(Ordering::Relaxed) && !cpu.dispatch(AllFinite { x: &x[from..to] }) {
+            finite.store(false, Ordering::Relaxed);
+        }
+    });
+    finite.into_inner()
+}
+
+#[cfg(test)]
+mod tests {
+    use minke_num::tolerance::Tolerance;
+
+    use super::*;
+    use crate::testing::{AWKWARD, everywhere, halve, normal, wide, wide_view};
+
+    #[test]
+    fn squares_match_f64() {
+        for len in [0, 1, 17, 33, 4095, 4096, 4097, 100_003] {
+            let x = normal(1, len);
+            let expected: f64 = wide(&x).iter().map(|x| x * x).sum();
+            let got = everywhere("sum_squares", |cpu| {
+                let sum = sum_squares(cpu, &x).to_bits();
+                // both halves of the f64, so that all its bits are compared
+                vec![f32::from_bits((sum >> 32) as u32), f32::from_bits(sum as u32)]
+            });
+            assert_eq!(got.len(), 2);
+            let got = sum_squares(&Cpu::detect(2), &x);
+            assert!((got - expected).abs() <= 2e-6 * expected, "{len}: {got} for {expected}");
+        }
+    }
+
+    #[test]
+    fn columns_match_f64_and_accumulate() {
+        for (rows, width) in [(0, 5), (1, 1), (3, 17), (64, 64), (65, 33), (200, 129)] {
+            let x = normal(2, rows * width);
+            let half = halve(&x);
+            for view in [View::F32(&x), View::Bf16(&half)] {
+                let got = everywhere("column_sums", |cpu| {
+                    let mut acc = vec![1.0; width];
+                    column_sums(cpu, view, width, &mut acc);
+                    acc
+                });
+                let x = wide_view(view);
+                let expected: Vec<f64> =
+                    (0..width).map(|j| 1.0 + (0..rows).map(|i| x[i * width + j]).sum::<f64>()).collect();
+                Tolerance::f32_sum(rows, 2.0).check("column_sums", &got, &expected).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn finds_one_bad_element() {
+        let cpu = Cpu::detect(2);
+        for len in AWKWARD.into_iter().chain([40_000]) {
+            let mut x = normal(3, len);
+            x[0] = 3e38;
+            assert!(all_finite(&cpu, &x));
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                for at in [0, len / 2, len - 1] {
+                    let kept = std::mem::replace(&mut x[at], bad);
+                    assert!(!all_finite(&cpu, &x), "{bad} at {at} of {len}");
+                    x[at] = kept;
+                }
+            }
+        }
+        assert!(all_finite(&cpu, &[]));
+    }
+}
