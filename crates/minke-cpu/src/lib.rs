@@ -12,14 +12,20 @@
 //! order per length; work is split along rows and columns only.
 
 pub mod copy;
+pub mod attention;
 pub mod cpu;
+pub mod embedding;
 pub mod gemm;
+pub mod loss;
 pub mod norm;
 pub mod pool;
 pub mod reduce;
+pub mod rope;
 pub mod rows;
 pub mod scratch;
 pub mod simd;
+pub mod softmax;
+pub mod swiglu;
 pub mod view;
 
 #[cfg(test)]

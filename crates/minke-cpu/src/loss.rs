@@ -1,0 +1,274 @@
+//! Cross entropy and what else is asked of a row of logits.
+
+use crate::Cpu;
+use crate::cpu::SharedMut;
+use crate::rows::{self, kernel, lanes, load_f32, load_f32_or, store_f32};
+use crate::softmax::{exp_below, exp_sum, natural_log, row_max};
+
+/// The label of a row that does not count.
+pub const IGNORED: u32 = u32::MAX;
+
+#[track_caller]
+fn check_labels(op: &str, logits: &[f32], w: usize, labels: &[u32], out: &[f32]) {
+    rows::expect_len(op, "logits", logits.len(), labels.len() * w);
+    rows::expect_len(op, "the output", out.len(), labels.len());
+    if let Some(label) = labels.iter().find(|&&label| label != IGNORED && label as usize >= w) {
+        panic!("{op}: label {label} in rows of {w}");
+    }
+}
+
+kernel! {
+    CrossEntropy<'a>(
+        s: S, logits: &'a mut [f32], w: usize, labels: &'a [u32], scale: f32, losses: &'a mut [f32], want_grad: bool,
+    ) {
+        for ((x, &label), loss) in logits.chunks_mut(w).zip(labels).zip(losses) {
+            if label == IGNORED {
+                *loss = 0.0;
+                if want_grad {
+                    x.fill(0.0);
+                }
+                continue;
+            }
+            let max = row_max(s, x);
+            let target = x[label as usize] - max;
+            if !want_grad {
+                *loss = natural_log(exp_sum(s, x, max)) - target;
+                continue;
+            }
+            // the exponentials stay in the row, so that the gradient is one multiplication more
+            let (mut sum, max) = (s.zero(), s.splat(max));
+            lanes!(w, |i, n| {
+                let e = exp_below(s, load_f32_or(s, x, i, n, f32::NEG_INFINITY), max);
+                sum = s.add(sum, e);
+                store_f32(s, e, x, i, n);
+            });
+            let sum = s.sum(sum);
+            *loss = natural_log(sum) - target;
+            let factor = s.splat(scale / sum);
+            lanes!(w, |i, n| {
+                store_f32(s, s.mul(load_f32(s, x, i, n), factor), x, i, n);
+            });
+            x[label as usize] -= scale;
+        }
+    }
+}
+
+/// `loss = ln(sum of e^x) - x[label]`, row by row, and its gradient `scale (softmax(x) - onehot(label))` in place of
+/// the logits.
+///
+/// logits: [n, w], labels: [n] ([`IGNORED`]: loss and gradient are 0), losses: [n] (not scaled). Without `want_grad`
+/// the logits stay as they are. Logits of any finite size are safe; NaN or +inf among them gives NaN.
+///
+/// # Panics
+/// When sizes do not fit or a label is beyond the row.
+pub fn cross_entropy(
+    cpu: &Cpu,
+    logits: &mut [f32],
+    w: usize,
+    labels: &[u32],
+    scale: f32,
+    losses: &mut [f32],
+    want_grad: bool,
+) {
+    check_labels("cross_entropy", logits, w, labels, losses);
+    let (logits, losses) = (SharedMut::new(logits), SharedMut::new(losses));
+    rows::over_tiles(cpu, labels.len(), w, |from, to| {
+        // SAFETY: tasks own disjoint rows.
+        let (logits, losses) =
+            unsafe { (logits.slice(from * w, (to - from) * w), losses.slice(from, to - from)) };
+        cpu.dispatch(CrossEntropy { logits, w, labels: &labels[from..to], scale, losses, want_grad });
+    });
+}
+
+kernel! {
+    LogProbs<'a>(s: S, logits: &'a [f32], w: usize, labels: &'a [u32], out: &'a mut [f32]) {
+        for ((x, &label), out) in logits.chunks(w).zip(labels).zip(out) {
+            *out = if label == IGNORED {
+                0.0
+            } else {
+                let max = row_max(s, x);
+                (x[label as usize] - max) - natural_log(exp_sum(s, x, max))
+            };
+        }
+    }
+}
+
+/// `out = x[label] - ln(sum of e^x)`, row by row: minus the loss of [`cross_entropy`], to the bit.
+///
+/// logits: [n, w], labels: [n] ([`IGNORED`] gives 0), out: [n].
+///
+/// # Panics
+/// When sizes do not fit or a label is beyond the row.
+pub fn log_probs(cpu: &Cpu, logits: &[f32], w: usize, labels: &[u32], out: &mut [f32]) {
+    check_labels("log_probs", logits, w, labels, out);
+    let out = SharedMut::new(out);
+    rows::over_tiles(cpu, labels.len(), w, |from, to| {
+        // SAFETY: tasks own disjoint rows.
+        let out = unsafe { out.slice(from, to - from) };
+        cpu.dispatch(LogProbs { logits: &logits[from * w..to * w], w, labels: &labels[from..to], out });
+    });
+}
+
+kernel! {
+    Entropy<'a>(s: S, logits: &'a [f32], w: usize, out: &'a mut [f32]) {
+        for (x, out) in logits.chunks(w).zip(out) {
+            let max = s.splat(row_max(s, x));
+            let (mut sum, mut dot) = (s.zero(), s.zero());
+            lanes!(w, |i, n| {
+                let x = load_f32_or(s, x, i, n, f32::NEG_INFINITY);
+                let e = exp_below(s, x, max);
+                // where e is 0 the exponent may be -inf, and 0 times that is not the 0 it stands for
+                dot = s.fma(e, s.max(s.sub(x, max), s.splat(-88.0)), dot);
+                sum = s.add(sum, e);
+            });
+            let sum = s.sum(sum);
+            *out = natural_log(sum) - s.sum(dot) / sum;
+        }
+    }
+}
+
+/// `out = -sum of p ln p`, `p = softmax(x)`, row by row, in nats; logits: [n, w], out: [n].
+///
+/// # Panics
+/// When sizes do not fit.
+pub fn entropy(cpu: &Cpu, logits: &[f32], w: usize, out: &mut [f32]) {
+    rows::expect_len("entropy", "logits", logits.len(), out.len() * w);
+    let (n, out) = (out.len(), SharedMut::new(out));
+    rows::over_tiles(cpu, n, w, |from, to| {
+        // SAFETY: tasks own disjoint rows.
+        let out = unsafe { out.slice(from, to - from) };
+        cpu.dispatch(Entropy { logits: &logits[from * w..to * w], w, out });
+    });
+}
+
+kernel! {
+    Argmax<'a>(s: S, x: &'a [f32]) -> usize {
+        let max = row_max(s, x);
+        x.iter().position(|&x| x == max).unwrap_or(0)
+    }
+}
+
+/// The index of the largest element, the first of equals; NaN never wins (0 if there is nothing else).
+///
+/// # Panics
+/// When the row is empty.
+pub fn argmax(cpu: &Cpu, row: &[f32]) -> usize {
+    assert!(!row.is_empty(), "argmax: of an empty row");
+    cpu.dispatch(Argmax { x: row })
+}
+
+#[cfg(test)]
+mod tests {
+    use minke_num::tolerance::{Tolerance, assert_same_bits};
+
+    use super::*;
+    use crate::testing::{AWKWARD, assert_gradient, everywhere, normal, wide};
+
+    fn log_sum(x: &[f64]) -> f64 {
+        let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        max + x.iter().map(|x| (x - max).exp()).sum::<f64>().ln()
+    }
+
+    fn gradient_ref(x: &[f64], label: usize, scale: f64) -> Vec<f64> {
+        let all = log_sum(x);
+        x.iter()
+            .enumerate()
+            .map(|(i, x)| scale * ((x - all).exp() - f64::from(u8::from(i == label))))
+            .collect()
+    }
+
+    #[test]
+    fn formula_matches_differences() {
+        let x = wide(&normal(1, 9));
+        assert_gradient("d_logits", |x| 0.3 * (log_sum(x) - x[4]), &x, &gradient_ref(&x, 4, 0.3));
+    }
+
+    #[test]
+    fn loss_and_gradient_match_f64() {
+        for w in AWKWARD.into_iter().chain([5000]) {
+            let n = 7;
+            let labels: Vec<u32> =
+                (0..n).map(|i| if i == 3 { IGNORED } else { (i * 31 % w) as u32 }).collect();
+            for size in [1.0, 50.0] {
+                let x: Vec<f32> = normal(1, n * w).iter().map(|x| x * size).collect();
+                let got = everywhere("cross_entropy", |cpu| {
+                    let (mut d, mut losses, mut again, mut log_p) =
+                        (x.clone(), vec![9.0; n], vec![9.0; n], vec![9.0; n]);
+                    cross_entropy(cpu, &mut d, w, &labels, 0.25, &mut losses, true);
+                    let mut kept = x.clone();
+                    cross_entropy(cpu, &mut kept, w, &labels, 0.25, &mut again, false);
+                    assert_same_bits("logits without gradient", &kept, &x);
+                    assert_same_bits("loss without gradient", &again, &losses);
+                    log_probs(cpu, &x, w, &labels, &mut log_p);
+                    assert!(log_p.iter().zip(&losses).all(|(a, b)| *a == -*b));
+                    [losses, d].concat()
+                });
+                let (mut losses, mut d) = (Vec::new(), Vec::new());
+                for (x, &label) in wide(&x).chunks(w).zip(&labels) {
+                    if label == IGNORED {
+                        losses.push(0.0);
+                        d.extend(vec![0.0; w]);
+                    } else {
+                        losses.push(log_sum(x) - x[label as usize]);
+                        d.extend(gradient_ref(x, label as usize, 0.25));
+                    }
+                }
+                Tolerance::new(2e-6, 1e-6).check("loss", &got[..n], &losses).unwrap();
+                Tolerance::new(5e-8, 5e-6).check("d_logits", &got[n..], &d).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn huge_logits_are_safe_and_bad_ones_are_seen() {
+        let cpu = Cpu::detect(1);
+        let mut losses = [0.0];
+        let mut x = [3e38, -3e38, 0.0];
+        cross_entropy(&cpu, &mut x, 3, &[0], 1.0, &mut losses, true);
+        assert_eq!((losses[0], x), (0.0, [0.0, 0.0, 0.0]));
+        for bad in [f32::NAN, f32::INFINITY] {
+            let mut x = [0.0, bad, 1.0];
+            cross_entropy(&cpu, &mut x, 3, &[0], 1.0, &mut losses, true);
+            assert!(losses[0].is_nan());
+        }
+    }
+
+    #[test]
+    fn entropy_matches_f64() {
+        for w in AWKWARD {
+            let mut x: Vec<f32> = normal(1, 6 * w).iter().map(|x| 5.0 * x).collect();
+            if w > 2 {
+                x[1] = f32::NEG_INFINITY;
+            }
+            let got = everywhere("entropy", |cpu| {
+                let mut out = vec![0.0; 6];
+                entropy(cpu, &x, w, &mut out);
+                out
+            });
+            let per_row = |x: &[f64]| -> f64 {
+                let all = log_sum(x);
+                x.iter().filter(|x| x.is_finite()).map(|x| (x - all).exp() * (all - x)).sum()
+            };
+            let expected: Vec<f64> = wide(&x).chunks(w).map(per_row).collect();
+            Tolerance::new(3e-6, 3e-6).check("entropy", &got, &expected).unwrap();
+        }
+    }
+
+    #[test]
+    fn argmax_takes_the_first() {
+        for level in crate::Level::available() {
+            let cpu = Cpu::with_level(level, 1);
+            for w in AWKWARD {
+                for at in [0, w / 2, w - 1] {
+                    let mut x = vec![-1.0; w];
+                    x[at] = 2.0;
+                    x[w - 1] = 2.0;
+                    x[0] = if at == 0 { 2.0 } else { f32::NAN };
+                    let expected = x.iter().position(|&x| x == 2.0).unwrap();
+                    assert_eq!(argmax(&cpu, &x), expected, "{} {w} {at}", level.name());
+                }
+            }
+            assert_eq!(argmax(&cpu, &[f32::NAN; 3]), 0);
+        }
+    }
+}

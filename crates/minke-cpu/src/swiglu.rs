@@ -1,0 +1,223 @@
+//! The gated linear unit of feed-forward layers: `h = silu(gate) up`.
+
+use crate::Cpu;
+use crate::cpu::SharedMut;
+use crate::rows::{self, SharedView, kernel, lanes, load, store};
+use crate::view::{View, ViewMut};
+
+kernel! {
+    Forward<'a>(s: S, gu: View<'a>, f: usize, h: ViewMut<'a>) {
+        let mut h = h;
+        for row in 0..gu.len() / (2 * f) {
+            lanes!(f, |i, n| {
+                let gate = load(s, gu, row * 2 * f + i, n);
+                let up = load(s, gu, row * 2 * f + f + i, n);
+                store(s, s.mul(s.mul(gate, s.sigmoid(gate)), up), &mut h, row * f + i, n);
+            });
+        }
+    }
+}
+
+/// `h = silu(gate) up`, `silu(x) = x / (1 + e^-x)`.
+///
+/// gu: [n, 2f], a row's gate columns before its up columns; h: [n, f]; arithmetic in f32, h rounded once.
+///
+/// # Panics
+/// When sizes do not fit.
+///
+/// Shazeer, "GLU Variants Improve Transformer" (2020), eq. 6.
+pub fn swiglu(cpu: &Cpu, gu: View<'_>, f: usize, h: ViewMut<'_>) {
+    let n = rows::count("swiglu", gu.len(), 2 * f);
+    rows::expect_len("swiglu", "h", h.len(), n * f);
+    let h = SharedView::new(h);
+    rows::over_tiles(cpu, n, 2 * f, |from, to| {
+        // SAFETY: tasks own disjoint rows.
+        let h = unsafe { h.slice(from * f, (to - from) * f) };
+        cpu.dispatch(Forward { gu: gu.slice(from * 2 * f, to * 2 * f), f, h });
+    });
+}
+
+kernel! {
+    Backward<'a>(
+        s: S, gu: View<'a>, f: usize, d_h: View<'a>, row_scale: Option<&'a [f32]>,
+        d_row_scale: Option<&'a mut [f32]>, h_scaled: Option<ViewMut<'a>>, d_gu: ViewMut<'a>,
+    ) {
+        let (mut d_row_scale, mut h_scaled, mut d_gu) = (d_row_scale, h_scaled, d_gu);
+        let one = s.splat(1.0);
+        for row in 0..gu.len() / (2 * f) {
+            let w = s.splat(row_scale.map_or(1.0, |scale| scale[row]));
+            let at = row * 2 * f;
+            let mut dot = s.zero();
+            lanes!(f, |i, n| {
+                let (gate, up) = (load(s, gu, at + i, n), load(s, gu, at + f + i, n));
+                let sigmoid = s.sigmoid(gate);
+                let silu = s.mul(gate, sigmoid);
+                let h = s.mul(silu, up);
+                let d_h = load(s, d_h, row * f + i, n);
+                dot = s.fma(h, d_h, dot);
+                if let Some(h_scaled) = &mut h_scaled {
+                    store(s, s.mul(w, h), h_scaled, row * f + i, n);
+                }
+                let d_h = s.mul(w, d_h);
+                // silu' = sigmoid + silu (1 - sigmoid)
+                let slope = s.fma(silu, s.sub(one, sigmoid), sigmoid);
+                store(s, s.mul(s.mul(d_h, up), slope), &mut d_gu, at + i, n);
+                store(s, s.mul(d_h, silu), &mut d_gu, at + f + i, n);
+            });
+            if let Some(d_row_scale) = &mut d_row_scale {
+                d_row_scale[row] = s.sum(dot);
+            }
+        }
+    }
+}
+
+/// Gradient of [`swiglu`], of rows that a routing weight w multiplies afterwards: with `d = w d_h`,
+/// `d_gate = d up (sigmoid + silu (1 - sigmoid))`, `d_up = d silu`.
+///
+/// gu, d_gu: [n, 2f], d_h: [n, f] (the gradient of w h). `row_scale` holds w: [n], absent for 1. On request also
+/// `d_row_scale = h . d_h`: [n], the gradient of w, and `h_scaled = w h`: [n, f], recomputed for the weight gradient of
+/// the projection that follows.
+///
+/// # Panics
+/// When sizes do not fit.
+pub fn swiglu_backward(
+    cpu: &Cpu,
+    gu: View<'_>,
+    f: usize,
+    d_h: View<'_>,
+    row_scale: Option<&[f32]>,
+    d_row_scale: Option<&mut [f32]>,
+    h_scaled: Option<ViewMut<'_>>,
+    d_gu: ViewMut<'_>,
+) {
+    const OP: &str = "swiglu_backward";
+    let n = rows::count(OP, gu.len(), 2 * f);
+    rows::expect_len(OP, "d_h", d_h.len(), n * f);
+    rows::expect_len(OP, "d_gu", d_gu.len(), 2 * n * f);
+    if f > 0 {
+        rows::expect_len(OP, "row_scale", row_scale.map_or(n, <[f32]>::len), n);
+        rows::expect_len(OP, "d_row_scale", d_row_scale.as_ref().map_or(n, |d| d.len()), n);
+    }
+    rows::expect_len(OP, "h_scaled", h_scaled.as_ref().map_or(n * f, ViewMut::len), n * f);
+    let d_gu = SharedView::new(d_gu);
+    let h_scaled = h_scaled.map(SharedView::new);
+    let d_row_scale = d_row_scale.map(SharedMut::new);
+    rows::over_tiles(cpu, n, 2 * f, |from, to| {
+        let count = to - from;
+        // SAFETY: tasks own disjoint rows.
+        let (d_gu, h_scaled, d_row_scale) = unsafe {
+            (
+                d_gu.slice(from * 2 * f, count * 2 * f),
+                h_scaled.as_ref().map(|h| h.slice(from * f, count * f)),
+                d_row_scale.as_ref().map(|d| d.slice(from, count)),
+            )
+        };
+        let row_scale = row_scale.map(|scale| &scale[from..to]);
+        let (gu, d_h) = (gu.slice(from * 2 * f, to * 2 * f), d_h.slice(from * f, to * f));
+        cpu.dispatch(Backward { gu, f, d_h, row_scale, d_row_scale, h_scaled, d_gu });
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use minke_num::bf16;
+    use minke_num::tolerance::{Tolerance, assert_same_bits};
+
+    use super::*;
+    use crate::testing::{AWKWARD, assert_gradient, dot, everywhere, halve, normal, wide, wide_view, widen};
+
+    fn swiglu_ref(gu: &[f64], f: usize) -> Vec<f64> {
+        gu.chunks(2 * f)
+            .flat_map(|row| (0..f).map(|i| row[i] / (1.0 + (-row[i]).exp()) * row[f + i]))
+            .collect()
+    }
+
+    fn backward_ref(gu: &[f64], f: usize, d_h: &[f64]) -> Vec<f64> {
+        let mut d_gu = Vec::new();
+        for (row, d_h) in gu.chunks(2 * f).zip(d_h.chunks(f)) {
+            let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+            d_gu.extend((0..f).map(|i| {
+                let (g, sg) = (row[i], sigmoid(row[i]));
+                d_h[i] * row[f + i] * (sg + g * sg * (1.0 - sg))
+            }));
+            d_gu.extend((0..f).map(|i| d_h[i] * row[i] * sigmoid(row[i])));
+        }
+        d_gu
+    }
+
+    #[test]
+    fn forward_matches_f64() {
+        for f in AWKWARD {
+            for n in [1, 3, 70] {
+                let mut gu = normal(1, n * 2 * f);
+                gu[0] = 100.0;
+                gu[f / 2] = -100.0;
+                let half = halve(&gu);
+                for view in [View::F32(&gu), View::Bf16(&half)] {
+                    let got = everywhere("swiglu", |cpu| {
+                        let mut h = vec![0.0; n * f];
+                        swiglu(cpu, view, f, ViewMut::F32(&mut h));
+                        let mut rounded = vec![bf16::ZERO; n * f];
+                        swiglu(cpu, view, f, ViewMut::Bf16(&mut rounded));
+                        assert_same_bits("bf16", &widen(&rounded), &widen(&halve(&h)));
+                        h
+                    });
+                    Tolerance::new(1e-7, 2e-6)
+                        .check("swiglu", &got, &swiglu_ref(&wide_view(view), f))
+                        .unwrap();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn formula_matches_differences() {
+        let (n, f) = (2, 5);
+        let (gu, d_h) = (wide(&normal(1, n * 2 * f)), wide(&normal(2, n * f)));
+        assert_gradient("d_gu", |gu| dot(&swiglu_ref(gu, f), &d_h), &gu, &backward_ref(&gu, f, &d_h));
+    }
+
+    #[test]
+    fn backward_matches_f64() {
+        for f in AWKWARD {
+            for n in [1, 3, 70] {
+                let (gu, d_h, w) = (normal(1, n * 2 * f), normal(2, n * f), normal(3, n));
+                let (gu_half, dh_half) = (halve(&gu), halve(&d_h));
+                for (gu, d_h) in
+                    [(View::F32(&gu), View::F32(&d_h)), (View::Bf16(&gu_half), View::Bf16(&dh_half))]
+                {
+                    let got = everywhere("swiglu_backward", |cpu| {
+                        let (mut d_w, mut h, mut d_gu) =
+                            (vec![0.0; n], vec![0.0; n * f], vec![0.0; n * 2 * f]);
+                        let (h_out, out) = (ViewMut::F32(&mut h), ViewMut::F32(&mut d_gu));
+                        swiglu_backward(cpu, gu, f, d_h, Some(&w), Some(&mut d_w), Some(h_out), out);
+                        [d_w, h, d_gu].concat()
+                    });
+                    let (gu, d_h, w) = (wide_view(gu), wide_view(d_h), wide(&w));
+                    let h = swiglu_ref(&gu, f);
+                    let per_row = |x: &[f64]| -> Vec<f64> {
+                        x.chunks(f).zip(&w).flat_map(|(x, w)| x.iter().map(move |x| w * x)).collect()
+                    };
+                    let mut expected: Vec<f64> =
+                        h.chunks(f).zip(d_h.chunks(f)).map(|(a, b)| dot(a, b)).collect();
+                    expected.extend(per_row(&h));
+                    expected.extend(backward_ref(&gu, f, &per_row(&d_h)));
+                    Tolerance::new(5e-6, 3e-6).check("swiglu_backward", &got, &expected).unwrap();
+
+                    let cpu = Cpu::detect(1);
+                    let (mut plain, mut ones) = (vec![0.0; n * 2 * f], vec![0.0; n * 2 * f]);
+                    let (gu, d_h) = (narrow(&gu), narrow(&d_h));
+                    let (gu, d_h) = (View::F32(&gu), View::F32(&d_h));
+                    swiglu_backward(&cpu, gu, f, d_h, None, None, None, ViewMut::F32(&mut plain));
+                    let out = ViewMut::F32(&mut ones);
+                    swiglu_backward(&cpu, gu, f, d_h, Some(&vec![1.0; n]), None, None, out);
+                    assert_same_bits("a scale of one", &ones, &plain);
+                }
+            }
+        }
+    }
+
+    fn narrow(x: &[f64]) -> Vec<f32> {
+        x.iter().map(|&x| x as f32).collect()
+    }
+}
