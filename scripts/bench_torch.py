@@ -17,7 +17,10 @@ and reported, not assumed. Attention is PyTorch's fused kernel (sdpa), AdamW
 is the fused one.
 
 A step's time is the median after the warm-up (the first step apart, as
-`first_step_s`: compiling happens there). A configuration that runs past
+`first_step_s`: compiling happens there); `best_step_ms` is the fastest of
+them. `others` is the share of the machine's processor time that other
+processes took during the timed steps (largest of them): a figure with more
+than a few per cent there is no measurement of PyTorch. A configuration that runs past
 `--timeout` seconds stands with the steps that it finished (`timed_out`).
 """
 
@@ -106,6 +109,18 @@ MODES = ("eager-f32", "eager-bf16", "compile-f32", "compile-bf16")
 # --------------------------------------------------------------------------
 
 
+def busy_s():
+    """(processor seconds used on the whole machine, those used by this process), or Nones."""
+    try:
+        with open("/proc/stat") as file:
+            user, nice, system, _idle, _iowait, irq, softirq, *_ = map(int, file.readline().split()[1:])
+    except OSError:
+        return None, None
+    ticks = os.sysconf("SC_CLK_TCK")
+    own = os.times()
+    return (user + nice + system + irq + softirq) / ticks, own.user + own.system
+
+
 def emit(**record):
     print(json.dumps(record), flush=True)
 
@@ -174,6 +189,7 @@ def child_train(shape, mode, variant, experts, threads, steps):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     forward = torch.compile(model) if compiled else model
     for step in range(steps):
+        machine, own = busy_s()
         start = time.perf_counter()
         ids = batches[step % len(batches)]
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16 and not pure):
@@ -182,7 +198,12 @@ def child_train(shape, mode, variant, experts, threads, steps):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - start
-        emit(step_s=seconds, loss=loss.item(), peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        others = None
+        if machine is not None:
+            machine_after, own_after = busy_s()
+            spent = (machine_after - machine) - (own_after - own)
+            others = max(0.0, spent / (seconds * os.cpu_count()))
+        emit(step_s=seconds, others=others, loss=loss.item(), peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
 # --------------------------------------------------------------------------
@@ -222,11 +243,12 @@ def measure(shape, mode, variant, options):
         options.timeout,
     )
     result = {"shape": shape, "mode": mode, "variant": variant, "threads": options.threads, "ended": ended}
-    times, losses = [], []
+    times, losses, others = [], [], []
     for record in records:
         if "step_s" in record:
             times.append(record["step_s"])
             losses.append(record["loss"])
+            others.append(record["others"])
             result["peak_rss_bytes"] = record["peak_rss_bytes"]
         else:
             result.update(record)
@@ -238,6 +260,8 @@ def measure(shape, mode, variant, options):
     if timed:
         step_s = statistics.median(timed)
         result["timed_steps"] = len(timed)
+        result["best_step_ms"] = min(timed) * 1e3
+        result["others"] = max((share for share in others[-len(timed):] if share is not None), default=None)
         result["step_ms"] = step_s * 1e3
         result["tok_s"] = SHAPES[shape]["batch"] * SHAPES[shape]["tokens"] / step_s
     return result
@@ -247,11 +271,12 @@ def show(result):
     speed = f"{result['tok_s']:9.0f} {result['step_ms']:9.0f}" if "tok_s" in result else f"{'-':>9} {'-':>9}"
     rss = f"{result['peak_rss_bytes'] / 2**20:9.0f}" if "peak_rss_bytes" in result else f"{'-':>9}"
     first = f"{result['first_step_s']:8.1f}" if "first_step_s" in result else f"{'-':>8}"
+    share = f"{result['others']:6.0%}" if result.get("others") is not None else f"{'-':>6}"
     grouped = ""
     if "grouped_mm_native" in result:
         grouped = f"{result['experts']} native {result['grouped_mm_native']} fallback {result['grouped_mm_fallback']}"
     print(
-        f"{result['shape']:5} {result['mode']:12} {result['variant']:8} {speed} {first} {rss}"
+        f"{result['shape']:5} {result['mode']:12} {result['variant']:8} {speed} {first} {rss} {share}"
         f" {result.get('timed_steps', 0):5}  {grouped} {result['ended'] or ''}",
         flush=True,
     )
@@ -280,7 +305,7 @@ def main():
     gemm = {record["gemm"]: record["gflops"] for record in
             run_child(["--child", "gemm", "--threads", str(options.threads)], options.timeout)[0]}
     print("torch GEMM 2048^3, GFLOP/s: " + ", ".join(f"{k} {v:.0f}" for k, v in gemm.items()), flush=True)
-    print(f"{'shape':5} {'mode':12} {'variant':8} {'tok/s':>9} {'step ms':>9} {'first s':>8} {'RSS MiB':>9} steps")
+    print(f"{'shape':5} {'mode':12} {'variant':8} {'tok/s':>9} {'step ms':>9} {'first s':>8} {'RSS MiB':>9} {'others':>6} steps")
     results, best = [], {}
     for shape in shapes:
         faster = None
