@@ -11,16 +11,19 @@
 //! that: sums over depth run in ascending order in one chain of fused multiply-adds; reductions over a row use one
 //! order per length; work is split along rows and columns only.
 
-pub mod copy;
+pub mod adamw;
 pub mod attention;
+pub mod copy;
 pub mod cpu;
 pub mod embedding;
 pub mod gemm;
 pub mod loss;
+pub mod moe;
 pub mod norm;
 pub mod pool;
 pub mod reduce;
 pub mod rope;
+pub mod routing;
 pub mod rows;
 pub mod scratch;
 pub mod simd;
