@@ -1,0 +1,513 @@
+//! Attention against the f64 reference, and the bit contract.
+
+use minke_num::tolerance::{Tolerance, assert_same_bits};
+use minke_num::{bf16, rng};
+use proptest::prelude::*;
+
+use super::reference::{backward_ref, forward_ref};
+use super::*;
+use crate::simd::Level;
+use crate::view::DType;
+
+const LENGTHS: [usize; 14] = [1, 2, 3, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 200];
+/// heads, kv heads, qk, v
+const DIMS: [(usize, usize, usize, usize); 6] =
+    [(3, 3, 48, 32), (2, 1, 20, 12), (4, 2, 64, 64), (1, 1, 192, 128), (6, 2, 48, 48), (5, 1, 7, 3)];
+
+fn shape((heads, kv_heads, qk_dim, v_dim): (usize, usize, usize, usize)) -> AttentionShape {
+    AttentionShape { heads, kv_heads, qk_dim, v_dim, scale: 1.0 / (qk_dim as f32).sqrt() }
+}
+
+/// A tensor in its dtype.
+#[derive(Clone, PartialEq)]
+enum Tensor {
+    F32(Vec<f32>),
+    Bf16(Vec<bf16>),
+}
+
+impl Tensor {
+    fn from(x: &[f32], dtype: DType) -> Self {
+        match dtype {
+            DType::F32 => Self::F32(x.to_vec()),
+            DType::Bf16 => Self::Bf16(x.iter().map(|&x| bf16::from_f32(x)).collect()),
+        }
+    }
+    fn filled(len: usize, value: f32, dtype: DType) -> Self {
+        Self::from(&vec![value; len], dtype)
+    }
+    fn random(stream: u64, len: usize, std: f32, dtype: DType) -> Self {
+        let mut x = vec![0.0; len];
+        rng::fill_normal(7, stream, std, &mut x);
+        Self::from(&x, dtype)
+    }
+    fn view(&self) -> View<'_> {
+        match self {
+            Self::F32(x) => View::F32(x),
+            Self::Bf16(x) => View::Bf16(x),
+        }
+    }
+    fn part(&mut self, start: usize, end: usize) -> ViewMut<'_> {
+        match self {
+            Self::F32(x) => ViewMut::F32(&mut x[start..end]),
+            Self::Bf16(x) => ViewMut::Bf16(&mut x[start..end]),
+        }
+    }
+    fn f32(&self) -> Vec<f32> {
+        match self {
+            Self::F32(x) => x.clone(),
+            Self::Bf16(x) => x.iter().map(|x| x.to_f32()).collect(),
+        }
+    }
+    fn f64(&self) -> Vec<f64> {
+        self.f32().into_iter().map(f64::from).collect()
+    }
+}
+
+/// Random inputs of some sequences.
+#[derive(Clone)]
+struct Case {
+    shape: AttentionShape,
+    segments: Vec<Segment>,
+    dtype: DType,
+    tokens: usize,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    d_out: Tensor,
+}
+
+/// All that forward and backward give.
+struct Results {
+    out: Tensor,
+    lse: Vec<f32>,
+    d_q: Tensor,
+    d_k: Tensor,
+    d_v: Tensor,
+}
+
+impl Case {
+    fn new(dims: (usize, usize, usize, usize), lengths: &[usize], dtype: DType, seed: u64) -> Self {
+        let x = shape(dims);
+        let mut segments = Vec::new();
+        let mut tokens = 0;
+        for &len in lengths {
+            segments.push(Segment { start: tokens, len });
+            tokens += len;
+        }
+        let random = |i, width| Tensor::random(seed * 10 + i, tokens * width, 1.0, dtype);
+        let q = random(0, x.heads * x.qk_dim);
+        let (k, v) = (random(1, x.kv_heads * x.qk_dim), random(2, x.kv_heads * x.v_dim));
+        let d_out = random(3, x.heads * x.v_dim);
+        Self { shape: x, segments, dtype, tokens, q, k, v, d_out }
+    }
+
+    fn forward(&self, cpu: &Cpu) -> (Tensor, Vec<f32>) {
+        let x = &self.shape;
+        let mut out = Tensor::filled(self.tokens * x.heads * x.v_dim, 5.0, self.dtype);
+        let mut lse = vec![5.0; self.tokens * x.heads];
+        let len = out.view().len();
+        let (q, k, v) = (self.q.view(), self.k.view(), self.v.view());
+        forward(cpu, x, q, k, v, &self.segments, out.part(0, len), &mut lse);
+        (out, lse)
+    }
+
+    fn run(&self, cpu: &Cpu) -> Results {
+        let (out, lse) = self.forward(cpu);
+        let [mut d_q, mut d_k, mut d_v] =
+            [&self.q, &self.k, &self.v].map(|x| Tensor::filled(x.view().len(), 5.0, self.dtype));
+        let (nq, nk, nv) = (d_q.view().len(), d_k.view().len(), d_v.view().len());
+        backward(
+            cpu,
+            &self.shape,
+            self.q.view(),
+            self.k.view(),
+            self.v.view(),
+            out.view(),
+            &lse,
+            self.d_out.view(),
+            &self.segments,
+            d_q.part(0, nq),
+            d_k.part(0, nk),
+            d_v.part(0, nv),
+        );
+        Results { out, lse, d_q, d_k, d_v }
+    }
+
+    /// The rows of sequence `i` alone.
+    fn alone(&self, i: usize) -> Self {
+        let Segment { start, len } = self.segments[i];
+        let part = |x: &Tensor| {
+            let width = x.view().len() / self.tokens;
+            Tensor::from(&x.f32()[start * width..(start + len) * width], self.dtype)
+        };
+        Self {
+            shape: self.shape,
+            segments: vec![Segment { start: 0, len }],
+            dtype: self.dtype,
+            tokens: len,
+            q: part(&self.q),
+            k: part(&self.k),
+            v: part(&self.v),
+            d_out: part(&self.d_out),
+        }
+    }
+}
+
+fn same(what: &str, a: &Results, b: &Results) {
+    assert_same_bits(&format!("{what} out"), &a.out.f32(), &b.out.f32());
+    assert_same_bits(&format!("{what} lse"), &a.lse, &b.lse);
+    assert_same_bits(&format!("{what} d_q"), &a.d_q.f32(), &b.d_q.f32());
+    assert_same_bits(&format!("{what} d_k"), &a.d_k.f32(), &b.d_k.f32());
+    assert_same_bits(&format!("{what} d_v"), &a.d_v.f32(), &b.d_v.f32());
+}
+
+/// f32 sums, plus what rounding inputs of the backward and outputs to bf16 costs.
+fn bound(dtype: DType, depth: usize, scale: f64) -> Tolerance {
+    let Tolerance { absolute, relative } = Tolerance::f32_sum(depth, scale);
+    match dtype {
+        DType::F32 => Tolerance::new(4.0 * absolute, 4.0 * relative),
+        // half a unit in the last place of 8 bits; `delta` is made from rounded outputs
+        DType::Bf16 => Tolerance::new(4.0 * absolute + scale / 256.0, 1.0 / 256.0),
+    }
+}
+
+#[test]
+fn gradients_of_the_reference_are_right() {
+    let case = Case::new((4, 2, 5, 3), &[1, 6, 9], DType::F32, 1);
+    let x = &case.shape;
+    let inputs = [case.q.f64(), case.k.f64(), case.v.f64()];
+    let d_out = case.d_out.f64();
+    let g = backward_ref(x, &inputs[0], &inputs[1], &inputs[2], &d_out, &case.segments);
+    let loss = |inputs: &[Vec<f64>; 3]| {
+        let (out, _) = forward_ref(x, &inputs[0], &inputs[1], &inputs[2], &case.segments);
+        out.iter().zip(&d_out).map(|(a, b)| a * b).sum::<f64>()
+    };
+    for (which, d) in [&g.d_q, &g.d_k, &g.d_v].into_iter().enumerate() {
+        for i in 0..d.len() {
+            let mut moved = inputs.clone();
+            let step = 1e-5;
+            moved[which][i] += step;
+            let up = loss(&moved);
+            moved[which][i] -= 2.0 * step;
+            let difference = (up - loss(&moved)) / (2.0 * step);
+            assert!((difference - d[i]).abs() < 1e-8, "input {which}[{i}]: {} but {difference}", d[i]);
+        }
+    }
+}
+
+#[test]
+fn agrees_with_the_reference() {
+    let batches: [&[usize]; 4] = [&LENGTHS[..8], &LENGTHS[8..12], &[129], &[200, 0, 5]];
+    for (i, dims) in DIMS.into_iter().enumerate() {
+        for (j, lengths) in batches.into_iter().enumerate() {
+            for dtype in [DType::F32, DType::Bf16] {
+                let case = Case::new(dims, lengths, dtype, (i * 4 + j) as u64);
+                let (q, k, v) = (case.q.f64(), case.k.f64(), case.v.f64());
+                let (out, lse) = forward_ref(&case.shape, &q, &k, &v, &case.segments);
+                let g = backward_ref(&case.shape, &q, &k, &v, &case.d_out.f64(), &case.segments);
+                let mut first: Option<Results> = None;
+                for level in Level::available() {
+                    let what = format!("{} {dims:?} {lengths:?} {dtype:?}", level.name());
+                    let r = case.run(&Cpu::with_level(level, 2));
+                    let check = |name: &str, t: Tolerance, got: &[f32], expected: &[f64]| {
+                        t.check(&format!("{what} {name}"), got, expected).unwrap();
+                    };
+                    check("out", bound(dtype, dims.2, 1.0), &r.out.f32(), &out);
+                    check("lse", bound(DType::F32, dims.2, 4.0), &r.lse, &lse);
+                    let depth = dims.2 * dims.0 / dims.1;
+                    check("d_q", bound(dtype, depth, 4.0), &r.d_q.f32(), &g.d_q);
+                    check("d_k", bound(dtype, depth, 4.0), &r.d_k.f32(), &g.d_k);
+                    check("d_v", bound(dtype, depth, 4.0), &r.d_v.f32(), &g.d_v);
+                    // plain f32 arithmetic in one order: the levels do not merely come close
+                    match &first {
+                        None => first = Some(r),
+                        Some(first) => same(&what, &r, first),
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn any_thread_count_and_any_batch_give_the_same_bits() {
+    for (i, dims) in DIMS.into_iter().enumerate() {
+        for level in Level::available() {
+            let dtype = [DType::F32, DType::Bf16][i % 2];
+            let case = Case::new(dims, &[65, 1, 130, 17, 64], dtype, 100 + i as u64);
+            let one = case.run(&Cpu::with_level(level, 1));
+            for threads in [2, 3] {
+                let many = case.run(&Cpu::with_level(level, threads));
+                same(&format!("{} {dims:?} {threads} threads", level.name()), &many, &one);
+            }
+            for j in 0..case.segments.len() {
+                let alone = case.alone(j).run(&Cpu::with_level(level, 1));
+                let part = |x: &Tensor| {
+                    let (x, width) = (x.f32(), x.view().len() / case.tokens);
+                    let Segment { start, len } = case.segments[j];
+                    Tensor::from(&x[start * width..(start + len) * width], dtype)
+                };
+                let batch = Results {
+                    out: part(&one.out),
+                    lse: part_f32(&one.lse, &case, j),
+                    d_q: part(&one.d_q),
+                    d_k: part(&one.d_k),
+                    d_v: part(&one.d_v),
+                };
+                same(&format!("{} {dims:?} sequence {j} alone", level.name()), &alone, &batch);
+            }
+        }
+    }
+}
+
+fn part_f32(x: &[f32], case: &Case, j: usize) -> Vec<f32> {
+    let Segment { start, len } = case.segments[j];
+    x[start * case.shape.heads..(start + len) * case.shape.heads].to_vec()
+}
+
+/// Sequences long enough to be cut into several tasks.
+#[test]
+fn long_sequences_are_cut_without_a_trace() {
+    for dims in [(1, 1, 16, 16), (4, 1, 8, 8)] {
+        let case = Case::new(dims, &[1500, 3, 700], DType::F32, 50);
+        let cpu = Cpu::detect(1);
+        let one = case.run(&cpu);
+        same("threads", &case.run(&Cpu::detect(3)), &one);
+        let (q, k, v) = (case.q.f64(), case.k.f64(), case.v.f64());
+        let (out, _) = forward_ref(&case.shape, &q, &k, &v, &case.segments);
+        bound(DType::F32, 16, 1.0).check("out", &one.out.f32(), &out).unwrap();
+        // a prefix of a sequence is a sequence
+        let mut prefix = case.alone(0);
+        prefix.segments[0].len = 641;
+        let (out, lse) = prefix.forward(&cpu);
+        let (rows, heads) = (641 * case.shape.heads, case.shape.heads);
+        assert_same_bits("prefix", &out.f32()[..rows * dims.3], &one.out.f32()[..rows * dims.3]);
+        assert_same_bits("prefix lse", &lse[..641 * heads], &one.lse[..641 * heads]);
+    }
+}
+
+#[test]
+fn writes_its_own_rows_only() {
+    for dtype in [DType::F32, DType::Bf16] {
+        for level in Level::available() {
+            let mut case = Case::new((4, 2, 20, 12), &[5, 70, 2, 33, 4], dtype, 3);
+            let all = case.segments.clone();
+            case.segments = vec![all[1], all[3]];
+            let r = case.run(&Cpu::with_level(level, 2));
+            let untouched = |what: &str, x: &[f32]| {
+                let width = x.len() / case.tokens;
+                for (row, x) in x.chunks(width).enumerate() {
+                    let inside = case.segments.iter().any(|s| (s.start..s.start + s.len).contains(&row));
+                    assert_eq!(x.contains(&5.0), !inside, "{what} row {row}");
+                    assert!(inside || x.iter().all(|&x| x == 5.0), "{what} row {row}");
+                }
+            };
+            untouched("out", &r.out.f32());
+            untouched("lse", &r.lse);
+            untouched("d_q", &r.d_q.f32());
+            untouched("d_k", &r.d_k.f32());
+            untouched("d_v", &r.d_v.f32());
+        }
+    }
+}
+
+/// Scores far beyond the range of the exponential, of both signs, ascending and descending along the keys.
+#[test]
+fn large_scores_stay_exact() {
+    for sign in [1.0f32, -1.0] {
+        let mut case = Case::new((2, 2, 16, 16), &[150], DType::F32, 9);
+        let ramp: Vec<f32> =
+            (0..150 * 32).map(|i| sign * (i / 32) as f32 * if i % 32 < 16 { 1.0 } else { 20.0 }).collect();
+        case.k = Tensor::F32(ramp);
+        case.q = Tensor::filled(150 * 32, 0.5, DType::F32);
+        let (q, k, v) = (case.q.f64(), case.k.f64(), case.v.f64());
+        let (out, lse) = forward_ref(&case.shape, &q, &k, &v, &case.segments);
+        let (got, got_lse) = case.forward(&Cpu::detect(1));
+        // a score of 6,000 has an f32 rounding error of 2.4e-4, and so has its exponential
+        Tolerance::new(1e-3, 1e-3).check("out", &got.f32(), &out).unwrap();
+        Tolerance::new(1e-3, 1e-6).check("lse", &got_lse, &lse).unwrap();
+    }
+}
+
+#[test]
+fn hostile_numbers_end_and_stay_in_their_sequence() {
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, -3e38, 1e-40] {
+        for which in 0..4 {
+            for level in Level::available() {
+                let mut case = Case::new((2, 1, 20, 12), &[70, 66, 40], DType::F32, 11);
+                let clean = case.run(&Cpu::with_level(level, 1));
+                let x = [&mut case.q, &mut case.k, &mut case.v, &mut case.d_out];
+                if let Tensor::F32(x) = x.into_iter().nth(which).unwrap() {
+                    let width = x.len() / 176;
+                    for row in [70, 100, 134] {
+                        x[row * width + 3] = bad;
+                    }
+                }
+                let dirty = case.run(&Cpu::with_level(level, 2));
+                let outside = |x: &Tensor| {
+                    let (x, width) = (x.f32(), x.view().len() / 176);
+                    [&x[..70 * width], &x[136 * width..]].concat()
+                };
+                for (a, b) in [
+                    (&clean.out, &dirty.out),
+                    (&clean.d_q, &dirty.d_q),
+                    (&clean.d_k, &dirty.d_k),
+                    (&clean.d_v, &dirty.d_v),
+                ] {
+                    assert_same_bits("other sequences", &outside(a), &outside(b));
+                }
+                if bad.is_nan() && which == 2 {
+                    assert!(dirty.out.f32()[135 * 24..136 * 24].iter().any(|x| x.is_nan()), "NaN was lost");
+                }
+            }
+        }
+    }
+}
+
+fn append(cache: &mut KvCache, case: &Case, segment: Segment, from: usize, to: usize) {
+    let rows = |x: &'_ Tensor| x.view().len() / case.tokens;
+    let (k_width, v_width) = (rows(&case.k), rows(&case.v));
+    let (a, b) = (segment.start + from, segment.start + to);
+    cache
+        .append(case.k.view().slice(a * k_width, b * k_width), case.v.view().slice(a * v_width, b * v_width));
+}
+
+/// Runs all sequences of a case through caches, `step(sequence, done, len)` new rows at a time, mixed in one batch.
+fn through_caches(
+    case: &Case,
+    cpu: &Cpu,
+    dtype: DType,
+    mut step: impl FnMut(usize, usize, usize) -> usize,
+) -> Vec<f32> {
+    let x = &case.shape;
+    let mut caches: Vec<KvCache> = case.segments.iter().map(|_| KvCache::new(x, dtype)).collect();
+    let (q_width, o_width) = (x.heads * x.qk_dim, x.heads * x.v_dim);
+    let (q, mut out) = (case.q.f32(), vec![0.0; case.tokens * o_width]);
+    loop {
+        let (mut rows, mut batch, mut work) = (Vec::new(), Vec::new(), Vec::new());
+        for (i, segment) in case.segments.iter().enumerate() {
+            let done = caches[i].len();
+            let now = step(i, done, segment.len).min(segment.len - done);
+            append(&mut caches[i], case, *segment, done, done + now);
+            let a = (segment.start + done) * q_width;
+            work.push((i, rows.len() / q_width, now, segment.start + done));
+            rows.extend_from_slice(&q[a..a + now * q_width]);
+        }
+        if rows.is_empty() {
+            return out;
+        }
+        for &(i, start, len, _) in &work {
+            batch.push(CachedSegment { start, len, cache: &caches[i] });
+        }
+        let rows = Tensor::from(&rows, case.dtype);
+        let mut got = Tensor::filled(rows.view().len() / x.qk_dim * x.v_dim, 3.0, case.dtype);
+        let len = got.view().len();
+        forward_cached(cpu, x, rows.view(), &batch, got.part(0, len));
+        let got = got.f32();
+        for (_, start, len, token) in work {
+            out[token * o_width..(token + len) * o_width]
+                .copy_from_slice(&got[start * o_width..(start + len) * o_width]);
+        }
+    }
+}
+
+#[test]
+fn one_token_at_a_time_is_the_forward() {
+    for (i, dims) in DIMS.into_iter().enumerate() {
+        for level in Level::available() {
+            for dtype in [DType::F32, DType::Bf16] {
+                let case = Case::new(dims, &[130, 1, 67], dtype, 200 + i as u64);
+                let cpu = Cpu::with_level(level, 2);
+                let (out, _) = case.forward(&cpu);
+                let got = through_caches(&case, &cpu, dtype, |_, _, _| 1);
+                assert_same_bits(&format!("{} {dims:?} {dtype:?}", level.name()), &got, &out.f32());
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+    #[test]
+    fn any_chunking_is_the_forward(
+        seed in 0u64..1000,
+        dims in 0usize..DIMS.len(),
+        lengths in prop::collection::vec(1usize..220, 1..4),
+        most in 1u64..150,
+        half in any::<bool>(),
+        threads in 1usize..4,
+    ) {
+        let dtype = if half { DType::Bf16 } else { DType::F32 };
+        let case = Case::new(DIMS[dims], &lengths, dtype, seed);
+        let (out, _) = case.forward(&Cpu::detect(1));
+        let chunk = |i: usize, done: usize, _| 1 + rng::below(seed, i as u64, done as u64, most) as usize;
+        let got = through_caches(&case, &Cpu::detect(threads), dtype, chunk);
+        assert_same_bits("chunks", &got, &out.f32());
+    }
+}
+
+/// Rounding when appended is the rounding of a bf16 tensor; an f32 cache keeps what it is given.
+#[test]
+fn caches_convert() {
+    let half = Case::new((2, 1, 20, 12), &[90], DType::Bf16, 60);
+    let mut full = half.clone();
+    let mut noise = vec![0.0; full.k.view().len()];
+    rng::fill_normal(1, 1, 1.0, &mut noise);
+    full.k = Tensor::F32(noise.clone());
+    let rounded = Case { k: Tensor::from(&noise, DType::Bf16), ..half.clone() };
+    let cpu = Cpu::detect(1);
+    let (out, _) = rounded.forward(&cpu);
+    let got = through_caches(&full, &cpu, DType::Bf16, |_, _, _| 90);
+    assert_same_bits("rounded", &got, &out.f32());
+    let (out, _) = half.forward(&cpu);
+    let got = through_caches(&half, &cpu, DType::F32, |_, _, _| 7);
+    assert_same_bits("widened", &got, &out.f32());
+}
+
+#[test]
+fn forgotten_positions_leave_no_trace() {
+    for dtype in [DType::F32, DType::Bf16] {
+        let case = Case::new((3, 3, 20, 12), &[100], dtype, 70);
+        let x = &case.shape;
+        let cpu = Cpu::detect(1);
+        let (out, _) = case.forward(&cpu);
+        let mut cache = KvCache::new(x, dtype);
+        append(&mut cache, &case, case.segments[0], 0, 70);
+        let junk = |width: usize| Tensor::filled(60 * width, f32::NAN, dtype);
+        cache.append(junk(3 * 20).view(), junk(3 * 12).view());
+        assert_eq!(cache.len(), 130);
+        let before = cache.bytes();
+        cache.truncate(70);
+        assert_eq!((cache.len(), cache.is_empty()), (70, false));
+        assert!(cache.bytes() < before);
+        assert_eq!(cache.bytes(), 2 * KvCache::block_bytes(x, dtype));
+        let q = case.q.f32();
+        for at in 70..100 {
+            append(&mut cache, &case, case.segments[0], at, at + 1);
+            let row = Tensor::from(&q[at * 60..(at + 1) * 60], dtype);
+            let mut got = Tensor::filled(36, 0.0, dtype);
+            forward_cached(
+                &cpu,
+                x,
+                row.view(),
+                &[CachedSegment { start: 0, len: 1, cache: &cache }],
+                got.part(0, 36),
+            );
+            assert_same_bits("after truncation", &got.f32(), &out.f32()[at * 36..(at + 1) * 36]);
+        }
+    }
+}
+
+#[test]
+fn contradictions_are_named() {
+    let case = Case::new((2, 1, 4, 4), &[3], DType::F32, 1);
+    let message = |segments: &[Segment]| {
+        let segments = segments.to_vec();
+        let case = Case { segments, ..case.clone() };
+        let result = std::panic::catch_unwind(|| case.forward(&Cpu::detect(1)));
+        *result.err().expect("it must panic").downcast::<String>().expect("a message")
+    };
+    assert!(message(&[Segment { start: 0, len: 4 }]).contains("leaves the 3 tokens"));
+    assert!(message(&[Segment { start: 0, len: 2 }, Segment { start: 1, len: 1 }]).contains("overlaps"));
+    assert!(message(&[Segment { start: 1, len: usize::MAX }]).contains("segment 1+"));
+}
