@@ -1,0 +1,44 @@
+//! Memory-mapped files: the one place of this crate with `unsafe`.
+//!
+//! A map is a view of a file that the operating system pages in as it is touched. The danger is a file that
+//! another program cuts short while it is mapped: touching the lost part then kills the process. Minke never
+//! changes a file in place (it writes a new one and renames it, and a map keeps the old file alive), so only
+//! a foreign program that truncates a model under our feet can do that.
+
+use std::fs::File;
+use std::ops::Deref;
+use std::path::Path;
+
+use crate::{Error, Result};
+
+/// The bytes of a file, read-only.
+#[derive(Debug)]
+pub(crate) struct MappedFile {
+    // an empty file cannot be mapped everywhere
+    map: Option<memmap2::Mmap>,
+}
+
+impl MappedFile {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(Error::io("open", path))?;
+        let metadata = file.metadata().map_err(Error::io("read", path))?;
+        if !metadata.is_file() {
+            return Err(Error::io("map", path)(std::io::Error::other("not a plain file")));
+        }
+        if metadata.len() == 0 {
+            return Ok(Self { map: None });
+        }
+        // SAFETY: the map is read-only and private to this struct, which hands out shared slices only; that
+        // no one shortens the file meanwhile is the module's documented assumption about other programs
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(Error::io("map", path))?;
+        Ok(Self { map: Some(map) })
+    }
+}
+
+impl Deref for MappedFile {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.map.as_deref().unwrap_or_default()
+    }
+}

@@ -1,0 +1,326 @@
+//! Tokenizers: text to ids and back, as a `tokenizer.json` says.
+//!
+//! The file is the truth: a [`Tokenizer`] keeps its bytes, saves exactly those, and hashes them into its
+//! fingerprint, so a tokenizer that was trained, saved and loaded is the same to every cache. Hugging Face's own
+//! `tokenizers` does the encoding, so that a file means here what it means there.
+//!
+//! **Text from outside cannot forge control tokens.** [`Tokenizer::encode`] treats its input as plain text:
+//! the eight characters of `<|user|>` in a document stay eight characters. Only
+//! [`Tokenizer::encode_with_special`], meant for what a chat template rendered, recognises them.
+//!
+//! **The tokens that training makes** are, in this order and from id 0: `<|bos|>`, `<|eos|>`, `<|pad|>`,
+//! `<|user|>`, `<|assistant|>`, `<|system|>`, `<think>`, `</think>` and eight in reserve for later stages. They
+//! play the parts of `DeepSeek`'s tokens but are plain ASCII, because a person types them into recipes and
+//! reads them in terminals. As in DeepSeek-R1, `<think>` and `</think>` are not marked special, so decoders
+//! that drop special tokens still show where thinking starts and ends.
+//!
+//! **Streaming**: an id may stand for part of a character. [`StreamDecoder`] hands out text only up to the
+//! last complete character, and its pieces join to exactly what decoding at once gives.
+
+mod stream;
+mod train;
+
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde_json::{Value, json};
+use tokenizers::decoders::DecoderWrapper;
+
+use crate::error::guard;
+use crate::files::{read_bounded, write_atomic};
+use crate::{Error, Result};
+
+pub use stream::StreamDecoder;
+pub use train::{SPECIAL_TOKENS, TrainOptions};
+
+/// The largest `tokenizer.json` that is read; published ones stay below 40 MB.
+const MAX_FILE_BYTES: u64 = 256 << 20;
+/// No published vocabulary has a million entries; an id far above its count would only cost memory.
+const MAX_VOCABULARY: usize = 4 << 20;
+
+const BOS_NAMES: [&str; 6] =
+    ["<|bos|>", "<｜begin▁of▁sentence｜>", "<|begin_of_text|>", "<s>", "<bos>", "<|startoftext|>"];
+const EOS_NAMES: [&str; 8] = [
+    "<|eos|>",
+    "<｜end▁of▁sentence｜>",
+    "<|end_of_text|>",
+    "</s>",
+    "<eos>",
+    "<|endoftext|>",
+    "<|im_end|>",
+    "<|eot_id|>",
+];
+
+/// A tokenizer; a clone shares the vocabulary.
+#[derive(Clone)]
+pub struct Tokenizer {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// Recognises control tokens in text.
+    special: tokenizers::Tokenizer,
+    /// Does not.
+    plain: tokenizers::Tokenizer,
+    json: Vec<u8>,
+    fingerprint: [u8; 32],
+    vocab_size: usize,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    /// For byte-level vocabularies the bytes of each id, which make decoding exact and simple.
+    token_bytes: Option<Vec<Box<[u8]>>>,
+    is_special: Vec<bool>,
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer").field("vocab_size", &self.vocab_size()).finish_non_exhaustive()
+    }
+}
+
+impl Tokenizer {
+    /// Loads `tokenizer.json`, or the one in a folder; `tokenizer_config.json` beside it names bos and eos.
+    ///
+    /// # Errors
+    /// A missing, oversized or invalid file, with its path and what the parser found.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let given = path.as_ref();
+        let path: PathBuf = if given.is_dir() { given.join("tokenizer.json") } else { given.to_owned() };
+        let json = read_bounded(&path, MAX_FILE_BYTES)?;
+        let mut names = [None, None];
+        for beside in ["tokenizer_config.json", "special_tokens_map.json"] {
+            let Ok(bytes) = read_bounded(&path.with_file_name(beside), 64 << 20) else { continue };
+            let value: Value = serde_json::from_slice(&bytes).map_err(|error| {
+                Error::tokenizer(path.with_file_name(beside).display().to_string(), error)
+            })?;
+            for (name, key) in names.iter_mut().zip(["bos_token", "eos_token"]) {
+                let entry = value.get(key).map(|entry| entry.get("content").unwrap_or(entry));
+                *name = name.take().or_else(|| entry.and_then(Value::as_str).map(str::to_owned));
+            }
+        }
+        Self::build(json, &path.display().to_string(), &names)
+    }
+
+    /// Reads the content of a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// Invalid content.
+    pub fn from_json(json: Vec<u8>) -> Result<Self> {
+        Self::build(json, "(in memory)", &[None, None])
+    }
+
+    /// Trains a byte-level BPE vocabulary, the same on every run and with any number of threads.
+    ///
+    /// The text is cut as in DeepSeek-V3 (digits one by one or up to three, runs of CJK, words with the
+    /// character before them, punctuation, line ends) and merges never cross a cut.
+    ///
+    /// # Errors
+    /// A vocabulary size that does not hold the bytes and the special tokens, or an empty sample.
+    pub fn train(sample: &[String], options: &TrainOptions) -> Result<Self> {
+        Self::from_json(train::train_json(sample, options)?)
+    }
+
+    fn build(json: Vec<u8>, place: &str, names: &[Option<String>; 2]) -> Result<Self> {
+        let fail = |reason: String| Error::tokenizer(place, reason);
+        // the parser of the model wraps errors so that they lose their line; look at the syntax first
+        serde_json::from_slice::<serde::de::IgnoredAny>(&json)
+            .map_err(|error| fail(format!("not JSON: {error}")))?;
+        let mut special = guard(|| tokenizers::Tokenizer::from_bytes(&json))
+            .map_err(fail)?
+            .map_err(|error| fail(format!("not a tokenizer: {error}")))?;
+        // both would silently change documents
+        special.with_truncation(None).map_err(|error| fail(error.to_string()))?;
+        special.with_padding(None);
+
+        let vocabulary = special.get_vocab(true);
+        let vocab_size = vocabulary.values().max().map_or(0, |&id| id as usize + 1);
+        if vocab_size == 0 {
+            return Err(fail("the vocabulary is empty".to_owned()));
+        }
+        if vocab_size > MAX_VOCABULARY {
+            return Err(fail(format!(
+                "the largest id is {}, expected below {MAX_VOCABULARY}",
+                vocab_size - 1
+            )));
+        }
+        let added = special.get_added_tokens_decoder();
+        let mut is_special = vec![false; vocab_size];
+        for (id, token) in &added {
+            is_special[*id as usize] = token.special;
+        }
+        let mut plain = special.clone();
+        let all_control =
+            added.values().all(|t| t.special || t.content.starts_with('<') && t.content.ends_with('>'));
+        if all_control {
+            plain.with_added_vocabulary(tokenizers::AddedVocabulary::new());
+        } else {
+            // some are ordinary text (runs of spaces, say) and must still be found
+            plain.set_encode_special_tokens(true);
+        }
+        let byte_level = matches!(special.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
+        let token_bytes = byte_level.then(|| {
+            let bytes_of = stream::byte_table();
+            let mut table = vec![Box::default(); vocab_size];
+            for (token, &id) in &vocabulary {
+                let is_added = added.contains_key(&id);
+                table[id as usize] = stream::token_bytes(token, is_added, &bytes_of);
+            }
+            table
+        });
+        let find = |named: &Option<String>, known: &[&str]| match named {
+            Some(name) => special.token_to_id(name),
+            None => known.iter().find_map(|name| special.token_to_id(name)),
+        };
+        let (bos, eos) = (find(&names[0], &BOS_NAMES), find(&names[1], &EOS_NAMES));
+        let fingerprint = *blake3::hash(&json).as_bytes();
+        let shared =
+            Shared { special, plain, json, fingerprint, vocab_size, bos, eos, token_bytes, is_special };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The largest id plus one: the rows that an embedding needs.
+    pub fn vocab_size(&self) -> usize {
+        self.shared.vocab_size
+    }
+
+    /// The id of a token as it is written in the vocabulary.
+    pub fn id_of(&self, token: &str) -> Option<u32> {
+        self.shared.special.token_to_id(token)
+    }
+
+    /// The token of an id as it is written in the vocabulary.
+    pub fn token_of(&self, id: u32) -> Option<String> {
+        self.shared.special.id_to_token(id)
+    }
+
+    /// The token that starts a document.
+    pub fn bos(&self) -> Option<u32> {
+        self.shared.bos
+    }
+
+    /// The token that ends a document.
+    pub fn eos(&self) -> Option<u32> {
+        self.shared.eos
+    }
+
+    /// blake3 of the `tokenizer.json`.
+    pub fn fingerprint(&self) -> [u8; 32] {
+        self.shared.fingerprint
+    }
+
+    /// Encodes plain text; control tokens in it are only characters. Adds no bos.
+    ///
+    /// # Errors
+    /// What the tokenizer's model refuses, such as an unknown character in a vocabulary without bytes.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        ids_of(&self.shared.plain, text)
+    }
+
+    /// Encodes text in which control tokens are recognised, such as a rendered chat template. Adds no bos.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_with_special(&self, text: &str) -> Result<Vec<u32>> {
+        ids_of(&self.shared.special, text)
+    }
+
+    /// Encodes many plain texts on up to `threads` threads; results are in order.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`], for the first text in order that fails.
+    pub fn encode_batch<T: AsRef<str> + Sync>(&self, texts: &[T], threads: usize) -> Result<Vec<Vec<u32>>> {
+        parallel_map(texts.len(), threads, |at| self.encode(texts[at].as_ref())).into_iter().collect()
+    }
+
+    /// Decodes ids; bytes that are no UTF-8 become U+FFFD, ids outside the vocabulary nothing.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
+        if self.shared.token_bytes.is_some() {
+            let bytes: Vec<u8> =
+                ids.iter().flat_map(|&id| self.bytes_of(id, skip_special)).copied().collect();
+            return String::from_utf8_lossy(&bytes).into_owned();
+        }
+        self.shared.special.decode(ids, skip_special).unwrap_or_default()
+    }
+
+    /// A decoder for ids that arrive one by one.
+    pub fn stream_decoder(&self, skip_special: bool) -> StreamDecoder {
+        StreamDecoder::new(self.clone(), skip_special)
+    }
+
+    /// Writes `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json`, as `AutoTokenizer` expects.
+    ///
+    /// # Errors
+    /// I/O.
+    pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
+        let folder = folder.as_ref();
+        let mut config = json!({
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": false,
+            "model_max_length": 1_000_000_000_000_000_000u64,
+        });
+        let mut map = json!({});
+        let pad = self.id_of("<|pad|>").or(self.eos());
+        for (key, id) in [("bos_token", self.bos()), ("eos_token", self.eos()), ("pad_token", pad)] {
+            if let Some(token) = id.and_then(|id| self.token_of(id)) {
+                config[key] = json!(token);
+                map[key] = json!(token);
+            }
+        }
+        let pretty = |value: &Value| {
+            let mut text = serde_json::to_vec_pretty(value).expect("JSON values serialise");
+            text.push(b'\n');
+            text
+        };
+        write_atomic(&folder.join("tokenizer.json"), &self.shared.json)?;
+        write_atomic(&folder.join("tokenizer_config.json"), &pretty(&config))?;
+        write_atomic(&folder.join("special_tokens_map.json"), &pretty(&map))
+    }
+
+    /// The bytes of an id in a byte-level vocabulary.
+    fn bytes_of(&self, id: u32, skip_special: bool) -> &[u8] {
+        let at = id as usize;
+        match &self.shared.token_bytes {
+            Some(table) if !(skip_special && self.shared.is_special.get(at) == Some(&true)) => {
+                table.get(at).map(AsRef::as_ref).unwrap_or_default()
+            }
+            _ => &[],
+        }
+    }
+}
+
+fn ids_of(tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>> {
+    let encoding = tokenizer
+        .encode_fast(tokenizers::InputSequence::Raw(Cow::Borrowed(text)), false)
+        .map_err(|error| Error::tokenizer("(encoding)", error))?;
+    Ok(encoding.get_ids().to_vec())
+}
+
+/// Maps 0..n on up to `threads` threads; the result does not depend on how many there are.
+fn parallel_map<R: Send>(n: usize, threads: usize, work: impl Fn(usize) -> R + Sync) -> Vec<R> {
+    let threads = threads.clamp(1, n.max(1));
+    if threads == 1 {
+        return (0..n).map(work).collect();
+    }
+    let next = AtomicUsize::new(0);
+    let take = || {
+        let mut done = Vec::new();
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            if at >= n {
+                return done;
+            }
+            done.push((at, work(at)));
+        }
+    };
+    let mut results: Vec<(usize, R)> = std::thread::scope(|scope| {
+        let handles: Vec<_> = (0..threads).map(|_| scope.spawn(take)).collect();
+        handles.into_iter().flat_map(|handle| handle.join().expect("the work does not panic")).collect()
+    });
+    results.sort_unstable_by_key(|(at, _)| *at);
+    results.into_iter().map(|(_, result)| result).collect()
+}
+
+#[cfg(test)]
+mod tests;
