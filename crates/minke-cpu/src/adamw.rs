@@ -1,10 +1,10 @@
-//! AdamW in one pass over weights, gradients and moments.
+//! Adam with decoupled weight decay, in one pass over weights, gradients and moments.
 
 use crate::Cpu;
 use crate::cpu::SharedMut;
 use crate::rows::{self, kernel, lanes, load_f32, store_f32};
 
-/// The settings of one AdamW step.
+/// The settings of one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamW {
     /// Learning rate.
@@ -49,7 +49,7 @@ kernel! {
     }
 }
 
-/// One step of AdamW, t = `step` counted from 1, as `torch.optim.AdamW` takes it:
+/// One step, t = `step` counted from 1, as `torch.optim.AdamW` takes it:
 /// `w *= 1 - lr wd`; `m += (1 - b1) (g - m)`; `v = b2 v + (1 - b2) g^2`;
 /// `w -= lr / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + eps)`.
 ///

@@ -40,7 +40,7 @@ kernel! {
 
 /// Gradient of [`gather`]: `d_w[ids[i]] += d_y[i]`, i ascending, whatever the threads (tasks own columns).
 ///
-/// d_y: [n, d], ids: [n], d_w: [vocabulary, d].
+/// `d_y`: [n, d], ids: [n], `d_w`: [vocabulary, d].
 ///
 /// # Panics
 /// When an id is beyond the table or the sizes do not fit.

@@ -136,7 +136,7 @@ pub fn combine(
 /// `out[t] = sum over j of d_x_slots[slot_of[t, j]] + add[t]`, experts ascending: the gradient of gathering rows by
 /// slot, plus what else reaches the tokens.
 ///
-/// d_x_slots: [n k, d], add, out: [n, d].
+/// `d_x_slots`: [n k, d], add, out: [n, d].
 ///
 /// # Panics
 /// When sizes do not fit.
@@ -171,7 +171,7 @@ pub fn weights_by_slot(perm: &Permutation, weights: &[f32], out: &mut [f32]) {
     }
 }
 
-/// `out[t, j] = by_slot[slot_of[t, j]]`: the way back, for gradients of weights; by_slot: [n k], out: [n, k].
+/// `out[t, j] = by_slot[slot_of[t, j]]`: the way back, for gradients of weights; `by_slot`: [n k], out: [n, k].
 ///
 /// # Panics
 /// When sizes do not fit.

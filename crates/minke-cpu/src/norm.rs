@@ -158,8 +158,8 @@ kernel! {
 /// Gradient of [`rmsnorm`]: `d_x = rstd (g - x rstd^2 mean(g x)) + d_sum` with `g = w d_y`;
 /// `d_w += sum over rows of d_y (x rstd)`.
 ///
-/// x, d_y, d_x, d_sum: [n, d], w, d_w: [d], rstd: [n]. `d_sum` is the gradient that reaches x past the norm.
-/// d_w is summed in blocks of 64 rows, then over blocks, ascending.
+/// x, `d_y`, `d_x`, `d_sum`: [n, d], w, `d_w`: [d], rstd: [n]. `d_sum` is the gradient that reaches x past the norm.
+/// `d_w` is summed in blocks of 64 rows, then over blocks, ascending.
 ///
 /// # Panics
 /// When sizes do not fit.

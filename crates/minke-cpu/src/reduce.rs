@@ -39,7 +39,7 @@ pub fn sum_squares(cpu: &Cpu, x: &[f32]) -> f64 {
 kernel! {
     /// Adds columns `from..from + acc.len()` of all rows to `acc`.
     SumColumns<'a>(s: S, x: View<'a>, width: usize, from: usize, acc: &'a mut [f32]) {
-        let rows = if width == 0 { 0 } else { x.len() / width };
+        let rows = x.len().checked_div(width).unwrap_or(0);
         lanes!(acc.len(), |i, n| {
             let mut total = load_f32(s, acc, i, n);
             let mut row = 0;

@@ -1,11 +1,11 @@
 //! Rotary position embedding, and the keys and values of multi-head latent attention.
 //!
 //! A pair of columns (a, b) of a head turns by an angle that grows with the position:
-//! `(a cos - b sin, b cos + a sin)`. Pairs are neighbours (interleaved: 2i and 2i + 1, as DeepSeek trains) or halves
+//! `(a cos - b sin, b cos + a sin)`. Pairs are neighbours (interleaved: 2i and 2i + 1, as in DeepSeek-V2) or halves
 //! (i and i + r/2). Interleaved pairs stay where they are; where transformers moves them into halves, it does so for
 //! queries and keys alike, which leaves their products as they are.
 //!
-//! Su et al., "RoFormer" (2021), section 3.2.2; DeepSeek-V2 (2024), section 2.1.3.
+//! Su et al., "Enhanced Transformer with Rotary Position Embedding" (2021), section 3.2.2; DeepSeek-V2 (2024), section 2.1.3.
 
 use crate::Cpu;
 use crate::rows::{self, SharedView, kernel, lanes, load, load_f32, store, store_f32};
@@ -13,7 +13,7 @@ use crate::scratch::with_scratch;
 use crate::simd::{LANES, Simd};
 use crate::view::{View, ViewMut};
 
-/// The tables of [`rope`]: `cos(pos inv_freq[i]) scale` and `sin(pos inv_freq[i]) scale`, both [max_pos, r/2].
+/// The tables of [`rope`]: `cos(pos inv_freq[i]) scale` and `sin(pos inv_freq[i]) scale`, both [`max_pos`, r/2].
 ///
 /// The angle is the f32 product of the two, as in transformers; its cosine and sine are taken in f64 and rounded.
 pub fn cos_sin(inv_freq: &[f32], max_pos: usize, scale: f32) -> (Vec<f32>, Vec<f32>) {
@@ -141,7 +141,7 @@ fn run(
 
 /// Rotates columns `offset..offset + r` of every head by its token's position and copies the others.
 ///
-/// x, out: [n, heads, width], positions: [n], cos, sin: [max_pos, r/2] of [`cos_sin`]. Pairs are columns 2i, 2i + 1
+/// x, out: [n, heads, width], positions: [n], cos, sin: [`max_pos`, r/2] of [`cos_sin`]. Pairs are columns 2i, 2i + 1
 /// when `interleaved`, else i, i + r/2. `inverse` turns back: the gradient. Products and sums are rounded one by one,
 /// the result once more to the dtype of `out`.
 ///
@@ -232,7 +232,7 @@ kernel! {
 /// all heads share; its value is the rest of its columns.
 ///
 /// kv: [n, h, p + v] (`kv_b_proj`'s output); the shared key, not yet rotated, is columns `offset..offset + r` of
-/// k_rope: [n, stride] (`kv_a_proj_with_mqa`'s output, where the offset is the latent's width); positions: [n];
+/// `k_rope`: [n, stride] (`kv_a_proj_with_mqa`'s output, where the offset is the latent's width); positions: [n];
 /// k: [n, h, p + r]; v: [n, h, v]. The rotation is [`rope`]'s, rounded once.
 ///
 /// # Panics
@@ -302,7 +302,7 @@ kernel! {
 /// Gradient of [`mla_keys`]: `d_kv` gathers the columns of `d_k` and `d_v`; the shared key's is the sum over heads,
 /// ascending, turned back, written to columns `offset..offset + r` of `d_k_rope`, whose others stay as they are.
 ///
-/// d_k: [n, h, p + r], d_v: [n, h, v], positions: [n], d_kv: [n, h, p + v], d_k_rope: [n, stride].
+/// `d_k`: [n, h, p + r], `d_v`: [n, h, v], positions: [n], `d_kv`: [n, h, p + v], `d_k_rope`: [n, stride].
 ///
 /// # Panics
 /// When sizes do not fit or a position is beyond the tables.

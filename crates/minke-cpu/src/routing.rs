@@ -113,8 +113,8 @@ fn limit_groups(cfg: &RouterConfig, values: &mut [f32], work: &mut [f32], best: 
 }
 
 kernel! {
-    Scores<'a>(s: S, logits: &'a [f32], cfg: &'a RouterConfig, scores: &'a mut [f32]) {
-        for (x, out) in logits.chunks(cfg.experts).zip(scores.chunks_mut(cfg.experts)) {
+    Score<'a>(s: S, logits: &'a [f32], cfg: &'a RouterConfig, out: &'a mut [f32]) {
+        for (x, out) in logits.chunks(cfg.experts).zip(out.chunks_mut(cfg.experts)) {
             match cfg.scoring {
                 Scoring::Sigmoid => lanes!(cfg.experts, |i, n| {
                     store_f32(s, s.sigmoid(load_f32(s, x, i, n)), out, i, n);
@@ -155,7 +155,9 @@ fn choose(
     experts.sort_unstable();
     weights.iter_mut().zip(&*experts).for_each(|(weight, &expert)| *weight = scores[expert as usize]);
     let factor = if cfg.normalize { weights.iter().sum::<f32>() + TINY } else { 1.0 };
-    weights.iter_mut().for_each(|weight| *weight = *weight / factor * cfg.scale);
+    for weight in weights {
+        *weight = *weight / factor * cfg.scale;
+    }
 }
 
 /// Scores, experts and weights of every token.
@@ -200,7 +202,7 @@ pub fn route(
                 weights.slice(from * k, count * k),
             )
         };
-        cpu.dispatch(Scores { logits: &logits[from * e..to * e], cfg, scores });
+        cpu.dispatch(Score { logits: &logits[from * e..to * e], cfg, out: scores });
         with_scratch(e + 2 * cfg.groups, |work: &mut [f32]| {
             with_scratch(cfg.top_groups, |groups: &mut [u32]| {
                 let (values, work) = work.split_at_mut(e);
@@ -267,7 +269,7 @@ kernel! {
 
 /// Gradient of the weights of [`route`] (and of `d_scores_extra`, what else reaches the scores) for the logits.
 ///
-/// scores, d_scores_extra, d_logits: [n, e], experts, d_weights: [n, k].
+/// scores, `d_scores_extra`, `d_logits`: [n, e], experts, `d_weights`: [n, k].
 ///
 /// # Panics
 /// When sizes or settings do not fit.
@@ -334,7 +336,7 @@ kernel! {
 /// tokens, and its gradient for the scores.
 ///
 /// Over the T tokens of a sequence: `f_i = e / (k T) (tokens that chose i)`, which has no gradient;
-/// `P_i = 1 / T sum of s_i / sum_j s_j`. scores, d_scores: [n, e] (written, not added to), experts: [n, k];
+/// `P_i = 1 / T sum of s_i / sum_j s_j`. scores, `d_scores`: [n, e] (written, not added to), experts: [n, k];
 /// sequence i is tokens `offsets[i]..offsets[i + 1]`, the offsets starting at 0 and ending at n. Tokens in f32,
 /// their sum in f64, ascending.
 ///
@@ -380,7 +382,9 @@ pub fn sequence_balance_loss(
                 for &expert in &experts[from * k..to * k] {
                     share[expert as usize] += 1.0;
                 }
-                share.iter_mut().for_each(|f| *f *= e as f32 / (k as f32 * tokens));
+                for f in share.iter_mut() {
+                    *f *= e as f32 / (k as f32 * tokens);
+                }
                 let factor = alpha / (filled as f32 * tokens);
                 let scores = &scores[from * e..to * e];
                 loss[0] = cpu.dispatch(Balance { scores, share, factor, d_scores }) / f64::from(tokens);

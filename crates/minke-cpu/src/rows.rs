@@ -85,14 +85,14 @@ pub fn store_f32<S: Simd>(s: S, v: S::V, out: &mut [f32], at: usize, n: usize) {
 pub fn load<S: Simd>(s: S, x: View<'_>, at: usize, n: usize) -> S::V {
     match x {
         View::F32(x) => load_f32(s, x, at, n),
-        View::Bf16(x) => match <&[bf16; LANES]>::try_from(&x[at..at + n]) {
-            Ok(full) => s.load_bf16(full),
-            Err(_) => {
-                let mut full = [bf16::ZERO; LANES];
-                full[..n].copy_from_slice(&x[at..at + n]);
-                s.load_bf16(&full)
+        View::Bf16(x) => {
+            if let Ok(full) = <&[bf16; LANES]>::try_from(&x[at..at + n]) {
+                return s.load_bf16(full);
             }
-        },
+            let mut full = [bf16::ZERO; LANES];
+            full[..n].copy_from_slice(&x[at..at + n]);
+            s.load_bf16(&full)
+        }
     }
 }
 
@@ -103,13 +103,12 @@ pub fn store<S: Simd>(s: S, v: S::V, out: &mut ViewMut<'_>, at: usize, n: usize)
         ViewMut::F32(out) => store_f32(s, v, out, at, n),
         ViewMut::Bf16(out) => {
             let out = &mut out[at..at + n];
-            match <&mut [bf16; LANES]>::try_from(&mut *out) {
-                Ok(full) => s.store_bf16(v, full),
-                Err(_) => {
-                    let mut full = [bf16::ZERO; LANES];
-                    s.store_bf16(v, &mut full);
-                    out.copy_from_slice(&full[..n]);
-                }
+            if let Ok(full) = <&mut [bf16; LANES]>::try_from(&mut *out) {
+                s.store_bf16(v, full);
+            } else {
+                let mut full = [bf16::ZERO; LANES];
+                s.store_bf16(v, &mut full);
+                out.copy_from_slice(&full[..n]);
             }
         }
     }

@@ -74,7 +74,7 @@ kernel! {
 /// Gradient of [`swiglu`], of rows that a routing weight w multiplies afterwards: with `d = w d_h`,
 /// `d_gate = d up (sigmoid + silu (1 - sigmoid))`, `d_up = d silu`.
 ///
-/// gu, d_gu: [n, 2f], d_h: [n, f] (the gradient of w h). `row_scale` holds w: [n], absent for 1. On request also
+/// gu, `d_gu`: [n, 2f], `d_h`: [n, f] (the gradient of w h). `row_scale` holds w: [n], absent for 1. On request also
 /// `d_row_scale = h . d_h`: [n], the gradient of w, and `h_scaled = w h`: [n, f], recomputed for the weight gradient of
 /// the projection that follows.
 ///
