@@ -128,7 +128,7 @@ impl Table<'_> {
         let mlp = format!("{prefix}.mlp");
         match self.config.ffn(layer) {
             FfnKind::Dense { intermediate_size } => {
-                self.swiglu(&mlp, intermediate_size, Role::FfnLinear, layer)
+                self.swiglu(&mlp, intermediate_size, Role::FfnLinear, layer);
             }
             FfnKind::Moe(moe) => self.experts(&mlp, &moe, layer),
         }

@@ -34,6 +34,7 @@ fn show(value: &Value) -> String {
     if text.len() <= 40 { text } else { json_type(value).to_owned() }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "callers hand over numbers and fresh strings")]
 fn invalid(field: &str, expected: impl Into<String>, got: impl ToString) -> ConfigError {
     ConfigError::Invalid { field: field.to_owned(), expected: expected.into(), got: got.to_string() }
 }

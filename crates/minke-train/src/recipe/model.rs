@@ -1,0 +1,199 @@
+//! `[model]`: one dial, `depth`, and every field of the config by its Hugging Face name.
+//!
+//! What the recipe does not say is derived, from what it says where it says something. With D the depth:
+//!
+//! | field | formula | D = 6 |
+//! |---|---|---|
+//! | `num_hidden_layers` | D | 6 |
+//! | `hidden_size` d | 32 D, rounded up to whole heads | 192 |
+//! | `v_head_dim`, `qk_nope_head_dim`, `head_dim` | 32 below depth 16, else 64 | 32 |
+//! | `qk_rope_head_dim` | half of that | 16 |
+//! | `num_attention_heads` | d / `v_head_dim` | 6 |
+//! | `kv_lora_rank` | d / 3, rounded to 16 | 64 |
+//! | `q_lora_rank` | none below depth 16, else d / 3, rounded to 16 | none |
+//! | `intermediate_size` | 8 d / 3, rounded up to 32 | 512 |
+//! | `moe_intermediate_size` | d / 2, rounded up to 16 | 96 |
+//! | `n_routed_experts` | 16 below depth 8, 32 below 16, else 64 | 16 |
+//! | `num_experts_per_tok`, `n_shared_experts`, `first_k_dense_replace` | 4, 1, 1 | |
+//! | `n_group`, `topk_group`, `routed_scaling_factor` | 1, 1, 1.0 | |
+//! | `num_nextn_predict_layers` | 1 in `deepseek_v3` | 1 |
+//!
+//! The learning rates and the token budget follow from the model: `lr = 0.003 sqrt(192 / d)`,
+//! `muon_lr = 0.02`, and twenty tokens for each active parameter outside the embedding.
+
+use minke_model::config::{Config, ConfigError, Family};
+use minke_model::spec;
+use serde_json::{Map, Value, json};
+
+use super::error::RecipeError;
+use super::reader::Section;
+use super::tree::{Kind, Node};
+
+/// `[model]` as given.
+#[derive(Debug, Clone)]
+pub(super) struct GivenModel {
+    pub family: Family,
+    pub depth: usize,
+    /// Given fields, by Hugging Face name, not yet checked.
+    pub fields: Map<String, Value>,
+}
+
+/// Fields of every family.
+const COMMON: [&str; 17] = [
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+    "rope_theta",
+    "rope_scaling",
+    "rms_norm_eps",
+    "initializer_range",
+    "tie_word_embeddings",
+    "hidden_act",
+    "attention_bias",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+];
+
+/// Further fields of the `DeepSeek` families.
+const DEEPSEEK: [&str; 18] = [
+    "q_lora_rank",
+    "kv_lora_rank",
+    "qk_nope_head_dim",
+    "qk_rope_head_dim",
+    "v_head_dim",
+    "first_k_dense_replace",
+    "moe_layer_freq",
+    "n_routed_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "n_shared_experts",
+    "n_group",
+    "topk_group",
+    "norm_topk_prob",
+    "routed_scaling_factor",
+    "scoring_func",
+    "topk_method",
+    "num_nextn_predict_layers",
+];
+
+/// The fields that `[model]` may give in a family, in the order in which the resolved recipe shows them.
+pub(super) fn fields(family: Family) -> Vec<&'static str> {
+    let own: &[&str] = match family {
+        Family::DeepseekV3 => &["rope_interleave"],
+        Family::DeepseekV2 => &["mlp_bias"],
+        Family::Llama => &["head_dim", "mlp_bias"],
+    };
+    let deepseek: &[&str] = if family == Family::Llama { &[] } else { &DEEPSEEK };
+    [&COMMON, deepseek, own].concat()
+}
+
+pub(super) fn read(mut section: Section) -> Result<GivenModel, RecipeError> {
+    let families = Family::ALL.map(|family| (family.model_type(), family));
+    let family = section.choice("family", &families)?.unwrap_or(Family::DeepseekV3);
+    let depth = section.integer("depth", 1, 128)?.unwrap_or(6) as usize;
+    let mut given = Map::new();
+    for field in fields(family) {
+        if let Some(node) = section.take(field) {
+            // TOML has no null: a rank of zero says that queries are projected directly
+            let none = field == "q_lora_rank" && matches!(node.kind, Kind::Integer(0));
+            given.insert(field.to_owned(), if none { Value::Null } else { json_value(node) });
+        }
+    }
+    section.finish()?;
+    Ok(GivenModel { family, depth, fields: given })
+}
+
+fn json_value(node: &Node) -> Value {
+    match &node.kind {
+        Kind::Boolean(flag) => json!(flag),
+        Kind::Integer(number) => match i64::try_from(*number) {
+            Ok(number) => json!(number),
+            Err(_) => json!(number.to_string()),
+        },
+        // infinities and NaN have no JSON; as strings they are refused with the text that was written
+        Kind::Float(number) if !number.is_finite() => json!(number.to_string()),
+        Kind::Float(number) => json!(number),
+        Kind::Text(text) => json!(text),
+        Kind::Datetime => json!("a date"),
+        Kind::Array(nodes) => nodes.iter().map(json_value).collect(),
+        Kind::Table(entries) => {
+            Value::Object(entries.iter().map(|entry| (entry.key.clone(), json_value(&entry.node))).collect())
+        }
+    }
+}
+
+/// Derives what is not given and checks the whole.
+pub(super) fn config(
+    given: &GivenModel,
+    vocab_size: usize,
+    sequence_length: usize,
+) -> Result<Config, ConfigError> {
+    let depth = given.depth;
+    let mut object = given.fields.clone();
+    object.insert("model_type".to_owned(), json!(given.family.model_type()));
+    object.insert("dtype".to_owned(), json!("float32"));
+    let mut derive = |field: &str, value: Value| {
+        object.entry(field).or_insert_with(|| value);
+    };
+    // a given size of the wrong type derives nothing: the check below reports it
+    let size = |field: &str, default: usize| {
+        let value = given.fields.get(field).and_then(Value::as_u64);
+        value.map_or(default, |value| value.clamp(1, 1 << 24) as usize)
+    };
+    let width = if depth < 16 { 32 } else { 64 };
+    let d = size("hidden_size", (32 * depth).next_multiple_of(width));
+    let thirds = (d / 3).next_multiple_of(16).max(16);
+    derive("vocab_size", json!(vocab_size));
+    derive("hidden_size", json!(d));
+    derive("num_hidden_layers", json!(depth));
+    derive("max_position_embeddings", json!(sequence_length));
+    derive("intermediate_size", json!((8 * d / 3).next_multiple_of(32)));
+    match given.family {
+        Family::Llama => {
+            let width = size("head_dim", width);
+            let heads = size("num_attention_heads", (d / width).max(1));
+            derive("num_attention_heads", json!(heads));
+            derive("head_dim", json!((d / heads).max(1)));
+        }
+        Family::DeepseekV3 | Family::DeepseekV2 => {
+            let width = size("v_head_dim", width);
+            derive("v_head_dim", json!(width));
+            derive("qk_nope_head_dim", json!(width));
+            derive("qk_rope_head_dim", json!((width / 2).max(2)));
+            derive("num_attention_heads", json!((d / width).max(1)));
+            derive("kv_lora_rank", json!(thirds));
+            derive("q_lora_rank", if depth < 16 { Value::Null } else { json!(thirds) });
+            derive("moe_intermediate_size", json!((d / 2).next_multiple_of(16)));
+            derive("n_routed_experts", json!(if depth < 8 { 16 } else { 32 << usize::from(depth >= 16) }));
+            derive("num_experts_per_tok", json!(4));
+            derive("n_shared_experts", json!(1));
+            derive("first_k_dense_replace", json!(1));
+            derive("n_group", json!(1));
+            derive("topk_group", json!(1));
+            derive("routed_scaling_factor", json!(1.0));
+            if given.family == Family::DeepseekV3 {
+                derive("num_nextn_predict_layers", json!(1));
+            }
+        }
+    }
+    Config::from_json(&Value::Object(object))
+}
+
+/// Peak rate of `AdamW`.
+pub(super) fn lr(config: &Config) -> f64 {
+    0.003 * (192.0 / config.hidden_size as f64).sqrt()
+}
+
+/// Peak rate of Muon, whose updates have one size whatever the width.
+pub(super) const MUON_LR: f64 = 0.02;
+
+/// Token budget.
+pub(super) fn tokens(config: &Config) -> u64 {
+    let counts = spec::parameters(config);
+    20 * (counts.active - counts.embedding)
+}

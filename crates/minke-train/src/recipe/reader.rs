@@ -1,0 +1,319 @@
+//! Typed reading of a section. The keys that are asked for are the keys that exist: there is no second list.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use super::error::RecipeError;
+use super::tree::{Entry, Kind, Node, Place, Texts};
+
+/// Where each key that the recipe gives stands, by dotted name.
+pub(super) type Places = BTreeMap<String, Place>;
+
+/// A table of the recipe, or an absent one.
+pub(super) struct Section<'a> {
+    texts: &'a Texts,
+    places: &'a RefCell<Places>,
+    path: String,
+    entries: &'a [Entry],
+    asked: Vec<&'static str>,
+}
+
+impl<'a> Section<'a> {
+    pub fn root(node: &'a Node, texts: &'a Texts, places: &'a RefCell<Places>) -> Self {
+        let entries = if let Kind::Table(entries) = &node.kind { entries.as_slice() } else { &[] };
+        Self { texts, places, path: String::new(), entries, asked: Vec::new() }
+    }
+
+    fn dotted(&self, key: &str) -> String {
+        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+    }
+
+    /// The value of a key, which thereby exists.
+    pub fn take(&mut self, key: &'static str) -> Option<&'a Node> {
+        self.asked.push(key);
+        let entry = self.entries.iter().find(|entry| entry.key == key)?;
+        let place = match entry.node.kind {
+            Kind::Table(_) => entry.place.clone(),
+            _ => entry.node.place.clone(),
+        };
+        self.places.borrow_mut().insert(self.dotted(key), place);
+        Some(&entry.node)
+    }
+
+    /// An error about the value of a key.
+    pub fn invalid(&self, key: &str, node: &Node, expected: &str, hint: &str) -> RecipeError {
+        RecipeError::Invalid {
+            key: self.dotted(key),
+            expected: expected.to_owned(),
+            got: node.describe(),
+            frame: Some(self.texts.frame(&node.place)),
+            hint: hint.to_owned(),
+        }
+    }
+
+    /// An error about a key that is absent.
+    pub fn missing(&self, key: &str, expected: &str) -> RecipeError {
+        RecipeError::Missing {
+            key: self.dotted(key),
+            name: self.texts.name().to_owned(),
+            expected: expected.to_owned(),
+            hint: String::new(),
+        }
+    }
+
+    /// An error about a key that another one excludes.
+    pub fn conflict(&self, key: &str, got: &str, expected: &str) -> RecipeError {
+        let place = self.places.borrow().get(&self.dotted(key)).cloned();
+        RecipeError::Invalid {
+            key: self.dotted(key),
+            expected: expected.to_owned(),
+            got: got.to_owned(),
+            frame: place.map(|place| self.texts.frame(&place)),
+            hint: String::new(),
+        }
+    }
+
+    /// A table within this one; an absent one reads as empty.
+    pub fn section(&mut self, key: &'static str) -> Result<Section<'a>, RecipeError> {
+        let entries = match self.take(key) {
+            None => &[],
+            Some(Node { kind: Kind::Table(entries), .. }) => entries.as_slice(),
+            Some(node) => return Err(self.invalid(key, node, &format!("a table [{key}]"), "")),
+        };
+        Ok(self.child(self.dotted(key), entries))
+    }
+
+    fn child(&self, path: String, entries: &'a [Entry]) -> Section<'a> {
+        Section { texts: self.texts, places: self.places, path, entries, asked: Vec::new() }
+    }
+
+    /// An array of tables.
+    pub fn sections(&mut self, key: &'static str) -> Result<Vec<Section<'a>>, RecipeError> {
+        let Some(node) = self.take(key) else { return Ok(Vec::new()) };
+        let expected = "an array of tables";
+        let Kind::Array(nodes) = &node.kind else { return Err(self.invalid(key, node, expected, "")) };
+        let path = self.dotted(key);
+        let child = |(index, node): (usize, &'a Node)| match &node.kind {
+            Kind::Table(entries) => Ok(self.child(format!("{path}.{index}"), entries)),
+            _ => Err(self.invalid(key, node, expected, "")),
+        };
+        nodes.iter().enumerate().map(child).collect()
+    }
+
+    pub fn integer(&mut self, key: &'static str, low: u64, high: u64) -> Result<Option<u64>, RecipeError> {
+        let Some(node) = self.take(key) else { return Ok(None) };
+        match node.kind {
+            Kind::Integer(number) if (i128::from(low)..=i128::from(high)).contains(&number) => {
+                Ok(Some(number as u64))
+            }
+            _ => Err(self.invalid(key, node, &format!("an integer from {low} to {high}"), "")),
+        }
+    }
+
+    pub fn float(
+        &mut self,
+        key: &'static str,
+        expected: &str,
+        ok: impl Fn(f64) -> bool,
+    ) -> Result<Option<f64>, RecipeError> {
+        let Some(node) = self.take(key) else { return Ok(None) };
+        let number = match node.kind {
+            Kind::Float(number) => Some(number),
+            Kind::Integer(number) => Some(number as f64),
+            _ => None,
+        };
+        match number.filter(|number| number.is_finite() && ok(*number)) {
+            Some(number) => Ok(Some(number)),
+            None => Err(self.invalid(key, node, expected, "")),
+        }
+    }
+
+    pub fn positive(&mut self, key: &'static str) -> Result<Option<f64>, RecipeError> {
+        self.float(key, "a number above 0", |number| number > 0.0)
+    }
+
+    pub fn not_negative(&mut self, key: &'static str) -> Result<Option<f64>, RecipeError> {
+        self.float(key, "a number not below 0", |number| number >= 0.0)
+    }
+
+    pub fn share(&mut self, key: &'static str) -> Result<Option<f64>, RecipeError> {
+        self.float(key, "a number from 0 to 1", |number| (0.0..=1.0).contains(&number))
+    }
+
+    /// A pair of numbers from 0 to below 1.
+    pub fn decays(&mut self, key: &'static str) -> Result<Option<[f64; 2]>, RecipeError> {
+        let Some(node) = self.take(key) else { return Ok(None) };
+        let number = |node: &Node| match node.kind {
+            Kind::Float(number) => Some(number),
+            Kind::Integer(number) => Some(number as f64),
+            _ => None,
+        };
+        let pair = match &node.kind {
+            Kind::Array(nodes) if nodes.len() == 2 => number(&nodes[0]).zip(number(&nodes[1])),
+            _ => None,
+        };
+        match pair.filter(|(a, b)| (0.0..1.0).contains(a) && (0.0..1.0).contains(b)) {
+            Some((a, b)) => Ok(Some([a, b])),
+            None => Err(self.invalid(key, node, "two numbers from 0 to below 1, such as [0.9, 0.95]", "")),
+        }
+    }
+
+    pub fn flag(&mut self, key: &'static str) -> Result<Option<bool>, RecipeError> {
+        match self.take(key) {
+            None => Ok(None),
+            Some(Node { kind: Kind::Boolean(flag), .. }) => Ok(Some(*flag)),
+            Some(node) => Err(self.invalid(key, node, "true or false", "")),
+        }
+    }
+
+    pub fn text(&mut self, key: &'static str) -> Result<Option<String>, RecipeError> {
+        match self.take(key) {
+            None => Ok(None),
+            Some(Node { kind: Kind::Text(text), .. }) if !text.is_empty() => Ok(Some(text.clone())),
+            Some(node) => Err(self.invalid(key, node, "a string that is not empty", "")),
+        }
+    }
+
+    pub fn texts(&mut self, key: &'static str) -> Result<Option<Vec<String>>, RecipeError> {
+        let Some(node) = self.take(key) else { return Ok(None) };
+        let expected = "an array of strings";
+        let Kind::Array(nodes) = &node.kind else { return Err(self.invalid(key, node, expected, "")) };
+        let text = |node: &Node| match &node.kind {
+            Kind::Text(text) => Ok(text.clone()),
+            _ => Err(self.invalid(key, node, expected, "")),
+        };
+        nodes.iter().map(text).collect::<Result<_, _>>().map(Some)
+    }
+
+    /// One of a few words.
+    pub fn choice<T: Copy>(
+        &mut self,
+        key: &'static str,
+        choices: &[(&str, T)],
+    ) -> Result<Option<T>, RecipeError> {
+        let Some(node) = self.take(key) else { return Ok(None) };
+        match one_of(node, choices) {
+            Some(choice) => Ok(Some(choice)),
+            None => Err(self.invalid(key, node, &listed(choices), "")),
+        }
+    }
+
+    /// A number of things: an integer, or a string with a suffix of `units`.
+    pub fn count(&mut self, key: &'static str, units: &Units) -> Result<Option<u64>, RecipeError> {
+        let Some(node) = self.take(key) else { return Ok(None) };
+        let found = match &node.kind {
+            Kind::Integer(number) => u64::try_from(*number).ok(),
+            Kind::Text(text) => units.parse(text),
+            _ => None,
+        };
+        match found.filter(|count| (1..=1 << 53).contains(count)) {
+            Some(count) => Ok(Some(count)),
+            None => Err(self.invalid(key, node, units.expected, "")),
+        }
+    }
+
+    /// Refuses the keys that nobody asked for.
+    pub fn finish(self) -> Result<(), RecipeError> {
+        let Some(entry) = self.entries.iter().find(|entry| !self.asked.contains(&entry.key.as_str())) else {
+            return Ok(());
+        };
+        let hint = if let Some(near) = nearest(&entry.key, &self.asked) {
+            format!("did you mean `{near}`?")
+        } else {
+            let mut known = self.asked.clone();
+            known.sort_unstable();
+            known.dedup();
+            format!("known keys: {}", known.join(", "))
+        };
+        Err(RecipeError::UnknownKey {
+            key: entry.key.clone(),
+            section: if self.path.is_empty() { "the recipe".to_owned() } else { format!("[{}]", self.path) },
+            frame: self.texts.frame(&entry.place),
+            hint,
+        })
+    }
+}
+
+/// The choice that a value names.
+pub(super) fn one_of<T: Copy>(node: &Node, choices: &[(&str, T)]) -> Option<T> {
+    let Kind::Text(text) = &node.kind else { return None };
+    choices.iter().find(|(name, _)| name == text).map(|(_, choice)| *choice)
+}
+
+/// `"a", "b" or "c"`.
+pub(super) fn listed<T>(choices: &[(&str, T)]) -> String {
+    let names: Vec<String> = choices.iter().map(|(name, _)| format!("{name:?}")).collect();
+    match names.as_slice() {
+        [] => String::new(),
+        [one] => one.clone(),
+        [rest @ .., last] => format!("{} or {last}", rest.join(", ")),
+    }
+}
+
+/// Suffixes of counts.
+pub(super) struct Units {
+    expected: &'static str,
+    suffixes: &'static [(&'static str, u64)],
+}
+
+/// Tokens: K, M, B and T are powers of a thousand.
+pub(super) const TOKENS: Units = Units {
+    expected: "a number of tokens, such as 4000000 or \"4M\"",
+    suffixes: &[("K", 1_000), ("M", 1_000_000), ("B", 1_000_000_000), ("T", 1_000_000_000_000)],
+};
+
+/// Bytes: MB is a million, `MiB` is 2^20.
+pub(super) const BYTES: Units = Units {
+    expected: "a number of bytes, such as 1000000, \"64MB\" or \"64MiB\"",
+    suffixes: &[
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("KB", 1_000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("B", 1),
+    ],
+};
+
+impl Units {
+    fn parse(&self, text: &str) -> Option<u64> {
+        let text = text.trim();
+        let suffix = self.suffixes.iter().find(|(suffix, _)| text.ends_with(suffix));
+        let (digits, unit) = match suffix {
+            Some((suffix, unit)) => (&text[..text.len() - suffix.len()], *unit),
+            None => (text, 1),
+        };
+        let number: f64 = digits.trim().replace('_', "").parse().ok()?;
+        let count = number * unit as f64;
+        // a fraction of a unit is fine, a fraction of one is not
+        (count >= 0.0 && count <= (1_u64 << 53) as f64 && count.fract() == 0.0).then_some(count as u64)
+    }
+}
+
+/// The known key nearest to `key`, if it is near enough to be meant.
+fn nearest<'k>(key: &str, known: &[&'k str]) -> Option<&'k str> {
+    let allowed = match key.chars().count() {
+        0..=4 => 1,
+        5..=7 => 2,
+        longer => (longer / 3).min(4),
+    };
+    let near = known.iter().map(|known| (distance(key, known), *known)).min()?;
+    (near.0 <= allowed).then_some(near.1)
+}
+
+/// Levenshtein's distance, with the key cut where it could not be near anything.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.chars().take(64).enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, to) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(from != *to);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(row[j + 1] + 1);
+        }
+    }
+    row[b.len()]
+}

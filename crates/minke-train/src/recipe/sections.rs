@@ -1,0 +1,334 @@
+//! The sections of a recipe but for `[model]`: their types, bounds and defaults.
+
+use std::path::Path;
+
+use super::SMALLEST_VOCABULARY;
+use super::error::RecipeError;
+use super::reader::{self, BYTES, Section, TOKENS};
+use super::tree::Kind;
+use crate::schedule::Decay;
+
+/// `[run]`: what the run is called and where it goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    /// Its name; the recipe's file name by default.
+    pub name: String,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// Folder that it writes; `runs/NAME` by default.
+    pub out: String,
+}
+
+/// One entry of `data.sources`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// Folder or file. `~`, `$NAME` and `${NAME:-default}` are expanded when it is opened; a relative path is
+    /// taken from the recipe's folder and is absolute here.
+    pub path: String,
+    /// Patterns of files to take; empty takes what the data reader knows.
+    pub include: Vec<String>,
+    /// Patterns of files to leave out.
+    pub exclude: Vec<String>,
+    /// Most bytes to take from this source.
+    pub max_bytes: Option<u64>,
+}
+
+/// `[data]`: the text.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Data {
+    /// Folders and files of text; empty when tokens are random.
+    pub sources: Vec<Source>,
+    /// Random tokens instead of text, for benchmarks.
+    pub random: bool,
+    /// Share of files that are held out.
+    pub validation_share: f64,
+    /// Whether attention stops at the borders of documents.
+    pub document_borders: bool,
+    /// A `tokenizer.json` to use, its path treated as [`Source::path`] is.
+    pub tokenizer: Option<String>,
+    /// Size of the vocabulary to train when no tokenizer is given.
+    pub vocab_size: Option<usize>,
+    /// Most bytes to take from all sources.
+    pub max_bytes: Option<u64>,
+}
+
+/// The optimizer of the matrices; everything else is trained by `AdamW`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Optimizer {
+    /// `AdamW` for all.
+    AdamW,
+    /// Muon for matrices, `AdamW` for the rest.
+    Muon,
+}
+
+/// `[train]`: the loop.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Train {
+    /// Tokens of one sequence.
+    pub sequence_length: usize,
+    /// Sequences of one micro-batch.
+    pub batch_size: usize,
+    /// Micro-batches of one step.
+    pub accumulation: usize,
+    /// Tokens to train on.
+    pub tokens: u64,
+    /// Optimizer of the matrices.
+    pub optimizer: Optimizer,
+    /// Peak rate of `AdamW`.
+    pub lr: f64,
+    /// Peak rate of Muon.
+    pub muon_lr: f64,
+    /// Momentum of Muon.
+    pub muon_momentum: f64,
+    /// Decay rates of `AdamW`'s two moments.
+    pub betas: [f64; 2],
+    /// Epsilon of `AdamW`.
+    pub eps: f64,
+    /// Decoupled weight decay of matrices.
+    pub weight_decay: f64,
+    /// Share of steps of warm-up.
+    pub warmup_share: f64,
+    /// Share of steps of decay.
+    pub decay_share: f64,
+    /// Shape of the decay.
+    pub decay: Decay,
+    /// Share of the peak rate that is left at the end.
+    pub final_lr_share: f64,
+    /// Norm that gradients are clipped to; 0 for no clipping.
+    pub clip: f64,
+    /// Weight of the multi-token-prediction loss.
+    pub mtp_loss_weight: f64,
+    /// Speed gamma of the router's bias update.
+    pub bias_update_speed: f64,
+    /// Weight alpha of the sequence-wise balance loss.
+    pub sequence_balance_alpha: f64,
+    /// Steps between evaluations; 0 for none but the last.
+    pub eval_every: u64,
+    /// Held-out tokens of one evaluation.
+    pub eval_tokens: u64,
+    /// Steps between samples; 0 for none but the last.
+    pub sample_every: u64,
+    /// Steps between checkpoints; 0 for none but the last.
+    pub checkpoint_every: u64,
+    /// Checkpoints kept.
+    pub keep: usize,
+}
+
+/// A type that products are computed in; masters and sums are f32 always.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dtype {
+    /// 32-bit floats.
+    F32,
+    /// bfloat16 operands, f32 accumulators.
+    Bf16,
+}
+
+impl Dtype {
+    /// Names that recipes use.
+    const CHOICES: [(&'static str, Self); 2] = [("f32", Self::F32), ("bf16", Self::Bf16)];
+
+    /// The name that recipes use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
+/// `precision = "..."` or `[precision]`: the type of each role's products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Precision {
+    /// Projections of attention and dense FFNs.
+    pub linear: Dtype,
+    /// Projections of routed experts.
+    pub expert: Dtype,
+    /// The head.
+    pub head: Dtype,
+    /// Scores and values of attention.
+    pub attention: Dtype,
+    /// The router; f32 unless asked for, since near ties decide which experts run.
+    pub router: Dtype,
+}
+
+impl Precision {
+    /// What one word means: that type for all but the router.
+    pub fn all(dtype: Dtype) -> Self {
+        Self { linear: dtype, expert: dtype, head: dtype, attention: dtype, router: Dtype::F32 }
+    }
+
+    /// Each role by name.
+    pub fn roles(&self) -> [(&'static str, Dtype); 5] {
+        [
+            ("linear", self.linear),
+            ("expert", self.expert),
+            ("head", self.head),
+            ("attention", self.attention),
+            ("router", self.router),
+        ]
+    }
+}
+
+/// `[sample]`: text written during training.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sample {
+    /// Texts to continue; empty for none.
+    pub prompts: Vec<String>,
+    /// Tokens to write after each.
+    pub tokens: usize,
+    /// Temperature; 0 takes the likeliest token.
+    pub temperature: f64,
+}
+
+/// `[train]` as given, where what is absent is derived from the model.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct GivenTrain {
+    /// Everything that has a plain default; the derived fields below stand in `train` as zero.
+    pub train: Train,
+    pub tokens: Option<u64>,
+    pub lr: Option<f64>,
+    pub muon_lr: Option<f64>,
+}
+
+const MOST_STEPS: u64 = 1 << 40;
+
+pub(super) fn run(section: &mut Section, recipe_name: &str) -> Result<Run, RecipeError> {
+    let stem = Path::new(recipe_name).file_stem().and_then(|stem| stem.to_str()).unwrap_or("run");
+    let name = section.text("name")?.unwrap_or_else(|| stem.to_owned());
+    // beyond 2^63 TOML has no integers
+    let seed = section.integer("seed", 0, i64::MAX as u64)?.unwrap_or(0);
+    let out = section.text("out")?.unwrap_or_else(|| format!("runs/{name}"));
+    Ok(Run { name, seed, out })
+}
+
+pub(super) fn data(mut section: Section, folder: Option<&Path>) -> Result<Data, RecipeError> {
+    let mut sources = Vec::new();
+    for mut source in section.sections("sources")? {
+        let path = source.text("path")?;
+        let entry = Source {
+            path: located(path.unwrap_or_default(), folder),
+            include: source.texts("include")?.unwrap_or_default(),
+            exclude: source.texts("exclude")?.unwrap_or_default(),
+            max_bytes: source.count("max_bytes", &BYTES)?,
+        };
+        if entry.path.is_empty() {
+            return Err(source.missing("path", "a folder or file"));
+        }
+        source.finish()?;
+        sources.push(entry);
+    }
+    let random = section.flag("random")?.unwrap_or(false);
+    if random && !sources.is_empty() {
+        return Err(section.conflict("random", "true", "false, since data.sources are given"));
+    }
+    if !random && sources.is_empty() {
+        return Err(section.missing("sources", "at least one source, or data.random = true"));
+    }
+    let data = Data {
+        sources,
+        random,
+        validation_share: section
+            .float("validation_share", "a number from 0 to 0.5", |share| (0.0..=0.5).contains(&share))?
+            .unwrap_or(if random { 0.0 } else { 0.02 }),
+        document_borders: section.flag("document_borders")?.unwrap_or(true),
+        tokenizer: section.text("tokenizer")?.map(|path| located(path, folder)),
+        vocab_size: section
+            .integer("vocab_size", SMALLEST_VOCABULARY as u64, 1 << 24)?
+            .map(|size| size as usize),
+        max_bytes: section.count("max_bytes", &BYTES)?,
+    };
+    if data.vocab_size.is_some() && (data.random || data.tokenizer.is_some()) {
+        let expected = "no value, since no tokenizer is trained (the model's is model.vocab_size)";
+        return Err(section.conflict("vocab_size", "a size", expected));
+    }
+    if data.tokenizer.is_some() && data.random {
+        return Err(section.conflict("tokenizer", "a path", "no value, since the tokens are random"));
+    }
+    section.finish()?;
+    Ok(data)
+}
+
+/// A relative path, from the recipe's folder; what the data reader expands or resolves itself stays.
+fn located(path: String, folder: Option<&Path>) -> String {
+    let own = path.starts_with(['/', '~', '$']) || path.starts_with("hf:") || path.is_empty();
+    match folder {
+        Some(folder) if !own => {
+            let joined = folder.join(&path);
+            std::path::absolute(&joined).unwrap_or(joined).to_string_lossy().into_owned()
+        }
+        _ => path,
+    }
+}
+
+pub(super) fn train(mut section: Section) -> Result<GivenTrain, RecipeError> {
+    let s = &mut section;
+    let optimizers = [("adamw", Optimizer::AdamW), ("muon", Optimizer::Muon)];
+    let decays = [("linear", Decay::Linear), ("one_minus_sqrt", Decay::OneMinusSqrt)];
+    let given = GivenTrain {
+        tokens: s.count("tokens", &TOKENS)?,
+        lr: s.positive("lr")?,
+        muon_lr: s.positive("muon_lr")?,
+        train: Train {
+            sequence_length: s.integer("sequence_length", 2, 1 << 20)?.unwrap_or(256) as usize,
+            batch_size: s.integer("batch_size", 1, 1 << 16)?.unwrap_or(16) as usize,
+            accumulation: s.integer("accumulation", 1, 1 << 16)?.unwrap_or(1) as usize,
+            tokens: 0,
+            optimizer: s.choice("optimizer", &optimizers)?.unwrap_or(Optimizer::Muon),
+            lr: 0.0,
+            muon_lr: 0.0,
+            muon_momentum: s
+                .float("muon_momentum", "a number from 0 to below 1", |share| (0.0..1.0).contains(&share))?
+                .unwrap_or(0.95),
+            betas: s.decays("betas")?.unwrap_or([0.9, 0.95]),
+            eps: s.positive("eps")?.unwrap_or(1e-8),
+            weight_decay: s.not_negative("weight_decay")?.unwrap_or(0.1),
+            warmup_share: s.share("warmup_share")?.unwrap_or(0.02),
+            decay_share: s.share("decay_share")?.unwrap_or(0.3),
+            decay: s.choice("decay", &decays)?.unwrap_or(Decay::OneMinusSqrt),
+            final_lr_share: s.share("final_lr_share")?.unwrap_or(0.0),
+            clip: s.not_negative("clip")?.unwrap_or(1.0),
+            mtp_loss_weight: s.not_negative("mtp_loss_weight")?.unwrap_or(0.3),
+            bias_update_speed: s.not_negative("bias_update_speed")?.unwrap_or(0.001),
+            sequence_balance_alpha: s.not_negative("sequence_balance_alpha")?.unwrap_or(0.0001),
+            eval_every: s.integer("eval_every", 0, MOST_STEPS)?.unwrap_or(100),
+            eval_tokens: s.count("eval_tokens", &TOKENS)?.unwrap_or(65_536),
+            sample_every: s.integer("sample_every", 0, MOST_STEPS)?.unwrap_or(0),
+            checkpoint_every: s.integer("checkpoint_every", 0, MOST_STEPS)?.unwrap_or(200),
+            keep: s.integer("keep", 1, 1 << 16)?.unwrap_or(2) as usize,
+        },
+    };
+    section.finish()?;
+    Ok(given)
+}
+
+/// Either one word or a table of roles.
+pub(super) fn precision(root: &mut Section) -> Result<Precision, RecipeError> {
+    let Some(node) = root.take("precision") else { return Ok(Precision::all(Dtype::Bf16)) };
+    if !matches!(node.kind, Kind::Table(_)) {
+        let expected = format!("{}, or a table of roles", reader::listed(&Dtype::CHOICES));
+        let dtype = reader::one_of(node, &Dtype::CHOICES);
+        return dtype.map(Precision::all).ok_or_else(|| root.invalid("precision", node, &expected, ""));
+    }
+    let mut section = root.section("precision")?;
+    let default = Precision::all(Dtype::Bf16);
+    let mut role = |key, default| Ok(section.choice(key, &Dtype::CHOICES)?.unwrap_or(default));
+    let precision = Precision {
+        linear: role("linear", default.linear)?,
+        expert: role("expert", default.expert)?,
+        head: role("head", default.head)?,
+        attention: role("attention", default.attention)?,
+        router: role("router", default.router)?,
+    };
+    section.finish()?;
+    Ok(precision)
+}
+
+pub(super) fn sample(mut section: Section) -> Result<Sample, RecipeError> {
+    let sample = Sample {
+        prompts: section.texts("prompts")?.unwrap_or_default(),
+        tokens: section.integer("tokens", 1, 1 << 16)?.unwrap_or(64) as usize,
+        temperature: section.not_negative("temperature")?.unwrap_or(0.8),
+    };
+    section.finish()?;
+    Ok(sample)
+}

@@ -1,0 +1,190 @@
+//! TOML text and `--set` options as one tree of values that know where they stand.
+
+use std::ops::Range;
+
+use toml::de::{DeTable, DeValue};
+
+use super::error::{Frame, RecipeError};
+
+/// A range of one of the texts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Place {
+    source: usize,
+    span: Range<usize>,
+}
+
+/// The recipe's text and, behind it, those of the options.
+#[derive(Debug, Clone)]
+pub(super) struct Texts(Vec<(String, String)>);
+
+impl Texts {
+    /// The frame of a place, boxed since errors are moved about.
+    #[expect(clippy::unnecessary_box_returns, reason = "its only use is in errors, which hold it boxed")]
+    pub fn frame(&self, place: &Place) -> Box<Frame> {
+        let (name, text) = &self.0[place.source];
+        Box::new(Frame::new(name, text, place.span.clone()))
+    }
+
+    /// The recipe's own name.
+    pub fn name(&self) -> &str {
+        &self.0[0].0
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Node {
+    pub kind: Kind,
+    pub place: Place,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum Kind {
+    Boolean(bool),
+    Integer(i128),
+    Float(f64),
+    Text(String),
+    Datetime,
+    Array(Vec<Node>),
+    Table(Vec<Entry>),
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    pub key: String,
+    pub place: Place,
+    pub node: Node,
+}
+
+impl Node {
+    /// The value for a message.
+    pub fn describe(&self) -> String {
+        match &self.kind {
+            Kind::Boolean(flag) => flag.to_string(),
+            Kind::Integer(number) => number.to_string(),
+            Kind::Float(number) => format!("{number:?}"),
+            Kind::Text(text) if text.chars().count() <= 60 => format!("the string {text:?}"),
+            Kind::Text(_) => "a long string".to_owned(),
+            Kind::Datetime => "a date".to_owned(),
+            Kind::Array(_) => "an array".to_owned(),
+            Kind::Table(_) => "a table".to_owned(),
+        }
+    }
+}
+
+/// Parses a recipe and applies the options in order.
+pub(super) fn parse(name: &str, text: &str, overrides: &[String]) -> Result<(Node, Texts), RecipeError> {
+    let mut texts = Texts(vec![(name.to_owned(), text.to_owned())]);
+    let table = DeTable::parse(text).map_err(|error| {
+        let span = error.span().unwrap_or(0..0);
+        RecipeError::Syntax {
+            message: error.message().to_owned(),
+            frame: Box::new(Frame::new(name, text, span)),
+        }
+    })?;
+    let span = table.span();
+    let mut root = Node { kind: self::table(table.get_ref(), 0, 0), place: Place { source: 0, span } };
+    for option in overrides {
+        texts.0.push(("--set".to_owned(), option.clone()));
+        apply(&mut root, option, texts.0.len() - 1)?;
+    }
+    Ok((root, texts))
+}
+
+fn table(table: &DeTable<'_>, source: usize, offset: usize) -> Kind {
+    let shift = |span: Range<usize>| Place { source, span: span.start + offset..span.end + offset };
+    let mut entries: Vec<Entry> = table
+        .iter()
+        .map(|(key, value)| Entry {
+            key: key.get_ref().to_string(),
+            place: shift(key.span()),
+            node: Node { kind: kind(value.get_ref(), source, offset), place: shift(value.span()) },
+        })
+        .collect();
+    // the parser sorts by name; errors should come in reading order
+    entries.sort_by_key(|entry| entry.place.span.start);
+    Kind::Table(entries)
+}
+
+fn kind(value: &DeValue<'_>, source: usize, offset: usize) -> Kind {
+    match value {
+        DeValue::String(text) => Kind::Text(text.to_string()),
+        // beyond 128 bits it is out of every bound anyway
+        DeValue::Integer(number) => {
+            Kind::Integer(i128::from_str_radix(number.as_str(), number.radix()).unwrap_or(i128::MAX))
+        }
+        DeValue::Float(number) => Kind::Float(number.as_str().parse().unwrap_or(f64::NAN)),
+        DeValue::Boolean(flag) => Kind::Boolean(*flag),
+        DeValue::Datetime(_) => Kind::Datetime,
+        DeValue::Array(values) => Kind::Array(
+            values
+                .iter()
+                .map(|value| Node {
+                    kind: kind(value.get_ref(), source, offset),
+                    place: Place { source, span: value.span().start + offset..value.span().end + offset },
+                })
+                .collect(),
+        ),
+        DeValue::Table(inner) => table(inner, source, offset),
+    }
+}
+
+/// Applies `a.b=v`: a TOML value, or a bare word as a string.
+fn apply(root: &mut Node, option: &str, source: usize) -> Result<(), RecipeError> {
+    let refuse = |reason: String| RecipeError::Override { text: option.to_owned(), reason };
+    let (path, value) = option
+        .split_once('=')
+        .ok_or_else(|| refuse("expected KEY=VALUE, such as train.lr=0.001".to_owned()))?;
+    let offset = path.len() + 1;
+    let keys: Vec<&str> = path.split('.').map(str::trim).collect();
+    if keys.iter().any(|key| key.is_empty()) {
+        return Err(refuse("expected dotted keys before the equals sign, such as train.lr".to_owned()));
+    }
+    let whole = Place { source, span: offset..option.len() };
+    let parsed = match DeValue::parse(value.trim()) {
+        Ok(parsed) => {
+            let lead = value.len() - value.trim_start().len();
+            Node { kind: kind(parsed.get_ref(), source, offset + lead), place: whole.clone() }
+        }
+        Err(error) if value.trim_start().starts_with(['[', '{', '"', '\'']) => {
+            return Err(refuse(format!("the value is not valid TOML: {}", error.message())));
+        }
+        Err(_) => Node { kind: Kind::Text(value.trim().to_owned()), place: whole.clone() },
+    };
+    let key_place = Place { source, span: 0..path.len() };
+    let mut node = root;
+    for (depth, key) in keys.iter().enumerate() {
+        let last = depth + 1 == keys.len();
+        node = match &mut node.kind {
+            Kind::Table(entries) => {
+                let found = entries.iter().position(|entry| entry.key == *key);
+                let index = found.unwrap_or_else(|| {
+                    let node = Node { kind: Kind::Table(Vec::new()), place: key_place.clone() };
+                    entries.push(Entry { key: (*key).to_owned(), place: key_place.clone(), node });
+                    entries.len() - 1
+                });
+                let entry = &mut entries[index];
+                if last {
+                    entry.place = key_place.clone();
+                }
+                &mut entry.node
+            }
+            Kind::Array(nodes) => {
+                let length = nodes.len();
+                key.parse().ok().and_then(|index: usize| nodes.get_mut(index)).ok_or_else(|| {
+                    refuse(format!(
+                        "`{}` is an array of {length}, `{key}` is no index",
+                        keys[..depth].join(".")
+                    ))
+                })?
+            }
+            Kind::Boolean(_) | Kind::Integer(_) | Kind::Float(_) | Kind::Text(_) | Kind::Datetime => {
+                return Err(refuse(format!(
+                    "`{}` is a single value, not a section",
+                    keys[..depth].join(".")
+                )));
+            }
+        };
+    }
+    *node = parsed;
+    Ok(())
+}
