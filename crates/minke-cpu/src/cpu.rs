@@ -65,6 +65,12 @@ impl<T> SharedMut<T> {
         Self(slice.as_mut_ptr(), slice.len())
     }
 
+    /// The first element.
+    #[inline]
+    pub fn start(&self) -> *mut T {
+        self.0
+    }
+
     /// The part `start..start + len`.
     ///
     /// # Safety

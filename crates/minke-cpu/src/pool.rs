@@ -85,7 +85,8 @@ impl Pool {
         {
             let mut slot = shared.slot.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             // SAFETY: only the lifetime is erased; this function does not return before every worker is done.
-            let erased: *const Task<'static> = unsafe { std::mem::transmute::<&Task<'_>, &'static Task<'static>>(task) };
+            let erased: *const Task<'static> =
+                unsafe { std::mem::transmute::<&Task<'_>, &'static Task<'static>>(task) };
             slot.job = Some((erased, tasks));
             shared.epoch.fetch_add(1, Ordering::Release);
         }

@@ -40,10 +40,45 @@ thread_local! {
     static FREE: RefCell<Vec<AlignedBuf>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Lends `len` elements of this thread's working memory to `f`. Calls may nest; the contents are unspecified.
-pub fn with_scratch<T: bytemuck::Pod, R>(len: usize, f: impl FnOnce(&mut [T]) -> R) -> R {
+/// Working memory on loan from this thread; goes back when dropped.
+pub struct Scratch<T> {
+    buf: AlignedBuf,
+    len: usize,
+    element: std::marker::PhantomData<T>,
+}
+
+/// Borrows `len` elements of this thread's working memory; the contents are unspecified.
+///
+/// A guard and not a closure: vector code inside a closure would not be compiled with the level's instructions.
+pub fn take<T: bytemuck::Pod>(len: usize) -> Scratch<T> {
     let mut buf = FREE.with_borrow_mut(Vec::pop).unwrap_or_default();
-    let result = f(buf.get(len));
-    FREE.with_borrow_mut(|free| free.push(buf));
-    result
+    buf.get::<T>(len);
+    Scratch { buf, len, element: std::marker::PhantomData }
+}
+
+impl<T: bytemuck::Pod> std::ops::Deref for Scratch<T> {
+    type Target = [T];
+    #[inline]
+    fn deref(&self) -> &[T] {
+        self.buf.view(self.len)
+    }
+}
+
+impl<T: bytemuck::Pod> std::ops::DerefMut for Scratch<T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [T] {
+        self.buf.get(self.len)
+    }
+}
+
+impl<T> Drop for Scratch<T> {
+    fn drop(&mut self) {
+        let buf = std::mem::take(&mut self.buf);
+        FREE.with_borrow_mut(|free| free.push(buf));
+    }
+}
+
+/// Lends `len` elements of this thread's working memory to `f`, for code without vectors; see [`take`].
+pub fn with_scratch<T: bytemuck::Pod, R>(len: usize, f: impl FnOnce(&mut [T]) -> R) -> R {
+    f(&mut take(len))
 }

@@ -34,12 +34,44 @@ pub struct Tile {
     pub accumulate: bool,
 }
 
+/// A tile of a product of bf16 pairs, 32 columns wide: `c[i][j] (+)= sum over pairs p of a[i][p] . b[p][j]`, where `.`
+/// adds two products into an f32 accumulator (`vdpbf16ps`), pairs in ascending order.
+#[derive(Clone, Copy)]
+pub struct DotTile {
+    /// Length of the sums in pairs.
+    pub pairs: usize,
+    /// Pair `p` of row `i` is at `a + i * a_row + p * a_step`; any alignment.
+    pub a: *const u32,
+    /// Distance of rows of `a`, in pairs.
+    pub a_row: usize,
+    /// Distance of steps of `a`, in pairs.
+    pub a_step: usize,
+    /// Pair `p` of column `j` is at `b + p * PANEL + j`.
+    pub b: *const u32,
+    /// `c[i][j]` is at `c + i * c_row + j`; 32 columns.
+    pub c: *mut f32,
+    /// Distance of rows of `c`.
+    pub c_row: usize,
+    /// Whether the sums start from what is in `c` rather than from zero.
+    pub accumulate: bool,
+}
+
 /// Computes `rows` (at most [`MAX_ROWS`]) by `vecs` vectors (16 columns each; 1 or 2) of a product.
 ///
 /// # Safety
 /// All that `t` addresses for these sizes must be readable, and `c` writable and not shared.
 #[inline(always)]
 pub unsafe fn run<S: Simd>(s: S, t: Tile, rows: usize, vecs: usize) {
+    // SAFETY: by the caller's promise.
+    unsafe { s.tile(t, rows, vecs) }
+}
+
+/// The body of [`Simd::tile`]: compiled once per level, because it is large and every product calls it.
+///
+/// # Safety
+/// As for [`run`].
+#[inline(always)]
+pub(crate) unsafe fn body<S: Simd>(s: S, t: Tile, rows: usize, vecs: usize) {
     // SAFETY: by the caller's promise; each call below covers a disjoint part of the same tile.
     unsafe {
         if S::TILE_VECS == 2 && vecs == 2 {
@@ -87,12 +119,8 @@ unsafe fn fixed<S: Simd, const ROWS: usize, const VECS: usize>(s: S, t: Tile) {
                 }
             }
         }
-        // two copies of the loop: depth next to depth (rows as they lie in memory), and any distance (packed columns)
-        if t.a_step == 1 {
-            for p in 0..t.depth {
-                step::<S, ROWS, VECS>(s, &mut acc, t.a.add(p), t.a_row, t.b.add(p * PANEL));
-            }
-        } else if t.a_row == 1 {
+        // a copy of the loop for packed columns, whose rows are next to each other: addresses become constants
+        if t.a_row == 1 {
             for p in 0..t.depth {
                 step::<S, ROWS, VECS>(s, &mut acc, t.a.add(p * t.a_step), 1, t.b.add(p * PANEL));
             }

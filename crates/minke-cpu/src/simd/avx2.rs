@@ -4,6 +4,8 @@ use std::arch::x86_64::*;
 
 use minke_num::bf16;
 
+use crate::gemm::tile::Tile;
+
 use super::{Kernel, LANES, Simd};
 
 /// The witness: made by [`run`] alone.
@@ -43,10 +45,23 @@ macro_rules! per_half {
     };
 }
 
+/// The register tile of this level.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn product_tile(tile: Tile, rows: usize, vecs: usize) {
+    // SAFETY: by the promise of the caller of `tile`.
+    unsafe { crate::gemm::tile::body(Avx2(()), tile, rows, vecs) }
+}
+
 impl Simd for Avx2 {
     type V = V;
     const TILE_ROWS: usize = 6;
     const TILE_VECS: usize = 1;
+
+    #[inline(always)]
+    unsafe fn tile(self, tile: Tile, rows: usize, vecs: usize) {
+        // SAFETY: the witness says that the instructions exist; the rest is the caller's promise.
+        unsafe { product_tile(tile, rows, vecs) }
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> V {

@@ -6,10 +6,11 @@ use minke_num::bf16;
 
 use super::avx2::{max8, sum8};
 use super::{Kernel, LANES, Simd};
+use crate::gemm::tile::{DotTile, PANEL, Tile};
 
 /// The witness: made by [`run`] alone.
 #[derive(Clone, Copy)]
-pub struct Avx512(());
+pub struct Avx512<const DOT: bool>(());
 
 /// Runs a kernel with AVX-512.
 ///
@@ -17,13 +18,50 @@ pub struct Avx512(());
 /// The machine must have `avx512f`, `avx512bw`, `avx512dq`, `avx512vl` and `fma`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 pub unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
-    kernel.run(Avx512(()))
+    kernel.run(Avx512::<false>(()))
 }
 
-impl Simd for Avx512 {
+/// Runs a kernel with AVX-512 and its bf16 dot product.
+///
+/// # Safety
+/// As for [`run`], and the machine must have `avx512bf16`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+pub unsafe fn run_dot<K: Kernel>(kernel: K) -> K::Out {
+    kernel.run(Avx512::<true>(()))
+}
+
+/// The register tile of this level.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+unsafe fn product_tile(tile: Tile, rows: usize, vecs: usize) {
+    // SAFETY: by the promise of the caller of `tile`.
+    unsafe { crate::gemm::tile::body(Avx512::<false>(()), tile, rows, vecs) }
+}
+
+impl<const HAS_DOT: bool> Simd for Avx512<HAS_DOT> {
     type V = __m512;
     const TILE_ROWS: usize = 14;
     const TILE_VECS: usize = 2;
+    const DOT: bool = HAS_DOT;
+
+    #[inline(always)]
+    unsafe fn tile(self, tile: Tile, rows: usize, vecs: usize) {
+        // SAFETY: the witness says that the instructions exist; the rest is the caller's promise.
+        unsafe { product_tile(tile, rows, vecs) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_tile(self, tile: DotTile, rows: usize) {
+        macro_rules! of_rows {
+            ($($n:literal)*) => {
+                match rows {
+                    // SAFETY: the witness says that the instruction exists; the rest is the caller's promise.
+                    $($n => unsafe { dot_rows::<$n>(tile) },)*
+                    _ => unreachable!("a tile has 1 to 14 rows"),
+                }
+            };
+        }
+        of_rows!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -142,43 +180,31 @@ unsafe fn rounded_bits(x: __m512) -> __m512i {
     }
 }
 
-/// One tile of a bf16 product: `c[i][j] = sum over pairs p of a[i][p] . b[p][j]`, `ROWS` rows by 32 columns, by
-/// `vdpbf16ps` (products of pairs added into an f32 accumulator, pairs in ascending order).
-///
-/// `a` holds rows of bf16 pairs: pair `p` of row `i` at `a + i * a_row + p * a_pair`; `b` is a packed panel of 32
-/// pairs per step; `c` has rows of 32 floats, which are the starting values.
-///
-/// # Safety
-/// The machine must have `avx512bf16`; all addressed memory must be readable, `c` writable.
+/// The tile's rows are a constant, so that its sums stay in registers.
 #[target_feature(enable = "avx512f,avx512bf16")]
-pub unsafe fn dot_tile<const ROWS: usize>(
-    pairs: usize,
-    a: *const u32,
-    a_row: usize,
-    a_pair: usize,
-    b: *const u32,
-    c: *mut f32,
-    c_row: usize,
-) {
-    // SAFETY: by the caller's promise.
+unsafe fn dot_rows<const ROWS: usize>(t: DotTile) {
+    // SAFETY: by the promise of the caller of `dot_tile`.
     unsafe {
         let mut acc = [[_mm512_setzero_ps(); 2]; ROWS];
-        for (i, row) in acc.iter_mut().enumerate() {
-            for (v, x) in row.iter_mut().enumerate() {
-                *x = _mm512_loadu_ps(c.add(i * c_row + v * 16));
+        if t.accumulate {
+            for (i, row) in acc.iter_mut().enumerate() {
+                for (v, x) in row.iter_mut().enumerate() {
+                    *x = _mm512_loadu_ps(t.c.add(i * t.c_row + v * LANES));
+                }
             }
         }
-        for p in 0..pairs {
-            let b = [0, 16].map(|o| as_bf16(_mm512_loadu_si512(b.add(p * 32 + o).cast())));
+        for p in 0..t.pairs {
+            let b = [0, LANES].map(|o| as_bf16(_mm512_loadu_si512(t.b.add(p * PANEL + o).cast())));
             for (i, row) in acc.iter_mut().enumerate() {
-                let pair = as_bf16(_mm512_set1_epi32(a.add(i * a_row + p * a_pair).read_unaligned() as i32));
-                row[0] = _mm512_dpbf16_ps(row[0], pair, b[0]);
-                row[1] = _mm512_dpbf16_ps(row[1], pair, b[1]);
+                let pair = t.a.add(i * t.a_row + p * t.a_step).read_unaligned();
+                let a = as_bf16(_mm512_set1_epi32(pair as i32));
+                row[0] = _mm512_dpbf16_ps(row[0], a, b[0]);
+                row[1] = _mm512_dpbf16_ps(row[1], a, b[1]);
             }
         }
         for (i, row) in acc.iter().enumerate() {
             for (v, &x) in row.iter().enumerate() {
-                _mm512_storeu_ps(c.add(i * c_row + v * 16), x);
+                _mm512_storeu_ps(t.c.add(i * t.c_row + v * LANES), x);
             }
         }
     }

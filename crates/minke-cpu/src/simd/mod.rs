@@ -17,6 +17,8 @@ mod scalar;
 
 use minke_num::bf16;
 
+use crate::gemm::tile::{DotTile, Tile};
+
 /// Lanes of a vector, on every level.
 pub const LANES: usize = 16;
 
@@ -28,6 +30,22 @@ pub trait Simd: Copy + Send + Sync + 'static {
     const TILE_ROWS: usize;
     /// Vectors per row of that tile: 2 where there are 32 wide registers, else 1.
     const TILE_VECS: usize;
+    /// Whether [`Simd::dot_tile`] exists here.
+    const DOT: bool = false;
+
+    /// One register tile of a product; see [`crate::gemm::tile::run`].
+    ///
+    /// # Safety
+    /// All that the tile addresses must be readable, `c` writable.
+    unsafe fn tile(self, tile: Tile, rows: usize, vecs: usize);
+
+    /// One tile of a product of bf16 pairs, 32 columns wide; see [`crate::gemm::tile::DotTile`].
+    ///
+    /// # Safety
+    /// [`Simd::DOT`] must be true, and all that the tile addresses for `rows` rows readable, `c` writable.
+    unsafe fn dot_tile(self, _tile: DotTile, _rows: usize) {
+        unreachable!("a bf16 dot product on a level without one")
+    }
 
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::V;
@@ -229,10 +247,18 @@ impl Level {
             Kind::Neon => unsafe { neon::run(kernel) },
         }
     }
-}
 
-#[cfg(target_arch = "x86_64")]
-pub(crate) use avx512::dot_tile as bf16_dot_tile;
+    /// Like [`Level::dispatch`], for matrix products: with the bf16 dot product where there is one.
+    #[inline]
+    pub fn dispatch_product<K: Kernel>(self, kernel: K) -> K::Out {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the level came from detection, so its instructions exist.
+            Kind::Avx512Bf16 => unsafe { avx512::run_dot(kernel) },
+            _ => self.dispatch(kernel),
+        }
+    }
+}
 
 #[cfg(test)]
 mod tests;

@@ -2,6 +2,8 @@
 
 use minke_num::bf16;
 
+use crate::gemm::tile::Tile;
+
 use super::{LANES, Simd};
 
 #[derive(Clone, Copy)]
@@ -14,10 +16,23 @@ fn map2(a: V, b: V, f: impl Fn(f32, f32) -> f32) -> V {
     std::array::from_fn(|i| f(a[i], b[i]))
 }
 
+/// The register tile of this level.
+#[inline(never)]
+unsafe fn product_tile(tile: Tile, rows: usize, vecs: usize) {
+    // SAFETY: by the promise of the caller of `tile`.
+    unsafe { crate::gemm::tile::body(Scalar, tile, rows, vecs) }
+}
+
 impl Simd for Scalar {
     type V = V;
     const TILE_ROWS: usize = 4;
     const TILE_VECS: usize = 1;
+
+    #[inline(always)]
+    unsafe fn tile(self, tile: Tile, rows: usize, vecs: usize) {
+        // SAFETY: the witness says that the instructions exist; the rest is the caller's promise.
+        unsafe { product_tile(tile, rows, vecs) }
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> V {

@@ -53,7 +53,8 @@ impl Kernel for Everything<'_> {
 
 #[test]
 fn levels_agree_with_scalar() {
-    let special = [0.0, -0.0, 1.0, f32::MIN_POSITIVE, 1e-40, 3e38, -3e38, 88.0, -88.0, -87.31, 0.5, 1.5, 2.5, -2.5];
+    let special =
+        [0.0, -0.0, 1.0, f32::MIN_POSITIVE, 1e-40, 3e38, -3e38, 88.0, -88.0, -87.31, 0.5, 1.5, 2.5, -2.5];
     for case in 0..200u64 {
         let mut a: [f32; LANES] = std::array::from_fn(|i| (rng::uniform(1, case, i as u64) - 0.5) * 200.0);
         let mut b: [f32; LANES] = std::array::from_fn(|i| (rng::uniform(2, case, i as u64) - 0.5) * 3.0);

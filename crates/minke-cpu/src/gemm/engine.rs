@@ -1,0 +1,224 @@
+//! How operands lie in memory for the register tile: as f32, or as pairs of bf16.
+//!
+//! Both are 32-bit words, so that buffers and drivers are the same for both. f32 words serve f32 products on every
+//! level, and bf16 products where no bf16 instruction exists: operands are rounded to bf16 while they are packed, and
+//! products of two bf16 are exact in f32. Pairs serve bf16 products on levels that have the instruction.
+
+use minke_num::bf16;
+
+use super::tile::{self, DotTile, PANEL, Tile};
+use super::{Compute, Operand};
+use crate::simd::{LANES, Simd};
+use crate::view::View;
+
+/// A packing and the tile that reads it.
+#[derive(Clone, Copy)]
+pub(super) struct Engine<S: Simd> {
+    s: S,
+    /// Whether f32 inputs are rounded to bf16 first.
+    round: bool,
+    /// Whether words are bf16 pairs.
+    pairs: bool,
+}
+
+/// What a tile reads and writes, in words; see [`Tile`].
+#[derive(Clone, Copy)]
+pub(super) struct Words {
+    pub steps: usize,
+    pub a: *const u32,
+    pub a_row: usize,
+    pub a_step: usize,
+    pub b: *const u32,
+    pub c: *mut f32,
+    pub c_row: usize,
+    pub accumulate: bool,
+}
+
+impl<S: Simd> Engine<S> {
+    #[inline(always)]
+    pub fn new(s: S, compute: Compute) -> Self {
+        let half = compute == Compute::Bf16;
+        Self { s, round: half, pairs: half && S::DOT }
+    }
+
+    /// Words that hold a depth of `k`.
+    #[inline(always)]
+    pub fn steps(self, k: usize) -> usize {
+        if self.pairs { k.div_ceil(2) } else { k }
+    }
+
+    /// The row tile's left operand where it lies, if it needs no packing.
+    #[inline(always)]
+    pub fn in_place(self, a: &Operand<'_>, row: usize) -> Option<(*const u32, usize)> {
+        if a.index.is_some() {
+            return None;
+        }
+        match a.view {
+            View::F32(x) if !self.round => Some((x[row * a.cols..].as_ptr().cast(), a.cols)),
+            View::Bf16(x) if self.pairs && a.cols.is_multiple_of(2) => {
+                Some((x[row * a.cols..].as_ptr().cast(), a.cols / 2))
+            }
+            _ => None,
+        }
+    }
+
+    /// Packs one row (contiguous along the depth) into `out` of [`Engine::steps`] words.
+    #[inline(always)]
+    pub fn pack_row(self, row: View<'_>, out: &mut [u32]) {
+        if self.pairs {
+            for (p, word) in out.iter_mut().enumerate() {
+                let high = if 2 * p + 1 < row.len() { half_at(row, 2 * p + 1) } else { 0 };
+                *word = u32::from(half_at(row, 2 * p)) | u32::from(high) << 16;
+            }
+        } else {
+            let mut i = 0;
+            while i < row.len() {
+                let n = LANES.min(row.len() - i);
+                let x = self.load(row, i, n);
+                self.s.store_part(x, bytemuck::cast_slice_mut(&mut out[i..i + n]));
+                i += n;
+            }
+        }
+    }
+
+    /// Packs columns `col..col + width` of rows `rows` of `x` (the depth runs along its rows) into panels of `pitch`
+    /// words per step. `out` has sixteen words of room beyond the last step; columns `width..pitch` become zero
+    /// where the pitch is [`PANEL`].
+    #[inline(always)]
+    pub fn pack_columns(
+        self,
+        x: &Operand<'_>,
+        rows: std::ops::Range<usize>,
+        col: usize,
+        width: usize,
+        pitch: usize,
+        out: &mut [u32],
+    ) {
+        if self.pairs {
+            for (p, step) in out.chunks_mut(pitch).take(rows.len().div_ceil(2)).enumerate() {
+                let r = rows.start + 2 * p;
+                let low = x.row(r);
+                let high = (r + 1 < rows.end).then(|| x.row(r + 1));
+                for (j, word) in step.iter_mut().enumerate() {
+                    *word = if j < width {
+                        let high = high.map_or(0, |h| half_at(h, col + j));
+                        u32::from(half_at(low, col + j)) | u32::from(high) << 16
+                    } else {
+                        0
+                    };
+                }
+            }
+            return;
+        }
+        let out: &mut [f32] = bytemuck::cast_slice_mut(out);
+        for (p, r) in rows.enumerate() {
+            let row = x.row(r);
+            let mut j = 0;
+            // whole vectors are stored, also over what the next step will overwrite
+            while j < width {
+                let n = LANES.min(width - j);
+                let v = self.load(row, col + j, n);
+                let at = p * pitch + j;
+                self.s.store(v, (&mut out[at..at + LANES]).try_into().expect("sixteen words"));
+                j += LANES;
+            }
+            while pitch == PANEL && j < PANEL {
+                let at = p * pitch + j;
+                self.s.store(self.s.zero(), (&mut out[at..at + LANES]).try_into().expect("sixteen words"));
+                j += LANES;
+            }
+        }
+    }
+
+    /// Packs `rows` rows of `w` (each contiguous along the depth) as the columns of one panel.
+    #[inline(always)]
+    pub fn pack_transposed(self, w: View<'_>, k: usize, first: usize, rows: usize, out: &mut [u32]) {
+        for p in 0..self.steps(k) {
+            out[p * PANEL + rows..(p + 1) * PANEL].fill(0);
+        }
+        for c in 0..rows {
+            let row = w.slice((first + c) * k, (first + c + 1) * k);
+            if self.pairs {
+                for p in 0..k.div_ceil(2) {
+                    let high = if 2 * p + 1 < k { half_at(row, 2 * p + 1) } else { 0 };
+                    out[p * PANEL + c] = u32::from(half_at(row, 2 * p)) | u32::from(high) << 16;
+                }
+                continue;
+            }
+            match row {
+                View::F32(x) if self.round => {
+                    for (p, &x) in x.iter().enumerate() {
+                        out[p * PANEL + c] = bf16::from_f32(x).to_f32().to_bits();
+                    }
+                }
+                View::F32(x) => {
+                    for (p, &x) in x.iter().enumerate() {
+                        out[p * PANEL + c] = x.to_bits();
+                    }
+                }
+                View::Bf16(x) => {
+                    for (p, &x) in x.iter().enumerate() {
+                        out[p * PANEL + c] = u32::from(x.to_bits()) << 16;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The tile; see [`tile::run`]. With pairs, `c` is 32 columns wide whatever `vecs` says.
+    ///
+    /// # Safety
+    /// As for [`tile::run`].
+    #[inline(always)]
+    pub unsafe fn tile(self, w: Words, rows: usize, vecs: usize) {
+        let Words { steps, a, a_row, a_step, b, c, c_row, accumulate } = w;
+        // SAFETY: by the caller's promise.
+        unsafe {
+            if self.pairs {
+                let t = DotTile { pairs: steps, a, a_row, a_step, b, c, c_row, accumulate };
+                self.s.dot_tile(t, rows);
+            } else {
+                let t = Tile { depth: steps, a: a.cast(), a_row, a_step, b: b.cast(), c, c_row, accumulate };
+                tile::run(self.s, t, rows, vecs);
+            }
+        }
+    }
+
+    /// Whether the tile writes all 32 columns even when half are asked for.
+    #[inline(always)]
+    pub fn writes_whole_panels(self) -> bool {
+        self.pairs
+    }
+
+    /// `n` values of a row from column `i`, rounded if the engine rounds; missing lanes are zero.
+    #[inline(always)]
+    fn load(self, row: View<'_>, i: usize, n: usize) -> S::V {
+        let s = self.s;
+        match row {
+            View::F32(x) => {
+                let v = match x[i..i + n].try_into() {
+                    Ok(full) => s.load(full),
+                    Err(_) => s.load_part(&x[i..i + n], 0.0),
+                };
+                if self.round { s.round_bf16(v) } else { v }
+            }
+            View::Bf16(x) => match x[i..i + n].try_into() {
+                Ok(full) => s.load_bf16(full),
+                Err(_) => {
+                    let mut full = [bf16::ZERO; LANES];
+                    full[..n].copy_from_slice(&x[i..i + n]);
+                    s.load_bf16(&full)
+                }
+            },
+        }
+    }
+}
+
+/// The bits of element `i` as bf16.
+#[inline(always)]
+fn half_at(row: View<'_>, i: usize) -> u16 {
+    match row {
+        View::F32(x) => bf16::from_f32(x[i]).to_bits(),
+        View::Bf16(x) => x[i].to_bits(),
+    }
+}

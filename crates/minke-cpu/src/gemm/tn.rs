@@ -1,0 +1,135 @@
+//! `c = aᵀ b` over rows: dW = dyᵀ x, the depth is the tokens.
+
+use super::engine::{Engine, Words};
+use super::tile::{MAX_ROWS, PANEL};
+use super::{Compute, Operand, check_offsets};
+use crate::cpu::{Cpu, SharedMut};
+use crate::scratch;
+use crate::simd::{Kernel, LANES, Simd};
+
+/// Depth packed at a time: a panel of it stays in the first-level cache.
+const DEPTH_BLOCK: usize = 256;
+/// Largest output tile of a task, in register tiles and panels.
+const TILE_GROUPS: usize = 16;
+const TILE_PANELS: usize = 8;
+
+/// `c_g (+)= a_gᵀ b_g`: a [rows, m], b [rows, n], c [groups, m, n], f32 sums over the rows of each group in ascending
+/// order. With `accumulate` the sums start from what is in `c`.
+///
+/// # Panics
+/// When shapes do not fit.
+pub fn matmul_tn(
+    cpu: &Cpu,
+    a: Operand<'_>,
+    b: Operand<'_>,
+    offsets: &[u32],
+    compute: Compute,
+    c: &mut [f32],
+    accumulate: bool,
+) {
+    let (m, n, groups) = (a.cols, b.cols, offsets.len().saturating_sub(1));
+    assert_eq!(a.rows(), b.rows(), "matmul_tn: rows of left and right operand");
+    check_offsets("matmul_tn", offsets, a.rows());
+    assert_eq!(c.len(), groups * m * n, "matmul_tn: output of {groups} x {m} x {n}");
+    let (m_groups, n_panels) = (m.div_ceil(MAX_ROWS), n.div_ceil(PANEL));
+    // even cuts; smaller ones where there would be too few tasks to share out
+    let m_cuts = m_groups.div_ceil(TILE_GROUPS).max(1);
+    let mut n_cuts = n_panels.div_ceil(TILE_PANELS).max(1);
+    while groups * m_cuts * n_cuts < 6 && n_cuts < n_panels.div_ceil(2) {
+        n_cuts += 1;
+    }
+    let out = SharedMut::new(c);
+    cpu.run(groups * m_cuts * n_cuts, |task| {
+        let (g, cut) = (task / (m_cuts * n_cuts), task % (m_cuts * n_cuts));
+        let (mi, ni) = (cut / n_cuts, cut % n_cuts);
+        let rows = mi * m_groups / m_cuts * MAX_ROWS..((mi + 1) * m_groups / m_cuts * MAX_ROWS).min(m);
+        let cols = ni * n_panels / n_cuts * PANEL..((ni + 1) * n_panels / n_cuts * PANEL).min(n);
+        let depth = offsets[g] as usize..offsets[g + 1] as usize;
+        let task = Task { a, b, depth, rows, cols, compute, out, base: g * m * n, accumulate };
+        cpu.level().dispatch_product(task);
+    });
+}
+
+struct Task<'a> {
+    a: Operand<'a>,
+    b: Operand<'a>,
+    depth: std::ops::Range<usize>,
+    rows: std::ops::Range<usize>,
+    cols: std::ops::Range<usize>,
+    compute: Compute,
+    out: SharedMut<f32>,
+    base: usize,
+    accumulate: bool,
+}
+
+impl Kernel for Task<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Task { a, b, depth, rows, cols, compute, out, base, accumulate } = self;
+        let engine = Engine::new(s, compute);
+        let n = b.cols;
+        let steps = engine.steps(DEPTH_BLOCK.min(depth.len()));
+        let mut edge = [0.0f32; MAX_ROWS * PANEL];
+        // room for the whole vectors that packing stores
+        let a_words = steps * rows.len() + LANES;
+        let b_words = steps * cols.len().next_multiple_of(PANEL) + LANES;
+        let (mut a_buf, mut b_buf) = (scratch::take::<u32>(a_words), scratch::take::<u32>(b_words));
+        let (a_packed, b_packed) = (&mut a_buf[..], &mut b_buf[..]);
+        let mut at = depth.start;
+        // an empty depth still writes: its sums are what they start from
+        while at < depth.end || at == depth.start {
+            let block = at..depth.end.min(at + DEPTH_BLOCK);
+            let steps = engine.steps(block.len());
+            let go_on = accumulate || at > depth.start;
+            for i in (0..rows.len()).step_by(MAX_ROWS) {
+                let width = MAX_ROWS.min(rows.len() - i);
+                let out = &mut a_packed[i * steps..];
+                engine.pack_columns(&a, block.clone(), rows.start + i, width, width, out);
+            }
+            for j in (0..cols.len()).step_by(PANEL) {
+                let width = PANEL.min(cols.len() - j);
+                let out = &mut b_packed[j * steps..];
+                engine.pack_columns(&b, block.clone(), cols.start + j, width, PANEL, out);
+            }
+            for j in (0..cols.len()).step_by(PANEL) {
+                let width = PANEL.min(cols.len() - j);
+                let vecs = width.div_ceil(LANES);
+                let direct = width == PANEL || width == LANES && !engine.writes_whole_panels();
+                for i in (0..rows.len()).step_by(MAX_ROWS) {
+                    let height = MAX_ROWS.min(rows.len() - i);
+                    let first = base + (rows.start + i) * n + cols.start + j;
+                    // SAFETY: both operands hold `steps` steps from these places; the output rows and columns
+                    // belong to this task alone and are in bounds for `width` columns.
+                    unsafe {
+                        let words = |c, c_row| Words {
+                            steps,
+                            a: a_packed.as_ptr().add(i * steps),
+                            a_row: 1,
+                            a_step: height,
+                            b: b_packed.as_ptr().add(j * steps),
+                            c,
+                            c_row,
+                            accumulate: go_on,
+                        };
+                        if direct {
+                            engine.tile(words(out.start().add(first), n), height, vecs);
+                        } else {
+                            for r in 0..if go_on { height } else { 0 } {
+                                edge[r * PANEL..][..width].copy_from_slice(out.slice(first + r * n, width));
+                            }
+                            engine.tile(words(edge.as_mut_ptr(), PANEL), height, vecs);
+                            for r in 0..height {
+                                out.slice(first + r * n, width).copy_from_slice(&edge[r * PANEL..][..width]);
+                            }
+                        }
+                    }
+                }
+            }
+            if block.is_empty() {
+                break;
+            }
+            at = block.end;
+        }
+    }
+}
