@@ -2,7 +2,8 @@
 //!
 //! The file is the truth: a [`Tokenizer`] keeps its bytes, saves exactly those, and hashes them into its
 //! fingerprint, so a tokenizer that was trained, saved and loaded is the same to every cache. Hugging Face's own
-//! `tokenizers` does the encoding, so that a file means here what it means there.
+//! `tokenizers` says what a file means; for the cut that training uses, ASCII text takes a shorter way of our own
+//! that gives the same ids about ten times as fast.
 //!
 //! **Text from outside cannot forge control tokens.** [`Tokenizer::encode`] treats its input as plain text:
 //! the eight characters of `<|user|>` in a document stay eight characters. Only
@@ -17,6 +18,7 @@
 //! **Streaming**: an id may stand for part of a character. [`StreamDecoder`] hands out text only up to the
 //! last complete character, and its pieces join to exactly what decoding at once gives.
 
+mod fast;
 mod stream;
 mod train;
 
@@ -27,16 +29,19 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
 use tokenizers::decoders::DecoderWrapper;
+use tokenizers::{Model, ModelWrapper};
 
 use crate::error::guard;
 use crate::files::{read_bounded, write_atomic};
 use crate::{Error, Result};
 
+use fast::{FastBpe, Words};
+
 pub use stream::StreamDecoder;
 pub use train::{SPECIAL_TOKENS, TrainOptions};
 
 /// The largest `tokenizer.json` that is read; published ones stay below 40 MB.
-const MAX_FILE_BYTES: u64 = 256 << 20;
+const MAX_FILE_BYTES: u64 = 64 << 20;
 /// No published vocabulary has a million entries; an id far above its count would only cost memory.
 const MAX_VOCABULARY: usize = 4 << 20;
 
@@ -72,6 +77,10 @@ struct Shared {
     /// For byte-level vocabularies the bytes of each id, which make decoding exact and simple.
     token_bytes: Option<Vec<Box<[u8]>>>,
     is_special: Vec<bool>,
+    /// A short way for ASCII text, where there is one.
+    fast: Option<FastBpe>,
+    /// The letter that stands for each byte.
+    letters: [char; 256],
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -125,8 +134,8 @@ impl Tokenizer {
     fn build(json: Vec<u8>, place: &str, names: &[Option<String>; 2]) -> Result<Self> {
         let fail = |reason: String| Error::tokenizer(place, reason);
         // the parser of the model wraps errors so that they lose their line; look at the syntax first
-        serde_json::from_slice::<serde::de::IgnoredAny>(&json)
-            .map_err(|error| fail(format!("not JSON: {error}")))?;
+        let file: Value =
+            serde_json::from_slice(&json).map_err(|error| fail(format!("not JSON: {error}")))?;
         let mut special = guard(|| tokenizers::Tokenizer::from_bytes(&json))
             .map_err(fail)?
             .map_err(|error| fail(format!("not a tokenizer: {error}")))?;
@@ -169,14 +178,27 @@ impl Tokenizer {
             }
             table
         });
+        let fast = (all_control && byte_level).then(|| FastBpe::new(&file, &vocabulary)).flatten();
+        let letters = stream::byte_letters();
         let find = |named: &Option<String>, known: &[&str]| match named {
             Some(name) => special.token_to_id(name),
             None => known.iter().find_map(|name| special.token_to_id(name)),
         };
         let (bos, eos) = (find(&names[0], &BOS_NAMES), find(&names[1], &EOS_NAMES));
         let fingerprint = *blake3::hash(&json).as_bytes();
-        let shared =
-            Shared { special, plain, json, fingerprint, vocab_size, bos, eos, token_bytes, is_special };
+        let shared = Shared {
+            special,
+            plain,
+            json,
+            fingerprint,
+            vocab_size,
+            bos,
+            eos,
+            token_bytes,
+            is_special,
+            fast,
+            letters,
+        };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -215,7 +237,28 @@ impl Tokenizer {
     /// # Errors
     /// What the tokenizer's model refuses, such as an unknown character in a vocabulary without bytes.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        ids_of(&self.shared.plain, text)
+        self.encode_plain(text, &mut Words::default())
+    }
+
+    fn encode_plain(&self, text: &str, words: &mut Words) -> Result<Vec<u32>> {
+        let Some(fast) = &self.shared.fast else { return ids_of(&self.shared.plain, text) };
+        let mut out = Vec::with_capacity(text.len() / 3);
+        for (part, is_ascii) in fast::parts(text) {
+            if is_ascii {
+                fast.encode_ascii(part.as_bytes(), words, &mut out, &mut |word, out| {
+                    let letters: String =
+                        word.iter().map(|&byte| self.shared.letters[byte as usize]).collect();
+                    let model: &ModelWrapper = self.shared.plain.get_model();
+                    let tokens =
+                        model.tokenize(&letters).map_err(|error| Error::tokenizer("(encoding)", error))?;
+                    out.extend(tokens.iter().map(|token| token.id));
+                    Ok(())
+                })?;
+            } else {
+                out.extend(ids_of(&self.shared.plain, part)?);
+            }
+        }
+        Ok(out)
     }
 
     /// Encodes text in which control tokens are recognised, such as a rendered chat template. Adds no bos.
@@ -231,7 +274,8 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`], for the first text in order that fails.
     pub fn encode_batch<T: AsRef<str> + Sync>(&self, texts: &[T], threads: usize) -> Result<Vec<Vec<u32>>> {
-        parallel_map(texts.len(), threads, |at| self.encode(texts[at].as_ref())).into_iter().collect()
+        let work = |words: &mut Words, at: usize| self.encode_plain(texts[at].as_ref(), words);
+        parallel_map(texts.len(), threads, Words::default, work).into_iter().collect()
     }
 
     /// Decodes ids; bytes that are no UTF-8 become U+FFFD, ids outside the vocabulary nothing.
@@ -297,23 +341,28 @@ fn ids_of(tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>> {
     Ok(encoding.get_ids().to_vec())
 }
 
-/// Maps 0..n on up to `threads` threads; the result does not depend on how many there are.
-fn parallel_map<R: Send>(n: usize, threads: usize, work: impl Fn(usize) -> R + Sync) -> Vec<R> {
+/// Maps 0..n on up to `threads` threads, each with a state of its own; the result does not depend on how many.
+fn parallel_map<S, R: Send>(
+    n: usize,
+    threads: usize,
+    state: impl Fn() -> S + Sync,
+    work: impl Fn(&mut S, usize) -> R + Sync,
+) -> Vec<R> {
     let threads = threads.clamp(1, n.max(1));
-    if threads == 1 {
-        return (0..n).map(work).collect();
-    }
     let next = AtomicUsize::new(0);
     let take = || {
-        let mut done = Vec::new();
+        let (mut state, mut done) = (state(), Vec::new());
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
             if at >= n {
                 return done;
             }
-            done.push((at, work(at)));
+            done.push((at, work(&mut state, at)));
         }
     };
+    if threads == 1 {
+        return take().into_iter().map(|(_, result)| result).collect();
+    }
     let mut results: Vec<(usize, R)> = std::thread::scope(|scope| {
         let handles: Vec<_> = (0..threads).map(|_| scope.spawn(take)).collect();
         handles.into_iter().flat_map(|handle| handle.join().expect("the work does not panic")).collect()

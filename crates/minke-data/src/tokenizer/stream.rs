@@ -96,6 +96,15 @@ pub(super) fn byte_table() -> HashMap<char, u8> {
     table
 }
 
+/// The same table from byte to character.
+pub(super) fn byte_letters() -> [char; 256] {
+    let mut letters = ['\0'; 256];
+    for (letter, byte) in byte_table() {
+        letters[byte as usize] = letter;
+    }
+    letters
+}
+
 /// The bytes that a token stands for; added tokens and tokens outside the table stand for themselves.
 pub(super) fn token_bytes(token: &str, is_added: bool, table: &HashMap<char, u8>) -> Box<[u8]> {
     let mapped = || token.chars().map(|c| table.get(&c).copied()).collect::<Option<Box<[u8]>>>();

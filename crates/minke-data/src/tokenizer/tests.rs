@@ -196,12 +196,23 @@ fn streams_give_only_whole_characters_at_every_byte_boundary() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
     fn text_survives(text in "\\PC{0,60}") {
         let tokenizer = trained_once();
         prop_assert_eq!(tokenizer.decode(&tokenizer.encode(&text).unwrap(), true), text);
+    }
+
+    #[test]
+    fn the_short_way_is_the_librarys(
+        text in "([ -~\t\n\r\u{b}\u{c}\u{0}\u{1f}\u{7f}]|[ \n]{1,3}|[a-c]{1,4}|[0-9]{1,5}|[-_.]{1,3}|é|鲸|\u{a0}|\u{2028}|🐋){0,80}",
+    ) {
+        for tokenizer in trained_for_digits() {
+            prop_assert!(tokenizer.shared.fast.is_some());
+            let library = ids_of(&tokenizer.shared.plain, &text).unwrap();
+            prop_assert_eq!(tokenizer.encode(&text).unwrap(), library);
+        }
     }
 
     #[test]
@@ -219,4 +230,29 @@ proptest! {
 fn trained_once() -> &'static Tokenizer {
     static ONCE: std::sync::OnceLock<Tokenizer> = std::sync::OnceLock::new();
     ONCE.get_or_init(trained)
+}
+
+fn trained_for_digits() -> &'static [Tokenizer] {
+    static ONCE: std::sync::OnceLock<Vec<Tokenizer>> = std::sync::OnceLock::new();
+    ONCE.get_or_init(|| {
+        let mut texts = sample();
+        texts.push("aa bb 12 345 -- ... __\n\n\n  abc\t\tcab \n ".repeat(30));
+        [1, 2, 3]
+            .map(|digits| {
+                Tokenizer::train(&texts, &TrainOptions { vocab_size: 450, digits, threads: 1 }).unwrap()
+            })
+            .to_vec()
+    })
+}
+
+#[test]
+fn source_code_and_long_words_go_the_short_way_too() {
+    let tokenizer = trained_once();
+    let mut text = include_str!("mod.rs").to_owned();
+    text.push_str(include_str!("train.rs"));
+    text.push_str(&"-".repeat(300));
+    text.push_str(&"whale".repeat(40));
+    text.push_str(&"\n".repeat(200));
+    text.push_str(&" ".repeat(200));
+    assert_eq!(tokenizer.encode(&text).unwrap(), ids_of(&tokenizer.shared.plain, &text).unwrap());
 }

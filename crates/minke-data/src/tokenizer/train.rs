@@ -5,14 +5,17 @@
 //! either way. Here words are sorted before they are numbered, the queue is ordered by (count, then the
 //! smaller pair) and holds no state of its own, so the merges are a function of the word counts alone.
 
+use std::borrow::Borrow;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 
 use serde_json::{Value, json};
 use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
 
-use super::{parallel_map, stream::byte_table};
+use super::fast::{cut_ascii, parts};
+use super::parallel_map;
+use super::stream::{byte_letters, byte_table};
 use crate::{Error, Result};
 
 /// The control tokens of a trained vocabulary, in the order of their ids, and whether they are marked special.
@@ -92,7 +95,7 @@ pub(super) fn train_json(sample: &[String], options: &TrainOptions) -> Result<Ve
 }
 
 /// A `tokenizer.json` without a vocabulary. The cuts are those of DeepSeek-V3's file.
-fn skeleton(digits: u8) -> Value {
+pub(super) fn skeleton(digits: u8) -> Value {
     let split = |regex: String| json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
     let words = concat!(
         "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+",
@@ -155,21 +158,28 @@ fn count_words(sample: &[String], options: &TrainOptions) -> Result<BTreeMap<Str
     let cutter = cutter.get_pre_tokenizer().expect("the skeleton has one");
     let chunk = sample.len().div_ceil(options.threads.max(1) * 4).max(1);
     let chunks: Vec<&[String]> = sample.chunks(chunk).collect();
-    let counts =
-        parallel_map(chunks.len(), options.threads, |at| -> tokenizers::Result<HashMap<String, u64>> {
-            let mut counts: HashMap<String, u64> = HashMap::new();
-            for text in chunks[at] {
-                let mut cut = PreTokenizedString::from(text.as_str());
-                cutter.pre_tokenize(&mut cut)?;
-                for (word, _, _) in cut.get_splits(OffsetReferential::Normalized, OffsetType::None) {
-                    match counts.get_mut(word) {
-                        Some(count) => *count += 1,
-                        None => _ = counts.insert(word.to_owned(), 1),
-                    }
-                }
+    let letters = byte_letters();
+    let work = |(): &mut (), at: usize| -> tokenizers::Result<HashMap<String, u64>> {
+        // ASCII words are counted as bytes, and become letters once each
+        let (mut plain, mut counts) = (HashMap::<Vec<u8>, u64>::new(), HashMap::<String, u64>::new());
+        for (part, is_ascii) in chunks[at].iter().flat_map(|text| parts(text)) {
+            if is_ascii {
+                cut_ascii(part.as_bytes(), options.digits, &mut |word| count(&mut plain, word, 1));
+                continue;
             }
-            Ok(counts)
-        });
+            let mut cut = PreTokenizedString::from(part);
+            cutter.pre_tokenize(&mut cut)?;
+            for (word, _, _) in cut.get_splits(OffsetReferential::Normalized, OffsetType::None) {
+                count(&mut counts, word, 1);
+            }
+        }
+        for (word, times) in plain {
+            let word: String = word.iter().map(|&byte| letters[byte as usize]).collect();
+            count(&mut counts, word.as_str(), times);
+        }
+        Ok(counts)
+    };
+    let counts = parallel_map(chunks.len(), options.threads, || (), work);
     let mut words = BTreeMap::new();
     for part in counts {
         for (word, count) in part.map_err(|e| Error::tokenizer("(training)", e))? {
@@ -179,11 +189,23 @@ fn count_words(sample: &[String], options: &TrainOptions) -> Result<BTreeMap<Str
     Ok(words)
 }
 
+/// Adds to a count without making a key for words that have one.
+fn count<K, Q>(counts: &mut HashMap<K, u64>, word: &Q, times: u64)
+where
+    K: Hash + Eq + Borrow<Q>,
+    Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+{
+    match counts.get_mut(word) {
+        Some(count) => *count += times,
+        None => _ = counts.insert(word.to_owned(), times),
+    }
+}
+
 type Pair = (u32, u32);
 
 /// Hashes two ids with one multiplication; the default hasher would take most of the training's time.
-#[derive(Default)]
-struct PairHasher(u64);
+#[derive(Debug, Default)]
+pub(super) struct PairHasher(u64);
 
 impl Hasher for PairHasher {
     fn write(&mut self, bytes: &[u8]) {
@@ -201,7 +223,7 @@ impl Hasher for PairHasher {
     }
 }
 
-type PairMap<V> = HashMap<Pair, V, BuildHasherDefault<PairHasher>>;
+pub(super) type PairMap<V> = HashMap<Pair, V, BuildHasherDefault<PairHasher>>;
 
 struct Merger {
     words: Vec<(Vec<u32>, i64)>,
