@@ -1,6 +1,8 @@
 //! Speed of attention: useful causal FLOP/s beside what the register tile reaches alone, and decoding from a cache.
 //!
-//! `cargo run --release -p minke-cpu --example bench_attention -- [threads] [rounds]`
+//! `cargo run --release -p minke-cpu --example bench_attention -- [threads] [rounds] [shape]`
+//!
+//! Times are of the median run; shares are of the best runs, which a busy machine disturbs least.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -44,8 +46,8 @@ impl Kernel for Peak<'_> {
     }
 }
 
-/// Seconds of the median run.
-fn median(rounds: usize, mut f: impl FnMut()) -> f64 {
+/// Seconds of the median run and of the best.
+fn time(rounds: usize, mut f: impl FnMut()) -> (f64, f64) {
     f();
     let mut times: Vec<f64> = (0..rounds)
         .map(|_| {
@@ -55,7 +57,7 @@ fn median(rounds: usize, mut f: impl FnMut()) -> f64 {
         })
         .collect();
     times.sort_by(f64::total_cmp);
-    times[rounds / 2]
+    (times[rounds / 2], times[0])
 }
 
 fn random(stream: u64, len: usize) -> Vec<f32> {
@@ -79,13 +81,16 @@ struct Row {
 }
 
 fn main() {
-    let mut args = std::env::args().skip(1).map(|x| x.parse::<usize>().expect("arguments are numbers"));
-    let (threads, rounds) = (args.next().unwrap_or(1), args.next().unwrap_or(21));
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let number =
+        |i: usize, or: usize| args.get(i).map_or(or, |x| x.parse().expect("threads and rounds are numbers"));
+    let (threads, rounds) = (number(0, 1), number(1, 21).max(1));
+    let wanted = |x: &&Row| args.get(2).is_none_or(|name| name == x.name);
     let cpu = Cpu::detect(threads);
     let (a, b) = (random(0, MAX_ROWS * PEAK_DEPTH), random(1, PEAK_DEPTH * PANEL));
     let mut c = vec![0.0; MAX_ROWS * PANEL];
-    let times = 20_000;
-    let seconds = median(rounds, || cpu.dispatch(Peak { a: &a, b: &b, c: black_box(&mut c), times }));
+    let times = 1_000;
+    let (_, seconds) = time(10 * rounds, || cpu.dispatch(Peak { a: &a, b: &b, c: black_box(&mut c), times }));
     let flops = 2.0 * (MAX_ROWS * PANEL * PEAK_DEPTH * times) as f64;
     let peak = flops / seconds / 1e9;
     println!(
@@ -107,16 +112,17 @@ fn main() {
         row("A", 16, 256, 6, 6, 48, 32),
         row("B", 8, 512, 8, 8, 48, 32),
         row("C", 8, 256, 6, 6, 48, 48),
+        row("one", 1, 256, 2, 2, 48, 32),
         row("long", 1, 4096, 2, 2, 48, 32),
         row("grouped", 4, 512, 8, 2, 64, 64),
         row("large", 1, 1024, 4, 4, 192, 128),
     ];
-    for x in &rows {
+    for x in rows.iter().filter(wanted) {
         for dtype in [DType::F32, DType::Bf16] {
             train(&cpu, x, dtype, rounds, peak);
         }
     }
-    for x in &rows {
+    for x in rows.iter().filter(wanted) {
         for dtype in [DType::F32, DType::Bf16] {
             decode(&cpu, x, dtype, rounds);
         }
@@ -138,7 +144,7 @@ fn train(cpu: &Cpu, x: &Row, dtype: DType, rounds: usize, peak: f64) {
     let [mut out, mut d_q, mut d_k, mut d_v] = [3, 0, 1, 2].map(|i| vec![0.0f32; tokens * widths[i]]);
     let [mut ho, mut hdq, mut hdk, mut hdv] = [3, 0, 1, 2].map(|i| vec![bf16::ZERO; tokens * widths[i]]);
     let mut lse = vec![0.0; tokens * x.heads];
-    let ahead = median(rounds, || match dtype {
+    let ahead = time(rounds, || match dtype {
         DType::F32 => {
             let (q, k, v) = (View::F32(&q), View::F32(&k), View::F32(&v));
             forward(cpu, &shape, q, k, v, &segments, ViewMut::F32(&mut out), &mut lse);
@@ -148,7 +154,7 @@ fn train(cpu: &Cpu, x: &Row, dtype: DType, rounds: usize, peak: f64) {
             forward(cpu, &shape, q, k, v, &segments, ViewMut::Bf16(&mut ho), &mut lse);
         }
     });
-    let back = median(rounds, || match dtype {
+    let back = time(rounds, || match dtype {
         DType::F32 => {
             let (q, k, v) = (View::F32(&q), View::F32(&k), View::F32(&v));
             let (out, d_out) = (View::F32(&out), View::F32(&d_out));
@@ -171,9 +177,9 @@ fn train(cpu: &Cpu, x: &Row, dtype: DType, rounds: usize, peak: f64) {
     let pairs = (x.sequences * x.heads * x.len * (x.len + 1) / 2) as f64;
     let (f, b) =
         (pairs * 2.0 * (x.qk_dim + x.v_dim) as f64, pairs * 2.0 * (3 * x.qk_dim + 2 * x.v_dim) as f64);
-    let (f, b) = (f / ahead / 1e9, b / back / 1e9);
+    let (f, b) = (f / ahead.1 / 1e9, b / back.1 / 1e9);
     println!(
-        "{:8} {:?} {}x{}, {} heads ({} kv), qk {}, v {}: forward {:.3} ms {f:.0} GFLOP/s ({:.0}%), backward {:.3} ms {b:.0} GFLOP/s ({:.0}%)",
+        "{:8} {:?} {}x{}, {} heads ({} kv), qk {}, v {}: forward {:.3} ms, best {f:.0} GFLOP/s ({:.0}%), backward {:.3} ms, best {b:.0} GFLOP/s ({:.0}%)",
         x.name,
         dtype,
         x.sequences,
@@ -182,9 +188,9 @@ fn train(cpu: &Cpu, x: &Row, dtype: DType, rounds: usize, peak: f64) {
         x.kv_heads,
         x.qk_dim,
         x.v_dim,
-        ahead * 1e3,
+        ahead.0 * 1e3,
         100.0 * f / peak,
-        back * 1e3,
+        back.0 * 1e3,
         100.0 * b / peak,
     );
 }
@@ -204,16 +210,16 @@ fn decode(cpu: &Cpu, x: &Row, dtype: DType, rounds: usize) {
         .collect();
     let batch: Vec<CachedSegment> =
         caches.iter().enumerate().map(|(i, cache)| CachedSegment { start: i, len: 1, cache }).collect();
-    let seconds = median(rounds, || {
+    let (seconds, best) = time(rounds, || {
         forward_cached(cpu, &shape, View::F32(&q), &batch, ViewMut::F32(&mut out));
     });
     let bytes: usize = caches.iter().map(KvCache::bytes).sum();
     println!(
-        "{:8} {dtype:?} decode, {} sequences of {}: {:.3} ms, {:.1} GB/s of cache",
+        "{:8} {dtype:?} decode, {} sequences of {}: {:.3} ms, best {:.1} GB/s of cache",
         x.name,
         x.sequences,
         x.len,
         seconds * 1e3,
-        bytes as f64 / seconds / 1e9
+        bytes as f64 / best / 1e9
     );
 }

@@ -3,7 +3,7 @@
 use crate::cpu::Cpu;
 use crate::gemm::tile::{PANEL, Tile};
 use crate::scratch::with_scratch;
-use crate::simd::{Kernel, LANES, Level, Simd};
+use crate::simd::{Kernel, LANES, Simd};
 use crate::view::View;
 
 use super::forward::lanes;
@@ -41,7 +41,7 @@ pub fn run(
         let rows = segment.len * shape.group();
         with_scratch(Parts::sizes(shape, rows).iter().sum(), |scratch| {
             let parts = Parts::split(shape, rows, scratch);
-            cpu.dispatch(Task { level: cpu.level(), shape, inputs, segment, kv_head, rows, outputs, parts });
+            cpu.dispatch(Task { shape, inputs, segment, kv_head, rows, outputs, parts });
         });
     });
 }
@@ -141,7 +141,6 @@ impl<'a> Parts<'a> {
 }
 
 struct Task<'a> {
-    level: Level,
     shape: &'a AttentionShape,
     inputs: &'a Inputs<'a>,
     segment: Segment,
@@ -229,7 +228,7 @@ impl Task<'_> {
         let count = (self.segment.len - from).min(BLOCK);
         let keys = self.key_rows(self.inputs.k, qk);
         let values = self.key_rows(self.inputs.v, v);
-        let (level, group, last_row) = (self.level, self.shape.group(), self.rows);
+        let (group, last_row) = (self.shape.group(), self.rows);
         let parts = &mut self.parts;
         pack_columns(s, &keys, from, count, parts.quad, parts.k_columns);
         pack_columns(s, &values, from, count, parts.quad, parts.v_columns);
@@ -257,8 +256,8 @@ impl Task<'_> {
             let d_p_tile = scores(parts.d_out, v, parts.v_columns, parts.d_s);
             // SAFETY: the columns are two panels as deep as the rows are wide; `p` and `d_s` have room for the tile.
             unsafe {
-                product(level, s_tile, rows, vecs, qk * PANEL);
-                product(level, d_p_tile, rows, vecs, v * PANEL);
+                product(s, s_tile, rows, vecs, qk * PANEL);
+                product(s, d_p_tile, rows, vecs, v * PANEL);
             }
             let (lse, delta) = (&parts.lse[row..row + rows], &parts.delta[row..row + rows]);
             if least >= BLOCK {
@@ -292,9 +291,9 @@ impl Task<'_> {
             // SAFETY: panels of the rows are `last_row` deep and begin here at `row`; `d_k` and `d_v` have a block of
             // rows, of which `visible` are touched; `d_q` was sliced to these rows; `k_panels` are a block deep.
             unsafe {
-                product(level, d_v_tile, visible, v_vecs, last_row * PANEL);
-                product(level, d_k_tile, visible, qk_vecs, last_row * PANEL);
-                product(level, d_q_tile, rows, qk_vecs, BLOCK * PANEL);
+                product(s, d_v_tile, visible, v_vecs, last_row * PANEL);
+                product(s, d_k_tile, visible, qk_vecs, last_row * PANEL);
+                product(s, d_q_tile, rows, qk_vecs, BLOCK * PANEL);
             }
             row += rows;
         }

@@ -3,7 +3,7 @@
 use crate::cpu::{Cpu, SharedMut};
 use crate::gemm::tile::{MAX_ROWS, PANEL, Tile};
 use crate::scratch::with_scratch;
-use crate::simd::{Kernel, LANES, Level, Simd};
+use crate::simd::{Kernel, LANES, Simd};
 use crate::view::View;
 
 use super::cache::KvCache;
@@ -75,18 +75,7 @@ pub fn run<'a>(
         let count = size.min(rows - first);
         with_scratch(Parts::sizes(shape, count).iter().sum(), |scratch| {
             let parts = Parts::split(shape, count, scratch);
-            cpu.dispatch(Task {
-                level: cpu.level(),
-                shape,
-                q,
-                sequence,
-                kv_head,
-                first,
-                count,
-                out,
-                lse,
-                parts,
-            });
+            cpu.dispatch(Task { shape, q, sequence, kv_head, first, count, out, lse, parts });
         });
     });
 }
@@ -135,7 +124,6 @@ impl<'a> Parts<'a> {
 }
 
 struct Task<'a> {
-    level: Level,
     shape: &'a AttentionShape,
     q: View<'a>,
     sequence: Sequence<'a>,
@@ -182,7 +170,7 @@ impl Kernel for Task<'_> {
                     accumulate: false,
                 };
                 // SAFETY: `keys` points at two panels of `qk` rows; the scores have room for 14 rows of a block.
-                unsafe { product(self.level, score, rows, vecs, qk * PANEL) };
+                unsafe { product(s, score, rows, vecs, qk * PANEL) };
                 let state = State {
                     scores: &mut scores[..rows * BLOCK],
                     max: &mut max[row..row + rows],
@@ -205,7 +193,7 @@ impl Kernel for Task<'_> {
                     accumulate: true,
                 };
                 // SAFETY: `values` points at panels of a block's rows; `acc` was sliced to these rows.
-                unsafe { product(self.level, mix, rows, v_vecs, BLOCK * PANEL) };
+                unsafe { product(s, mix, rows, v_vecs, BLOCK * PANEL) };
                 row += rows;
             }
         }

@@ -1,7 +1,11 @@
 //! Powers and logarithms to base 2, and products over packed panels.
 
 use crate::gemm::tile::{self, PANEL, Tile};
-use crate::simd::{Kernel, LANES, Level, Simd};
+use crate::simd::{LANES, Simd};
+
+/// The polynomial's coefficient of degree 1: what minimises the error, which is not ln 2 itself.
+#[expect(clippy::approx_constant, reason = "a coefficient near ln 2, not ln 2")]
+const NEAR_LN_2: f32 = 0.693_147;
 
 /// `2^x` for `x` up to 127, with a relative error below 3e-7; exactly 1 at 0, and 2^-126 for all below that (never 0:
 /// who masks must mask the result). NaN stays NaN.
@@ -15,7 +19,7 @@ pub fn exp2<S: Simd>(s: S, x: S::V) -> S::V {
     let n = s.round(x);
     let f = s.sub(x, n);
     let mut p = s.splat(0.001_326_472_7);
-    for c in [0.009_671_513, 0.055_507_336, 0.240_222_42, 0.693_147, 1.0] {
+    for c in [0.009_671_513, 0.055_507_336, 0.240_222_42, NEAR_LN_2, 1.0] {
         p = s.fma(p, f, s.splat(c));
     }
     s.mul(p, s.exp2_whole(n))
@@ -41,46 +45,26 @@ pub fn log2(x: f32) -> f32 {
     if x < f32::INFINITY { y } else { x }
 }
 
-/// `c (+)= a b` of `rows` by `vecs` vectors of columns, `b` in panels `panel` elements apart.
-struct Product {
-    tile: Tile,
-    rows: usize,
-    vecs: usize,
-    panel: usize,
-}
-
-impl Kernel for Product {
-    type Out = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Product { tile: t, rows, vecs, panel } = self;
-        let mut v = 0;
-        while v < vecs {
-            // SAFETY: by the promise to `product`, the only maker.
-            unsafe {
-                let part = Tile { b: t.b.add(v / 2 * panel), c: t.c.add(v * LANES), ..t };
-                tile::run(s, part, rows, (vecs - v).min(PANEL / LANES));
-            }
-            v += PANEL / LANES;
-        }
-    }
-}
-
 /// Computes `rows` by `vecs` vectors (of 16 columns) of a product; panel `i` of `b` is at `tile.b + i * panel`.
-///
-/// Dispatched again rather than inlined: one copy of the register tiles serves all seven products of attention, for
-/// the price of a call per some hundred multiplications.
 ///
 /// # Safety
 /// All that the tile addresses for these sizes must be readable, and `c` writable and not shared.
 #[inline(always)]
-pub unsafe fn product(level: Level, tile: Tile, rows: usize, vecs: usize, panel: usize) {
-    level.dispatch(Product { tile, rows, vecs, panel });
+pub unsafe fn product<S: Simd>(s: S, tile: Tile, rows: usize, vecs: usize, panel: usize) {
+    const WIDTH: usize = PANEL / LANES;
+    for i in 0..vecs.div_ceil(WIDTH) {
+        // SAFETY: by the caller's promise; each call covers other columns.
+        unsafe {
+            let part = Tile { b: tile.b.add(i * panel), c: tile.c.add(i * PANEL), ..tile };
+            tile::run(s, part, rows, (vecs - i * WIDTH).min(WIDTH));
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simd::{Kernel, Level};
 
     struct Exp2([f32; LANES]);
     impl Kernel for Exp2 {

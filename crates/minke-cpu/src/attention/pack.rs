@@ -44,9 +44,32 @@ impl HeadRows<'_> {
     /// Row `r` times `factor`, widened.
     #[inline(always)]
     pub fn read<S: Simd>(&self, s: S, r: usize, factor: f32, out: &mut [f32]) {
-        let at = self.at(r);
-        widen(s, self.x, at, factor, &mut out[..self.dim]);
+        prefetch(self.x, self.at(r + AHEAD), self.dim);
+        widen(s, self.x, self.at(r), factor, &mut out[..self.dim]);
     }
+}
+
+/// Rows that are on their way while one is read.
+const AHEAD: usize = 8;
+
+/// Asks for `x[at..at + len]`, which need not exist. The rows of one head are short pieces far apart, which the
+/// hardware's own prefetching does not follow.
+#[inline(always)]
+fn prefetch(x: View, at: usize, len: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let (start, size) = match x {
+            View::F32(x) => (x.as_ptr().wrapping_add(at).cast::<i8>(), 4),
+            View::Bf16(x) => (x.as_ptr().wrapping_add(at).cast::<i8>(), 2),
+        };
+        for byte in (0..len * size).step_by(64) {
+            // SAFETY: part of the baseline, and a hint: it faults on no address
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(byte)) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (x, at, len);
 }
 
 /// `out = factor * x[at..at + out.len()]`
@@ -73,6 +96,38 @@ pub fn widen<S: Simd>(s: S, x: View, at: usize, factor: f32, out: &mut [f32]) {
                 *y = x.to_f32() * factor;
             }
         }
+    }
+}
+
+/// Four rows of four as columns.
+#[inline(always)]
+fn transposed(a: &[f32; QUAD], b: &[f32; QUAD], c: &[f32; QUAD], d: &[f32; QUAD]) -> [[f32; QUAD]; QUAD] {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_TRANSPOSE4_PS, _mm_loadu_ps, _mm_storeu_ps};
+        let mut columns = [[0.0; QUAD]; QUAD];
+        // SAFETY: SSE is part of the baseline; all rows are four floats
+        unsafe {
+            let [mut w, mut x, mut y, mut z] = [
+                _mm_loadu_ps(a.as_ptr()),
+                _mm_loadu_ps(b.as_ptr()),
+                _mm_loadu_ps(c.as_ptr()),
+                _mm_loadu_ps(d.as_ptr()),
+            ];
+            _MM_TRANSPOSE4_PS(&mut w, &mut x, &mut y, &mut z);
+            for (column, v) in columns.iter_mut().zip([w, x, y, z]) {
+                _mm_storeu_ps(column.as_mut_ptr(), v);
+            }
+        }
+        columns
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let mut columns = [[0.0; QUAD]; QUAD];
+        for (i, column) in columns.iter_mut().enumerate() {
+            *column = [a[i], b[i], c[i], d[i]];
+        }
+        columns
     }
 }
 
@@ -112,8 +167,8 @@ pub fn pack_columns<S: Simd>(
         let (f3, t3) = r3.as_chunks::<QUAD>();
         let (whole, tail) = panel.as_chunks_mut::<QUAD>();
         for ((((line, a), b), c), d) in whole.iter_mut().zip(f0).zip(f1).zip(f2).zip(f3) {
-            for i in 0..QUAD {
-                line[i][column..column + QUAD].copy_from_slice(&[a[i], b[i], c[i], d[i]]);
+            for (line, quad) in line.iter_mut().zip(transposed(a, b, c, d)) {
+                line[column..column + QUAD].copy_from_slice(&quad);
             }
         }
         for (i, line) in tail.iter_mut().enumerate() {
@@ -137,6 +192,7 @@ pub fn pack_panels<S: Simd>(
         let width = (dim - column).min(PANEL);
         let (lines, _) = out[c * panel..][..count * PANEL].as_chunks_mut::<PANEL>();
         for (i, line) in lines.iter_mut().enumerate() {
+            prefetch(rows.x, rows.at(first + i + AHEAD) + column, width);
             let at = rows.at(first + i) + column;
             widen(s, rows.x, at, 1.0, &mut line[..width]);
             line[width..].fill(0.0);

@@ -2,6 +2,7 @@
 
 use super::{AttentionShape, Segment};
 
+#[expect(clippy::struct_field_names, reason = "gradients are named d_ and what they belong to")]
 pub struct Gradients {
     pub d_q: Vec<f64>,
     pub d_k: Vec<f64>,
@@ -83,8 +84,8 @@ pub fn backward_ref(
                     .collect();
                 let delta: f64 = p.iter().zip(&d_p).map(|(a, b)| a * b).sum();
                 for j in 0..=i {
-                    for c in 0..x.v_dim {
-                        g.d_v[at(j) * x.v_dim + c] += p[j] * d_out[c];
+                    for (d_v, d_out) in g.d_v[at(j) * x.v_dim..].iter_mut().zip(d_out) {
+                        *d_v += p[j] * d_out;
                     }
                     let d_s = p[j] * (d_p[j] - delta) * f64::from(x.scale);
                     for c in 0..x.qk_dim {
