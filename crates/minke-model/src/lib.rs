@@ -1,4 +1,25 @@
-//! The one transformer, built from config.json
+//! The one transformer, built from `config.json`.
+//!
+//! A [`Model`] is a [`config::Config`], its weights ([`Params`]) and a forward pass that reads as a list of calls
+//! ([`forward`](Model)): embedding; per layer norm, attention, norm, feed-forward; final norm; head. Training
+//! ([`Model::train_step`]), evaluation and generation ([`Model::infer`]) run that same list over the same kernels, so
+//! they agree to the bit; they differ in whether calls are recorded and where keys come from.
+//!
+//! Nothing here opens a file: weights come through [`WeightSource`], names from [`spec`].
 
 pub mod config;
+mod forward;
+mod infer;
+mod load;
+mod params;
 pub mod spec;
+mod train;
+
+pub use config::{Config, ConfigError};
+pub use forward::Model;
+pub use infer::{Cache, Step, Want};
+pub use load::{LoadError, WeightSource};
+pub use minke_cpu::DType;
+pub use minke_cpu::attention::Segment;
+pub use params::{Param, Params, Precision};
+pub use train::{ExpertLoad, IGNORE, LossOptions, MtpTargets, StepStats, TrainBatch};

@@ -1,0 +1,126 @@
+//! Inference: the forward pass over new tokens, with caches of what came before.
+
+use std::sync::Arc;
+
+use minke_cpu::attention::{AttentionShape, KvCache};
+use minke_cpu::{Cpu, DType, copy};
+use minke_tensor::{Context, Tensor, ops};
+
+use crate::config::AttentionKind;
+use crate::forward::{Model, Pass, Source};
+
+/// Keys and values of one sequence, for every layer.
+pub struct Cache {
+    layers: Vec<KvCache>,
+    latent: bool,
+}
+
+impl Cache {
+    /// An empty cache of expanded keys and values: with it, inference gives the bits of training.
+    pub fn new(model: &Model) -> Self {
+        let shape = &model.net.attention.shape;
+        let layers =
+            model.net.layers.iter().map(|_| KvCache::new(shape, model.precision.attention)).collect();
+        Self { layers, latent: false }
+    }
+
+    /// An empty cache of latents, read by the absorbed form of latent attention: much smaller, and equal to the
+    /// expanded form up to rounding. `None` for models without latent attention.
+    pub fn latent(model: &Model) -> Option<Self> {
+        let AttentionKind::Mla { kv_lora_rank: c, qk_rope_head_dim: r, .. } = model.config.attention else {
+            return None;
+        };
+        let full = model.net.attention.shape;
+        let shape = AttentionShape { kv_heads: 1, qk_dim: c + r, v_dim: c, ..full };
+        let layers = model.net.layers.iter().map(|_| KvCache::new(&shape, DType::F32)).collect();
+        Some(Self { layers, latent: true })
+    }
+
+    /// Positions held.
+    pub fn len(&self) -> usize {
+        self.layers.first().map_or(0, KvCache::len)
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Forgets all positions from `len` on.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    pub fn truncate(&mut self, len: usize) {
+        self.layers.iter_mut().for_each(|layer| layer.truncate(len));
+    }
+
+    /// Memory held.
+    pub fn bytes(&self) -> usize {
+        self.layers.iter().map(KvCache::bytes).sum()
+    }
+}
+
+/// Which rows of a step need logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// None: the step only fills the cache.
+    None,
+    /// The last row's.
+    Last,
+    /// All rows'.
+    All,
+}
+
+/// New tokens of one sequence.
+pub struct Step<'a> {
+    /// They follow what is in the cache.
+    pub tokens: &'a [u32],
+    /// The sequence so far; the new tokens are appended.
+    pub cache: &'a mut Cache,
+    /// Which logits are wanted.
+    pub want: Want,
+}
+
+impl Model {
+    /// Runs new tokens of any number of sequences; returns the wanted logits [rows, w] in the order of steps and rows.
+    ///
+    /// A row's logits do not depend on what else is in the call, nor on how a sequence is cut into steps.
+    ///
+    /// # Panics
+    /// When a token is outside the vocabulary or caches of both kinds are mixed.
+    pub fn infer(&mut self, cpu: &Cpu, steps: &mut [Step<'_>]) -> Vec<f32> {
+        let (mut tokens, mut positions, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
+        let latent = steps.first().is_some_and(|s| s.cache.latent);
+        let mut sequences = Vec::new();
+        for step in steps {
+            assert_eq!(step.cache.latent, latent, "infer: caches of one kind in a call");
+            let (start, before, len) = (tokens.len(), step.cache.len(), step.tokens.len());
+            tokens.extend_from_slice(step.tokens);
+            positions.extend((before..before + len).map(|p| p as u32));
+            let rows = match step.want {
+                Want::None => 0,
+                Want::Last => len.min(1),
+                Want::All => len,
+            };
+            wanted.extend((start + len - rows..start + len).map(|r| r as u32));
+            sequences.push((start, len, &mut step.cache.layers[..]));
+        }
+        let n = tokens.len();
+        let mut pass = Pass {
+            rotary: self.net.rotary(positions.into()),
+            source: Source::Caches { sequences, latent },
+            borders: Arc::new([0, n as u32]),
+            balance_alpha: 0.0,
+            balance_loss: 0.0,
+            loads: Vec::new(),
+        };
+        let mut cx = Context::inference(cpu, &mut self.params);
+        let h = self.net.trunk(&mut cx, &mut pass, &tokens.into());
+        if wanted.is_empty() {
+            return Vec::new();
+        }
+        let mut rows = Tensor::uninit(wanted.len(), h.value.cols(), h.value.dtype());
+        copy::take_rows(cpu, h.value.view(), h.value.cols(), &wanted, rows.view_mut());
+        ops::head_logits(&mut cx, &rows, self.net.head).f32().to_vec()
+    }
+}

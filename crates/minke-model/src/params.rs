@@ -1,0 +1,160 @@
+//! The weights of a model: published names over one flat store.
+
+use std::collections::HashMap;
+use std::ops::{Deref, DerefMut, Range};
+
+use minke_cpu::DType;
+use minke_num::rng;
+use minke_tensor::{Store, WeightId};
+
+use crate::config::Config;
+use crate::spec::{self, Role, TensorSpec};
+
+/// What products compute in, by role. Norms, the correction bias and an untied embedding are always f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Precision {
+    /// Dense and shared feed-forward blocks, and the projection of MTP modules.
+    pub linear: DType,
+    /// Routed experts.
+    pub expert: DType,
+    /// Projections of the attention, and its queries, keys and values.
+    pub attention: DType,
+    /// The output head, and the embedding when they are tied.
+    pub head: DType,
+    /// The router.
+    pub router: DType,
+}
+
+impl Precision {
+    /// One dtype for all products but the router's, which stays f32.
+    pub fn uniform(dtype: DType) -> Self {
+        Self { linear: dtype, expert: dtype, attention: dtype, head: dtype, router: DType::F32 }
+    }
+
+    /// The dtype of a tensor's products, and of its storage in checkpoints.
+    pub fn of(&self, role: Role, tied: bool) -> DType {
+        match role {
+            Role::Embedding if tied => self.head,
+            Role::Embedding | Role::Norm | Role::RouterBias => DType::F32,
+            Role::Head => self.head,
+            Role::AttentionLinear => self.attention,
+            Role::FfnLinear | Role::MtpProjection => self.linear,
+            Role::ExpertLinear { .. } => self.expert,
+            Role::Router => self.router,
+        }
+    }
+}
+
+/// One published tensor and where it lies in the flat buffers.
+#[derive(Clone, Debug)]
+pub struct Param {
+    /// The key in checkpoints.
+    pub name: String,
+    /// Outermost axis first; linear weights are [out, in].
+    pub shape: Vec<usize>,
+    /// What it is for.
+    pub role: Role,
+    /// Where it lies in `data` and `grad`.
+    pub range: Range<usize>,
+    /// What products with it compute in, and what checkpoints store it in.
+    pub dtype: DType,
+}
+
+/// All weights. Derefs to the [`Store`], so `params.data` and `params.grad` are the flat buffers.
+pub struct Params {
+    /// The published tensors, in the order of [`spec::tensors`].
+    pub entries: Vec<Param>,
+    store: Store,
+}
+
+impl Deref for Params {
+    type Target = Store;
+    fn deref(&self) -> &Store {
+        &self.store
+    }
+}
+
+impl DerefMut for Params {
+    fn deref_mut(&mut self) -> &mut Store {
+        &mut self.store
+    }
+}
+
+impl Params {
+    /// Draws fresh weights: normal with `initializer_range`, gains one, correction bias zero.
+    pub(crate) fn randomize(&mut self, config: &Config, seed: u64) {
+        let Self { entries, store } = self;
+        for (stream, entry) in entries.iter().enumerate() {
+            let out = &mut store.data[entry.range.clone()];
+            match entry.role {
+                Role::Norm => out.fill(1.0),
+                Role::RouterBias => out.fill(0.0),
+                Role::Embedding
+                | Role::Head
+                | Role::AttentionLinear
+                | Role::FfnLinear
+                | Role::ExpertLinear { .. }
+                | Role::Router
+                | Role::MtpProjection => {
+                    rng::fill_normal(seed, stream as u64, config.initializer_range as f32, out);
+                }
+            }
+        }
+    }
+
+    /// The index of an entry by name.
+    pub fn find(&self, name: &str) -> Option<usize> {
+        self.entries.iter().position(|entry| entry.name == name)
+    }
+}
+
+/// Lays tensors out in a store. Tensors that one product reads together (gate and up; all experts of a layer) are put
+/// next to each other and become one weight.
+pub(crate) struct Layout {
+    specs: HashMap<String, (usize, TensorSpec)>,
+    entries: Vec<Option<Param>>,
+    store: Store,
+    precision: Precision,
+    tied: bool,
+}
+
+impl Layout {
+    pub fn new(config: &Config, precision: Precision) -> Self {
+        let specs: Vec<TensorSpec> = spec::tensors(config);
+        Self {
+            entries: vec![None; specs.len()],
+            specs: specs.into_iter().enumerate().map(|(i, spec)| (spec.name.clone(), (i, spec))).collect(),
+            store: Store::default(),
+            precision,
+            tied: config.tie_word_embeddings,
+        }
+    }
+
+    /// Adds the named tensors as one weight of `groups` groups, stacked in the order given.
+    pub fn weight(&mut self, groups: usize, names: &[String]) -> WeightId {
+        let start = self.store.data.len();
+        let (mut at, mut cols, mut dtype) = (start, 1, DType::F32);
+        for name in names {
+            let (index, spec) = self.specs.get(name).expect("the model asks for tensors of its own table");
+            dtype = self.precision.of(spec.role, self.tied);
+            cols = spec.shape.last().copied().unwrap_or(1);
+            let range = at..at + spec.numel();
+            at = range.end;
+            let (name, shape, role) = (spec.name.clone(), spec.shape.clone(), spec.role);
+            self.entries[*index] = Some(Param { name, shape, role, range, dtype });
+        }
+        let rows = (at - start) / groups / cols;
+        self.store.add(groups, rows, cols, dtype)
+    }
+
+    /// Adds one tensor as one weight.
+    pub fn one(&mut self, name: impl Into<String>) -> WeightId {
+        self.weight(1, &[name.into()])
+    }
+
+    pub fn finish(self) -> Params {
+        let entries =
+            self.entries.into_iter().map(|e| e.expect("the model places every tensor of its table"));
+        Params { entries: entries.collect(), store: self.store }
+    }
+}

@@ -1,0 +1,294 @@
+//! Proof against an implementation that nobody here wrote: Hugging Face transformers on CPU.
+//!
+//! Each folder of `vectors/` holds a config, weights, and what transformers computed from them (logits, losses, the
+//! gradient of every parameter); `scripts/parity_vectors.py` makes them. Beside parity, the same models show the
+//! identities that need no reference: generation gives the bits of training, in any chunking and batch.
+
+use std::path::{Path, PathBuf};
+
+use minke_cpu::Cpu;
+use minke_cpu::loss::cross_entropy;
+use minke_model::{
+    Cache, Config, DType, IGNORE, LossOptions, Model, MtpTargets, Precision, Segment, Step, TrainBatch, Want,
+    WeightSource,
+};
+use minke_num::tolerance::assert_same_bits;
+use safetensors::SafeTensors;
+
+struct File(Vec<u8>);
+
+impl File {
+    fn open(path: &Path) -> Self {
+        Self(std::fs::read(path).unwrap())
+    }
+    fn tensors(&self) -> SafeTensors<'_> {
+        SafeTensors::deserialize(&self.0).unwrap()
+    }
+    fn f32(&self, name: &str) -> Vec<f32> {
+        let bytes = self.tensors().tensor(name).unwrap().data().to_vec();
+        bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    }
+}
+
+impl WeightSource for File {
+    fn names(&self) -> Vec<String> {
+        self.tensors().names().into_iter().map(str::to_owned).collect()
+    }
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        Some(self.tensors().tensor(name).ok()?.shape().to_vec())
+    }
+    fn dtype(&self, _: &str) -> Option<DType> {
+        Some(DType::F32)
+    }
+    fn read_into(&self, name: &str, out: &mut [f32]) -> Result<(), String> {
+        out.copy_from_slice(&self.f32(name));
+        Ok(())
+    }
+}
+
+struct Case {
+    name: String,
+    model: Model,
+    vectors: File,
+    rows: usize,
+    len: usize,
+    ids: Vec<u32>,
+}
+
+fn folders() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors");
+    let mut folders: Vec<_> = std::fs::read_dir(root).unwrap().map(|e| e.unwrap().path()).collect();
+    folders.retain(|f| f.is_dir());
+    folders.sort();
+    assert!(folders.len() >= 10, "the vectors are there");
+    folders
+}
+
+fn load(folder: &Path, precision: Option<Precision>) -> Case {
+    let config = std::fs::read_to_string(folder.join("config.json")).unwrap();
+    let config = Config::from_json(&serde_json::from_str(&config).unwrap()).unwrap();
+    let weights = File::open(&folder.join("model.safetensors"));
+    let (model, notes) = Model::load(config, precision, &weights).unwrap();
+    assert!(notes.is_empty(), "{notes:?}");
+    let vectors = File::open(&folder.join("vectors.safetensors"));
+    let (shape, ids) = {
+        let tensors = vectors.tensors();
+        let ids = tensors.tensor("input_ids").unwrap();
+        let values = ids.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as u32);
+        (ids.shape().to_vec(), values.collect::<Vec<_>>())
+    };
+    let name = folder.file_name().unwrap().to_string_lossy().into_owned();
+    Case { name, model, vectors, rows: shape[0], len: shape[1], ids }
+}
+
+/// Labels `ahead` tokens ahead within each row of `ids`.
+fn ahead(case: &Case, ahead: usize, none: u32) -> Vec<u32> {
+    let rows = case.ids.chunks(case.len);
+    rows.flat_map(|row| (0..row.len()).map(move |i| row.get(i + ahead).copied().unwrap_or(none))).collect()
+}
+
+fn batch(case: &Case) -> TrainBatch {
+    TrainBatch {
+        tokens: case.ids.clone(),
+        positions: (0..case.rows).flat_map(|_| 0..case.len as u32).collect(),
+        segments: (0..case.rows).map(|r| Segment { start: r * case.len, len: case.len }).collect(),
+        labels: ahead(case, 1, IGNORE),
+        mtp: (1..=case.model.config.num_nextn_predict_layers)
+            .map(|k| MtpTargets { tokens: ahead(case, k, 0), labels: ahead(case, k + 1, IGNORE) })
+            .collect(),
+    }
+}
+
+fn options(case: &Case) -> LossOptions {
+    let modules = case.model.config.num_nextn_predict_layers;
+    // every module has one label less per row; the vectors weigh modules equally, so this only fits one scale per count
+    let labels = |k: usize| (case.rows * (case.len - k - 1)) as f32;
+    LossOptions {
+        loss_scale: 1.0 / labels(0),
+        mtp_scale: 0.3 / (modules.max(1) as f32 * labels(1)),
+        balance_alpha: 0.0,
+    }
+}
+
+fn worst(got: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(got.len(), expected.len());
+    got.iter()
+        .zip(expected)
+        .map(|(g, e)| (g - e).abs())
+        .fold(0.0, |m, x| if x > m || x.is_nan() { x } else { m })
+}
+
+fn infer_all(case: &mut Case, cpu: &Cpu) -> Vec<f32> {
+    let mut logits = Vec::new();
+    for row in 0..case.rows {
+        let mut cache = Cache::new(&case.model);
+        let tokens = &case.ids[row * case.len..][..case.len];
+        logits.extend(case.model.infer(cpu, &mut [Step { tokens, cache: &mut cache, want: Want::All }]));
+    }
+    logits
+}
+
+#[test]
+fn logits_match_transformers() {
+    let cpu = Cpu::detect(2);
+    for folder in folders() {
+        let mut case = load(&folder, None);
+        let logits = infer_all(&mut case, &cpu);
+        let worst = worst(&logits, &case.vectors.f32("logits"));
+        println!("{:28} logits differ by {worst:.1e}", case.name);
+        assert!(worst < 1e-4, "{}: logits differ by {worst}", case.name);
+    }
+}
+
+#[test]
+fn losses_and_gradients_match_transformers() {
+    let cpu = Cpu::detect(2);
+    for folder in folders() {
+        let mut case = load(&folder, None);
+        let (batch, mut options) = (batch(&case), options(&case));
+        let modules = batch.mtp.len();
+        let labels = |k: usize| (case.rows * (case.len - k - 1)) as f32;
+        if modules > 1 {
+            // modules have different numbers of labels: one pass per module, each with its own scale
+            let (full, scale) = (batch.clone(), options.loss_scale);
+            for k in 1..=modules {
+                let mut part = full.clone();
+                for (other, targets) in part.mtp.iter_mut().enumerate() {
+                    if other + 1 != k {
+                        targets.labels.fill(IGNORE);
+                    }
+                }
+                options.mtp_scale = 0.3 / (modules as f32 * labels(k));
+                options.loss_scale = if k == 1 { scale } else { 0.0 };
+                case.model.train_step(&cpu, &part, &options);
+            }
+        } else {
+            case.model.train_step(&cpu, &batch, &options);
+        }
+        let model = &case.model;
+        let mut worst_of = (0.0, String::new());
+        for entry in &model.params.entries {
+            let name = format!("grad.{}", entry.name);
+            if case.vectors.tensors().tensor(&name).is_err() {
+                assert!(
+                    entry.name.ends_with("e_score_correction_bias"),
+                    "{}: no vector of {name}",
+                    case.name
+                );
+                continue;
+            }
+            let expected = case.vectors.f32(&name);
+            let scale = expected.iter().fold(0.0f32, |m, x| m.max(x.abs())).max(1e-6);
+            let off = worst(&model.params.grad[entry.range.clone()], &expected) / scale;
+            if off > worst_of.0 || off.is_nan() {
+                worst_of = (off, entry.name.clone());
+            }
+        }
+        println!("{:28} gradients differ by {:.1e} of their largest ({})", case.name, worst_of.0, worst_of.1);
+        assert!(worst_of.0 < 1e-4, "{}: gradient of {} differs by {}", case.name, worst_of.1, worst_of.0);
+        let mut fresh = load(&folder, None);
+        let stats = fresh.model.train_step(&cpu, &batch, &options);
+        let mean = stats.loss_sum / stats.tokens as f64;
+        assert!((mean - f64::from(case.vectors.f32("loss")[0])).abs() < 1e-4, "{}: loss {mean}", case.name);
+        for (k, (&sum, &count)) in stats.mtp_loss_sum.iter().zip(&stats.mtp_tokens).enumerate() {
+            let expected = f64::from(case.vectors.f32(&format!("mtp_loss.{k}"))[0]);
+            assert!((sum / count as f64 - expected).abs() < 1e-4, "{}: MTP loss {k}", case.name);
+        }
+    }
+}
+
+/// Losses of the training pass and logits of inference, whatever the chunking, batch and threads, are the same bits.
+#[test]
+fn generation_has_the_bits_of_training() {
+    for folder in folders() {
+        for precision in [DType::F32, DType::Bf16] {
+            let mut case = load(&folder, Some(Precision::uniform(precision)));
+            let cpu = Cpu::detect(2);
+            let batch = batch(&case);
+            let losses = case.model.evaluate(&cpu, &batch);
+            let whole = infer_all(&mut case, &cpu);
+            let w = case.model.config.vocab_size;
+            let mut from_logits = vec![0.0; case.ids.len()];
+            cross_entropy(&cpu, &mut whole.clone(), w, &batch.labels, 1.0, &mut from_logits, false);
+            assert_same_bits(&format!("{} {precision:?}: losses", case.name), &from_logits, &losses);
+            // both rows at once, in uneven chunks, the last tokens one by one
+            for threads in [1, 3] {
+                let cpu = Cpu::detect(threads);
+                let mut caches: Vec<_> = (0..case.rows).map(|_| Cache::new(&case.model)).collect();
+                let mut chunks = vec![7, 1, 13];
+                let left = case.len - 21;
+                chunks.extend([left / 2].into_iter().chain(std::iter::repeat_n(1, left - left / 2)));
+                let mut at = 0;
+                for chunk in chunks {
+                    let mut steps: Vec<_> = caches
+                        .iter_mut()
+                        .enumerate()
+                        .map(|(r, cache)| Step {
+                            tokens: &case.ids[r * case.len + at..][..chunk],
+                            cache,
+                            want: Want::All,
+                        })
+                        .collect();
+                    let logits = case.model.infer(&cpu, &mut steps);
+                    for r in 0..case.rows {
+                        let expected = &whole[(r * case.len + at) * w..][..chunk * w];
+                        let what = format!("{} {precision:?}: row {r} from {at}", case.name);
+                        assert_same_bits(&what, &logits[r * chunk * w..][..chunk * w], expected);
+                    }
+                    at += chunk;
+                }
+                assert_eq!(at, case.len);
+            }
+        }
+    }
+}
+
+#[test]
+fn gradients_are_the_same_bits_at_any_thread_count() {
+    for folder in folders() {
+        for precision in [DType::F32, DType::Bf16] {
+            let grads = [1, 2, 3].map(|threads| {
+                let mut case = load(&folder, Some(Precision::uniform(precision)));
+                let (batch, options) = (batch(&case), LossOptions { balance_alpha: 0.01, ..options(&case) });
+                case.model.train_step(&Cpu::detect(threads), &batch, &options);
+                case.model.params.grad.clone()
+            });
+            assert_same_bits("gradients, 2 threads", &grads[1], &grads[0]);
+            assert_same_bits("gradients, 3 threads", &grads[2], &grads[0]);
+        }
+    }
+}
+
+#[test]
+fn absorbed_attention_agrees_with_expanded() {
+    let cpu = Cpu::detect(2);
+    let mut tried = 0;
+    for folder in folders() {
+        let mut case = load(&folder, None);
+        let whole = infer_all(&mut case, &cpu);
+        let Some(mut cache) = Cache::latent(&case.model) else { continue };
+        let (first, rest) = case.ids[..case.len].split_at(20);
+        let mut logits =
+            case.model.infer(&cpu, &mut [Step { tokens: first, cache: &mut cache, want: Want::All }]);
+        logits
+            .extend(case.model.infer(&cpu, &mut [Step { tokens: rest, cache: &mut cache, want: Want::All }]));
+        let off = worst(&logits, &whole[..logits.len()]);
+        assert!(off < 1e-4, "{}: absorbed and expanded differ by {off}", case.name);
+        tried += 1;
+    }
+    assert!(tried >= 8);
+}
+
+#[test]
+fn bf16_stays_near_f32() {
+    let cpu = Cpu::detect(2);
+    for folder in folders() {
+        let mut exact = load(&folder, None);
+        let mut half = load(&folder, Some(Precision::uniform(DType::Bf16)));
+        let (a, b) = (exact.model.evaluate(&cpu, &batch(&exact)), half.model.evaluate(&cpu, &batch(&half)));
+        let mean = |x: &[f32]| x.iter().map(|&x| f64::from(x)).sum::<f64>() / x.len() as f64;
+        let off = (mean(&a) - mean(&b)).abs();
+        // a router near a tie may choose another expert: a bound on the mean, not on each token
+        assert!(off < 0.05, "{}: mean loss differs by {off}", exact.name);
+    }
+}

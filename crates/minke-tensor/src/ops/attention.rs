@@ -1,0 +1,327 @@
+//! Attention blocks from projected queries to concatenated heads: multi-head latent, and grouped-query.
+//!
+//! Training and inference run the same code; they differ in where keys come from ([`Keys`]): the rows of this call, or
+//! a cache to which the rows of this call are appended first.
+
+use std::sync::Arc;
+
+use minke_cpu::attention::{self as kernel, AttentionShape, CachedSegment, KvCache, Segment};
+use minke_cpu::rope::{self, MlaShape};
+use minke_cpu::{DType, copy, norm};
+
+use super::linear;
+use crate::context::{Context, Var};
+use crate::store::WeightId;
+use crate::tensor::Tensor;
+
+/// Cosines and sines of every position [positions, r/2], and the position of each row of this call.
+#[derive(Clone)]
+pub struct Rotary {
+    /// Cosines, scaled.
+    pub cos: Arc<[f32]>,
+    /// Sines, scaled.
+    pub sin: Arc<[f32]>,
+    /// Position of each row.
+    pub positions: Arc<[u32]>,
+    /// Whether rotated pairs are neighbours (DeepSeek) or halves apart.
+    pub interleaved: bool,
+}
+
+/// Where the keys and values of a call are.
+pub enum Keys<'a> {
+    /// Rows of this call, in whole sequences.
+    Rows(Arc<[Segment]>),
+    /// One cache per sequence: (first row, rows, cache).
+    Caches(Vec<(usize, usize, &'a mut KvCache)>),
+}
+
+/// Weights of latent attention behind the first projections.
+#[derive(Clone, Copy)]
+pub struct MlaWeights {
+    /// Norm of the latent [c].
+    pub kv_a_norm: WeightId,
+    /// Keys without position and values from the latent [h (p + v), c].
+    pub kv_b: WeightId,
+    /// Epsilon of the latent's norm.
+    pub eps: f32,
+}
+
+/// Shapes of an attention block.
+#[derive(Clone, Copy)]
+pub struct AttentionWeights {
+    /// Heads and widths.
+    pub shape: AttentionShape,
+    /// Rotated width of a head; its last columns for latent attention, all of it otherwise.
+    pub rotary: usize,
+}
+
+fn rotate(
+    cx: &Context<'_>,
+    x: &mut Tensor,
+    heads: usize,
+    a: &AttentionWeights,
+    rotary: &Rotary,
+    inverse: bool,
+) {
+    let width = a.shape.qk_dim;
+    let Rotary { cos, sin, positions, interleaved } = rotary;
+    let (offset, r) = (width - a.rotary, a.rotary);
+    rope::rope_inplace(
+        cx.cpu,
+        x.view_mut(),
+        heads,
+        width,
+        offset,
+        r,
+        positions,
+        cos,
+        sin,
+        *interleaved,
+        inverse,
+    );
+}
+
+fn rotated(cx: &Context<'_>, x: &Tensor, heads: usize, a: &AttentionWeights, rotary: &Rotary) -> Tensor {
+    let mut out = Tensor::uninit(x.rows(), x.cols(), x.dtype());
+    let Rotary { cos, sin, positions, interleaved } = rotary;
+    let (width, r) = (a.shape.qk_dim, a.rotary);
+    let (x, offset) = (x.view(), width - r);
+    rope::rope(cx.cpu, x, heads, width, offset, r, positions, cos, sin, *interleaved, false, out.view_mut());
+    out
+}
+
+struct Attended {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    segments: Arc<[Segment]>,
+}
+
+/// Attention proper over rotated queries and keys.
+fn attend(
+    cx: &mut Context<'_>,
+    shape: &AttentionShape,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: Keys<'_>,
+) -> Attended {
+    cx.timed("attention", |cx| {
+        let n = q.rows();
+        let mut out = Tensor::uninit(n, shape.heads * shape.v_dim, v.dtype());
+        match keys {
+            Keys::Rows(segments) => {
+                let mut lse = Tensor::uninit(n, shape.heads, DType::F32);
+                let (views, lse_out) = ((q.view(), k.view(), v.view()), lse.f32_mut());
+                kernel::forward(cx.cpu, shape, views.0, views.1, views.2, &segments, out.view_mut(), lse_out);
+                Attended { q, k, v, out, lse, segments }
+            }
+            Keys::Caches(mut caches) => {
+                let (k_row, v_row) = (k.cols(), v.cols());
+                for (start, len, cache) in &mut caches {
+                    let end = *start + *len;
+                    cache.append(
+                        k.view().slice(*start * k_row, end * k_row),
+                        v.view().slice(*start * v_row, end * v_row),
+                    );
+                }
+                let segments: Vec<_> = caches
+                    .iter()
+                    .map(|(start, len, cache)| CachedSegment { start: *start, len: *len, cache })
+                    .collect();
+                kernel::forward_cached(cx.cpu, shape, q.view(), &segments, out.view_mut());
+                let lse = Tensor::uninit(0, shape.heads, DType::F32);
+                Attended { q, k, v, out, lse, segments: Arc::new([]) }
+            }
+        }
+    })
+}
+
+/// Gradients of rotated queries, keys and values.
+fn attend_backward(
+    cx: &mut Context<'_>,
+    shape: &AttentionShape,
+    a: &Attended,
+    d_out: &Tensor,
+) -> [Tensor; 3] {
+    cx.timed("attention backward", |cx| {
+        let [mut d_q, mut d_k, mut d_v] =
+            [&a.q, &a.k, &a.v].map(|x| Tensor::uninit(x.rows(), x.cols(), x.dtype()));
+        let (q, k, v) = (a.q.view(), a.k.view(), a.v.view());
+        let (out, lse, d_out) = (a.out.view(), a.lse.f32(), d_out.view());
+        let (d_q_out, d_k_out, d_v_out) = (d_q.view_mut(), d_k.view_mut(), d_v.view_mut());
+        kernel::backward(cx.cpu, shape, q, k, v, out, lse, d_out, &a.segments, d_q_out, d_k_out, d_v_out);
+        [d_q, d_k, d_v]
+    })
+}
+
+/// Multi-head latent attention in its expanded form.
+///
+/// q [n, h (p + r)] and kv_a [n, c + r] are the projections of the layer's input (latent first, then the shared rotary
+/// key, not normed); the result is [n, h v]. Keys and values come from the normed latent through `kv_b`.
+///
+/// DeepSeek-V2, section 2.1, equations 9-19.
+pub fn mla_attention(
+    cx: &mut Context<'_>,
+    q: &Var,
+    kv_a: &Var,
+    w: MlaWeights,
+    a: AttentionWeights,
+    rotary: &Rotary,
+    keys: Keys<'_>,
+) -> Var {
+    let shape = a.shape;
+    let (n, c) = (q.value.rows(), cx.store.cols(w.kv_b));
+    let mla = MlaShape {
+        heads: shape.heads,
+        nope: shape.qk_dim - a.rotary,
+        value: shape.v_dim,
+        rotary: a.rotary,
+        interleaved: rotary.interleaved,
+    };
+    let act = q.value.dtype();
+    let stride = kv_a.value.cols();
+    let (latent, normed, rstd) = cx.timed("mla latent", |cx| latent(cx, &kv_a.value, w, c));
+    let kv = cx.timed("linear", |cx| linear::forward(cx, &normed, w.kv_b, act));
+    let (q_turned, k, v) = cx.timed("rope", |cx| {
+        let q_turned = rotated(cx, &q.value, shape.heads, &a, rotary);
+        let mut k = Tensor::uninit(n, shape.heads * shape.qk_dim, act);
+        let mut v = Tensor::uninit(n, shape.heads * shape.v_dim, act);
+        let (cos, sin, positions) = (&rotary.cos, &rotary.sin, &rotary.positions);
+        let (rope_keys, k_out, v_out) = (kv_a.value.view(), k.view_mut(), v.view_mut());
+        rope::mla_keys(cx.cpu, mla, kv.view(), rope_keys, stride, c, positions, cos, sin, k_out, v_out);
+        (q_turned, k, v)
+    });
+    drop(kv);
+    let attended = attend(cx, &shape, q_turned, k, v, keys);
+    let out = cx.var(attended.out.clone());
+    let (q, kv_a, result, rotary) = (q.clone(), kv_a.clone(), out.clone(), rotary.clone());
+    cx.record(move |cx| {
+        let Some(d_out) = cx.take_grad(&result) else { return };
+        let [mut d_q, d_k, d_v] = attend_backward(cx, &shape, &attended, &d_out);
+        let mut d_kv_a = Tensor::uninit(n, stride, act);
+        let mut d_kv = Tensor::uninit(n, shape.heads * (mla.nope + mla.value), act);
+        cx.timed("rope backward", |cx| {
+            rotate(cx, &mut d_q, shape.heads, &a, &rotary, true);
+            let (cos, sin, positions) = (&rotary.cos, &rotary.sin, &rotary.positions);
+            let (d_kv_out, d_kv_a_out) = (d_kv.view_mut(), d_kv_a.view_mut());
+            let (d_k, d_v) = (d_k.view(), d_v.view());
+            rope::mla_keys_backward(
+                cx.cpu, mla, d_k, d_v, positions, cos, sin, d_kv_out, d_kv_a_out, stride, c,
+            );
+        });
+        cx.timed("linear dW", |cx| linear::weight_grad(cx, &d_kv, &normed, w.kv_b));
+        let d_normed = cx.timed("linear dx", |cx| linear::input_grad(cx, &d_kv, w.kv_b, act));
+        cx.timed("mla latent backward", |cx| {
+            let mut d_latent = Tensor::uninit(n, c, act);
+            let (weight, d_w) = cx.store.with_grad(w.kv_a_norm);
+            let (x, d_y) = (latent.view(), d_normed.view());
+            norm::rmsnorm_backward(cx.cpu, x, weight, rstd.f32(), d_y, None, d_latent.view_mut(), d_w);
+            copy::put_columns(cx.cpu, d_latent.view(), c, d_kv_a.view_mut(), stride, 0);
+        });
+        cx.add_grad(&q, d_q);
+        cx.add_grad(&kv_a, d_kv_a);
+    });
+    out
+}
+
+/// The latent [n, c] of `kv_a`, its norm, and the norm's reciprocal deviations.
+fn latent(cx: &mut Context<'_>, kv_a: &Tensor, w: MlaWeights, c: usize) -> (Tensor, Tensor, Tensor) {
+    let n = kv_a.rows();
+    let mut latent = Tensor::uninit(n, c, kv_a.dtype());
+    copy::take_columns(cx.cpu, kv_a.view(), kv_a.cols(), 0, c, latent.view_mut());
+    let mut normed = Tensor::uninit(n, c, kv_a.dtype());
+    let mut rstd = Tensor::uninit(n, 1, DType::F32);
+    let weight = cx.store.slice(w.kv_a_norm);
+    norm::rmsnorm(cx.cpu, latent.view(), weight, w.eps, normed.view_mut(), rstd.f32_mut());
+    (latent, normed, rstd)
+}
+
+/// Multi-head latent attention in its absorbed form, for inference: queries are carried into the latent space, where
+/// all heads share one key (latent and rotary part) and one value (the latent), and results are carried back.
+///
+/// The cache of each sequence holds c + r numbers per position for keys and c for values instead of h (p + r + v).
+/// Equal to [`mla_attention`] up to rounding. DeepSeek-V2, section 2.1.2.
+pub fn mla_absorbed(
+    cx: &mut Context<'_>,
+    q: &Tensor,
+    kv_a: &Tensor,
+    w: MlaWeights,
+    a: AttentionWeights,
+    rotary: &Rotary,
+    keys: Keys<'_>,
+) -> Tensor {
+    let AttentionShape { heads, qk_dim, v_dim, scale, .. } = a.shape;
+    let (n, c, r, p) = (q.rows(), cx.store.cols(w.kv_b), a.rotary, qk_dim - a.rotary);
+    let (_, normed, _) = latent(cx, kv_a, w, c);
+    let q = rotated(cx, q, heads, &a, rotary).to_vec();
+    let kv_b = cx.store.slice(w.kv_b).to_vec();
+    // queries in the latent space: [q_nope K_h ; q_rope] per head
+    let mut q_latent = Tensor::uninit(n, heads * (c + r), DType::F32);
+    let rows = heads * (c + r);
+    for (t, out) in q_latent.f32_mut().chunks_mut(rows.max(1)).enumerate() {
+        for (head, out) in out.chunks_mut(c + r).enumerate() {
+            let q = &q[t * heads * qk_dim + head * qk_dim..][..qk_dim];
+            out[..c].fill(0.0);
+            for (j, &x) in q[..p].iter().enumerate() {
+                let key = &kv_b[(head * (p + v_dim) + j) * c..][..c];
+                out[..c].iter_mut().zip(key).for_each(|(o, &k)| *o += x * k);
+            }
+            out[c..].copy_from_slice(&q[p..]);
+        }
+    }
+    let mut rope_key = Tensor::uninit(n, r, kv_a.dtype());
+    copy::take_columns(cx.cpu, kv_a.view(), kv_a.cols(), c, r, rope_key.view_mut());
+    let shared = AttentionShape { heads: 1, kv_heads: 1, qk_dim: r, v_dim: r, scale };
+    rotate(cx, &mut rope_key, 1, &AttentionWeights { shape: shared, rotary: r }, rotary, false);
+    let mut k = Tensor::uninit(n, c + r, DType::F32);
+    let (normed, rope_key) = (normed.converted(cx.cpu, DType::F32), rope_key.converted(cx.cpu, DType::F32));
+    copy::concat_columns(cx.cpu, normed.view(), c, rope_key.view(), r, k.view_mut());
+    let shape = AttentionShape { heads, kv_heads: 1, qk_dim: c + r, v_dim: c, scale };
+    let attended = attend(cx, &shape, q_latent, k, normed, keys);
+    // results in the latent space, carried back by each head's value rows
+    let mut out = Tensor::uninit(n, heads * v_dim, DType::F32);
+    for (t, out) in out.f32_mut().chunks_mut((heads * v_dim).max(1)).enumerate() {
+        for (i, out) in out.iter_mut().enumerate() {
+            let (head, j) = (i / v_dim, i % v_dim);
+            let x = &attended.out.f32()[(t * heads + head) * c..][..c];
+            let value = &kv_b[(head * (p + v_dim) + p + j) * c..][..c];
+            *out = x.iter().zip(value).map(|(x, v)| x * v).sum();
+        }
+    }
+    out
+}
+
+/// Grouped-query attention over projected q [n, h p], k and v [n, h_kv p]: rotation, attention; the result is [n, h p].
+/// Multi-head attention when h_kv = h.
+///
+/// Ainslie et al., "GQA: Training Generalized Multi-Query Transformer Models" (2023), section 2.2.
+pub fn gqa_attention(
+    cx: &mut Context<'_>,
+    [q, k, v]: [&Var; 3],
+    a: AttentionWeights,
+    rotary: &Rotary,
+    keys: Keys<'_>,
+) -> Var {
+    let shape = a.shape;
+    let (q_turned, k_turned) = cx.timed("rope", |cx| {
+        (rotated(cx, &q.value, shape.heads, &a, rotary), rotated(cx, &k.value, shape.kv_heads, &a, rotary))
+    });
+    let attended = attend(cx, &shape, q_turned, k_turned, v.value.clone(), keys);
+    let out = cx.var(attended.out.clone());
+    let (q, k, v, result, rotary) = (q.clone(), k.clone(), v.clone(), out.clone(), rotary.clone());
+    cx.record(move |cx| {
+        let Some(d_out) = cx.take_grad(&result) else { return };
+        let [mut d_q, mut d_k, d_v] = attend_backward(cx, &shape, &attended, &d_out);
+        cx.timed("rope backward", |cx| {
+            rotate(cx, &mut d_q, shape.heads, &a, &rotary, true);
+            rotate(cx, &mut d_k, shape.kv_heads, &a, &rotary, true);
+        });
+        cx.add_grad(&q, d_q);
+        cx.add_grad(&k, d_k);
+        cx.add_grad(&v, d_v);
+    });
+    out
+}

