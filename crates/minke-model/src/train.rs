@@ -1,7 +1,5 @@
 //! A training pass: forward, losses, backward; and evaluation without the backward pass.
 
-use std::sync::Arc;
-
 use minke_cpu::Cpu;
 use minke_cpu::attention::Segment;
 use minke_tensor::{Context, WeightId, ops};
@@ -35,13 +33,14 @@ pub struct MtpTargets {
     pub labels: Vec<u32>,
 }
 
-/// What is differentiated: `loss_scale * sum of losses + mtp_scale * sum of all modules' losses + balance losses`.
-#[derive(Clone, Copy, Debug)]
+/// What is differentiated: `loss_scale * sum of losses + sum over k (mtp_scale[k] * sum of module k's losses) + balance
+/// losses`.
+#[derive(Clone, Debug, Default)]
 pub struct LossOptions {
     /// Factor of the main losses' sum; one over the labels of the whole step for a mean.
     pub loss_scale: f32,
-    /// Factor of each module's sum.
-    pub mtp_scale: f32,
+    /// Factor of the sum of each MTP module's losses.
+    pub mtp_scale: Vec<f32>,
     /// Factor alpha of the sequence-wise balance loss, a mean over the sequences of this call; 0 for none.
     pub balance_alpha: f32,
 }
@@ -101,7 +100,7 @@ impl Model {
         for (k, targets) in batch.mtp.iter().enumerate() {
             pass.rotary = mtp_rotaries[k].clone();
             state = net.mtp(&mut cx, &mut pass, k, &state, &targets.tokens.clone().into());
-            let loss = ops::head_loss(&mut cx, &state, net.head, &targets.labels, loss.mtp_scale);
+            let loss = ops::head_loss(&mut cx, &state, net.head, &targets.labels, loss.mtp_scale[k]);
             stats.mtp_loss_sum.push(loss.sum);
             stats.mtp_tokens.push(loss.count);
         }

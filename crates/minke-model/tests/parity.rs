@@ -101,13 +101,9 @@ fn batch(case: &Case) -> TrainBatch {
 
 fn options(case: &Case) -> LossOptions {
     let modules = case.model.config.num_nextn_predict_layers;
-    // every module has one label less per row; the vectors weigh modules equally, so this only fits one scale per count
     let labels = |k: usize| (case.rows * (case.len - k - 1)) as f32;
-    LossOptions {
-        loss_scale: 1.0 / labels(0),
-        mtp_scale: 0.3 / (modules.max(1) as f32 * labels(1)),
-        balance_alpha: 0.0,
-    }
+    let mtp_scale = (1..=modules).map(|k| 0.3 / (modules as f32 * labels(k))).collect();
+    LossOptions { loss_scale: 1.0 / labels(0), mtp_scale, balance_alpha: 0.0 }
 }
 
 fn worst(got: &[f32], expected: &[f32]) -> f32 {
@@ -145,26 +141,8 @@ fn losses_and_gradients_match_transformers() {
     let cpu = Cpu::detect(2);
     for folder in folders() {
         let mut case = load(&folder, None);
-        let (batch, mut options) = (batch(&case), options(&case));
-        let modules = batch.mtp.len();
-        let labels = |k: usize| (case.rows * (case.len - k - 1)) as f32;
-        if modules > 1 {
-            // modules have different numbers of labels: one pass per module, each with its own scale
-            let (full, scale) = (batch.clone(), options.loss_scale);
-            for k in 1..=modules {
-                let mut part = full.clone();
-                for (other, targets) in part.mtp.iter_mut().enumerate() {
-                    if other + 1 != k {
-                        targets.labels.fill(IGNORE);
-                    }
-                }
-                options.mtp_scale = 0.3 / (modules as f32 * labels(k));
-                options.loss_scale = if k == 1 { scale } else { 0.0 };
-                case.model.train_step(&cpu, &part, &options);
-            }
-        } else {
-            case.model.train_step(&cpu, &batch, &options);
-        }
+        let (batch, options) = (batch(&case), options(&case));
+        let stats = case.model.train_step(&cpu, &batch, &options);
         let model = &case.model;
         let mut worst_of = (0.0, String::new());
         for entry in &model.params.entries {
@@ -186,8 +164,6 @@ fn losses_and_gradients_match_transformers() {
         }
         println!("{:28} gradients differ by {:.1e} of their largest ({})", case.name, worst_of.0, worst_of.1);
         assert!(worst_of.0 < 1e-4, "{}: gradient of {} differs by {}", case.name, worst_of.1, worst_of.0);
-        let mut fresh = load(&folder, None);
-        let stats = fresh.model.train_step(&cpu, &batch, &options);
         let mean = stats.loss_sum / stats.tokens as f64;
         assert!((mean - f64::from(case.vectors.f32("loss")[0])).abs() < 1e-4, "{}: loss {mean}", case.name);
         for (k, (&sum, &count)) in stats.mtp_loss_sum.iter().zip(&stats.mtp_tokens).enumerate() {
