@@ -1,1 +1,30 @@
-//! Inference: KV cache, sampling, generation
+//! Inference: a model folder in, text or log-probabilities out.
+//!
+//! The way of a generated token:
+//!
+//! ```text
+//! load_model(folder) -> Loaded { model, tokenizer, ... }
+//! Engine::generate(requests) -> Model::infer(steps) -> logits -> Sampler -> id
+//!                                                       StreamDecoder -> StopMatcher -> text to the caller
+//! ```
+//!
+//! [`Engine`] borrows the model, so that a trainer that wants to see what its model writes hands over the very
+//! weights that it trains. A call of [`minke_model::Model::infer`] carries whatever is ready: chunks of prompts
+//! and single tokens of many sequences together. By the bit contract of the kernels none of that shows in the
+//! result: a request gives the same tokens, text and log-probabilities alone and in any batch, at any number
+//! of threads, with its prompt in one piece or in many. Draws are named by (seed, sequence, position), so
+//! they do not depend on the batch either.
+//!
+//! What is deliberately not here: files are read through `minke_data`, nothing is printed, and nothing
+//! waits for a network.
+
+mod engine;
+mod load;
+pub mod machine;
+mod sampling;
+mod stop;
+
+pub use engine::{Delta, Engine, EngineError, Generation, Request, Session, StopReason, Timing};
+pub use load::{GenerationDefaults, LoadModelError, Loaded, WeightFolder, load_model, read_config};
+pub use sampling::{Sampler, Sampling, SettingError};
+pub use stop::StopMatcher;

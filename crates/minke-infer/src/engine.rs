@@ -1,0 +1,454 @@
+//! Generation and scoring: what goes into a call of the model, and what is made of the logits.
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use minke_cpu::{Cpu, loss};
+use minke_data::{StreamDecoder, Tokenizer};
+use minke_model::{Cache, Model, Step, Want};
+
+use crate::sampling::{Sampler, Sampling, SettingError};
+use crate::stop::StopMatcher;
+
+/// Tokens of one call of the model, over all sequences; bounds the memory of activations.
+const TOKENS_PER_CALL: usize = 512;
+/// Logits of one call while scoring, in elements (64 MiB).
+const LOGITS_PER_CALL: usize = 1 << 24;
+
+/// Why a request cannot be served.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum EngineError {
+    /// There is nothing to continue.
+    #[error("the prompt is empty, and the model has no token that begins a text")]
+    EmptyPrompt,
+    /// An id that the model has no row for.
+    #[error("token {index}: id {id} is outside the vocabulary of {vocabulary} tokens")]
+    Token {
+        /// Its place in the prompt or sequence, from 0.
+        index: usize,
+        /// The id.
+        id: u32,
+        /// Rows of the model's table.
+        vocabulary: usize,
+    },
+    /// More tokens than positions.
+    #[error("{got} tokens do not fit into the model's context of {limit}")]
+    Context {
+        /// Tokens given.
+        got: usize,
+        /// Tokens that fit.
+        limit: usize,
+    },
+    /// A sampling setting is out of its bounds.
+    #[error(transparent)]
+    Setting(#[from] SettingError),
+    /// Stop strings are text, and there is no tokenizer to make text.
+    #[error("stop strings need a tokenizer, and the model folder has none")]
+    StopNeedsTokenizer,
+    /// The logits hold no number: the weights are broken.
+    #[error("no logit after {position} tokens is a number; the weights are damaged or training diverged")]
+    NotANumber {
+        /// Tokens before.
+        position: usize,
+    },
+}
+
+/// One text to continue.
+#[derive(Debug, Clone, Default)]
+pub struct Request {
+    /// What is continued, at least one token.
+    pub prompt: Vec<u32>,
+    /// The most tokens to add.
+    pub max_tokens: usize,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Names the draws of this sequence, beside the seed and the position.
+    pub sequence: u64,
+    /// Strings that end the answer and are not part of it.
+    pub stop: Vec<String>,
+    /// Tokens that end the answer and are not part of it.
+    pub stop_ids: Vec<u32>,
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StopReason {
+    /// The model chose this token of [`Request::stop_ids`].
+    Token(u32),
+    /// This string of [`Request::stop`] was complete.
+    String(String),
+    /// [`Request::max_tokens`] were added.
+    MaxTokens,
+    /// The model's context is full.
+    Context,
+    /// The caller said so.
+    Cancelled,
+}
+
+impl StopReason {
+    /// One word, as machine-readable output has it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Token(_) => "stop_token",
+            Self::String(_) => "stop_string",
+            Self::MaxTokens => "max_tokens",
+            Self::Context => "context",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// How long the parts of a call took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Timing {
+    /// Until every prompt was read, the first tokens included.
+    pub prefill: Duration,
+    /// The rest.
+    pub decode: Duration,
+}
+
+/// What came of a request.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Generation {
+    /// The tokens added, without the one that stopped it; those of a stop string are in it.
+    pub tokens: Vec<u32>,
+    /// Natural logarithm of each token's probability, before temperature and filters.
+    pub log_probs: Vec<f32>,
+    /// Their text up to the stop string; empty without a tokenizer.
+    pub text: String,
+    /// Why it ended.
+    pub stop: StopReason,
+    /// Tokens of the prompt that were in the cache already.
+    pub reused: usize,
+}
+
+/// A piece of an answer, given to the caller as soon as it is sure.
+#[derive(Debug, Clone, Copy)]
+pub struct Delta<'a> {
+    /// Which request, by its place in the call.
+    pub request: usize,
+    /// Complete characters; empty when the token only began one, or text is held back for a stop string.
+    pub text: &'a str,
+    /// Tokens of the answer so far.
+    pub tokens: usize,
+}
+
+/// A sequence that can be continued: its tokens and what attention keeps of them.
+pub struct Session {
+    cache: Cache,
+    tokens: Vec<u32>,
+}
+
+impl Session {
+    /// An empty sequence of this model.
+    pub fn new(model: &Model) -> Self {
+        Self { cache: Cache::new(model), tokens: Vec::new() }
+    }
+
+    /// Tokens in the cache.
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Whether nothing was read yet.
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// Bytes of the cache.
+    pub fn bytes(&self) -> usize {
+        self.cache.bytes()
+    }
+
+    /// Keeps of the cache what `prompt` begins with, but not all of it: the last token must be read for its logits.
+    fn reuse(&mut self, prompt: &[u32]) -> usize {
+        let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        let common = common.min(prompt.len().saturating_sub(1));
+        self.cache.truncate(common);
+        self.tokens.truncate(common);
+        common
+    }
+}
+
+/// A sequence while it is being generated.
+struct Running<'r> {
+    request: &'r Request,
+    session: &'r mut Session,
+    /// Prompt and answer.
+    all: Vec<u32>,
+    decoder: Option<StreamDecoder>,
+    matcher: StopMatcher,
+    log_probs: Vec<f32>,
+    text: String,
+    reused: usize,
+    stop: Option<StopReason>,
+}
+
+/// Runs a model: borrows it, so the weights may be a trainer's.
+pub struct Engine<'a> {
+    model: &'a mut Model,
+    cpu: &'a Cpu,
+    tokenizer: Option<&'a Tokenizer>,
+    context: usize,
+    sampler: Sampler,
+    timing: Timing,
+}
+
+impl<'a> Engine<'a> {
+    /// An engine over a model; without a tokenizer answers are ids only.
+    pub fn new(model: &'a mut Model, cpu: &'a Cpu, tokenizer: Option<&'a Tokenizer>) -> Self {
+        let context = model.config.max_position_embeddings;
+        Self { model, cpu, tokenizer, context, sampler: Sampler::default(), timing: Timing::default() }
+    }
+
+    /// Tokens that fit into one sequence, prompt and answer together.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// The model that it runs.
+    pub fn model(&self) -> &Model {
+        self.model
+    }
+
+    /// How long the parts of the last call of [`Engine::generate`] or [`Engine::generate_in`] took.
+    pub fn timing(&self) -> Timing {
+        self.timing
+    }
+
+    /// Continues every request, all of them together; `on_delta` gets text as it comes and may end all answers.
+    ///
+    /// The result of a request does not depend on the others.
+    ///
+    /// # Errors
+    /// A request that cannot be served; none is started then.
+    pub fn generate(
+        &mut self,
+        requests: &[Request],
+        on_delta: &mut dyn FnMut(Delta<'_>) -> ControlFlow<()>,
+    ) -> Result<Vec<Generation>, EngineError> {
+        let mut sessions: Vec<Session> = requests.iter().map(|_| Session::new(self.model)).collect();
+        self.generate_in(&mut sessions, requests, on_delta)
+    }
+
+    /// Continues requests in sessions that are kept: what a prompt shares with its session is not read again.
+    ///
+    /// # Errors
+    /// As [`Engine::generate`].
+    ///
+    /// # Panics
+    /// When there are not as many sessions as requests.
+    pub fn generate_in(
+        &mut self,
+        sessions: &mut [Session],
+        requests: &[Request],
+        on_delta: &mut dyn FnMut(Delta<'_>) -> ControlFlow<()>,
+    ) -> Result<Vec<Generation>, EngineError> {
+        assert_eq!(sessions.len(), requests.len(), "generate_in: one session per request");
+        for request in requests {
+            self.check(request)?;
+        }
+        self.run(requests, sessions, on_delta)
+    }
+
+    fn run(
+        &mut self,
+        requests: &[Request],
+        sessions: &mut [Session],
+        on_delta: &mut dyn FnMut(Delta<'_>) -> ControlFlow<()>,
+    ) -> Result<Vec<Generation>, EngineError> {
+        let mut running: Vec<Running<'_>> = requests
+            .iter()
+            .zip(sessions)
+            .map(|(request, session)| Running {
+                reused: session.reuse(&request.prompt),
+                request,
+                session,
+                all: request.prompt.clone(),
+                decoder: self.tokenizer.map(|tokenizer| tokenizer.stream_decoder(true)),
+                matcher: StopMatcher::new(request.stop.iter().cloned()),
+                log_probs: Vec::new(),
+                text: String::new(),
+                stop: (request.max_tokens == 0).then_some(StopReason::MaxTokens),
+            })
+            .collect();
+        self.timing = Timing::default();
+        let begin = Instant::now();
+        while running.iter().any(|sequence| sequence.stop.is_none()) {
+            // prompts are being read as long as one has its first token to come
+            let reading = running.iter().any(|s| s.stop.is_none() && s.all.len() == s.request.prompt.len());
+            let ended = self.call(&mut running, on_delta)?;
+            if reading {
+                self.timing.prefill = begin.elapsed();
+            }
+            if ended.is_break() {
+                for sequence in &mut running {
+                    sequence.stop.get_or_insert(StopReason::Cancelled);
+                }
+            }
+        }
+        self.timing.decode = begin.elapsed().saturating_sub(self.timing.prefill);
+        Ok(running.into_iter().enumerate().map(|(at, sequence)| sequence.finish(at, on_delta)).collect())
+    }
+
+    /// One call of the model for all that is ready, and a token for each sequence that was read to its end.
+    fn call(
+        &mut self,
+        running: &mut [Running<'_>],
+        on_delta: &mut dyn FnMut(Delta<'_>) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, EngineError> {
+        let mut room = TOKENS_PER_CALL;
+        let mut steps = Vec::with_capacity(running.len());
+        let mut wanted = Vec::with_capacity(running.len());
+        for (at, sequence) in running.iter_mut().enumerate() {
+            let fed = sequence.session.tokens.len();
+            let take = (sequence.all.len() - fed).min(room);
+            if sequence.stop.is_some() || take == 0 {
+                continue;
+            }
+            room -= take;
+            let tokens = &sequence.all[fed..fed + take];
+            sequence.session.tokens.extend_from_slice(tokens);
+            let last = fed + take == sequence.all.len();
+            if last {
+                wanted.push(at);
+            }
+            let want = if last { Want::Last } else { Want::None };
+            steps.push(Step { tokens, cache: &mut sequence.session.cache, want });
+        }
+        let logits = self.model.infer(self.cpu, &mut steps);
+        drop(steps);
+        let w = self.model.config.vocab_size;
+        let mut flow = ControlFlow::Continue(());
+        for (&at, row) in wanted.iter().zip(logits.chunks_exact(w)) {
+            let sequence = &mut running[at];
+            let position = sequence.all.len();
+            let Request { sampling, sequence: name, .. } = sequence.request;
+            let id = self
+                .sampler
+                .pick(sampling, row, *name, position as u64)
+                .ok_or(EngineError::NotANumber { position })?;
+            let mut log_prob = [0.0];
+            loss::log_probs(self.cpu, row, w, &[id], &mut log_prob);
+            let text = sequence.take(id, log_prob[0], self.context);
+            let tokens = sequence.log_probs.len();
+            if on_delta(Delta { request: at, text: &text, tokens }).is_break() {
+                flow = ControlFlow::Break(());
+            }
+        }
+        if wanted.is_empty() && on_delta(Delta { request: 0, text: "", tokens: 0 }).is_break() {
+            // a long prompt can be given up too
+            flow = ControlFlow::Break(());
+        }
+        Ok(flow)
+    }
+
+    fn check(&self, request: &Request) -> Result<(), EngineError> {
+        request.sampling.validate()?;
+        if request.prompt.is_empty() {
+            return Err(EngineError::EmptyPrompt);
+        }
+        self.check_tokens(&request.prompt)?;
+        if !request.stop.is_empty() && self.tokenizer.is_none() {
+            return Err(EngineError::StopNeedsTokenizer);
+        }
+        // a full context has no room for an answer
+        if request.prompt.len() >= self.context && request.max_tokens > 0 {
+            return Err(EngineError::Context { got: request.prompt.len() + 1, limit: self.context });
+        }
+        Ok(())
+    }
+
+    /// Checks ids and length of a sequence.
+    ///
+    /// # Errors
+    /// An id outside the vocabulary, or more tokens than the context holds.
+    pub fn check_tokens(&self, tokens: &[u32]) -> Result<(), EngineError> {
+        let vocabulary = self.model.config.vocab_size;
+        if let Some((index, &id)) = tokens.iter().enumerate().find(|(_, id)| **id as usize >= vocabulary) {
+            return Err(EngineError::Token { index, id, vocabulary });
+        }
+        if tokens.len() > self.context {
+            return Err(EngineError::Context { got: tokens.len(), limit: self.context });
+        }
+        Ok(())
+    }
+
+    /// The natural logarithm of the probability of each token given those before it: one fewer than there are tokens.
+    /// `on_logits` gets rows of logits in order, `[some tokens, w]` at a time.
+    ///
+    /// # Errors
+    /// An id outside the vocabulary, or more tokens than the context holds.
+    pub fn score(
+        &mut self,
+        tokens: &[u32],
+        on_logits: &mut dyn FnMut(&[f32]),
+    ) -> Result<Vec<f32>, EngineError> {
+        self.check_tokens(tokens)?;
+        let w = self.model.config.vocab_size;
+        let chunk = (LOGITS_PER_CALL / w).clamp(1, TOKENS_PER_CALL);
+        let mut cache = Cache::new(self.model);
+        let mut log_probs = vec![0.0; tokens.len().saturating_sub(1)];
+        for from in (0..tokens.len()).step_by(chunk) {
+            let to = (from + chunk).min(tokens.len());
+            let mut steps = [Step { tokens: &tokens[from..to], cache: &mut cache, want: Want::All }];
+            let logits = self.model.infer(self.cpu, &mut steps);
+            let labels = &tokens[from + 1..(to + 1).min(tokens.len())];
+            let rows = &logits[..labels.len() * w];
+            loss::log_probs(self.cpu, rows, w, labels, &mut log_probs[from..from + labels.len()]);
+            on_logits(&logits);
+        }
+        Ok(log_probs)
+    }
+}
+
+impl Running<'_> {
+    /// Takes a token into the answer and gives the text that is sure now.
+    fn take(&mut self, id: u32, log_prob: f32, context: usize) -> String {
+        if self.request.stop_ids.contains(&id) {
+            self.stop = Some(StopReason::Token(id));
+            return String::new();
+        }
+        self.all.push(id);
+        self.log_probs.push(log_prob);
+        let piece = self.decoder.as_mut().map(|decoder| decoder.step(id)).unwrap_or_default();
+        let (text, found) = self.matcher.push(&piece);
+        self.text.push_str(&text);
+        self.stop = if let Some(stop) = found {
+            // what follows in the same token is not part of the answer
+            self.decoder = None;
+            Some(StopReason::String(stop))
+        } else if self.log_probs.len() >= self.request.max_tokens {
+            Some(StopReason::MaxTokens)
+        } else if self.all.len() >= context {
+            Some(StopReason::Context)
+        } else {
+            None
+        };
+        text
+    }
+
+    /// Gives out what was held back: half a character, or the beginning of a stop string.
+    fn finish(mut self, at: usize, on_delta: &mut dyn FnMut(Delta<'_>) -> ControlFlow<()>) -> Generation {
+        let mut stop = self.stop.unwrap_or(StopReason::Cancelled);
+        if let Some(decoder) = self.decoder.take() {
+            let (mut rest, found) = self.matcher.push(&decoder.finish());
+            match found {
+                Some(string) => stop = StopReason::String(string),
+                None => rest.push_str(&self.matcher.finish()),
+            }
+            if !rest.is_empty() {
+                // the answer is over: there is nothing left to break off
+                let _ = on_delta(Delta { request: at, text: &rest, tokens: self.log_probs.len() });
+            }
+            self.text.push_str(&rest);
+        }
+        Generation {
+            tokens: self.all.split_off(self.request.prompt.len()),
+            log_probs: self.log_probs,
+            text: self.text,
+            stop,
+            reused: self.reused,
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! A model folder, opened: weights in the engine, tokenizer, and what the folder says about generation.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use minke_data::Tokenizer;
+use minke_data::hf::{Dtype, TensorView, WeightFiles, resolve_model};
+use minke_model::config::{Config, ConfigError};
+use minke_model::{DType, LoadError, Model, Precision, WeightSource};
+use minke_num::{bf16, f16};
+use serde_json::Value;
+
+/// The largest of the small JSON files that is read.
+const MAX_JSON_BYTES: u64 = 16 << 20;
+
+/// Why a model folder cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadModelError {
+    /// A file is missing or breaks its format.
+    #[error(transparent)]
+    Data(#[from] minke_data::Error),
+    /// `config.json` describes no model that can be built.
+    #[error("{}: {source}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: ConfigError,
+    },
+    /// A file beside the weights cannot be used.
+    #[error("{}: {reason}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The tensors are not those that the config asks for.
+    #[error("{}: {source}", folder.display())]
+    Weights {
+        /// The folder.
+        folder: PathBuf,
+        /// What is wrong.
+        source: LoadError,
+    },
+}
+
+impl LoadModelError {
+    /// True when the user can mend it by giving another folder or other files.
+    pub fn is_user_error(&self) -> bool {
+        match self {
+            Self::Data(error) => error.is_user_error(),
+            Self::Config { .. } | Self::File { .. } | Self::Weights { .. } => true,
+        }
+    }
+}
+
+/// What `generation_config.json` suggests; all of it may be absent.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct GenerationDefaults {
+    /// `temperature`, and 0 where `do_sample` is false.
+    pub temperature: Option<f32>,
+    /// `top_k`.
+    pub top_k: Option<usize>,
+    /// `top_p`.
+    pub top_p: Option<f32>,
+    /// `min_p`.
+    pub min_p: Option<f32>,
+    /// `eos_token_id`, one or several.
+    pub eos: Vec<u32>,
+}
+
+/// A model, ready to run.
+pub struct Loaded {
+    /// The weights in the engine.
+    pub model: Model,
+    /// The tokenizer, if the folder has one.
+    pub tokenizer: Option<Tokenizer>,
+    /// What the folder suggests for generation.
+    pub generation: GenerationDefaults,
+    /// The Jinja template that turns messages into a prompt; a base model has none.
+    pub chat_template: Option<String>,
+    /// What the user should know, such as announced tensors that are absent.
+    pub notes: Vec<String>,
+    /// Where it was found.
+    pub folder: PathBuf,
+}
+
+impl Loaded {
+    /// Whether the model only continues text: there is no chat template.
+    pub fn is_base(&self) -> bool {
+        self.chat_template.is_none()
+    }
+
+    /// The tokens that end an answer: those of config, generation config and tokenizer, each once, ascending.
+    pub fn stop_ids(&self) -> Vec<u32> {
+        let mut ids = self.model.config.eos_token_id.clone();
+        ids.extend(&self.generation.eos);
+        ids.extend(self.tokenizer.as_ref().and_then(Tokenizer::eos));
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+
+    /// The token that begins a text, as training framed it.
+    pub fn bos(&self) -> Option<u32> {
+        let within = |id: &u32| (*id as usize) < self.model.config.vocab_size;
+        match &self.tokenizer {
+            Some(tokenizer) => tokenizer.bos(),
+            None => self.model.config.bos_token_id,
+        }
+        .filter(within)
+    }
+}
+
+/// Opens the model that `argument` means: a folder, a run, or a hub id in the local cache.
+///
+/// With `precision` the products run in that type whatever the tensors are stored in.
+///
+/// # Errors
+/// Nothing is there, or a file is missing, inconsistent or hostile; nothing is ever written.
+pub fn load_model(argument: &str, precision: Option<Precision>) -> Result<Loaded, LoadModelError> {
+    let folder = resolve_model(argument)?;
+    let config = read_config(&folder)?;
+    let generation = generation_defaults(&folder)?;
+    let chat_template = chat_template(&folder)?;
+    let tokenizer_file = folder.join("tokenizer.json");
+    let tokenizer = if tokenizer_file.is_file() { Some(Tokenizer::load(&tokenizer_file)?) } else { None };
+    let weights = WeightFolder::open(&folder)?;
+    let (model, mut notes) = Model::load(config, precision, &weights)
+        .map_err(|source| LoadModelError::Weights { folder: folder.clone(), source })?;
+    if let Some(tokenizer) = &tokenizer
+        && tokenizer.vocab_size() > model.config.vocab_size
+    {
+        notes.push(format!(
+            "the tokenizer has ids up to {}, the model only {} rows; the others cannot be used",
+            tokenizer.vocab_size() - 1,
+            model.config.vocab_size
+        ));
+    }
+    Ok(Loaded { model, tokenizer, generation, chat_template, notes, folder })
+}
+
+/// Reads and checks the `config.json` of a folder.
+///
+/// # Errors
+/// It is missing, no JSON, or describes no model that can be built.
+pub fn read_config(folder: &Path) -> Result<Config, LoadModelError> {
+    let path = folder.join("config.json");
+    let value = read_json(&path)?;
+    Config::from_json(&value).map_err(|source| LoadModelError::Config { path, source })
+}
+
+fn read_text(path: &Path) -> Result<String, LoadModelError> {
+    let fail = |reason: String| LoadModelError::File { path: path.to_owned(), reason };
+    let file = File::open(path).map_err(minke_data::Error::io("open", path))?;
+    let mut bytes = Vec::new();
+    file.take(MAX_JSON_BYTES + 1).read_to_end(&mut bytes).map_err(minke_data::Error::io("read", path))?;
+    if bytes.len() as u64 > MAX_JSON_BYTES {
+        return Err(fail(format!("larger than the {MAX_JSON_BYTES} bytes that such a file may have")));
+    }
+    String::from_utf8(bytes)
+        .map_err(|error| fail(format!("not UTF-8 at byte {}", error.utf8_error().valid_up_to())))
+}
+
+fn read_json(path: &Path) -> Result<Value, LoadModelError> {
+    serde_json::from_str(&read_text(path)?).map_err(|error| LoadModelError::File {
+        path: path.to_owned(),
+        reason: format!("expected JSON, got a syntax error: {error}"),
+    })
+}
+
+fn generation_defaults(folder: &Path) -> Result<GenerationDefaults, LoadModelError> {
+    let path = folder.join("generation_config.json");
+    if !path.is_file() {
+        return Ok(GenerationDefaults::default());
+    }
+    let value = read_json(&path)?;
+    let fail = |field: &str, expected: &str, got: &Value| {
+        let got: String = got.to_string().chars().take(40).collect();
+        LoadModelError::File {
+            path: path.clone(),
+            reason: format!("`{field}`: expected {expected}, got {got}"),
+        }
+    };
+    let field = |name: &str| value.get(name).filter(|value| !value.is_null());
+    let number = |name: &str, most: f64| match field(name) {
+        None => Ok(None),
+        Some(found) => match found.as_f64().filter(|x| (0.0..=most).contains(x)) {
+            Some(x) => Ok(Some(x as f32)),
+            None => Err(fail(name, &format!("a number from 0 to {most}"), found)),
+        },
+    };
+    let id = |found: &Value| found.as_u64().and_then(|id| u32::try_from(id).ok());
+    let eos = match field("eos_token_id") {
+        None => Vec::new(),
+        Some(Value::Array(list)) if list.len() <= 1024 => list
+            .iter()
+            .map(|entry| id(entry).ok_or_else(|| fail("eos_token_id", "token ids", entry)))
+            .collect::<Result<_, _>>()?,
+        Some(found) => {
+            vec![id(found).ok_or_else(|| fail("eos_token_id", "a token id or a list of them", found))?]
+        }
+    };
+    let greedy = field("do_sample") == Some(&Value::Bool(false));
+    let temperature = number("temperature", 100.0)?;
+    Ok(GenerationDefaults {
+        temperature: if greedy { Some(0.0) } else { temperature },
+        top_k: number("top_k", 16_777_216.0)?.map(|k| k as usize),
+        // 0 stands for "off" in some published files
+        top_p: number("top_p", 1.0)?.filter(|p| *p > 0.0),
+        min_p: number("min_p", 1.0)?,
+        eos,
+    })
+}
+
+fn chat_template(folder: &Path) -> Result<Option<String>, LoadModelError> {
+    let own = folder.join("chat_template.jinja");
+    if own.is_file() {
+        return read_text(&own).map(Some);
+    }
+    let config = folder.join("tokenizer_config.json");
+    if !config.is_file() {
+        return Ok(None);
+    }
+    let value = read_json(&config)?;
+    let template = match value.get("chat_template") {
+        Some(Value::Array(named)) => named
+            .iter()
+            .find(|entry| entry.get("name").and_then(Value::as_str) == Some("default"))
+            .and_then(|entry| entry.get("template")),
+        other => other,
+    };
+    Ok(template.and_then(Value::as_str).map(str::to_owned))
+}
+
+/// The weights of a folder as the model reads them.
+#[derive(Debug)]
+pub struct WeightFolder(WeightFiles);
+
+impl WeightFolder {
+    /// Maps and validates the weight files of a folder.
+    ///
+    /// # Errors
+    /// They are missing, truncated or inconsistent.
+    pub fn open(folder: &Path) -> minke_data::Result<Self> {
+        WeightFiles::open(folder).map(Self)
+    }
+
+    /// A tensor as it lies in its file.
+    pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
+        self.0.get(name)
+    }
+}
+
+impl WeightSource for WeightFolder {
+    fn names(&self) -> Vec<String> {
+        self.0.names().map(str::to_owned).collect()
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.0.get(name).map(|view| view.shape.to_vec())
+    }
+
+    fn dtype(&self, name: &str) -> Option<DType> {
+        self.0.get(name).map(|view| if view.dtype == Dtype::BF16 { DType::Bf16 } else { DType::F32 })
+    }
+
+    fn read_into(&self, name: &str, out: &mut [f32]) -> Result<(), String> {
+        let Some(view) = self.0.get(name) else { return Err("no such tensor".to_owned()) };
+        let elements = view.bytes.len() / view.dtype.size();
+        if elements != out.len() {
+            return Err(format!("expected {} elements, got {elements}", out.len()));
+        }
+        let pairs = view.bytes.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
+        match view.dtype {
+            Dtype::F32 => {
+                for (x, four) in out.iter_mut().zip(view.bytes.chunks_exact(4)) {
+                    *x = f32::from_le_bytes([four[0], four[1], four[2], four[3]]);
+                }
+            }
+            Dtype::BF16 => {
+                for (x, pair) in out.iter_mut().zip(pairs) {
+                    *x = bf16::from_le_bytes(pair).to_f32();
+                }
+            }
+            Dtype::F16 => {
+                for (x, pair) in out.iter_mut().zip(pairs) {
+                    *x = f16::from_le_bytes(pair).to_f32();
+                }
+            }
+            other => return Err(format!("expected F32, F16 or BF16, got {other}")),
+        }
+        Ok(())
+    }
+}

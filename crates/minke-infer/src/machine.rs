@@ -1,0 +1,110 @@
+//! What this machine can do, measured: the two limits that figures are set against.
+//!
+//! A rate says little by itself; as a share of the machine's own matrix-product rate or memory bandwidth, measured
+//! in the same run, it says how much is left to gain.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use minke_cpu::gemm::{Compute, Operand, Packed, matmul};
+use minke_cpu::{Cpu, DType, View, ViewMut};
+use minke_num::{bf16, rng};
+
+/// Side of the square product: its operands stay in the second-level caches of a few cores.
+const SIDE: usize = 1024;
+/// Larger than any last-level cache that a machine of this size has.
+const READ_BYTES: usize = 512 << 20;
+/// Attempts; the best counts, since it is a limit that is looked for.
+const ATTEMPTS: usize = 7;
+
+/// The rate of a large square matrix product with packed weights, in GFLOP/s: the most that the kernels reach.
+pub fn gemm_peak_gflops(cpu: &Cpu, dtype: DType) -> f64 {
+    let (mut x, mut w) = (vec![0.0f32; SIDE * SIDE], vec![0.0f32; SIDE * SIDE]);
+    rng::fill_normal(1, 1, 1.0, &mut x);
+    rng::fill_normal(1, 2, 1.0, &mut w);
+    let half: Vec<bf16> = x.iter().map(|&x| bf16::from_f32(x)).collect();
+    let (compute, view) = match dtype {
+        DType::F32 => (Compute::F32, View::F32(&x)),
+        DType::Bf16 => (Compute::Bf16, View::Bf16(&half)),
+    };
+    let mut packed = Packed::empty();
+    packed.pack_nt(cpu, View::F32(&w), 1, SIDE, SIDE, compute);
+    let mut y = vec![0.0f32; SIDE * SIDE];
+    let offsets = [0, SIDE as u32];
+    let flops = 2.0 * (SIDE as f64).powi(3);
+    let rate = |_| {
+        let start = Instant::now();
+        matmul(cpu, Operand::new(view, SIDE), &offsets, &packed, ViewMut::F32(&mut y), false);
+        flops / start.elapsed().as_secs_f64() / 1e9
+    };
+    let best = (0..ATTEMPTS).map(rate).fold(0.0, f64::max);
+    black_box(&y);
+    best
+}
+
+/// How fast all threads together read memory, in GB/s (1e9 bytes).
+pub fn read_bandwidth_gb_s(cpu: &Cpu) -> f64 {
+    // written once, so that every page is really there
+    let data: Vec<u64> = (0..READ_BYTES as u64 / 8).map(|i| i ^ 0x5555).collect();
+    let parts = cpu.threads() * 8;
+    let part = data.len().div_ceil(parts);
+    let best = (0..ATTEMPTS)
+        .map(|_| {
+            let start = Instant::now();
+            cpu.run(parts, |i| {
+                let from = (i * part).min(data.len());
+                let words = &data[from..(from + part).min(data.len())];
+                black_box(words.iter().fold(0u64, |sum, word| sum.wrapping_add(*word)));
+            });
+            start.elapsed().as_secs_f64()
+        })
+        .fold(f64::INFINITY, f64::min);
+    READ_BYTES as f64 / best / 1e9
+}
+
+/// The most memory that this process has held so far, where the system tells.
+pub fn peak_rss_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// The middle of some measurements; the upper of two middles.
+///
+/// # Panics
+/// When there are none.
+pub fn median(values: &[f64]) -> f64 {
+    assert!(!values.is_empty(), "median: of nothing");
+    let mut sorted = values.to_vec();
+    sorted.sort_unstable_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians() {
+        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&[4.0]), 4.0);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_peak_holds_what_was_held() {
+        let held = vec![1u8; 64 << 20];
+        black_box(&held);
+        assert!(peak_rss_bytes().unwrap() >= 64 << 20);
+    }
+
+    #[test]
+    fn rates_are_rates() {
+        let cpu = Cpu::detect(1);
+        for dtype in [DType::F32, DType::Bf16] {
+            let rate = gemm_peak_gflops(&cpu, dtype);
+            assert!(rate.is_finite() && rate > 0.01, "{rate}");
+        }
+    }
+}

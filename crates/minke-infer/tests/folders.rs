@@ -1,0 +1,70 @@
+//! What a folder says, and what it says wrongly.
+
+use std::fs;
+use std::path::Path;
+
+use minke_infer::{GenerationDefaults, Loaded, load_model};
+
+const VECTORS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../minke-model/tests/vectors/llama_gqa");
+
+fn copy() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(Path::new(VECTORS).join(file), folder.path().join(file)).unwrap();
+    }
+    folder
+}
+
+fn load(folder: &Path) -> Result<Loaded, String> {
+    load_model(folder.to_str().unwrap(), None).map_err(|error| {
+        assert!(error.is_user_error());
+        error.to_string()
+    })
+}
+
+#[test]
+fn suggestions_and_templates_are_read() {
+    let folder = copy();
+    let plain = load(folder.path()).unwrap();
+    assert!(plain.is_base() && plain.tokenizer.is_none());
+    assert_eq!(plain.generation, GenerationDefaults::default());
+    assert_eq!(plain.stop_ids(), plain.model.config.eos_token_id);
+
+    let generation =
+        r#"{"temperature": 0.6, "top_p": 0.95, "top_k": 0, "eos_token_id": [7, 2], "do_sample": true}"#;
+    fs::write(folder.path().join("generation_config.json"), generation).unwrap();
+    let named =
+        r#"{"chat_template": [{"name": "tools", "template": "a"}, {"name": "default", "template": "b"}]}"#;
+    fs::write(folder.path().join("tokenizer_config.json"), named).unwrap();
+    let full = load(folder.path()).unwrap();
+    assert_eq!(full.chat_template.as_deref(), Some("b"));
+    assert_eq!((full.generation.temperature, full.generation.top_k), (Some(0.6), Some(0)));
+    assert!(full.stop_ids().contains(&7) && full.stop_ids().contains(&2));
+
+    fs::write(folder.path().join("generation_config.json"), r#"{"temperature": 3.0, "do_sample": false}"#)
+        .unwrap();
+    assert_eq!(load(folder.path()).unwrap().generation.temperature, Some(0.0));
+}
+
+#[test]
+fn files_that_are_wrong_are_named() {
+    let cases = [
+        ("generation_config.json", "{", "expected JSON"),
+        (
+            "generation_config.json",
+            r#"{"temperature": "hot"}"#,
+            "`temperature`: expected a number from 0 to 100, got \"hot\"",
+        ),
+        ("generation_config.json", r#"{"eos_token_id": -1}"#, "`eos_token_id`"),
+        ("tokenizer_config.json", "[", "expected JSON"),
+        ("tokenizer.json", "{}", "not a tokenizer"),
+        ("config.json", "nonsense", "expected JSON"),
+        ("config.json", r#"{"model_type": "gpt2"}"#, "unknown family \"gpt2\""),
+    ];
+    for (file, content, expected) in cases {
+        let folder = copy();
+        fs::write(folder.path().join(file), content).unwrap();
+        let text = load(folder.path()).err().unwrap();
+        assert!(text.contains(file) && text.contains(expected), "{file}: {text}");
+    }
+}
