@@ -47,6 +47,12 @@ impl<S: Simd> Engine<S> {
         if self.pairs { k.div_ceil(2) } else { k }
     }
 
+    /// The depth at which step `step` begins.
+    #[inline(always)]
+    pub fn depth(self, step: usize) -> usize {
+        if self.pairs { 2 * step } else { step }
+    }
+
     /// The row tile's left operand where it lies, if it needs no packing.
     #[inline(always)]
     pub fn in_place(self, a: &Operand<'_>, row: usize) -> Option<(*const u32, usize)> {
@@ -71,61 +77,85 @@ impl<S: Simd> Engine<S> {
                 *word = u32::from(half_at(row, 2 * p)) | u32::from(high) << 16;
             }
         } else {
-            let mut i = 0;
-            while i < row.len() {
-                let n = LANES.min(row.len() - i);
-                let x = self.load(row, i, n);
-                self.s.store_part(x, bytemuck::cast_slice_mut(&mut out[i..i + n]));
-                i += n;
+            let out: &mut [f32] = bytemuck::cast_slice_mut(out);
+            let (whole, rest) = out[..row.len()].as_chunks_mut::<LANES>();
+            let done = whole.len() * LANES;
+            for (i, out) in whole.iter_mut().enumerate() {
+                // SAFETY: the row is as long as the output.
+                self.s.store(unsafe { self.load_full(row, i * LANES) }, out);
+            }
+            if !rest.is_empty() {
+                let x = self.load(row, done, rest.len());
+                self.s.store_part(x, rest);
             }
         }
     }
 
-    /// Packs columns `col..col + width` of rows `rows` of `x` (the depth runs along its rows) into panels of `pitch`
-    /// words per step. `out` has sixteen words of room beyond the last step; columns `width..pitch` become zero
-    /// where the pitch is [`PANEL`].
+    /// Packs columns `cols` of rows `rows` of `x` (the depth runs along its rows) into strips of `pitch` columns: strip
+    /// i starts at word `i * stride` and holds `pitch` words per step (the last strip as many as it has columns, or
+    /// zeros up to a whole [`PANEL`]). Strips narrower than a panel are sixteen words longer than their steps: whole
+    /// vectors are stored, the excess over what the next step will overwrite.
     #[inline(always)]
-    pub fn pack_columns(
+    pub fn pack_strips(
         self,
         x: &Operand<'_>,
         rows: std::ops::Range<usize>,
-        col: usize,
-        width: usize,
+        cols: std::ops::Range<usize>,
         pitch: usize,
+        stride: usize,
         out: &mut [u32],
     ) {
+        let width = cols.len();
         if self.pairs {
-            for (p, step) in out.chunks_mut(pitch).take(rows.len().div_ceil(2)).enumerate() {
-                let r = rows.start + 2 * p;
+            for (p, r) in rows.clone().step_by(2).enumerate() {
                 let low = x.row(r);
                 let high = (r + 1 < rows.end).then(|| x.row(r + 1));
-                for (j, word) in step.iter_mut().enumerate() {
-                    *word = if j < width {
-                        let high = high.map_or(0, |h| half_at(h, col + j));
-                        u32::from(half_at(low, col + j)) | u32::from(high) << 16
-                    } else {
-                        0
-                    };
+                for (strip, j) in (0..width).step_by(pitch).enumerate() {
+                    let real = pitch.min(width - j);
+                    let words = if pitch == PANEL { PANEL } else { real };
+                    let step = &mut out[strip * stride + p * words..][..words];
+                    for (i, word) in step.iter_mut().enumerate() {
+                        *word = if i < real {
+                            let high = high.map_or(0, |h| half_at(h, cols.start + j + i));
+                            u32::from(half_at(low, cols.start + j + i)) | u32::from(high) << 16
+                        } else {
+                            0
+                        };
+                    }
                 }
             }
             return;
         }
-        let out: &mut [f32] = bytemuck::cast_slice_mut(out);
+        let strips = width.div_ceil(pitch);
+        // a step of a whole panel is whole vectors; nothing is stored behind it
+        let longest = if pitch == PANEL { rows.len() * PANEL } else { rows.len() * pitch.min(width) + LANES };
+        assert!(
+            strips == 0 || (strips - 1) * stride + longest <= out.len(),
+            "pack_strips: room for {strips} strips"
+        );
+        let out = out.as_mut_ptr().cast::<f32>();
         for (p, r) in rows.enumerate() {
-            let row = x.row(r);
-            let mut j = 0;
-            // whole vectors are stored, also over what the next step will overwrite
-            while j < width {
-                let n = LANES.min(width - j);
-                let v = self.load(row, col + j, n);
-                let at = p * pitch + j;
-                self.s.store(v, (&mut out[at..at + LANES]).try_into().expect("sixteen words"));
-                j += LANES;
-            }
-            while pitch == PANEL && j < PANEL {
-                let at = p * pitch + j;
-                self.s.store(self.s.zero(), (&mut out[at..at + LANES]).try_into().expect("sixteen words"));
-                j += LANES;
+            let row = x.row(r).slice(cols.start, x.cols);
+            for strip in 0..strips {
+                let j = strip * pitch;
+                let real = pitch.min(width - j);
+                let words = if pitch == PANEL { PANEL } else { real };
+                // SAFETY: step p of this strip and sixteen words more are in bounds by the assertion above.
+                unsafe {
+                    let to = out.add(strip * stride + p * words);
+                    let mut i = 0;
+                    while i < words {
+                        let v = if j + i >= width {
+                            self.s.zero()
+                        } else if j + i + LANES <= row.len() && (i + LANES <= real || pitch != PANEL) {
+                            self.load_full(row, j + i)
+                        } else {
+                            self.load(row, j + i, LANES.min(real - i))
+                        };
+                        self.s.store(v, &mut *to.add(i).cast());
+                        i += LANES;
+                    }
+                }
             }
         }
     }
@@ -145,21 +175,13 @@ impl<S: Simd> Engine<S> {
                 }
                 continue;
             }
-            match row {
-                View::F32(x) if self.round => {
-                    for (p, &x) in x.iter().enumerate() {
-                        out[p * PANEL + c] = bf16::from_f32(x).to_f32().to_bits();
-                    }
-                }
-                View::F32(x) => {
-                    for (p, &x) in x.iter().enumerate() {
-                        out[p * PANEL + c] = x.to_bits();
-                    }
-                }
-                View::Bf16(x) => {
-                    for (p, &x) in x.iter().enumerate() {
-                        out[p * PANEL + c] = u32::from(x.to_bits()) << 16;
-                    }
+            // rounded sixteen at a time, then stored across
+            let mut wide = [0.0; LANES];
+            for p in (0..k).step_by(LANES) {
+                let n = LANES.min(k - p);
+                self.s.store(self.load(row, p, n), &mut wide);
+                for (i, x) in wide[..n].iter().enumerate() {
+                    out[(p + i) * PANEL + c] = x.to_bits();
                 }
             }
         }
@@ -188,6 +210,25 @@ impl<S: Simd> Engine<S> {
     #[inline(always)]
     pub fn writes_whole_panels(self) -> bool {
         self.pairs
+    }
+
+    /// Sixteen values of a row from column `i`, rounded if the engine rounds.
+    ///
+    /// # Safety
+    /// The row must have them.
+    #[inline(always)]
+    unsafe fn load_full(self, row: View<'_>, i: usize) -> S::V {
+        let s = self.s;
+        // SAFETY: by the caller's promise.
+        unsafe {
+            match row {
+                View::F32(x) => {
+                    let v = s.load(&*x.as_ptr().add(i).cast());
+                    if self.round { s.round_bf16(v) } else { v }
+                }
+                View::Bf16(x) => s.load_bf16(&*x.as_ptr().add(i).cast()),
+            }
+        }
     }
 
     /// `n` values of a row from column `i`, rounded if the engine rounds; missing lanes are zero.

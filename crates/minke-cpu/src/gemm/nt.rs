@@ -1,5 +1,7 @@
 //! `c = a b` with a packed right operand: y = x Wᵀ and dx = dy W.
 
+use minke_num::bf16;
+
 use super::engine::{Engine, Words};
 use super::tile::{MAX_ROWS, PANEL};
 use super::{Operand, Packed, check_offsets};
@@ -10,6 +12,9 @@ use crate::view::ViewMut;
 
 /// Rows of a task: eight register tiles; their left operand stays in the second-level cache while panels pass.
 const ROW_TILE: usize = 8 * MAX_ROWS;
+
+/// Steps of the depth taken at a time, at most.
+const DEPTH_BLOCK: usize = 320;
 
 /// `c[i] (+)= a[i] b_g(i)` for every row: a [rows, k], b packed [groups, k, n], c [rows, n], f32 sums.
 ///
@@ -58,7 +63,9 @@ pub fn matmul(cpu: &Cpu, a: Operand<'_>, offsets: &[u32], b: &Packed, c: ViewMut
 #[derive(Clone, Copy)]
 enum Out {
     F32(SharedMut<f32>),
-    Bf16(SharedMut<minke_num::bf16>),
+    Bf16(SharedMut<bf16>),
+    /// f32 rows of one task.
+    Scratch(SharedMut<f32>),
 }
 
 struct Task<'a> {
@@ -77,84 +84,122 @@ impl Kernel for Task<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let engine = Engine::new(s, self.b.compute);
-        if let Some((a, stride)) = engine.in_place(&self.a, self.first) {
-            self.tiles(s, engine, a, stride);
-            return;
+        let n = self.b.n;
+        // the depth in even blocks: a panel's block stays in the first-level cache. Sums go on where they stopped.
+        let blocks = self.b.steps.div_ceil(DEPTH_BLOCK).max(1);
+        let block = self.b.steps.div_ceil(blocks);
+        if let (1, Some((a, stride))) = (blocks, engine.in_place(&self.a, self.first)) {
+            return self.tiles(s, engine, a, stride, 0, self.b.steps, self.out, self.accumulate);
         }
-        let steps = self.b.steps;
-        let mut packed = scratch::take::<u32>(self.rows * steps);
-        if steps > 0 {
-            for (i, out) in packed.chunks_exact_mut(steps).enumerate() {
-                engine.pack_row(self.a.row(self.first + i), out);
+        let mut packed = scratch::take::<u32>(self.rows * block);
+        // sums of several blocks need f32 to stop in
+        let halfway = match self.out {
+            Out::Bf16(_) if blocks > 1 => self.rows * n,
+            Out::Bf16(_) | Out::F32(_) | Out::Scratch(_) => 0,
+        };
+        let mut sums = scratch::take::<f32>(halfway);
+        for b in 0..blocks {
+            let (from, to) = (b * block, self.b.steps.min((b + 1) * block));
+            let (a, stride) = match engine.in_place(&self.a, self.first) {
+                // SAFETY: the depth of a row in place is at least `from` steps.
+                Some((a, stride)) => (unsafe { a.add(from) }, stride),
+                None => {
+                    let depth = engine.depth(from)..engine.depth(to).min(self.b.k);
+                    for (i, out) in packed.chunks_exact_mut(block.max(1)).enumerate() {
+                        let row = self.a.row(self.first + i).slice(depth.start, depth.end);
+                        engine.pack_row(row, &mut out[..to - from]);
+                    }
+                    (packed.as_ptr(), block)
+                }
+            };
+            let go_on = self.accumulate || b > 0;
+            if halfway == 0 {
+                self.tiles(s, engine, a, stride, from, to, self.out, go_on);
+            } else {
+                // rows of the task are rows of the scratch
+                let out = Out::Scratch(SharedMut::new(&mut sums));
+                self.tiles(s, engine, a, stride, from, to, out, go_on);
             }
         }
-        self.tiles(s, engine, packed.as_ptr(), steps);
+        if let (Out::Bf16(out), 1..) = (self.out, halfway) {
+            let cols = self.panels.start * PANEL..n.min(self.panels.end * PANEL);
+            for r in 0..self.rows {
+                // SAFETY: these rows and columns are this task's.
+                let out = unsafe { out.slice((self.first + r) * n + cols.start, cols.len()) };
+                store_halves(s, &sums[r * n + cols.start..r * n + cols.end], out);
+            }
+        }
+    }
+}
+
+/// Rounds a row to bf16.
+#[inline(always)]
+fn store_halves<S: Simd>(s: S, from: &[f32], out: &mut [bf16]) {
+    let (whole, rest) = from.as_chunks::<LANES>();
+    let (out_whole, out_rest) = out.as_chunks_mut::<LANES>();
+    for (x, out) in whole.iter().zip(out_whole) {
+        s.store_bf16(s.load(x), out);
+    }
+    if !rest.is_empty() {
+        let mut full = [bf16::ZERO; LANES];
+        s.store_bf16(s.load_part(rest, 0.0), &mut full);
+        out_rest.copy_from_slice(&full[..rest.len()]);
     }
 }
 
 impl Task<'_> {
+    /// The task's rows times its panels over steps `from..to`; `a` points to step `from` of its first row.
     #[inline(always)]
-    fn tiles<S: Simd>(&self, s: S, engine: Engine<S>, a: *const u32, a_row: usize) {
+    fn tiles<S: Simd>(
+        &self,
+        s: S,
+        engine: Engine<S>,
+        a: *const u32,
+        a_row: usize,
+        from: usize,
+        to: usize,
+        out: Out,
+        accumulate: bool,
+    ) {
         let n = self.b.n;
         let mut edge = [0.0f32; MAX_ROWS * PANEL];
         for panel in self.panels.clone() {
-            let b = self.b.panel(self.group, panel).as_ptr();
+            let b = self.b.panel(self.group, panel)[from * PANEL..].as_ptr();
             let col = panel * PANEL;
             let width = PANEL.min(n - col);
             let vecs = width.div_ceil(LANES);
             let direct = width == PANEL || width == LANES && !engine.writes_whole_panels();
             for i in (0..self.rows).step_by(MAX_ROWS) {
                 let rows = MAX_ROWS.min(self.rows - i);
-                let row = self.first + i;
-                // SAFETY: rows i.. of the left operand exist; the tile writes either rows of `edge`, or rows of `out`
-                // that belong to this task alone (its row range and its panels), in bounds for `width` columns.
+                // SAFETY: rows i.. of the left operand exist; the tile writes either rows of `edge`, or rows of the
+                // output that belong to this task alone (its rows and its panels), in bounds for `width` columns.
                 unsafe {
                     let a = a.add(i * a_row);
-                    let words = |c, c_row, accumulate| Words {
-                        steps: self.b.steps,
-                        a,
-                        a_row,
-                        a_step: 1,
-                        b,
-                        c,
-                        c_row,
-                        accumulate,
-                    };
-                    match self.out {
-                        Out::F32(out) if direct => {
-                            let c = out.start().add(row * n + col);
-                            engine.tile(words(c, n, self.accumulate), rows, vecs);
-                        }
-                        Out::F32(out) => {
-                            for r in 0..if self.accumulate { rows } else { 0 } {
-                                edge[r * PANEL..][..width]
-                                    .copy_from_slice(out.slice((row + r) * n + col, width));
-                            }
-                            engine.tile(words(edge.as_mut_ptr(), PANEL, self.accumulate), rows, vecs);
-                            for r in 0..rows {
-                                out.slice((row + r) * n + col, width)
-                                    .copy_from_slice(&edge[r * PANEL..][..width]);
-                            }
-                        }
-                        Out::Bf16(out) => {
+                    let steps = to - from;
+                    let words =
+                        |c, c_row, accumulate| Words { steps, a, a_row, a_step: 1, b, c, c_row, accumulate };
+                    let (c, row) = match out {
+                        Out::F32(c) => (c, self.first + i),
+                        Out::Scratch(c) => (c, i),
+                        Out::Bf16(c) => {
                             engine.tile(words(edge.as_mut_ptr(), PANEL, false), rows, vecs);
                             for r in 0..rows {
-                                let out = out.slice((row + r) * n + col, width);
-                                let from = &edge[r * PANEL..][..PANEL];
-                                for (v, out) in out.chunks_mut(LANES).enumerate() {
-                                    let x =
-                                        s.load(from[v * LANES..][..LANES].try_into().expect("sixteen lanes"));
-                                    match out.try_into() {
-                                        Ok(out) => s.store_bf16(x, out),
-                                        Err(_) => {
-                                            let mut full = [minke_num::bf16::ZERO; LANES];
-                                            s.store_bf16(x, &mut full);
-                                            out.copy_from_slice(&full[..out.len()]);
-                                        }
-                                    }
-                                }
+                                let out = c.slice((self.first + i + r) * n + col, width);
+                                store_halves(s, &edge[r * PANEL..][..width], out);
                             }
+                            continue;
                         }
+                    };
+                    if direct {
+                        engine.tile(words(c.start().add(row * n + col), n, accumulate), rows, vecs);
+                        continue;
+                    }
+                    for r in 0..if accumulate { rows } else { 0 } {
+                        edge[r * PANEL..][..width].copy_from_slice(c.slice((row + r) * n + col, width));
+                    }
+                    engine.tile(words(edge.as_mut_ptr(), PANEL, accumulate), rows, vecs);
+                    for r in 0..rows {
+                        c.slice((row + r) * n + col, width).copy_from_slice(&edge[r * PANEL..][..width]);
                     }
                 }
             }

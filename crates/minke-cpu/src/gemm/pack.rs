@@ -106,7 +106,7 @@ impl Kernel for Task<'_> {
         if transposed {
             engine.pack_transposed(w, k, first, width, out);
         } else {
-            engine.pack_columns(&Operand::new(w, n), 0..k, first, width, PANEL, out);
+            engine.pack_strips(&Operand::new(w, n), 0..k, first..first + width, PANEL, 0, out);
         }
     }
 }

@@ -12,6 +12,9 @@ const DEPTH_BLOCK: usize = 256;
 /// Largest output tile of a task, in register tiles and panels.
 const TILE_GROUPS: usize = 16;
 const TILE_PANELS: usize = 8;
+/// Tasks that a product is cut into where it is large enough. Cut along the rows of the output: packing the right
+/// operand again for each cut is cheap, it is copied in whole vectors.
+const TASKS: usize = 4;
 
 /// `c_g (+)= a_gᵀ b_g`: a [rows, m], b [rows, n], c [groups, m, n], f32 sums over the rows of each group in ascending
 /// order. With `accumulate` the sums start from what is in `c`.
@@ -32,12 +35,9 @@ pub fn matmul_tn(
     check_offsets("matmul_tn", offsets, a.rows());
     assert_eq!(c.len(), groups * m * n, "matmul_tn: output of {groups} x {m} x {n}");
     let (m_groups, n_panels) = (m.div_ceil(MAX_ROWS), n.div_ceil(PANEL));
-    // even cuts; smaller ones where there would be too few tasks to share out
-    let m_cuts = m_groups.div_ceil(TILE_GROUPS).max(1);
-    let mut n_cuts = n_panels.div_ceil(TILE_PANELS).max(1);
-    while groups * m_cuts * n_cuts < 6 && n_cuts < n_panels.div_ceil(2) {
-        n_cuts += 1;
-    }
+    let n_cuts = n_panels.div_ceil(TILE_PANELS).max(1);
+    let wanted = TASKS.div_ceil((groups * n_cuts).max(1));
+    let m_cuts = m_groups.div_ceil(TILE_GROUPS).max(wanted.min(m_groups.div_ceil(2))).max(1);
     let out = SharedMut::new(c);
     cpu.run(groups * m_cuts * n_cuts, |task| {
         let (g, cut) = (task / (m_cuts * n_cuts), task % (m_cuts * n_cuts));
@@ -71,9 +71,10 @@ impl Kernel for Task<'_> {
         let n = b.cols;
         let steps = engine.steps(DEPTH_BLOCK.min(depth.len()));
         let mut edge = [0.0f32; MAX_ROWS * PANEL];
-        // room for the whole vectors that packing stores
-        let a_words = steps * rows.len() + LANES;
-        let b_words = steps * cols.len().next_multiple_of(PANEL) + LANES;
+        // strips of both operands, with room for the whole vectors that packing stores
+        let (a_stride, b_stride) = (steps * MAX_ROWS + LANES, steps * PANEL + LANES);
+        let (a_words, b_words) =
+            (rows.len().div_ceil(MAX_ROWS) * a_stride, cols.len().div_ceil(PANEL) * b_stride);
         let (mut a_buf, mut b_buf) = (scratch::take::<u32>(a_words), scratch::take::<u32>(b_words));
         let (a_packed, b_packed) = (&mut a_buf[..], &mut b_buf[..]);
         let mut at = depth.start;
@@ -82,16 +83,8 @@ impl Kernel for Task<'_> {
             let block = at..depth.end.min(at + DEPTH_BLOCK);
             let steps = engine.steps(block.len());
             let go_on = accumulate || at > depth.start;
-            for i in (0..rows.len()).step_by(MAX_ROWS) {
-                let width = MAX_ROWS.min(rows.len() - i);
-                let out = &mut a_packed[i * steps..];
-                engine.pack_columns(&a, block.clone(), rows.start + i, width, width, out);
-            }
-            for j in (0..cols.len()).step_by(PANEL) {
-                let width = PANEL.min(cols.len() - j);
-                let out = &mut b_packed[j * steps..];
-                engine.pack_columns(&b, block.clone(), cols.start + j, width, PANEL, out);
-            }
+            engine.pack_strips(&a, block.clone(), rows.clone(), MAX_ROWS, a_stride, a_packed);
+            engine.pack_strips(&b, block.clone(), cols.clone(), PANEL, b_stride, b_packed);
             for j in (0..cols.len()).step_by(PANEL) {
                 let width = PANEL.min(cols.len() - j);
                 let vecs = width.div_ceil(LANES);
@@ -104,10 +97,10 @@ impl Kernel for Task<'_> {
                     unsafe {
                         let words = |c, c_row| Words {
                             steps,
-                            a: a_packed.as_ptr().add(i * steps),
+                            a: a_packed.as_ptr().add(i / MAX_ROWS * a_stride),
                             a_row: 1,
                             a_step: height,
-                            b: b_packed.as_ptr().add(j * steps),
+                            b: b_packed.as_ptr().add(j / PANEL * b_stride),
                             c,
                             c_row,
                             accumulate: go_on,

@@ -115,14 +115,15 @@ pub trait Simd: Copy + Send + Sync + 'static {
         self.load_bf16(&half)
     }
 
-    /// `e^x`, with a relative error below 3e-7; 0 below -87.3, capped near 3e38 above 88.3; NaN gives NaN or the cap.
+    /// `e^x`, with a relative error below 3e-7; 0 below -87.3, capped near 3e38 above 88.3; NaN stays NaN.
     ///
     /// `e^x = 2^n e^r`, n the nearest whole number to x / ln 2, r in two pieces (Cody and Waite), e^r by a polynomial
     /// of degree 6. Our own, so that every level and every libm gives the same bits.
     #[inline(always)]
     fn exp(self, x: Self::V) -> Self::V {
         let low = self.splat(-87.3);
-        let clamped = self.min(self.max(x, low), self.splat(88.3));
+        // the order keeps NaN: min and max return their second operand then
+        let clamped = self.min(self.splat(88.3), self.max(low, x));
         let n = self.round(self.mul(clamped, self.splat(std::f32::consts::LOG2_E)));
         let r = self.fma(n, self.splat(-0.693_359_4), clamped);
         let r = self.fma(n, self.splat(2.121_944_4e-4), r);
