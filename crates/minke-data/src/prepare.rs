@@ -128,6 +128,15 @@ pub fn prepare(settings: &DataSettings, progress: &mut dyn FnMut(Progress)) -> R
     Ok(Prepared { reused: false, ..prepared })
 }
 
+/// Opens what [`prepare`] left in a folder of its cache, without looking at the sources: a run that goes on needs its
+/// own data, not what became of the files since. None if there is nothing.
+///
+/// # Errors
+/// The data is there and damaged.
+pub fn reopen(folder: &Path) -> Result<Option<Prepared>> {
+    open_prepared(folder)
+}
+
 struct Scan {
     split: Split,
     fingerprint: [u8; 32],

@@ -126,6 +126,11 @@ impl Recipe {
         Ok(Self { run, model, data, train, precision, sample, texts, places })
     }
 
+    /// The run's section, for taking its folder before anything else is done.
+    pub fn run(&self) -> &Run {
+        &self.run
+    }
+
     /// The data section, for opening the tokenizer before the model is known.
     pub fn data(&self) -> &Data {
         &self.data

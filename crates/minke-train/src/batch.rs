@@ -1,0 +1,83 @@
+//! From the loader's rows to what the model trains on.
+
+use minke_cpu::attention::Segment;
+use minke_model::config::Config;
+use minke_model::{IGNORE, MtpTargets, TrainBatch};
+use minke_num::rng;
+
+/// Flattens the rows of a loader's batch.
+///
+/// Position i of row b becomes token `b t + i`; segments keep to their rows. Module k of `mtp_depth` reads the token
+/// k places on and is asked for the one after it.
+pub fn from_rows(batch: &minke_data::Batch) -> TrainBatch {
+    // both crates mark an absent label by the same number
+    const { assert!(minke_data::NO_LABEL == IGNORE) };
+    let (t, wide) = (batch.sequence_len, batch.sequence_len + 1 + batch.mtp_depth);
+    let segments = batch.segments.iter();
+    let module = |k: usize| MtpTargets {
+        tokens: (0..batch.rows).flat_map(|row| &batch.windows_bt[row * wide + k..][..t]).copied().collect(),
+        labels: batch.labels_bt[k].clone(),
+    };
+    TrainBatch {
+        tokens: batch.tokens_bt.clone(),
+        positions: batch.positions_bt.clone(),
+        segments: segments.map(|s| Segment { start: s.row * t + s.start, len: s.len }).collect(),
+        labels: batch.labels_bt[0].clone(),
+        mtp: (1..=batch.mtp_depth).map(module).collect(),
+    }
+}
+
+/// Uniform random tokens with every label there, for benchmarks: `rows` sequences of `len` tokens.
+pub fn random(config: &Config, rows: usize, len: usize, seed: u64, step: u64) -> TrainBatch {
+    let wide = len + 1 + config.num_nextn_predict_layers;
+    let stream = rng::philox(seed, step, 0x6265_6e63_6800);
+    let draw = |row: usize, i: usize| {
+        let counter = (row * wide + i) as u64;
+        rng::below(seed ^ 0x7261_6e64, u64::from(stream[0]) << 32 | step, counter, config.vocab_size as u64)
+            as u32
+    };
+    let shifted = |by: usize| -> Vec<u32> {
+        (0..rows).flat_map(|row| (0..len).map(move |i| draw(row, i + by))).collect()
+    };
+    TrainBatch {
+        tokens: shifted(0),
+        positions: (0..rows).flat_map(|_| 0..len as u32).collect(),
+        segments: (0..rows).map(|row| Segment { start: row * len, len }).collect(),
+        labels: shifted(1),
+        mtp: (1..=config.num_nextn_predict_layers)
+            .map(|k| MtpTargets { tokens: shifted(k), labels: shifted(k + 1) })
+            .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_lie_side_by_side_and_modules_read_on() {
+        let none = IGNORE;
+        let batch = minke_data::Batch {
+            rows: 2,
+            sequence_len: 3,
+            mtp_depth: 1,
+            tokens_bt: vec![1, 2, 3, 6, 7, 8],
+            windows_bt: vec![1, 2, 3, 4, 5, 6, 7, 8, 9, 10],
+            labels_bt: vec![vec![2, none, 4, 7, 8, 9], vec![none, none, 5, 8, 9, none]],
+            positions_bt: vec![0, 1, 0, 0, 1, 2],
+            segments: vec![
+                minke_data::Segment { row: 0, start: 0, len: 2 },
+                minke_data::Segment { row: 0, start: 2, len: 1 },
+                minke_data::Segment { row: 1, start: 0, len: 3 },
+            ],
+            text_bytes: 9,
+        };
+        let got = from_rows(&batch);
+        let segments: Vec<_> = got.segments.iter().map(|s| (s.start, s.len)).collect();
+        assert_eq!(segments, [(0, 2), (2, 1), (3, 3)]);
+        assert_eq!(got.tokens, [1, 2, 3, 6, 7, 8]);
+        assert_eq!(got.labels, batch.labels_bt[0]);
+        assert_eq!(got.mtp[0].tokens, [2, 3, 4, 7, 8, 9]);
+        assert_eq!(got.mtp[0].labels, batch.labels_bt[1]);
+    }
+}

@@ -1,0 +1,118 @@
+//! What can end a run, with what to do about it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::metrics::MetricsError;
+use crate::recipe::RecipeError;
+use crate::report::ReportError;
+
+/// Why a run, its resumption or a benchmark cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The recipe is wrong.
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
+    /// Data, tokenizer or weights cannot be read or written.
+    #[error(transparent)]
+    Data(#[from] minke_data::Error),
+    /// The metrics cannot be read or written.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    /// The report cannot be written.
+    #[error(transparent)]
+    Report(#[from] ReportError),
+    /// A sample cannot be written.
+    #[error("`sample`: {0}")]
+    Sample(#[from] minke_infer::EngineError),
+    /// The system refuses.
+    #[error("cannot {action} {path}: {source}", path = path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file or folder.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A new run would be written over something.
+    #[error(
+        "{path} is not empty\n  = help: continue the run in it with --resume, write to another folder with --out DIR, or delete it",
+        path = path.display()
+    )]
+    Occupied {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Another process writes the same run.
+    #[error("another process is training in {path}; wait for it, or choose another folder with --out DIR", path = path.display())]
+    Busy {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The run that is to be resumed was another one.
+    #[error(
+        "cannot resume {path}: it was started otherwise\n{differences}\n  = help: give what it was started with, or start another run with --out DIR",
+        path = path.display()
+    )]
+    Changed {
+        /// The run's folder.
+        path: PathBuf,
+        /// One line for each thing that differs.
+        differences: String,
+    },
+    /// There are checkpoints, and none of them is whole.
+    #[error("no checkpoint in {path} is whole:\n{reasons}\n  = help: start another run with --out DIR; nothing here was changed", path = path.display())]
+    NoWholeCheckpoint {
+        /// The folder of checkpoints.
+        path: PathBuf,
+        /// One line for each.
+        reasons: String,
+    },
+    /// The recipe is for something else.
+    #[error("`{key}`: {reason}")]
+    Unsuitable {
+        /// The recipe's key.
+        key: &'static str,
+        /// Why it cannot be used here, and what to do.
+        reason: String,
+    },
+    /// Numbers ran away.
+    #[error(
+        "step {step}: the {what} is not finite, so the weights were left as they were before it\n  = help: a lower `train.lr` or `train.muon_lr`, a longer `train.warmup_share` or a smaller `train.clip` may hold it; checkpoints up to here are whole"
+    )]
+    Diverged {
+        /// The step that was tried, from 1.
+        step: u64,
+        /// What ran away.
+        what: &'static str,
+    },
+}
+
+/// The crate's result.
+pub type Result<T, E = TrainError> = std::result::Result<T, E>;
+
+impl TrainError {
+    /// Wraps an I/O error with what was tried and where; made for `map_err`.
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { action, path: path.to_owned(), source }
+    }
+
+    /// True when the user can mend it by changing an argument, a recipe or a file: exit code 2 rather than 1.
+    pub fn is_user_error(&self) -> bool {
+        match self {
+            Self::Recipe(_)
+            | Self::Sample(_)
+            | Self::Occupied { .. }
+            | Self::Busy { .. }
+            | Self::Changed { .. }
+            | Self::NoWholeCheckpoint { .. }
+            | Self::Unsuitable { .. } => true,
+            Self::Data(error) => error.is_user_error(),
+            Self::Io { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied)
+            }
+            Self::Metrics(_) | Self::Report(_) | Self::Diverged { .. } => false,
+        }
+    }
+}

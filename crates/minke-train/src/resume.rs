@@ -1,0 +1,113 @@
+//! Whether a run may go on: what it was started with against what it is given now.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::error::{Result, TrainError};
+use crate::recipe::Resolved;
+
+/// Keys that change no weight: they may differ. What `data` says beyond how documents are cut is judged by the
+/// fingerprint of the prepared data.
+fn is_free(key: &str) -> bool {
+    const FREE: [&str; 7] = [
+        "run.name",
+        "run.out",
+        "train.eval_every",
+        "train.eval_tokens",
+        "train.sample_every",
+        "train.checkpoint_every",
+        "train.keep",
+    ];
+    FREE.contains(&key)
+        || key.starts_with("sample.")
+        || key.starts_with("data.") && !matches!(key, "data.document_borders" | "data.random")
+}
+
+fn leaves(text: &str) -> Result<BTreeMap<String, String>, String> {
+    let table: toml::Table = toml::from_str(text).map_err(|error| error.to_string())?;
+    let mut leaves = BTreeMap::new();
+    flatten("", &toml::Value::Table(table), &mut leaves);
+    Ok(leaves)
+}
+
+/// The leaves of both recipes.
+fn both(folder: &Path, stored: &str, now: &Resolved) -> Result<[BTreeMap<String, String>; 2]> {
+    let stored = leaves(stored).map_err(|why| TrainError::Changed {
+        path: folder.to_owned(),
+        differences: format!("  recipe.toml in it is no recipe any more: {why}"),
+    })?;
+    Ok([stored, leaves(&now.to_toml()).expect("a resolved recipe is TOML")])
+}
+
+/// Whether the section `data` is the same, so that the prepared data must be.
+///
+/// # Errors
+/// A stored file that is no recipe.
+pub(crate) fn same_data(folder: &Path, stored: &str, now: &Resolved) -> Result<bool> {
+    let [stored, now] = both(folder, stored, now)?;
+    let data = |leaves: BTreeMap<String, String>| -> Vec<_> {
+        leaves.into_iter().filter(|(key, _)| key.starts_with("data.")).collect()
+    };
+    Ok(data(stored) == data(now))
+}
+
+/// Compares a stored recipe with the one given now.
+///
+/// # Errors
+/// Each key that would lead to other weights, with both values; or a stored file that is no recipe.
+pub(crate) fn check_recipe(folder: &Path, stored: &str, now: &Resolved) -> Result<()> {
+    let [stored, now] = both(folder, stored, now)?;
+    let keys: std::collections::BTreeSet<&String> = stored.keys().chain(now.keys()).collect();
+    let mut lines = Vec::new();
+    for key in keys.into_iter().filter(|key| !is_free(key)) {
+        let (was, is) = (stored.get(key), now.get(key));
+        if was != is {
+            let shown = |value: Option<&String>| value.cloned().unwrap_or_else(|| "nothing".to_owned());
+            lines.push(format!("  {key}: was {}, is {}", shown(was), shown(is)));
+        }
+    }
+    if lines.is_empty() {
+        return Ok(());
+    }
+    Err(TrainError::Changed { path: folder.to_owned(), differences: lines.join("\n") })
+}
+
+fn flatten(prefix: &str, value: &toml::Value, leaves: &mut BTreeMap<String, String>) {
+    match value {
+        toml::Value::Table(table) => {
+            for (key, value) in table {
+                let dot = if prefix.is_empty() { "" } else { "." };
+                flatten(&format!("{prefix}{dot}{key}"), value, leaves);
+            }
+        }
+        leaf => {
+            leaves.insert(prefix.to_owned(), leaf.to_string());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::Recipe;
+
+    fn recipe(overrides: &[&str]) -> Resolved {
+        let overrides: Vec<String> = overrides.iter().map(|text| (*text).to_owned()).collect();
+        let text = "[model]\ndepth = 2\n[data]\nvocab_size = 512\nsources = [{ path = \"/text\" }]\n";
+        Recipe::parse("a.toml", text, &overrides).unwrap().resolve().unwrap()
+    }
+
+    #[test]
+    fn what_changes_weights_must_be_the_same() {
+        let stored = recipe(&[]).to_toml();
+        let free = recipe(&["train.keep=7", "run.out=elsewhere", "train.eval_every=3", "sample.tokens=5"]);
+        check_recipe(Path::new("runs/a"), &stored, &free).unwrap();
+        let other = recipe(&["train.lr=0.5", "run.seed=3", "precision=f32"]);
+        let error = check_recipe(Path::new("runs/a"), &stored, &other).unwrap_err().to_string();
+        for part in ["runs/a", "run.seed: was 0, is 3", "train.lr: was", "is 0.5", "precision", "--out"] {
+            assert!(error.contains(part), "{error}");
+        }
+        let error = check_recipe(Path::new("runs/a"), "[[[", &free).unwrap_err().to_string();
+        assert!(error.contains("no recipe any more"), "{error}");
+    }
+}

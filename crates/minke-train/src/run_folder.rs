@@ -1,0 +1,116 @@
+//! The folder of a run: what lies where, and that one process writes it at a time.
+
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Result, TrainError};
+
+/// Held by the process that trains; the system lets go of it however that process ends.
+const LOCK: &str = ".lock";
+
+/// A run's folder, held by this process.
+#[derive(Debug)]
+pub(crate) struct RunFolder {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl RunFolder {
+    /// Takes the folder, making it if there is none.
+    ///
+    /// # Errors
+    /// It cannot be written to, another process has it, or it holds something and `resume` is not said.
+    pub fn take(path: &Path, resume: bool) -> Result<Self> {
+        fs::create_dir_all(path).map_err(TrainError::io("create the run's folder", path))?;
+        if !resume && !is_empty(path)? {
+            return Err(TrainError::Occupied { path: path.to_owned() });
+        }
+        let lock_path = path.join(LOCK);
+        let lock =
+            File::create(&lock_path).map_err(TrainError::io("write to the run's folder", &lock_path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(TrainError::Busy { path: path.to_owned() }),
+            // some network file systems have no locks: nothing to hold, nothing to wait for
+            Err(TryLockError::Error(error)) if error.kind() == std::io::ErrorKind::Unsupported => {}
+            Err(TryLockError::Error(error)) => return Err(TrainError::io("lock", &lock_path)(error)),
+        }
+        let folder = Self { path: path.to_owned(), _lock: lock };
+        let checkpoints = folder.checkpoints();
+        fs::create_dir_all(&checkpoints).map_err(TrainError::io("create", &checkpoints))?;
+        Ok(folder)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn recipe(&self) -> PathBuf {
+        self.path.join("recipe.toml")
+    }
+
+    pub fn metrics(&self) -> PathBuf {
+        self.path.join("metrics.jsonl")
+    }
+
+    pub fn checkpoints(&self) -> PathBuf {
+        self.path.join("checkpoints")
+    }
+
+    pub fn model(&self) -> PathBuf {
+        self.path.join("model")
+    }
+}
+
+/// Whether nothing was ever written here but what [`RunFolder::take`] makes: a run that ended before its first step.
+fn is_empty(path: &Path) -> Result<bool> {
+    for entry in fs::read_dir(path).map_err(TrainError::io("read", path))? {
+        let entry = entry.map_err(TrainError::io("read", path))?;
+        let name = entry.file_name();
+        let bare = name == LOCK
+            || name == "checkpoints"
+                && fs::read_dir(entry.path()).is_ok_and(|mut entries| entries.next().is_none());
+        if !bare {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Writes a file whole or not at all.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    use std::io::Write;
+    let temporary = path.with_extension("tmp");
+    let written = File::create(&temporary)
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .and_then(|()| fs::rename(&temporary, path));
+    written.map_err(TrainError::io("write", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_taken_once_and_never_written_over() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("runs/a");
+        let held = RunFolder::take(&path, false).unwrap();
+        // the lock belongs to the open file, so a second one of this process stands for another process
+        assert!(matches!(RunFolder::take(&path, true), Err(TrainError::Busy { .. })));
+        drop(held);
+        drop(RunFolder::take(&path, false).unwrap());
+        fs::write(path.join("metrics.jsonl"), "kept").unwrap();
+        let error = RunFolder::take(&path, false).unwrap_err().to_string();
+        for option in ["--resume", "--out", "delete"] {
+            assert!(error.contains(option), "{error}");
+        }
+        assert_eq!(fs::read(path.join("metrics.jsonl")).unwrap(), b"kept");
+        assert!(RunFolder::take(&path, true).is_ok());
+        let error = RunFolder::take(&path.join("metrics.jsonl"), false).unwrap_err().to_string();
+        assert!(
+            error.contains("cannot create the run's folder") && error.contains("metrics.jsonl"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,246 @@
+//! One training step, and nothing else: no files, no output.
+//!
+//! A step is a function of the weights, the optimizer's state and the batch. It walks: count the labels of the whole
+//! batch; forward and backward of each micro-batch, gradients adding up; norm and clipping; the optimizer; the
+//! router's bias. The loss is the mean over all labelled tokens of the whole batch, so that accumulating changes only
+//! the order in which gradients are added.
+
+use std::time::Instant;
+
+use minke_cpu::Cpu;
+use minke_cpu::reduce::sum_squares;
+use minke_model::{IGNORE, LossOptions, Model, StepStats, TrainBatch};
+use minke_tensor::WeightId;
+
+use crate::error::{Result, TrainError};
+use crate::optim::{Optimizer, Rates, Settings};
+use crate::recipe::Resolved;
+use crate::schedule::Schedule;
+
+/// What the loop needs to know of a recipe.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Course {
+    /// Steps of the whole run.
+    pub steps: u64,
+    /// Peak rates.
+    pub rates: Rates,
+    /// Their course.
+    pub schedule: Schedule,
+    /// Norm that gradients are clipped to; 0 for no clipping.
+    pub clip: f64,
+    /// Weight lambda of the mean loss of the MTP modules.
+    pub mtp_loss_weight: f64,
+    /// Speed gamma of the router's bias.
+    pub bias_update_speed: f64,
+    /// Weight alpha of the sequence-wise balance loss.
+    pub balance_alpha: f64,
+}
+
+impl From<&Resolved> for Course {
+    fn from(recipe: &Resolved) -> Self {
+        let train = &recipe.train;
+        Self {
+            steps: recipe.steps(),
+            rates: Rates { adamw: train.lr, muon: train.muon_lr },
+            schedule: recipe.schedule(),
+            clip: train.clip,
+            mtp_loss_weight: train.mtp_loss_weight,
+            bias_update_speed: train.bias_update_speed,
+            balance_alpha: train.sequence_balance_alpha,
+        }
+    }
+}
+
+/// What a step did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepReport {
+    /// Its number, from 1.
+    pub step: u64,
+    /// Mean cross entropy of the next token, nats.
+    pub loss: f64,
+    /// Mean over the MTP modules of theirs, before its weight.
+    pub mtp_loss: Option<f64>,
+    /// Sequence-wise balance loss, after its weight.
+    pub balance_loss: f64,
+    /// The learning rates.
+    pub rates: Rates,
+    /// Norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Tokens per expert over the whole batch, by layer with experts.
+    pub counts: Vec<Vec<u64>>,
+}
+
+/// A model, its optimizer and how far they are.
+pub struct Trainer {
+    /// The model; its weights are the masters.
+    pub model: Model,
+    optimizer: Optimizer,
+    course: Course,
+}
+
+/// Sums of a step's micro-batches.
+#[derive(Default)]
+struct Totals {
+    loss: f64,
+    mtp: Vec<f64>,
+    balance: f64,
+    /// The bias and tokens per expert, by layer with experts.
+    load: Vec<(Option<WeightId>, Vec<u64>)>,
+}
+
+impl Totals {
+    fn add(&mut self, stats: &StepStats) {
+        self.loss += stats.loss_sum;
+        self.mtp.resize(stats.mtp_loss_sum.len(), 0.0);
+        for (total, sum) in self.mtp.iter_mut().zip(&stats.mtp_loss_sum) {
+            *total += sum;
+        }
+        self.balance += stats.balance_loss;
+        if self.load.is_empty() {
+            self.load = stats.expert_load.iter().map(|l| (l.bias, vec![0; l.counts.len()])).collect();
+        }
+        for ((_, total), load) in self.load.iter_mut().zip(&stats.expert_load) {
+            for (total, count) in total.iter_mut().zip(&load.counts) {
+                *total += u64::from(*count);
+            }
+        }
+    }
+}
+
+fn labelled(labels: &[u32]) -> usize {
+    labels.iter().filter(|&&label| label != IGNORE).count()
+}
+
+/// `1 / n`, or 0 of nothing.
+fn share(n: usize) -> f64 {
+    if n == 0 { 0.0 } else { 1.0 / n as f64 }
+}
+
+impl Trainer {
+    /// A trainer at its first step.
+    pub fn new(mut model: Model, settings: &Settings, course: Course) -> Self {
+        let optimizer = Optimizer::new(settings, &model.params.entries);
+        model.params.zero_grad();
+        Self { model, optimizer, course }
+    }
+
+    /// Steps done.
+    pub fn steps_done(&self) -> u64 {
+        self.optimizer.steps()
+    }
+
+    /// The course of the run.
+    pub fn course(&self) -> &Course {
+        &self.course
+    }
+
+    /// The optimizer's state.
+    pub fn optimizer(&self) -> &Optimizer {
+        &self.optimizer
+    }
+
+    /// Weights and optimizer state together, to be restored; call [`Trainer::restored`] afterwards.
+    pub fn parts_mut(&mut self) -> (&mut Model, &mut Optimizer) {
+        (&mut self.model, &mut self.optimizer)
+    }
+
+    /// Tells the trainer that its parts were overwritten with those after `steps` steps.
+    pub fn restored(&mut self, steps: u64) {
+        self.optimizer.set_steps(steps);
+        self.model.params.zero_grad();
+        self.model.weights_changed();
+    }
+
+    /// One step on the micro-batches of one batch.
+    ///
+    /// `loss = 1/N sum of token losses + lambda/K sum_k 1/N_k sum of module k's + alpha balance`, N and N_k labelled
+    /// tokens of the whole batch.
+    ///
+    /// # Errors
+    /// A loss or a gradient that is not finite; the weights are then as before.
+    pub fn step(&mut self, cpu: &Cpu, batch: &[TrainBatch]) -> Result<StepReport> {
+        let step = self.optimizer.steps() + 1;
+        let Course { clip, mtp_loss_weight, bias_update_speed, balance_alpha, .. } = self.course;
+        let modules = batch.first().map_or(0, |micro| micro.mtp.len());
+        let tokens: usize = batch.iter().map(|micro| labelled(&micro.labels)).sum();
+        let mtp_tokens: Vec<usize> =
+            (0..modules).map(|k| batch.iter().map(|micro| labelled(&micro.mtp[k].labels)).sum()).collect();
+        let options = LossOptions {
+            loss_scale: share(tokens) as f32,
+            mtp_scale: mtp_tokens
+                .iter()
+                .map(|&n| (mtp_loss_weight * share(modules) * share(n)) as f32)
+                .collect(),
+            balance_alpha: (balance_alpha * share(batch.len())) as f32,
+        };
+        let mut totals = Totals::default();
+        for micro in batch {
+            totals.add(&self.model.train_step(cpu, micro, &options));
+        }
+        let start = Instant::now();
+        let grad_norm = sum_squares(cpu, &self.model.params.grad).sqrt();
+        let loss = totals.loss * share(tokens);
+        for (what, value) in [("loss", loss), ("gradient", grad_norm)] {
+            if !value.is_finite() {
+                self.model.params.zero_grad();
+                return Err(TrainError::Diverged { step, what });
+            }
+        }
+        let factor = self.course.schedule.factor(step - 1, self.course.steps);
+        let rates = Rates { adamw: self.course.rates.adamw * factor, muon: self.course.rates.muon * factor };
+        // the formula of torch.nn.utils.clip_grad_norm_
+        let scale = if clip > 0.0 { (clip / (grad_norm + 1e-6)).min(1.0) } else { 1.0 };
+        let store = &mut *self.model.params;
+        self.optimizer.step(cpu, &mut store.data, &store.grad, rates, scale as f32);
+        for (bias, counts) in &totals.load {
+            if let Some(bias) = bias {
+                let range = self.model.params.range(*bias);
+                balance(&mut self.model.params.data[range], counts, bias_update_speed as f32);
+            }
+        }
+        self.model.params.zero_grad();
+        self.model.weights_changed();
+        self.model.timers.add("optimizer", start.elapsed());
+        let mtp_losses: f64 = totals.mtp.iter().zip(&mtp_tokens).map(|(sum, &n)| sum * share(n)).sum();
+        Ok(StepReport {
+            step,
+            loss,
+            mtp_loss: (modules > 0).then(|| mtp_losses * share(modules)),
+            balance_loss: totals.balance,
+            rates,
+            grad_norm,
+            counts: totals.load.into_iter().map(|(_, counts)| counts).collect(),
+        })
+    }
+}
+
+/// `bias_i += gamma sign(mean load - load_i)`: overloaded experts lose, underloaded ones gain.
+///
+/// Paper: `DeepSeek`-V3 Technical Report, section 2.1.2, auxiliary-loss-free load balancing.
+fn balance(bias_e: &mut [f32], counts: &[u64], gamma: f32) {
+    let total: u64 = counts.iter().sum();
+    for (bias, &count) in bias_e.iter_mut().zip(counts) {
+        // in whole numbers: the mean itself may not be one
+        match (count * counts.len() as u64).cmp(&total) {
+            std::cmp::Ordering::Less => *bias += gamma,
+            std::cmp::Ordering::Equal => {}
+            std::cmp::Ordering::Greater => *bias -= gamma,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bias_moves_against_the_load() {
+        let mut bias = [0.5, 0.0, 0.0, -0.5];
+        balance(&mut bias, &[9, 2, 3, 0], 0.25);
+        assert_eq!(bias, [0.25, 0.25, 0.25, -0.25]);
+        let mut even = [0.1; 3];
+        balance(&mut even, &[4, 4, 4], 0.25);
+        balance(&mut even, &[0, 0, 0], 0.25);
+        assert_eq!(even, [0.1; 3]);
+    }
+}
