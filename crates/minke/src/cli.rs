@@ -1,0 +1,265 @@
+//! Arguments, as a person types them.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Makes small reasoning language models and runs them, on the machine that you have.
+#[derive(Debug, Parser)]
+#[command(
+    name = "minke",
+    version,
+    max_term_width = 100,
+    after_help = "Examples:\n  \
+        minke pretrain recipes/quickstart.toml   train a model from scratch\n  \
+        minke chat runs/quickstart               talk to what it made\n\n\
+        A MODEL is a Hugging Face folder, a run folder, or OWNER/NAME of a model in the local hub cache."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train a model from scratch as a recipe says
+    #[command(after_help = "Examples:\n  \
+        minke pretrain recipes/quickstart.toml\n  \
+        minke pretrain recipes/quickstart.toml --set train.tokens=2M --out runs/short\n  \
+        minke pretrain recipes/quickstart.toml --resume\n\n\
+        Ctrl-C stops after the step that runs, with a checkpoint; --resume then continues, bit for bit.")]
+    Pretrain(Pretrain),
+    /// Talk to a model in the terminal
+    #[command(after_help = "Examples:\n  \
+        minke chat runs/quickstart\n  \
+        minke chat runs/quickstart --temperature 0.6 -n 200\n  \
+        echo 'fn main() {' | minke chat runs/quickstart\n\n\
+        While talking: /help lists the commands, Ctrl-C stops the answer, Ctrl-D leaves.")]
+    Chat(Chat),
+    /// Continue a text
+    #[command(after_help = "Examples:\n  \
+        minke generate runs/quickstart -p 'fn main() {' -n 100\n  \
+        minke generate runs/quickstart -p 'use std::' --temperature 0 --stop ';' --json\n  \
+        minke generate runs/quickstart -p - < notes.md\n\n\
+        The same arguments give the same text, at any number of threads.")]
+    Generate(Generate),
+    /// Give the log-probability of each token of given sequences
+    #[command(after_help = "Examples:\n  \
+        minke score runs/quickstart --tokens ids.json --json\n  \
+        minke score runs/quickstart --tokens ids.json --logits logits.safetensors\n\n\
+        The file holds {\"sequences\": [[1, 2, 3], [4, 5]]}. With --logits, row i of `logits.N` is what the model\n\
+        says after token i of sequence N.")]
+    Score(Score),
+    /// Show the parameters, memory and arithmetic of a model or recipe
+    #[command(after_help = "Examples:\n  \
+        minke inspect runs/quickstart\n  \
+        minke inspect recipes/quickstart.toml --set model.depth=8\n  \
+        minke inspect deepseek-ai/DeepSeek-V2-Lite --json")]
+    Inspect(Inspect),
+    /// Measure speed, beside what this machine can do
+    #[command(subcommand)]
+    Bench(Bench),
+}
+
+/// What can be measured.
+#[derive(Debug, Subcommand)]
+pub enum Bench {
+    /// Reading prompts and writing answers
+    #[command(after_help = "Examples:\n  \
+        minke bench infer runs/quickstart\n  \
+        minke bench infer recipes/bench-b.toml --prefill 256 --decode 64 --batch 8 --json\n\n\
+        A recipe is measured with random weights.")]
+    Infer(BenchInfer),
+    /// Training steps
+    #[command(after_help = "Examples:\n  \
+        minke bench train recipes/bench-a.toml\n  \
+        minke bench train recipes/bench-a.toml --steps 20 --threads 1 --json")]
+    Train(BenchTrain),
+}
+
+/// How many threads.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Threads {
+    /// Threads that compute; all cores when not given
+    #[arg(long, value_name = "T", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+}
+
+/// The type that products run in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Word {
+    /// 32-bit floats
+    F32,
+    /// bfloat16 operands, f32 sums
+    Bf16,
+}
+
+/// Which model, and how it computes.
+#[derive(Debug, Clone, Args)]
+pub struct ModelArgs {
+    /// A model folder, a run folder, or OWNER/NAME in the local hub cache
+    #[arg(value_name = "MODEL")]
+    pub model: String,
+    /// Compute in this type instead of the one that the weights are stored in
+    #[arg(long, value_enum)]
+    pub precision: Option<Word>,
+    #[command(flatten)]
+    pub threads: Threads,
+}
+
+/// How tokens are chosen.
+#[derive(Debug, Clone, Args)]
+pub struct SamplingArgs {
+    /// Most tokens to write
+    #[arg(short = 'n', long = "tokens", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
+    pub n: Option<u32>,
+    /// Spread of the choice; 0 takes the likeliest token [default: what the model suggests, else 0.8]
+    #[arg(long, allow_negative_numbers = true)]
+    pub temperature: Option<f32>,
+    /// Choose among the K likeliest tokens; 0 for all
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<u32>,
+    /// Choose among the likeliest tokens that reach this share together
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub top_p: Option<f32>,
+    /// Choose among tokens with at least this share of the likeliest one's probability
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub min_p: Option<f32>,
+    /// Names the random numbers
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u64,
+    /// End where this text comes up; can be given several times
+    #[arg(long, value_name = "STR")]
+    pub stop: Vec<String>,
+}
+
+/// A recipe and changes to it.
+#[derive(Debug, Clone, Args)]
+pub struct RecipeArgs {
+    /// A recipe file
+    #[arg(value_name = "RECIPE")]
+    pub recipe: PathBuf,
+    /// Change a value of the recipe, such as train.lr=0.001; can be given several times
+    #[arg(long, value_name = "K=V")]
+    pub set: Vec<String>,
+}
+
+/// `minke pretrain`.
+#[derive(Debug, Args)]
+pub struct Pretrain {
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+    /// The run's folder, instead of the recipe's run.out
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Continue a run from its last checkpoint
+    #[arg(long)]
+    pub resume: bool,
+    /// Print one JSON object per event
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub threads: Threads,
+}
+
+/// `minke chat`.
+#[derive(Debug, Args)]
+pub struct Chat {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+}
+
+/// `minke generate`.
+#[derive(Debug, Args)]
+pub struct Generate {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The text to continue; - reads it from standard input
+    #[arg(short = 'p', long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub prompt: String,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `minke score`.
+#[derive(Debug, Args)]
+pub struct Score {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// A JSON file with token ids: {"sequences": [[1, 2, 3], [4, 5]]}
+    #[arg(long, value_name = "FILE.json")]
+    pub tokens: PathBuf,
+    /// Write f32 tensors logits.0, logits.1, ... of shape [tokens, vocabulary]
+    #[arg(long, value_name = "OUT.safetensors")]
+    pub logits: Option<PathBuf>,
+    /// Print one JSON object, with the log-probability of each token
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `minke inspect`.
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// A model folder, a run folder, OWNER/NAME in the local hub cache, or a recipe file
+    #[arg(value_name = "MODEL|RECIPE")]
+    pub what: String,
+    /// Change a value of the recipe; can be given several times
+    #[arg(long, value_name = "K=V")]
+    pub set: Vec<String>,
+    /// Length of the sequences that memory and arithmetic are stated for [default: the recipe's, or the model's]
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=1_073_741_824))]
+    pub context: Option<u32>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `minke bench infer`.
+#[derive(Debug, Args)]
+pub struct BenchInfer {
+    /// A model folder, a run folder, OWNER/NAME in the local hub cache, or a recipe file
+    #[arg(value_name = "MODEL|RECIPE")]
+    pub model: String,
+    /// Tokens of each prompt [default: 512, or what fits]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
+    pub prefill: Option<u32>,
+    /// Tokens of each answer [default: 64, or what fits]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
+    pub decode: Option<u32>,
+    /// Sequences at once
+    #[arg(long, value_name = "B", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub batch: u32,
+    /// Measurements, of which the median counts
+    #[arg(long, value_name = "R", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub runs: u32,
+    /// Compute in this type instead of the one that the weights are stored in
+    #[arg(long, value_enum)]
+    pub precision: Option<Word>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub threads: Threads,
+}
+
+/// `minke bench train`.
+#[derive(Debug, Args)]
+pub struct BenchTrain {
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+    /// Steps to measure, after warming up
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub steps: u32,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub threads: Threads,
+}

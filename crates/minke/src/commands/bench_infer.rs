@@ -1,0 +1,224 @@
+//! `minke bench infer`: how fast prompts are read and answers written, beside what the machine can do.
+
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use minke_cpu::Cpu;
+use minke_infer::{Engine, Request, Sampling, Session, load_model, machine};
+use minke_model::config::{Config, FfnKind};
+use minke_model::spec::{self, Role};
+use minke_model::{Model, Param};
+use minke_num::rng;
+use serde::Serialize;
+
+use super::{dtype_name, is_recipe, precision, rate, recipe_precision, resolve, threads};
+use crate::cli::BenchInfer;
+use crate::failure::Failure;
+use crate::output::{self, bytes, percent};
+
+const PREFILL: usize = 512;
+const DECODE: usize = 64;
+/// Random prompts and weights are the same on every run.
+const SEED: u64 = 1;
+
+#[derive(Serialize)]
+struct Report {
+    model: String,
+    precision: &'static str,
+    prefill: usize,
+    decode: usize,
+    batch: usize,
+    runs: usize,
+    threads: usize,
+    level: &'static str,
+    prefill_tok_s: f64,
+    decode_tok_s: f64,
+    peak_rss_bytes: Option<u64>,
+    kv_cache_bytes: usize,
+    prefill_gflops: f64,
+    gemm_peak_gflops: f64,
+    prefill_share_of_gemm_peak: f64,
+    decode_bytes_per_step: f64,
+    decode_gb_s: f64,
+    read_bandwidth_gb_s: f64,
+    decode_share_of_bandwidth: f64,
+}
+
+/// Runs the command.
+pub fn run(args: &BenchInfer) -> Result<(), Failure> {
+    let mut model = if is_recipe(&args.model) {
+        let resolved = resolve(args.model.as_ref(), &[])?;
+        let dtypes = precision(args.precision).unwrap_or(recipe_precision(resolved.precision));
+        Model::random(resolved.config, dtypes, SEED)
+    } else {
+        load_model(&args.model, precision(args.precision))?.model
+    };
+    let (prefill, decode) = lengths(args, &model.config)?;
+    let (batch, runs) = (args.batch as usize, args.runs as usize);
+    let w = model.config.vocab_size as u64;
+    let prompts: Vec<Vec<u32>> = (0..batch as u64)
+        .map(|b| (0..prefill as u64).map(|i| rng::below(SEED, b, i, w) as u32).collect())
+        .collect();
+    let cpu = Cpu::detect(threads(args.threads));
+    let mut engine = Engine::new(&mut model, &cpu, None);
+    let (mut reading, mut writing) = (Vec::new(), Vec::new());
+    let mut kv_cache_bytes = 0;
+    // the first run packs weights and touches memory: it does not count
+    for run in 0..=runs {
+        let (read_s, written_s, kv) = measure(&mut engine, &prompts, decode)?;
+        kv_cache_bytes = kv;
+        if run > 0 {
+            reading.push(rate(batch * prefill, read_s));
+            writing.push(rate(batch * decode, written_s));
+        }
+    }
+    let (prefill_tok_s, decode_tok_s) = (machine::median(&reading), machine::median(&writing));
+    // before the loops below, whose memory is not the model's
+    let peak_rss_bytes = machine::peak_rss_bytes();
+    let dtype = model.precision.linear;
+    let gemm_peak_gflops = machine::gemm_peak_gflops(&cpu, dtype);
+    let read_bandwidth_gb_s = machine::read_bandwidth_gb_s(&cpu);
+    let prefill_gflops = prefill_tok_s * flops_per_prompt_token(&model.config, prefill) / 1e9;
+    let half_way = kv_cache_bytes as f64 * (prefill as f64 + decode as f64 / 2.0) / (prefill + decode) as f64;
+    let decode_bytes_per_step = weight_bytes_per_step(&model, batch) + half_way;
+    let decode_gb_s = decode_tok_s / batch as f64 * decode_bytes_per_step / 1e9;
+    let report = Report {
+        model: args.model.clone(),
+        precision: dtype_name(dtype),
+        prefill,
+        decode,
+        batch,
+        runs,
+        threads: cpu.threads(),
+        level: cpu.level().name(),
+        prefill_tok_s,
+        decode_tok_s,
+        peak_rss_bytes,
+        kv_cache_bytes,
+        prefill_gflops,
+        gemm_peak_gflops,
+        prefill_share_of_gemm_peak: prefill_gflops / gemm_peak_gflops,
+        decode_bytes_per_step,
+        decode_gb_s,
+        read_bandwidth_gb_s,
+        decode_share_of_bandwidth: decode_gb_s / read_bandwidth_gb_s,
+    };
+    if args.json { output::json(&report) } else { output::text(&text(&report)) }
+}
+
+/// Seconds of reading all prompts, seconds of writing all answers, bytes of keys and values.
+fn measure(
+    engine: &mut Engine<'_>,
+    prompts: &[Vec<u32>],
+    decode: usize,
+) -> Result<(f64, f64, usize), Failure> {
+    let mut sessions: Vec<Session> = prompts.iter().map(|_| Session::new(engine.model())).collect();
+    let requests = |prompts: &[Vec<u32>], max_tokens| -> Vec<Request> {
+        let request = |prompt: &Vec<u32>| Request {
+            prompt: prompt.clone(),
+            max_tokens,
+            sampling: Sampling::greedy(),
+            ..Request::default()
+        };
+        prompts.iter().map(request).collect()
+    };
+    let mut go = |_: minke_infer::Delta<'_>| ControlFlow::Continue(());
+    let first = requests(prompts, 1);
+    let start = Instant::now();
+    let begun = engine.generate_in(&mut sessions, &first, &mut go)?;
+    let read_s = start.elapsed().as_secs_f64();
+    let longer: Vec<Vec<u32>> =
+        prompts.iter().zip(&begun).map(|(prompt, one)| [&prompt[..], &one.tokens].concat()).collect();
+    let rest = requests(&longer, decode);
+    let start = Instant::now();
+    engine.generate_in(&mut sessions, &rest, &mut go)?;
+    let written_s = start.elapsed().as_secs_f64();
+    Ok((read_s, written_s, sessions.iter().map(Session::bytes).sum()))
+}
+
+/// The lengths asked for, or what fits into the context: prompt, its first token, answer.
+fn lengths(args: &BenchInfer, config: &Config) -> Result<(usize, usize), Failure> {
+    let context = config.max_position_embeddings;
+    let asked = |n: Option<u32>| n.map(|n| n as usize);
+    let decode = asked(args.decode).unwrap_or(DECODE.min((context / 4).max(1)));
+    let prefill = asked(args.prefill).unwrap_or(PREFILL.min(context.saturating_sub(decode + 1)).max(1));
+    if prefill + decode + 1 > context {
+        let message = format!(
+            "a prompt of {prefill}, the token after it and {decode} more do not fit into the model's context of {context}"
+        );
+        return Err(Failure::user(message).hint("give a smaller --prefill or --decode"));
+    }
+    Ok((prefill, decode))
+}
+
+/// Forward FLOPs of a token of a prompt; the head runs for the last one only.
+fn flops_per_prompt_token(config: &Config, prefill: usize) -> f64 {
+    let head = 2.0 * config.vocab_size as f64 * config.hidden_size as f64;
+    spec::flops_per_token(config, prefill, false).forward() as f64 - head * (1.0 - 1.0 / prefill as f64)
+}
+
+/// Bytes of weights that one decoding step must read: of routed experts, those that `batch` tokens choose when they
+/// choose evenly, `e (1 - (1 - k/e)^batch)`.
+fn weight_bytes_per_step(model: &Model, batch: usize) -> f64 {
+    let config = &model.config;
+    let share = |entry: &Param| {
+        let layer = entry.name.split('.').nth(2).and_then(|layer| layer.parse::<usize>().ok());
+        if layer.is_some_and(|layer| layer >= config.num_hidden_layers) {
+            // MTP modules do not run
+            return 0.0;
+        }
+        match entry.role {
+            Role::Embedding if !config.tie_word_embeddings => 0.0,
+            Role::ExpertLinear { .. } => match config.ffn(layer.unwrap_or(0)) {
+                FfnKind::Moe(moe) => {
+                    let chosen = moe.num_experts_per_tok as f64 / moe.n_routed_experts as f64;
+                    1.0 - (1.0 - chosen).powi(i32::try_from(batch).unwrap_or(i32::MAX))
+                }
+                FfnKind::Dense { .. } => 1.0,
+            },
+            Role::Embedding
+            | Role::Head
+            | Role::Norm
+            | Role::AttentionLinear
+            | Role::FfnLinear
+            | Role::Router
+            | Role::RouterBias
+            | Role::MtpProjection => 1.0,
+        }
+    };
+    let entries = model.params.entries.iter();
+    entries.map(|entry| share(entry) * (entry.range.len() * entry.dtype.size_bytes()) as f64).sum()
+}
+
+fn text(report: &Report) -> String {
+    let prefill = format!(
+        "{:.0} tokens/s   {:.1} GFLOP/s, {} of the machine's {:.0} ({})",
+        report.prefill_tok_s,
+        report.prefill_gflops,
+        percent(report.prefill_share_of_gemm_peak),
+        report.gemm_peak_gflops,
+        report.precision
+    );
+    let decode = format!(
+        "{:.0} tokens/s   {:.2} GB/s, {} of the machine's {:.1}",
+        report.decode_tok_s,
+        report.decode_gb_s,
+        percent(report.decode_share_of_bandwidth),
+        report.read_bandwidth_gb_s
+    );
+    output::table(&[
+        ("model", report.model.clone()),
+        ("machine", format!("{} threads, {}", report.threads, report.level)),
+        (
+            "work",
+            format!(
+                "{} x ({} read + {} written), median of {}",
+                report.batch, report.prefill, report.decode, report.runs
+            ),
+        ),
+        ("prefill", prefill),
+        ("decode", decode),
+        ("peak memory", report.peak_rss_bytes.map_or("unknown".to_owned(), |n| bytes(n as f64))),
+        ("keys and values", bytes(report.kv_cache_bytes as f64)),
+    ])
+}

@@ -1,0 +1,135 @@
+//! `minke generate`: continues one text.
+
+use std::io::{IsTerminal, Read};
+use std::ops::ControlFlow;
+
+use minke_cpu::Cpu;
+use minke_infer::{Engine, Request};
+use serde::Serialize;
+
+use super::{open, rate, sampling, threads};
+use crate::cli::Generate;
+use crate::failure::Failure;
+use crate::interrupt::{self, Work};
+use crate::output;
+
+/// Tokens to write where the user says no number.
+const TOKENS: u32 = 128;
+/// No prompt is longer.
+const MAX_PROMPT_BYTES: u64 = 64 << 20;
+
+#[derive(Serialize)]
+struct Report<'a> {
+    model: &'a str,
+    prompt: &'a str,
+    text: &'a str,
+    prompt_tokens: usize,
+    tokens: &'a [u32],
+    logprobs: &'a [f32],
+    stop_reason: &'static str,
+    temperature: f32,
+    top_k: usize,
+    top_p: f32,
+    min_p: f32,
+    seed: u64,
+    prefill_tok_s: f64,
+    decode_tok_s: f64,
+    threads: usize,
+}
+
+/// Runs the command.
+pub fn run(args: &Generate) -> Result<(), Failure> {
+    let prompt = if args.prompt == "-" { read_stdin()? } else { args.prompt.clone() };
+    let mut loaded = open(&args.model)?;
+    let sampling = sampling(&args.sampling, &loaded)?;
+    let Some(tokenizer) = loaded.tokenizer.clone() else {
+        return Err(Failure::user(format!(
+            "{} has no tokenizer.json, so it cannot read text",
+            loaded.folder.display()
+        ))
+        .hint("minke score reads token ids"));
+    };
+    let mut tokens: Vec<u32> = loaded.bos().into_iter().collect();
+    tokens.extend(tokenizer.encode(&prompt)?);
+    let prompt_tokens = tokens.len();
+    let request = Request {
+        prompt: tokens,
+        max_tokens: args.sampling.n.unwrap_or(TOKENS) as usize,
+        sampling,
+        sequence: 0,
+        stop: args.sampling.stop.clone(),
+        stop_ids: loaded.stop_ids(),
+    };
+    let terminal = std::io::stdout().is_terminal();
+    let cpu = Cpu::detect(threads(args.model.threads));
+    let mut engine = Engine::new(&mut loaded.model, &cpu, Some(&tokenizer));
+    interrupt::install();
+    let work = Work::begin();
+    if terminal && !args.json {
+        output::text(&format!("\x1b[2m{}\x1b[22m", output::printable(&prompt)))?;
+    }
+    let mut failed = None;
+    let mut done = engine.generate(std::slice::from_ref(&request), &mut |delta| {
+        if !args.json && !delta.text.is_empty() {
+            let shown = if terminal { output::printable(delta.text) } else { delta.text.into() };
+            if let Err(failure) = output::text(&shown) {
+                failed = Some(failure);
+                return ControlFlow::Break(());
+            }
+        }
+        if work.is_stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    if let Some(failure) = failed {
+        return Err(failure);
+    }
+    let generation = done.pop().expect("one result per request");
+    let timing = engine.timing();
+    let decoded = generation.tokens.len().saturating_sub(1);
+    let prefill_tok_s = rate(prompt_tokens, timing.prefill.as_secs_f64());
+    let decode_tok_s = rate(decoded, timing.decode.as_secs_f64());
+    if args.json {
+        output::json(&Report {
+            model: &args.model.model,
+            prompt: &prompt,
+            text: &generation.text,
+            prompt_tokens,
+            tokens: &generation.tokens,
+            logprobs: &generation.log_probs,
+            stop_reason: generation.stop.name(),
+            temperature: sampling.temperature,
+            top_k: sampling.top_k,
+            top_p: sampling.top_p,
+            min_p: sampling.min_p,
+            seed: sampling.seed,
+            prefill_tok_s,
+            decode_tok_s,
+            threads: cpu.threads(),
+        })?;
+    } else {
+        output::text("\n")?;
+        if terminal {
+            output::note(&format!(
+                "\x1b[2m{prompt_tokens} tokens read at {prefill_tok_s:.0}/s, {} written at {decode_tok_s:.0}/s\x1b[22m",
+                generation.tokens.len(),
+            ));
+        }
+    }
+    if work.is_stopped() { Err(Failure::interrupted()) } else { Ok(()) }
+}
+
+fn read_stdin() -> Result<String, Failure> {
+    let mut bytes = Vec::new();
+    std::io::stdin()
+        .lock()
+        .take(MAX_PROMPT_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| Failure::other(format!("cannot read standard input: {error}")))?;
+    if bytes.len() as u64 > MAX_PROMPT_BYTES {
+        let limit = output::bytes(MAX_PROMPT_BYTES as f64);
+        return Err(Failure::user(format!("standard input: expected a prompt of at most {limit}")));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        Failure::user(format!("standard input: expected UTF-8, got other bytes at {at}"))
+    })
+}

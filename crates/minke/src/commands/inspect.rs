@@ -1,0 +1,283 @@
+//! `minke inspect`: what a model or recipe is and needs, without running it.
+
+use minke_data::hf::{WeightFiles, resolve_model};
+use minke_infer::read_config;
+use minke_model::config::{AttentionKind, Config};
+use minke_model::spec::{self, Role};
+use minke_model::{DType, Precision};
+use minke_train::recipe::Optimizer;
+use serde::Serialize;
+
+use super::{is_recipe, recipe_precision, resolve};
+use crate::cli::Inspect;
+use crate::failure::Failure;
+use crate::output::{self, bytes, count};
+
+#[derive(Serialize)]
+struct Parameters {
+    total: u64,
+    active: u64,
+    embedding: u64,
+    head: u64,
+    mtp: u64,
+    mtp_active: u64,
+}
+
+#[derive(Serialize)]
+struct Group {
+    role: &'static str,
+    tensors: usize,
+    parameters: u64,
+}
+
+#[derive(Serialize)]
+struct Memory {
+    /// Weights as they are stored.
+    weights_bytes: u64,
+    /// Keys and values of one token.
+    kv_cache_bytes_per_token: u64,
+    /// Of `context` tokens.
+    kv_cache_bytes: u64,
+    /// The same as latents, where attention has them.
+    kv_latent_bytes_per_token: Option<u64>,
+    /// Masters, gradients and optimizer state in f32, without activations.
+    training_state_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct FlopsPerToken {
+    forward: u64,
+    training: u64,
+    training_with_mtp: u64,
+}
+
+/// What weight files hold.
+#[derive(Serialize)]
+struct Files {
+    tensors: usize,
+    bytes: u64,
+    dtypes: Vec<String>,
+    missing: usize,
+    unknown: usize,
+}
+
+#[derive(Serialize)]
+struct Report {
+    what: String,
+    family: &'static str,
+    layers: usize,
+    hidden_size: usize,
+    vocab_size: usize,
+    max_position_embeddings: usize,
+    context: usize,
+    optimizer: &'static str,
+    parameters: Parameters,
+    tensors: Vec<Group>,
+    memory: Memory,
+    flops_per_token: FlopsPerToken,
+    files: Option<Files>,
+}
+
+/// Runs the command.
+pub fn run(args: &Inspect) -> Result<(), Failure> {
+    let report = if is_recipe(&args.what) {
+        let resolved = resolve(args.what.as_ref(), &args.set)?;
+        let context = args.context.map_or(resolved.train.sequence_length, |n| n as usize);
+        let precision = recipe_precision(resolved.precision);
+        describe(args.what.clone(), &resolved.config, precision, context, resolved.train.optimizer)
+    } else {
+        if !args.set.is_empty() {
+            return Err(Failure::user("--set changes recipes, and this is a model")
+                .hint("give a recipe file, whose name ends in .toml"));
+        }
+        let folder = resolve_model(&args.what)?;
+        let config = read_config(&folder)?;
+        let weights = WeightFiles::open(&folder)?;
+        let context = args.context.map_or(config.max_position_embeddings, |n| n as usize);
+        let files = files(&config, &weights);
+        let stored = if files.dtypes.iter().any(|dtype| dtype == "BF16") { DType::Bf16 } else { DType::F32 };
+        let name = folder.display().to_string();
+        let mut report = describe(name, &config, Precision::uniform(stored), context, Optimizer::AdamW);
+        report.memory.weights_bytes = files.bytes;
+        report.files = Some(files);
+        report
+    };
+    if args.json { output::json(&report) } else { output::text(&text(&report)) }
+}
+
+fn describe(
+    what: String,
+    config: &Config,
+    precision: Precision,
+    context: usize,
+    optimizer: Optimizer,
+) -> Report {
+    let tensors = spec::tensors(config);
+    let counts = spec::parameters(config);
+    let size = |dtype: DType| dtype.size_bytes() as u64;
+    let weights_bytes = tensors
+        .iter()
+        .map(|t| t.numel() as u64 * size(precision.of(t.role, config.tie_word_embeddings)))
+        .sum();
+    // masters and gradients; AdamW keeps two moments, Muon one for the matrices that it moves
+    let state = tensors.iter().filter(|t| t.role != Role::RouterBias).map(|t| {
+        let by_muon = match t.role {
+            Role::AttentionLinear | Role::FfnLinear | Role::ExpertLinear { .. } | Role::MtpProjection => {
+                optimizer == Optimizer::Muon
+            }
+            Role::Embedding | Role::Head | Role::Norm | Role::Router | Role::RouterBias => false,
+        };
+        t.numel() as u64 * if by_muon { 12 } else { 16 }
+    });
+    let layers = config.num_hidden_layers as u64;
+    let (kv_heads, latent) = match config.attention {
+        AttentionKind::Mla { kv_lora_rank, qk_rope_head_dim, .. } => {
+            let latent = (kv_lora_rank + qk_rope_head_dim) as u64 * layers * size(DType::F32);
+            (config.num_attention_heads, Some(latent))
+        }
+        AttentionKind::Gqa { num_key_value_heads, .. } => (num_key_value_heads, None),
+    };
+    let widths = (kv_heads * (config.qk_head_dim() + config.v_head_dim())) as u64;
+    let kv_cache_bytes_per_token = layers * widths * size(precision.attention);
+    let trunk = spec::flops_per_token(config, context, false);
+    Report {
+        what,
+        family: config.family.model_type(),
+        layers: config.num_hidden_layers,
+        hidden_size: config.hidden_size,
+        vocab_size: config.vocab_size,
+        max_position_embeddings: config.max_position_embeddings,
+        context,
+        optimizer: match optimizer {
+            Optimizer::AdamW => "adamw",
+            Optimizer::Muon => "muon",
+        },
+        parameters: Parameters {
+            total: counts.total,
+            active: counts.active,
+            embedding: counts.embedding,
+            head: counts.head,
+            mtp: counts.mtp,
+            mtp_active: counts.mtp_active,
+        },
+        memory: Memory {
+            weights_bytes,
+            kv_cache_bytes_per_token,
+            kv_cache_bytes: kv_cache_bytes_per_token.saturating_mul(context as u64),
+            kv_latent_bytes_per_token: latent,
+            training_state_bytes: state.sum(),
+        },
+        tensors: groups(&tensors),
+        flops_per_token: FlopsPerToken {
+            forward: trunk.forward(),
+            training: trunk.training(),
+            training_with_mtp: spec::flops_per_token(config, context, true).training(),
+        },
+        files: None,
+    }
+}
+
+fn groups(tensors: &[spec::TensorSpec]) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    for tensor in tensors {
+        let role = match tensor.role {
+            Role::Embedding => "embedding",
+            Role::Head => "head",
+            Role::Norm => "norms",
+            Role::AttentionLinear => "attention",
+            Role::FfnLinear => "dense and shared feed-forward",
+            Role::ExpertLinear { .. } => "routed experts",
+            Role::Router => "router",
+            Role::RouterBias => "router bias",
+            Role::MtpProjection => "MTP projection",
+        };
+        match groups.iter_mut().find(|group| group.role == role) {
+            Some(group) => {
+                group.tensors += 1;
+                group.parameters += tensor.numel() as u64;
+            }
+            None => groups.push(Group { role, tensors: 1, parameters: tensor.numel() as u64 }),
+        }
+    }
+    groups
+}
+
+fn files(config: &Config, weights: &WeightFiles) -> Files {
+    let specs = spec::tensors(config);
+    let aliases = spec::optional_aliases(config);
+    let known: std::collections::HashSet<&str> =
+        specs.iter().map(|s| s.name.as_str()).chain(aliases.iter().map(|a| a.name.as_str())).collect();
+    let views = || weights.names().filter_map(|name| weights.get(name));
+    let mut dtypes: Vec<String> = views().map(|view| view.dtype.name().to_owned()).collect();
+    dtypes.sort();
+    dtypes.dedup();
+    Files {
+        tensors: weights.len(),
+        bytes: views().map(|view| view.bytes.len() as u64).sum(),
+        dtypes,
+        missing: specs.iter().filter(|s| weights.get(&s.name).is_none()).count(),
+        unknown: weights.names().filter(|name| !known.contains(name)).count(),
+    }
+}
+
+fn text(report: &Report) -> String {
+    let p = &report.parameters;
+    let m = &report.memory;
+    let f = &report.flops_per_token;
+    let mut rows = vec![
+        ("model", report.what.clone()),
+        ("family", report.family.to_owned()),
+        (
+            "shape",
+            format!(
+                "{} layers of width {}, vocabulary {}",
+                report.layers, report.hidden_size, report.vocab_size
+            ),
+        ),
+        ("parameters", format!("{} ({} active per token)", count(p.total as f64), count(p.active as f64))),
+        ("  embedding, head", format!("{}, {}", count(p.embedding as f64), count(p.head as f64))),
+    ];
+    if p.mtp > 0 {
+        let mtp = format!("{} more ({} active)", count(p.mtp as f64), count(p.mtp_active as f64));
+        rows.push(("  MTP modules", mtp));
+    }
+    if let Some(files) = &report.files {
+        let mut line = format!("{} in {}", files.tensors, files.dtypes.join(", "));
+        if files.missing > 0 {
+            line.push_str(&format!("; {} missing", files.missing));
+        }
+        if files.unknown > 0 {
+            line.push_str(&format!("; {} unknown", files.unknown));
+        }
+        rows.push(("tensors in files", line));
+    }
+    rows.push(("tensors by role", String::new()));
+    let indented: Vec<String> = report.tensors.iter().map(|group| format!("  {}", group.role)).collect();
+    for (name, group) in indented.iter().zip(&report.tensors) {
+        let line = format!("{:>6} tensors, {} parameters", group.tensors, count(group.parameters as f64));
+        rows.push((name.as_str(), line));
+    }
+    rows.push(("memory", String::new()));
+    rows.push(("  weights", bytes(m.weights_bytes as f64)));
+    let cache = format!(
+        "{} per token, {} for {} tokens",
+        bytes(m.kv_cache_bytes_per_token as f64),
+        bytes(m.kv_cache_bytes as f64),
+        report.context
+    );
+    rows.push(("  keys and values", cache));
+    if let Some(latent) = m.kv_latent_bytes_per_token {
+        rows.push(("  as latents", format!("{} per token", bytes(latent as f64))));
+    }
+    let state =
+        format!("{} with {}, without activations", bytes(m.training_state_bytes as f64), report.optimizer);
+    rows.push(("  training state", state));
+    rows.push(("FLOPs per token", format!("in sequences of {} tokens", report.context)));
+    rows.push(("  forward", count(f.forward as f64)));
+    rows.push(("  training", count(f.training as f64)));
+    if p.mtp > 0 {
+        rows.push(("  training with MTP", count(f.training_with_mtp as f64)));
+    }
+    let lines = output::table(&rows);
+    lines.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+}

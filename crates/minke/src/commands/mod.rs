@@ -1,0 +1,130 @@
+//! One module per command, and what several of them need.
+
+mod bench_infer;
+mod chat;
+mod generate;
+mod inspect;
+mod score;
+mod train;
+
+use std::io::Read;
+use std::path::Path;
+
+use minke_infer::{Loaded, Sampling, load_model};
+use minke_model::{DType, Precision};
+use minke_train::recipe::{self, Recipe, Resolved};
+
+use crate::cli::{Bench, Command, ModelArgs, SamplingArgs, Threads, Word};
+use crate::failure::Failure;
+use crate::output;
+
+/// Runs a command.
+pub fn run(command: &Command) -> Result<(), Failure> {
+    match command {
+        Command::Pretrain(args) => train::pretrain(args),
+        Command::Chat(args) => chat::run(args),
+        Command::Generate(args) => generate::run(args),
+        Command::Score(args) => score::run(args),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Bench(Bench::Infer(args)) => bench_infer::run(args),
+        Command::Bench(Bench::Train(args)) => train::bench(args),
+    }
+}
+
+/// Temperature where neither the user nor the model says one.
+const TEMPERATURE: f32 = 0.8;
+
+/// Threads asked for; 0 stands for all cores.
+fn threads(args: Threads) -> usize {
+    args.threads.map_or(0, usize::from)
+}
+
+fn precision(word: Option<Word>) -> Option<Precision> {
+    word.map(|word| {
+        Precision::uniform(match word {
+            Word::F32 => DType::F32,
+            Word::Bf16 => DType::Bf16,
+        })
+    })
+}
+
+/// Loads a model and tells its notes.
+fn open(args: &ModelArgs) -> Result<Loaded, Failure> {
+    let loaded = load_model(&args.model, precision(args.precision))?;
+    for note in &loaded.notes {
+        output::note(&format!("note: {note}"));
+    }
+    Ok(loaded)
+}
+
+/// What the user says, else what the model suggests, else plain sampling.
+fn sampling(args: &SamplingArgs, loaded: &Loaded) -> Result<Sampling, Failure> {
+    let suggested = &loaded.generation;
+    let sampling = Sampling {
+        temperature: args.temperature.or(suggested.temperature).unwrap_or(TEMPERATURE),
+        top_k: args.top_k.map(|k| k as usize).or(suggested.top_k).unwrap_or(0),
+        top_p: args.top_p.or(suggested.top_p).unwrap_or(1.0),
+        min_p: args.min_p.or(suggested.min_p).unwrap_or(0.0),
+        seed: args.seed,
+    };
+    sampling.validate()?;
+    Ok(sampling)
+}
+
+/// Whether an argument means a recipe rather than a model.
+fn is_recipe(argument: &str) -> bool {
+    let path = Path::new(argument);
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("toml")) && !path.is_dir()
+}
+
+/// A recipe, complete; a tokenizer that it names is opened for the size of its vocabulary.
+fn resolve(path: &Path, overrides: &[String]) -> Result<Resolved, Failure> {
+    let recipe = Recipe::load(path, overrides)?;
+    let Some(tokenizer) = &recipe.data().tokenizer else { return Ok(recipe.resolve()?) };
+    let path = minke_data::expand_path(tokenizer)
+        .map_err(|reason| Failure::user(format!("`data.tokenizer`: {reason}")))?;
+    let file = if path.is_dir() { path.join("tokenizer.json") } else { path };
+    let tokenizer = minke_data::Tokenizer::load(&file)?;
+    Ok(recipe.resolve_with_vocabulary(tokenizer.vocab_size())?)
+}
+
+/// The precision of a recipe as the model has it.
+fn recipe_precision(precision: recipe::Precision) -> Precision {
+    let of = |dtype| match dtype {
+        recipe::Dtype::F32 => DType::F32,
+        recipe::Dtype::Bf16 => DType::Bf16,
+    };
+    Precision {
+        linear: of(precision.linear),
+        expert: of(precision.expert),
+        attention: of(precision.attention),
+        head: of(precision.head),
+        router: of(precision.router),
+    }
+}
+
+/// The name of a dtype as recipes have it.
+fn dtype_name(dtype: DType) -> &'static str {
+    match dtype {
+        DType::F32 => "f32",
+        DType::Bf16 => "bf16",
+    }
+}
+
+/// Reads a file of at most `limit_bytes` that the user named.
+fn read_file(path: &Path, limit_bytes: u64) -> Result<Vec<u8>, Failure> {
+    let fail = |error| minke_data::Error::io("read", path)(error);
+    let file = std::fs::File::open(path).map_err(fail)?;
+    let mut bytes = Vec::new();
+    file.take(limit_bytes + 1).read_to_end(&mut bytes).map_err(fail)?;
+    if bytes.len() as u64 > limit_bytes {
+        let limit = output::bytes(limit_bytes as f64);
+        return Err(Failure::user(format!("{}: expected at most {limit}", path.display())));
+    }
+    Ok(bytes)
+}
+
+/// Tokens per second, or 0 where nothing was timed.
+fn rate(tokens: usize, seconds: f64) -> f64 {
+    if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 }
+}

@@ -1,0 +1,137 @@
+//! What a command ends with when it cannot do what was asked.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use minke_infer::{EngineError, LoadModelError, SettingError};
+use minke_train::TrainError;
+use minke_train::recipe::RecipeError;
+
+/// One message, the next step if there is one, and an exit code.
+#[derive(Debug)]
+pub struct Failure {
+    code: u8,
+    message: String,
+    hint: Option<String>,
+}
+
+impl Failure {
+    /// Something that the user can mend: exit code 2.
+    pub fn user(message: impl Into<String>) -> Self {
+        Self::new(2, message.into())
+    }
+
+    /// Something else: exit code 1.
+    pub fn other(message: impl Into<String>) -> Self {
+        Self::new(1, message.into())
+    }
+
+    /// Errors of recipes and runs end with their next step on a line of its own.
+    fn new(code: u8, message: String) -> Self {
+        match message.rsplit_once("\n  = help: ") {
+            Some((message, hint)) => Self { code, message: message.to_owned(), hint: Some(hint.to_owned()) },
+            None => Self { code, message, hint: None },
+        }
+    }
+
+    /// Stopped from outside, which needs no message: exit code 130, as shells have it.
+    pub fn interrupted() -> Self {
+        Self { code: 130, message: String::new(), hint: None }
+    }
+
+    /// Adds the next step.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Either kind.
+    pub fn of(is_user_error: bool, message: impl Into<String>) -> Self {
+        if is_user_error { Self::user(message) } else { Self::other(message) }
+    }
+
+    /// Puts words before the message, such as the name of what it is about.
+    pub fn context(mut self, what: &str) -> Self {
+        self.message = format!("{what}: {}", self.message);
+        self
+    }
+
+    /// Prints the message and gives the exit code.
+    pub fn report(&self) -> ExitCode {
+        let mut text = String::new();
+        if !self.message.is_empty() {
+            text = format!("error: {}\n", self.message.trim_end());
+        }
+        if let Some(hint) = &self.hint {
+            text.push_str(&format!("hint: {hint}\n"));
+        }
+        // where standard error is closed there is no one to tell
+        let _ = io::stderr().lock().write_all(text.as_bytes());
+        ExitCode::from(self.code)
+    }
+}
+
+impl From<minke_data::Error> for Failure {
+    fn from(error: minke_data::Error) -> Self {
+        let failure = Self::of(error.is_user_error(), error.to_string());
+        match error {
+            minke_data::Error::Weights { .. } => {
+                failure.hint("the file is damaged or incomplete: copy or download it again")
+            }
+            _ => failure,
+        }
+    }
+}
+
+impl From<LoadModelError> for Failure {
+    fn from(error: LoadModelError) -> Self {
+        match error {
+            LoadModelError::Data(error) => error.into(),
+            LoadModelError::Weights { .. } => Self::user(error.to_string())
+                .hint("config.json and the weight files must be of the same model"),
+            other => Self::of(other.is_user_error(), other.to_string()),
+        }
+    }
+}
+
+impl From<RecipeError> for Failure {
+    fn from(error: RecipeError) -> Self {
+        Self::user(error.to_string())
+    }
+}
+
+impl From<TrainError> for Failure {
+    fn from(error: TrainError) -> Self {
+        match error {
+            TrainError::Data(error) => error.into(),
+            TrainError::Recipe(error) => error.into(),
+            other => Self::of(other.is_user_error(), other.to_string()),
+        }
+    }
+}
+
+impl From<SettingError> for Failure {
+    fn from(error: SettingError) -> Self {
+        Self::user(error.to_string())
+    }
+}
+
+impl From<EngineError> for Failure {
+    fn from(error: EngineError) -> Self {
+        let failure = Self::user(error.to_string());
+        match error {
+            EngineError::Context { .. } => failure.hint("give a shorter text"),
+            _ => failure,
+        }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        // whoever read our output has seen enough
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            return Self { code: 0, message: String::new(), hint: None };
+        }
+        Self::other(format!("cannot write the output: {error}"))
+    }
+}

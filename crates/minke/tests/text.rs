@@ -1,0 +1,220 @@
+//! What a person sees: help, figures, messages, and text from a model with a tokenizer.
+
+#![expect(clippy::format_push_string, reason = "text for snapshots is short")]
+
+mod common;
+
+use std::fs;
+
+use common::{good, minke, minke_with, refused, text, vectors};
+use minke_data::Tokenizer;
+use minke_data::hf::{Dtype, TensorSpec, write_safetensors};
+use minke_data::tokenizer::TrainOptions;
+use minke_model::{Config, DType, Model, Precision};
+use serde_json::Value;
+
+/// A folder with drawn weights and a trained tokenizer.
+fn talking() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let sample = vec!["the whale dives and the whale sings\n".repeat(20)];
+    let tokenizer =
+        Tokenizer::train(&sample, &TrainOptions { vocab_size: 300, ..TrainOptions::default() }).unwrap();
+    tokenizer.save(folder.path()).unwrap();
+    let mut value: Value =
+        serde_json::from_slice(&fs::read(vectors("v3_plain").join("config.json")).unwrap()).unwrap();
+    value["vocab_size"] = tokenizer.vocab_size().into();
+    value["initializer_range"] = 0.2.into();
+    fs::write(folder.path().join("config.json"), value.to_string()).unwrap();
+    let config = Config::from_json(&value).unwrap();
+    let model = Model::random(config, Precision::uniform(DType::F32), 3);
+    let tensors: Vec<(TensorSpec, Vec<u8>)> = model
+        .params
+        .entries
+        .iter()
+        .map(|entry| {
+            let spec = TensorSpec { name: entry.name.clone(), dtype: Dtype::F32, shape: entry.shape.clone() };
+            (spec, model.params.data[entry.range.clone()].iter().flat_map(|x| x.to_le_bytes()).collect())
+        })
+        .collect();
+    let borrowed: Vec<(TensorSpec, &[u8])> =
+        tensors.iter().map(|(spec, bytes)| (spec.clone(), bytes.as_slice())).collect();
+    write_safetensors(folder.path().join("model.safetensors"), &borrowed).unwrap();
+    folder
+}
+
+#[test]
+fn help_of_every_command() {
+    let mut all = String::new();
+    for command in
+        ["", "pretrain", "chat", "generate", "score", "inspect", "bench", "bench infer", "bench train"]
+    {
+        let mut args: Vec<&str> = command.split_whitespace().collect();
+        args.push("--help");
+        all.push_str(&format!("$ minke {}\n{}\n", args.join(" "), good(&args)));
+    }
+    insta::assert_snapshot!(all);
+}
+
+#[test]
+fn arguments_that_are_wrong_are_refused() {
+    let mut all = String::new();
+    for args in [
+        &["generat"][..],
+        &["generate", "m"],
+        &["generate", "m", "-p", "x", "-n", "0"],
+        &["generate", "m", "-p", "x", "--threads", "0"],
+        &["generate", "m", "-p", "x", "--temperature", "warm"],
+        &["score", "m"],
+        &["bench", "infer", "m", "--batch", "-1"],
+    ] {
+        all.push_str(&format!("$ minke {}\n{}\n", args.join(" "), refused(args)));
+    }
+    insta::assert_snapshot!(all);
+}
+
+#[test]
+fn settings_and_lengths_that_cannot_be_are_refused() {
+    let folder = talking();
+    let model = text(folder.path());
+    let long = "whale ".repeat(2000);
+    let numbers = vectors("v3_plain");
+    let mut all = String::new();
+    for args in [
+        &["generate", model, "-p", "x", "--temperature", "-1"][..],
+        &["generate", model, "-p", "x", "--top-p", "0"],
+        &["generate", model, "-p", "x", "--min-p", "nan"],
+        &["generate", model, "-p", &long],
+        &["generate", text(&numbers), "-p", "x"],
+        &["chat", text(&numbers)],
+        &["bench", "infer", model, "--prefill", "250", "--decode", "20"],
+        &["inspect", model, "--set", "a=b"],
+    ] {
+        all.push_str(&refused(args));
+    }
+    let root = text(&numbers).to_owned();
+    insta::assert_snapshot!(all.replace(model, "MODEL").replace(&root, "VECTORS"));
+}
+
+#[test]
+fn the_same_arguments_give_the_same_text() {
+    let folder = talking();
+    let model = text(folder.path());
+    let json = |extra: &[&str]| -> Value {
+        let args = [&["generate", model, "-p", "the whale", "-n", "40", "--json"], extra].concat();
+        serde_json::from_str(&good(&args)).unwrap()
+    };
+    let one = json(&["--seed", "7", "--threads", "1"]);
+    for threads in ["2", "3"] {
+        let other = json(&["--seed", "7", "--threads", threads]);
+        assert_eq!((&one["text"], &one["tokens"]), (&other["text"], &other["tokens"]));
+        assert_eq!(one["logprobs"], other["logprobs"]);
+    }
+    assert_ne!(one["text"], json(&["--seed", "8"])["text"]);
+    assert_eq!(one["stop_reason"], "max_tokens");
+    assert_eq!(one["tokens"].as_array().unwrap().len(), 40);
+    for key in ["prefill_tok_s", "decode_tok_s"] {
+        assert!(one[key].as_f64().unwrap() > 0.0, "{key}");
+    }
+    let greedy = json(&["--temperature", "0"]);
+    assert_eq!(greedy["text"], json(&["--temperature", "0", "--seed", "9"])["text"]);
+    let whole = one["text"].as_str().unwrap();
+    let stop: String = whole.chars().skip(10).take(3).collect();
+    let stopped = json(&["--seed", "7", "--stop", &stop]);
+    assert_eq!(stopped["stop_reason"], "stop_string");
+    assert_eq!(stopped["text"].as_str().unwrap(), whole.split(&stop).next().unwrap());
+    // plain output is the continuation alone, and a prompt may come over a pipe
+    let plain = good(&["generate", model, "-p", "the whale", "-n", "40", "--seed", "7"]);
+    assert_eq!(plain, format!("{whole}\n"));
+    let args = ["generate", model, "-p", "-", "-n", "40", "--seed", "7"];
+    assert_eq!(minke_with(&args, "the whale").out, plain);
+}
+
+#[test]
+fn chat_continues_what_is_typed() {
+    let folder = talking();
+    let model = text(folder.path());
+    let args = ["chat", model, "-n", "20", "--seed", "5"];
+    let run = minke_with(
+        &args,
+        "the whale\n/set temperature=0.5\n/set temperature=x\n/nonsense\n/help\n\n/exit\nnever\n",
+    );
+    assert_eq!(run.code, 0, "{}", run.err);
+    insta::assert_snapshot!(run.err.replace(model, "MODEL"));
+    let alone = good(&["generate", model, "-p", "the whale", "-n", "20", "--seed", "5"]);
+    assert!(run.out.starts_with(&alone), "{:?} and {alone:?}", run.out);
+    // the second answer is the continuation of the whole running text
+    let more = good(&["generate", model, "-p", "the whale", "-n", "20", "--seed", "5", "--json"]);
+    let first: Value = serde_json::from_str(&more).unwrap();
+    assert!(run.out.len() > first["text"].as_str().unwrap().len() + 2);
+    // the end of the input ends it as well, and a context that runs full only forgets
+    let typed = "the whale sings and dives\n".repeat(20);
+    let full = minke_with(&["chat", model, "-n", "30"], &typed);
+    assert_eq!(full.code, 0, "{}", full.err);
+    assert!(full.err.contains("the context is full"), "{}", full.err);
+}
+
+#[test]
+fn inspect_counts_what_is_there() {
+    let folder = vectors("v3_mtp1");
+    let shown = good(&["inspect", text(&folder)]).replace(text(&folder), "FOLDER");
+    insta::assert_snapshot!(shown);
+    let report: Value = serde_json::from_str(&good(&["inspect", text(&folder), "--json"])).unwrap();
+    let total: u64 =
+        report["tensors"].as_array().unwrap().iter().map(|t| t["parameters"].as_u64().unwrap()).sum();
+    let parameters = &report["parameters"];
+    assert_eq!(total, parameters["total"].as_u64().unwrap() + parameters["mtp"].as_u64().unwrap());
+    assert_eq!(report["files"]["missing"], 0);
+    assert_eq!(report["files"]["unknown"], 0);
+}
+
+#[test]
+fn inspect_reads_recipes() {
+    let recipe = concat!(env!("CARGO_MANIFEST_DIR"), "/../../recipes/bench-a.toml");
+    let report: Value = serde_json::from_str(&good(&["inspect", recipe, "--json"])).unwrap();
+    assert_eq!(report["context"], 256);
+    assert_eq!(report["parameters"]["total"].as_u64().unwrap() / 100_000, 74);
+    assert_eq!(report["parameters"]["active"].as_u64().unwrap() / 100_000, 32);
+    let larger: Value =
+        serde_json::from_str(&good(&["inspect", recipe, "--set", "model.num_hidden_layers=7", "--json"]))
+            .unwrap();
+    assert_eq!(larger["layers"], 7);
+    let error = refused(&["inspect", recipe, "--set", "model.n_routed_expert=8"]);
+    insta::assert_snapshot!(error, @"");
+    let gone = refused(&["inspect", "/nonexistent-minke/a.toml"]);
+    insta::assert_snapshot!(gone, @"");
+}
+
+#[test]
+fn bench_infer_has_its_figures() {
+    let folder = vectors("v3_plain");
+    let args =
+        ["bench", "infer", text(&folder), "--prefill", "40", "--decode", "8", "--batch", "3", "--runs", "1"];
+    let report: Value =
+        serde_json::from_str(&good(&[&args[..], &["--threads", "1", "--json"]].concat())).unwrap();
+    for key in ["prefill_tok_s", "decode_tok_s", "peak_rss_bytes", "gemm_peak_gflops", "read_bandwidth_gb_s"]
+    {
+        assert!(report[key].as_f64().unwrap() > 0.0, "{key}");
+    }
+    assert_eq!((report["threads"].as_u64(), report["batch"].as_u64()), (Some(1), Some(3)));
+    for key in ["prefill_share_of_gemm_peak", "decode_share_of_bandwidth"] {
+        let share = report[key].as_f64().unwrap();
+        assert!(share > 0.0 && share < 1.5, "{key}: {share}");
+    }
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_error() {
+    use std::process::{Command, Stdio};
+    let folder = talking();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_minke"))
+        .args(["generate", text(folder.path()), "-p", "the whale", "-n", "200"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(minke(&["--version"]).code, 0);
+}
