@@ -7,19 +7,44 @@ use std::cell::RefCell;
 #[repr(C, align(64))]
 struct Line([u8; 64]);
 
+/// Buffers from this size on are mapped by themselves, in huge pages where the system has them: the working set of a
+/// training step is larger than what the address translation cache covers in small pages.
+const HUGE_BYTES: usize = 1 << 20;
+
 /// A growable buffer that starts on a cache line; contents are what was there before.
-#[derive(Default, Clone)]
-pub struct AlignedBuf(Vec<Line>);
+#[derive(Default)]
+pub struct AlignedBuf(Memory);
+
+enum Memory {
+    Lines(Vec<Line>),
+    Mapped(memmap2::MmapMut),
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Memory::Lines(Vec::new())
+    }
+}
+
+impl Clone for AlignedBuf {
+    fn clone(&self) -> Self {
+        let mut copy = Self::default();
+        copy.get::<u8>(self.capacity_bytes()).copy_from_slice(self.view(self.capacity_bytes()));
+        copy
+    }
+}
 
 impl AlignedBuf {
     /// The first `len` elements, after growing the buffer if it is too small. New memory is zero.
+    ///
+    /// # Panics
+    /// When the system has no memory left.
     pub fn get<T: bytemuck::Pod>(&mut self, len: usize) -> &mut [T] {
         let bytes = len.checked_mul(size_of::<T>()).expect("a buffer size fits usize");
-        let lines = bytes.div_ceil(64);
-        if self.0.len() < lines {
-            self.0.resize(lines, Line([0; 64]));
+        if self.capacity_bytes() < bytes {
+            self.grow(bytes.next_multiple_of(64));
         }
-        &mut bytemuck::cast_slice_mut::<Line, T>(&mut self.0[..lines])[..len]
+        &mut bytemuck::cast_slice_mut::<u8, T>(&mut self.bytes_mut()[..bytes])[..len]
     }
 
     /// The first `len` elements, read-only.
@@ -27,12 +52,41 @@ impl AlignedBuf {
     /// # Panics
     /// When the buffer was never made that large.
     pub fn view<T: bytemuck::Pod>(&self, len: usize) -> &[T] {
-        &bytemuck::cast_slice::<Line, T>(&self.0[..(len * size_of::<T>()).div_ceil(64)])[..len]
+        let bytes: &[u8] = match &self.0 {
+            Memory::Lines(lines) => bytemuck::cast_slice(lines),
+            Memory::Mapped(map) => map,
+        };
+        bytemuck::cast_slice(&bytes[..len * size_of::<T>()])
     }
 
     /// Bytes held.
     pub fn capacity_bytes(&self) -> usize {
-        self.0.len() * 64
+        match &self.0 {
+            Memory::Lines(lines) => lines.len() * 64,
+            Memory::Mapped(map) => map.len(),
+        }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        match &mut self.0 {
+            Memory::Lines(lines) => bytemuck::cast_slice_mut(lines),
+            Memory::Mapped(map) => map,
+        }
+    }
+
+    fn grow(&mut self, bytes: usize) {
+        match &mut self.0 {
+            Memory::Lines(lines) if bytes < HUGE_BYTES => lines.resize(bytes / 64, Line([0; 64])),
+            Memory::Lines(_) | Memory::Mapped(_) => {
+                let mut map = memmap2::MmapMut::map_anon(bytes).expect("the system has memory for a buffer");
+                // a hint: without huge pages it is only slower
+                #[cfg(target_os = "linux")]
+                let _ = map.advise(memmap2::Advice::HugePage);
+                let before = self.capacity_bytes();
+                map[..before].copy_from_slice(self.bytes_mut());
+                self.0 = Memory::Mapped(map);
+            }
+        }
     }
 }
 

@@ -16,8 +16,8 @@ struct Weight {
     rows: usize,
     cols: usize,
     dtype: DType,
-    forward: Packed,
-    backward: Packed,
+    /// For y = x Wᵀ and for dx = dy W.
+    packed: [Packed; 2],
     fresh: [bool; 2],
 }
 
@@ -30,7 +30,19 @@ pub struct Store {
     /// Their gradients in the same order; empty until training asks for them.
     pub grad: Vec<f32>,
     weights: Vec<Weight>,
+    /// Packed copies that large weights share while training: a step reads each once per direction, one after another.
+    shared: [Shared; 2],
 }
+
+/// A packed copy and the weight that it is of.
+#[derive(Default)]
+struct Shared {
+    of: Option<WeightId>,
+    packed: Option<Packed>,
+}
+
+/// Elements above which a weight's packed copies are shared while training.
+const SHARED_ELEMENTS: usize = 1 << 20;
 
 impl Store {
     /// Adds a weight [groups, rows, cols] behind the others, zero. `dtype` is what products compute in.
@@ -38,8 +50,8 @@ impl Store {
         let start = self.data.len();
         self.data.resize(start + groups * rows * cols, 0.0);
         let range = start..self.data.len();
-        let (forward, backward) = (Packed::empty(), Packed::empty());
-        self.weights.push(Weight { range, groups, rows, cols, dtype, forward, backward, fresh: [false; 2] });
+        let packed = [Packed::empty(), Packed::empty()];
+        self.weights.push(Weight { range, groups, rows, cols, dtype, packed, fresh: [false; 2] });
         WeightId(self.weights.len() - 1)
     }
 
@@ -79,6 +91,9 @@ impl Store {
         for weight in &mut self.weights {
             weight.fresh = [false; 2];
         }
+        for shared in &mut self.shared {
+            shared.of = None;
+        }
     }
 
     /// Makes room for gradients, all zero.
@@ -92,22 +107,31 @@ impl Store {
 
     /// The weight packed for y = x Wᵀ.
     pub fn forward(&mut self, cpu: &Cpu, id: WeightId) -> &Packed {
-        let Weight { range, groups, rows, cols, dtype, forward, fresh, .. } = &mut self.weights[id.0];
-        if !std::mem::replace(&mut fresh[0], true) {
-            let w = View::F32(&self.data[range.clone()]);
-            forward.pack_nt(cpu, w, *groups, *rows, *cols, compute(*dtype));
-        }
-        forward
+        self.packed(cpu, id, 0)
     }
 
     /// The weight packed for dx = dy W.
     pub fn backward(&mut self, cpu: &Cpu, id: WeightId) -> &Packed {
-        let Weight { range, groups, rows, cols, dtype, backward, fresh, .. } = &mut self.weights[id.0];
-        if !std::mem::replace(&mut fresh[1], true) {
-            let w = View::F32(&self.data[range.clone()]);
-            backward.pack_nn(cpu, w, *groups, *rows, *cols, compute(*dtype));
+        self.packed(cpu, id, 1)
+    }
+
+    fn packed(&mut self, cpu: &Cpu, id: WeightId, direction: usize) -> &Packed {
+        let Weight { range, groups, rows, cols, dtype, packed, fresh } = &mut self.weights[id.0];
+        let w = View::F32(&self.data[range.clone()]);
+        let (packed, fresh) = if range.len() > SHARED_ELEMENTS && !self.grad.is_empty() {
+            let shared = &mut self.shared[direction];
+            let fresh = shared.of.replace(id) == Some(id);
+            (shared.packed.get_or_insert_with(Packed::empty), fresh)
+        } else {
+            let fresh = std::mem::replace(&mut fresh[direction], true);
+            (&mut packed[direction], fresh)
+        };
+        if !fresh && direction == 0 {
+            packed.pack_nt(cpu, w, *groups, *rows, *cols, compute(*dtype));
+        } else if !fresh {
+            packed.pack_nn(cpu, w, *groups, *rows, *cols, compute(*dtype));
         }
-        backward
+        packed
     }
 }
 

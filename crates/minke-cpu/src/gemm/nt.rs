@@ -13,6 +13,9 @@ use crate::view::ViewMut;
 /// Rows of a task: eight register tiles; their left operand stays in the second-level cache while panels pass.
 const ROW_TILE: usize = 8 * MAX_ROWS;
 
+/// Words of packed right operand that row tiles share before the next are taken.
+const CHUNK_WORDS: usize = 128 * 1024;
+
 /// Steps of the depth taken at a time, at most.
 const DEPTH_BLOCK: usize = 320;
 
@@ -40,11 +43,13 @@ pub fn matmul(cpu: &Cpu, a: Operand<'_>, offsets: &[u32], b: &Packed, c: ViewMut
     };
     let panels = b.n.div_ceil(PANEL);
     let tiles: usize = offsets.windows(2).map(|w| ((w[1] - w[0]) as usize).div_ceil(ROW_TILE)).sum();
-    // few rows: cut the panels too, so that every thread has work; which cut it is changes no bit
-    let chunk = if tiles >= 8 { panels } else { panels.div_ceil(8).max(4) };
-    let chunks = panels.div_ceil(chunk.max(1));
+    // a chunk of panels stays in the second-level cache while row tiles pass; few rows: smaller chunks, so that every
+    // thread has work. How it is cut changes no bit.
+    let cached = (CHUNK_WORDS / (b.steps * PANEL).max(1)).max(4);
+    let chunk = if tiles >= 8 { cached.min(panels) } else { cached.min(panels.div_ceil(8).max(4)) }.max(1);
+    let chunks = panels.div_ceil(chunk);
     cpu.run(tiles * chunks, |task| {
-        let (mut tile, part) = (task / chunks, task % chunks);
+        let (part, mut tile) = (task / tiles, task % tiles);
         for g in 0..b.groups {
             let (start, end) = (offsets[g] as usize, offsets[g + 1] as usize);
             let here = (end - start).div_ceil(ROW_TILE);
@@ -171,6 +176,16 @@ impl Task<'_> {
             let direct = width == PANEL || width == LANES && !engine.writes_whole_panels();
             for i in (0..self.rows).step_by(MAX_ROWS) {
                 let rows = MAX_ROWS.min(self.rows - i);
+                if panel + 1 < self.panels.end {
+                    // the next panel, a share per register tile
+                    let share = (to - from).div_ceil(self.rows.div_ceil(MAX_ROWS));
+                    let first = from + i / MAX_ROWS * share;
+                    let next = self.b.panel(self.group, panel + 1);
+                    for step in first..to.min(first + share) {
+                        s.prefetch(&next[step * PANEL]);
+                        s.prefetch(&next[step * PANEL + LANES]);
+                    }
+                }
                 // SAFETY: rows i.. of the left operand exist; the tile writes either rows of `edge`, or rows of the
                 // output that belong to this task alone (its rows and its panels), in bounds for `width` columns.
                 unsafe {

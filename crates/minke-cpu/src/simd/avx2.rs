@@ -64,6 +64,11 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch<T>(self, at: &T) {
+        // SAFETY: a hint reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(at).cast()) }
+    }
+    #[inline(always)]
     fn splat(self, x: f32) -> V {
         // SAFETY: the witness says that AVX2 exists.
         unsafe { V(_mm256_set1_ps(x), _mm256_set1_ps(x)) }

@@ -64,6 +64,11 @@ impl<const HAS_DOT: bool> Simd for Avx512<HAS_DOT> {
     }
 
     #[inline(always)]
+    fn prefetch<T>(self, at: &T) {
+        // SAFETY: a hint reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(at).cast()) }
+    }
+    #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
         // SAFETY (here and below): the witness says that AVX-512 exists; references are readable or writable.
         unsafe { _mm512_set1_ps(x) }

@@ -84,6 +84,10 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// The largest lane.
     fn max_lane(self, a: Self::V) -> f32;
 
+    /// Hints that the cache line of `at` will be read soon; does nothing where there is no such hint.
+    #[inline(always)]
+    fn prefetch<T>(self, _at: &T) {}
+
     /// All lanes zero.
     #[inline(always)]
     fn zero(self) -> Self::V {

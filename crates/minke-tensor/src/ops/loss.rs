@@ -7,8 +7,13 @@ use crate::context::{Context, Var};
 use crate::store::{WeightId, compute};
 use crate::tensor::Tensor;
 
-/// Rows whose logits exist at once. A constant: the head's gradient sums over rows in this order.
-const CHUNK_ROWS: usize = 512;
+/// Logits that exist at once, at most (but those of 64 rows at least). Chunks depend on the vocabulary alone: the
+/// head's gradient sums over rows in this order.
+const CHUNK_LOGITS: usize = 1 << 22;
+
+fn chunk_rows(vocabulary: usize) -> usize {
+    (CHUNK_LOGITS / vocabulary.max(1)).clamp(64, 1024)
+}
 
 /// Sum of the losses of labelled rows, and how many there are.
 pub struct HeadLoss {
@@ -75,8 +80,9 @@ fn chunks(
     mut f: impl FnMut(&mut Context<'_>, std::ops::Range<usize>, Tensor),
 ) {
     let (n, d) = (x.rows(), x.cols());
-    for start in (0..n).step_by(CHUNK_ROWS) {
-        let rows = start..n.min(start + CHUNK_ROWS);
+    let chunk = chunk_rows(cx.store.rows(w));
+    for start in (0..n).step_by(chunk) {
+        let rows = start..n.min(start + chunk);
         let mut logits = Tensor::uninit(rows.len(), cx.store.rows(w), DType::F32);
         let part = Operand::new(x.view().slice(rows.start * d, rows.end * d), d);
         let packed = cx.store.forward(cx.cpu, w);
