@@ -1,1 +1,428 @@
-//! Tests of whole operations.
+//! Tests of whole operations. An operation is described once ([`Case`]: inputs, weights, the call, an f64 reference);
+//! from that come its value, gradient, thread, batch and empty-batch checks, on every level and in both dtypes.
+//!
+//! Inputs and weights are drawn as bf16 values, so the reference of both dtypes is the same.
+
+mod cases;
+mod reference;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use minke_cpu::attention::{AttentionShape, KvCache};
+use minke_cpu::{Cpu, DType, Level, ViewMut};
+use minke_num::tolerance::{Tolerance, assert_same_bits};
+use minke_num::{bf16, rng};
+
+use crate::ops::{self, Keys};
+use crate::{Context, Store, Tensor, Var, WeightId};
+use cases::{Case, Gradient, cases};
+
+/// Rows of the gradient checks: three sequences, odd in everything.
+const FEW: usize = 6;
+/// Rows that need several tiles, several attention blocks and two chunks of the head.
+const MANY: usize = 530;
+
+/// How far results may be from the f64 reference, as a share of the tensor's largest element.
+fn share(dtype: DType) -> f64 {
+    match dtype {
+        // sums of up to MANY terms, each rounded to 2⁻²⁴
+        DType::F32 => 530f64.sqrt() * 2f64.powi(-24) * 8.0,
+        // up to eight roundings to 2⁻⁹ between an input and a result (norm, product, gate, product, and back)
+        DType::Bf16 => 8.0 * 2f64.powi(-9),
+    }
+}
+
+/// Normal draws that are exact in bf16.
+fn draw(stream: u64, len: usize, std: f32) -> Vec<f64> {
+    let mut x = vec![0.0; len];
+    rng::fill_normal(20, stream, std, &mut x);
+    x.into_iter().map(|x| bf16::from_f32(x).to_f64()).collect()
+}
+
+fn tensor(cols: usize, data: &[f64], dtype: DType) -> Tensor {
+    let mut t = Tensor::uninit(data.len() / cols, cols, dtype);
+    match t.view_mut() {
+        ViewMut::F32(out) => out.iter_mut().zip(data).for_each(|(out, &x)| *out = x as f32),
+        ViewMut::Bf16(out) => out.iter_mut().zip(data).for_each(|(out, &x)| *out = bf16::from_f64(x)),
+    }
+    t
+}
+
+/// What a call gave.
+struct Outcome {
+    outputs: Vec<Vec<f32>>,
+    scalar: f64,
+    d_inputs: Vec<Vec<f32>>,
+    d_weights: Vec<Vec<f32>>,
+}
+
+impl Outcome {
+    fn assert_same(&self, what: &str, other: &Outcome) {
+        assert_eq!(self.scalar.to_bits(), other.scalar.to_bits(), "{what}: scalar");
+        for (part, a, b) in [
+            ("outputs", &self.outputs, &other.outputs),
+            ("d_inputs", &self.d_inputs, &other.d_inputs),
+            ("d_weights", &self.d_weights, &other.d_weights),
+        ] {
+            assert_eq!(a.len(), b.len(), "{what}: {part}");
+            for (i, (a, b)) in a.iter().zip(b).enumerate() {
+                assert_same_bits(&format!("{what}: {part} {i}"), a, b);
+            }
+        }
+    }
+}
+
+/// The store of a case's weights in one dtype.
+fn store(case: &Case, dtype: DType) -> (Store, Vec<WeightId>) {
+    let mut store = Store::default();
+    let ids = case
+        .weights
+        .iter()
+        .map(|w| {
+            let dtype = if w.product { dtype } else { DType::F32 };
+            let id = store.add(w.groups, w.rows, w.cols, dtype);
+            let range = store.range(id);
+            store.data[range].iter_mut().zip(&w.data).for_each(|(out, &x)| *out = x as f32);
+            id
+        })
+        .collect();
+    (store, ids)
+}
+
+/// The gradient that a test gives to output `i`.
+fn d_output(i: usize, len: usize) -> Vec<f64> {
+    draw(900 + i as u64, len, 1.0)
+}
+
+fn call(
+    case: &Case,
+    cx: &mut Context<'_>,
+    ids: &[WeightId],
+    dtype: DType,
+    rows: Range<usize>,
+) -> (Vec<Var>, Vec<Var>, f64) {
+    let of = |x: &cases::Input| {
+        tensor(x.cols, &x.data[rows.start * x.cols..rows.end * x.cols], x.dtype.unwrap_or(dtype))
+    };
+    let inputs: Vec<Var> = case.inputs.iter().map(|x| cx.var(of(x))).collect();
+    let (outputs, scalar) = (case.run)(cx, &inputs, ids, dtype, rows);
+    (inputs, outputs, scalar)
+}
+
+/// Forward and backward over all rows.
+fn train(case: &Case, cpu: &Cpu, dtype: DType) -> Outcome {
+    let (mut store, ids) = store(case, dtype);
+    store.zero_grad();
+    let mut cx = Context::training(cpu, &mut store);
+    let (inputs, outputs, scalar) = call(case, &mut cx, &ids, dtype, 0..case.n);
+    for (i, y) in outputs.iter().enumerate() {
+        let (cols, dtype) = (y.value.cols(), y.value.dtype());
+        cx.add_grad(y, tensor(cols, &d_output(i, case.n * cols), dtype));
+    }
+    cx.backward();
+    let d_inputs = inputs
+        .iter()
+        .map(|x| cx.take_grad(x).map_or_else(|| vec![0.0; case.n * x.value.cols()], |d| d.to_vec()))
+        .collect();
+    let outputs = outputs.iter().map(|y| y.value.to_vec()).collect();
+    let d_weights = ids.iter().map(|&id| store.grad[store.range(id)].to_vec()).collect();
+    Outcome { outputs, scalar, d_inputs, d_weights }
+}
+
+/// Forward over some rows, without a tape.
+fn infer(case: &Case, cpu: &Cpu, dtype: DType, rows: Range<usize>) -> Vec<Vec<f32>> {
+    let (mut store, ids) = store(case, dtype);
+    let mut cx = Context::inference(cpu, &mut store);
+    call(case, &mut cx, &ids, dtype, rows).1.iter().map(|y| y.value.to_vec()).collect()
+}
+
+fn assert_close(what: &str, got: &[f32], expected: &[f64], share: f64) {
+    let largest = expected.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+    let bound = Tolerance::new(share * largest + 1e-30, 0.0);
+    bound.check(what, got, expected).unwrap_or_else(|message| panic!("{message}"));
+}
+
+/// The derivative of the reference's objective for every element of `x`, by central differences.
+fn differences(x: &[f64], mut objective: impl FnMut(&[f64]) -> f64) -> Vec<f64> {
+    let mut at = x.to_vec();
+    (0..x.len())
+        .map(|i| {
+            let step = 1e-5;
+            at[i] = x[i] + step;
+            let above = objective(&at);
+            at[i] = x[i] - step;
+            let below = objective(&at);
+            at[i] = x[i];
+            (above - below) / (2.0 * step)
+        })
+        .collect()
+}
+
+fn everywhere(mut f: impl FnMut(&str, &Cpu, DType)) {
+    for level in Level::available() {
+        for dtype in [DType::F32, DType::Bf16] {
+            f(&format!("{} {dtype:?}", level.name()), &Cpu::with_level(level, 1), dtype);
+        }
+    }
+}
+
+#[test]
+fn values_are_those_of_the_reference() {
+    for case in cases(FEW).into_iter().chain(cases(MANY)) {
+        let (outputs, scalar) = (case.reference)(&case.input_data(), &case.weight_data());
+        everywhere(|mode, cpu, dtype| {
+            let (what, share) = (format!("{} [{}] {mode}", case.name, case.n), share(dtype));
+            let got = train(&case, cpu, dtype);
+            assert_close(&format!("{what}: scalar"), &[got.scalar as f32], &[scalar], share);
+            assert_eq!(got.outputs.len(), outputs.len(), "{what}");
+            for (i, (got, expected)) in got.outputs.iter().zip(&outputs).enumerate() {
+                assert_close(&format!("{what}: output {i}"), got, expected, share);
+            }
+        });
+    }
+}
+
+#[test]
+fn gradients_are_the_differences_of_the_reference() {
+    for case in cases(FEW) {
+        let (inputs, weights) = (case.input_data(), case.weight_data());
+        let objective = |inputs: &[Vec<f64>], weights: &[Vec<f64>]| {
+            let (outputs, scalar) = (case.reference)(inputs, weights);
+            let terms = outputs.iter().enumerate().map(|(i, y)| {
+                let d_y = d_output(i, y.len());
+                y.iter().zip(&d_y).map(|(y, d)| y * d).sum::<f64>()
+            });
+            terms.sum::<f64>() + scalar
+        };
+        let of_input = |i: usize| {
+            let mut at = inputs.clone();
+            differences(&inputs[i], |x| {
+                at[i].copy_from_slice(x);
+                objective(&at, &weights)
+            })
+        };
+        let of_weight = |i: usize| match case.weights[i].gradient {
+            Gradient::None => vec![0.0; weights[i].len()],
+            Gradient::Formula => {
+                let mut at = weights.clone();
+                differences(&weights[i], |w| {
+                    at[i].copy_from_slice(w);
+                    objective(&inputs, &at)
+                })
+            }
+        };
+        let d_inputs: Vec<_> = (0..inputs.len()).map(of_input).collect();
+        let d_weights: Vec<_> = (0..weights.len()).map(of_weight).collect();
+        everywhere(|mode, cpu, dtype| {
+            let got = train(&case, cpu, dtype);
+            for (i, (got, expected)) in got.d_inputs.iter().zip(&d_inputs).enumerate() {
+                assert_close(&format!("{} {mode}: d_input {i}", case.name), got, expected, share(dtype));
+            }
+            for (i, (got, expected)) in got.d_weights.iter().zip(&d_weights).enumerate() {
+                assert_close(&format!("{} {mode}: d_weight {i}", case.name), got, expected, share(dtype));
+            }
+        });
+    }
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bits() {
+    for case in cases(MANY) {
+        for dtype in [DType::F32, DType::Bf16] {
+            let one = train(&case, &Cpu::detect(1), dtype);
+            for threads in [2, 3] {
+                let many = train(&case, &Cpu::detect(threads), dtype);
+                many.assert_same(&format!("{} {dtype:?} with {threads} threads", case.name), &one);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_alone_is_the_row_in_the_batch() {
+    for case in cases(MANY).into_iter().filter(|case| case.row_wise) {
+        everywhere(|mode, cpu, dtype| {
+            let all = infer(&case, cpu, dtype, 0..MANY);
+            for rows in [0..1, 1..2, 5..22, 511..514, MANY - 1..MANY] {
+                let some = infer(&case, cpu, dtype, rows.clone());
+                for (some, all) in some.iter().zip(&all) {
+                    let cols = all.len() / MANY;
+                    let what = format!("{} {mode}: rows {rows:?}", case.name);
+                    assert_same_bits(&what, some, &all[rows.start * cols..rows.end * cols]);
+                }
+            }
+        });
+    }
+}
+
+#[test]
+fn training_and_inference_give_the_same_bits() {
+    for case in cases(MANY) {
+        everywhere(|mode, cpu, dtype| {
+            let trained = train(&case, cpu, dtype).outputs;
+            for (a, b) in infer(&case, cpu, dtype, 0..MANY).iter().zip(&trained) {
+                assert_same_bits(&format!("{} {mode}", case.name), a, b);
+            }
+        });
+    }
+}
+
+#[test]
+fn no_rows_are_no_work() {
+    for case in cases(0) {
+        everywhere(|mode, cpu, dtype| {
+            let got = train(&case, cpu, dtype);
+            assert!(got.outputs.iter().all(Vec::is_empty), "{} {mode}", case.name);
+            assert!(got.d_weights.iter().flatten().all(|&d| d == 0.0), "{} {mode}", case.name);
+        });
+    }
+}
+
+/// Rows of a call and where they are cut; every cut runs as its own call over the cache.
+fn chunkings() -> [Vec<usize>; 3] {
+    [vec![70; 1], vec![1; 70], vec![3, 61, 1, 5]]
+}
+
+/// Attention over chunks of one sequence of 70 rows, each appended to a cache.
+fn over_caches(case: &Case, cpu: &Cpu, dtype: DType, chunks: &[usize], cache: &mut KvCache) -> Vec<f32> {
+    let (mut store, ids) = store(case, dtype);
+    let mut cx = Context::inference(cpu, &mut store);
+    let (mut start, mut out) = (0, Vec::new());
+    let run = case.cached.as_ref().expect("an attention case");
+    for &len in chunks {
+        let rows = start..start + len;
+        let of = |x: &cases::Input| tensor(x.cols, &x.data[rows.start * x.cols..rows.end * x.cols], dtype);
+        let inputs: Vec<Var> = case.inputs.iter().map(|x| cx.var(of(x))).collect();
+        let keys = Keys::Caches(vec![(0, len, &mut *cache)]);
+        out.extend(run(&mut cx, &inputs, &ids, rows.clone(), keys));
+        start += len;
+    }
+    out
+}
+
+#[test]
+fn attention_over_a_cache_has_the_bits_of_attention_over_rows() {
+    for case in [cases::mla(&[70], true), cases::mla(&[70], false), cases::gqa(&[70])] {
+        everywhere(|mode, cpu, dtype| {
+            let rows = infer(&case, cpu, dtype, 0..70).remove(0);
+            for chunks in chunkings() {
+                let shape = case.shape.expect("an attention case");
+                let mut cache = KvCache::new(&shape, dtype);
+                let cached = over_caches(&case, cpu, dtype, &chunks, &mut cache);
+                assert_same_bits(&format!("{} {mode} in chunks {chunks:?}", case.name), &cached, &rows);
+            }
+        });
+    }
+}
+
+#[test]
+fn sequences_of_a_batch_do_not_see_each_other() {
+    let (long, short) = (cases::mla(&[70], true), cases::mla(&[7, 40, 23], true));
+    everywhere(|mode, cpu, dtype| {
+        let batch = infer(&short, cpu, dtype, 0..70).remove(0);
+        let alone = infer(&long, cpu, dtype, 0..70).remove(0);
+        let cols = alone.len() / 70;
+        assert_same_bits(mode, &batch[..7 * cols], &alone[..7 * cols]);
+        assert_ne!(batch[7 * cols..], alone[7 * cols..], "{mode}: later sequences begin anew");
+    });
+}
+
+#[test]
+fn absorbed_latent_attention_is_the_expanded_form_up_to_rounding() {
+    for interleaved in [true, false] {
+        let case = cases::mla_absorbed(&[70], interleaved);
+        let (expected, _) = (case.reference)(&case.input_data(), &case.weight_data());
+        everywhere(|mode, cpu, dtype| {
+            let AttentionShape { heads, scale, .. } = case.shape.expect("an attention case");
+            let (qk_dim, v_dim) = (cases::C + cases::R, cases::C);
+            let latent = AttentionShape { heads, kv_heads: 1, qk_dim, v_dim, scale };
+            let mut first = None;
+            for chunks in chunkings() {
+                let mut cache = KvCache::new(&latent, DType::F32);
+                let got = over_caches(&case, cpu, dtype, &chunks, &mut cache);
+                assert_close(&format!("absorbed {mode}"), &got, &expected[0], share(dtype));
+                assert_same_bits(
+                    &format!("{mode} {chunks:?}"),
+                    &got,
+                    first.get_or_insert_with(|| got.clone()),
+                );
+            }
+        });
+    }
+}
+
+#[test]
+fn head_losses_and_logits_are_those_of_the_loss() {
+    let case = cases::head(MANY);
+    let labels = cases::labels(0..MANY);
+    everywhere(|mode, cpu, dtype| {
+        let (mut store, ids) = store(&case, dtype);
+        let mut cx = Context::inference(cpu, &mut store);
+        let x = cx.var(tensor(case.inputs[0].cols, &case.inputs[0].data, dtype));
+        let loss = ops::head_loss(&mut cx, &x, ids[0], &labels, 1.0);
+        let losses = ops::head_losses(&mut cx, &x, ids[0], &labels);
+        assert_eq!(loss.sum, losses.iter().map(|&l| f64::from(l)).sum::<f64>(), "{mode}");
+        assert_eq!(loss.count, labels.iter().filter(|&&l| l != u32::MAX).count(), "{mode}");
+        assert!(losses.iter().zip(&labels).all(|(&loss, &l)| (l == u32::MAX) == (loss == 0.0)), "{mode}");
+        let logits = ops::head_logits(&mut cx, &x.value, ids[0]);
+        for ((row, &label), &loss) in logits.f32().chunks(logits.cols()).zip(&labels).zip(&losses) {
+            if label != u32::MAX {
+                let sum: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
+                let expected = sum.ln() - f64::from(row[label as usize]);
+                assert_close(&format!("{mode}: loss"), &[loss], &[expected], 1e-5);
+            }
+        }
+    });
+}
+
+#[test]
+fn gradients_add_up_over_calls() {
+    let case = cases::linear(FEW);
+    let cpu = Cpu::detect(1);
+    let (mut store, ids) = store(&case, DType::F32);
+    store.zero_grad();
+    let mut once = Vec::new();
+    for _ in 0..2 {
+        let mut cx = Context::training(&cpu, &mut store);
+        let (_, outputs, _) = call(&case, &mut cx, &ids, DType::F32, 0..FEW);
+        let cols = outputs[0].value.cols();
+        cx.add_grad(&outputs[0], tensor(cols, &d_output(0, FEW * cols), DType::F32));
+        cx.backward();
+        if once.is_empty() {
+            once.clone_from(&store.grad);
+        }
+    }
+    let twice: Vec<f64> = once.iter().map(|&d| 2.0 * f64::from(d)).collect();
+    assert_close("two calls", &store.grad, &twice, share(DType::F32));
+}
+
+#[test]
+fn a_changed_weight_is_packed_again() {
+    let case = cases::linear(FEW);
+    let cpu = Cpu::detect(1);
+    let (mut store, ids) = store(&case, DType::Bf16);
+    let forward = |store: &mut Store| {
+        let mut cx = Context::inference(&cpu, store);
+        call(&case, &mut cx, &ids, DType::Bf16, 0..FEW).1[0].value.to_vec()
+    };
+    let before = forward(&mut store);
+    store.data.iter_mut().for_each(|w| *w *= 2.0);
+    store.changed();
+    let doubled: Vec<f32> = before.iter().map(|x| 2.0 * x).collect();
+    assert_same_bits("doubled weights", &forward(&mut store), &doubled);
+}
+
+/// Rows of the sequences that tests cut `n` rows into.
+fn lengths(n: usize) -> [usize; 3] {
+    [n / 6, n / 2 - n / 6, n - n / 2]
+}
+
+fn borders(lengths: &[usize]) -> Arc<[u32]> {
+    let mut at = 0;
+    let ends = lengths.iter().map(|len| {
+        at += *len as u32;
+        at
+    });
+    std::iter::once(0).chain(ends).collect()
+}

@@ -1,0 +1,450 @@
+//! Every operation, described once.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use minke_cpu::attention::{AttentionShape, Segment};
+use minke_cpu::routing::{Choice, RouterConfig, Scoring};
+use minke_cpu::{DType, rope};
+
+use super::{borders, draw, lengths, reference};
+use crate::ops::{self, AttentionWeights, Keys, MlaWeights, MoeWeights, Rotary};
+use crate::{Context, Var, WeightId};
+
+const EPS: f32 = 1e-5;
+
+/// Width.
+const D: usize = 19;
+/// Latent, rotary, plain and value widths of latent attention.
+pub const C: usize = 17;
+pub const R: usize = 6;
+const P: usize = 5;
+const V: usize = 7;
+const HEADS: usize = 3;
+
+pub struct Input {
+    pub cols: usize,
+    /// Where the operation fixes it.
+    pub dtype: Option<DType>,
+    pub data: Vec<f64>,
+}
+
+pub enum Gradient {
+    Formula,
+    /// Moved by another rule; its gradient stays zero.
+    None,
+}
+
+pub struct Weight {
+    pub groups: usize,
+    pub rows: usize,
+    pub cols: usize,
+    /// Whether products with it compute in the dtype of the mode; f32 otherwise.
+    pub product: bool,
+    pub gradient: Gradient,
+    pub data: Vec<f64>,
+}
+
+type Run = Box<dyn Fn(&mut Context<'_>, &[Var], &[WeightId], DType, Range<usize>) -> (Vec<Var>, f64)>;
+type Reference = Box<dyn Fn(&[Vec<f64>], &[Vec<f64>]) -> (Vec<Vec<f64>>, f64)>;
+type Cached = Box<dyn Fn(&mut Context<'_>, &[Var], &[WeightId], Range<usize>, Keys<'_>) -> Vec<f32>>;
+
+pub struct Case {
+    pub name: &'static str,
+    pub n: usize,
+    pub inputs: Vec<Input>,
+    pub weights: Vec<Weight>,
+    /// Whether an output row depends on the same input row alone.
+    pub row_wise: bool,
+    pub run: Run,
+    /// Outputs, and a scalar (a loss) that is differentiated beside them.
+    pub reference: Reference,
+    pub shape: Option<AttentionShape>,
+    pub cached: Option<Cached>,
+}
+
+impl Case {
+    fn new(
+        name: &'static str,
+        n: usize,
+        run: impl Fn(&mut Context<'_>, &[Var], &[WeightId], DType, Range<usize>) -> (Vec<Var>, f64) + 'static,
+        reference: impl Fn(&[Vec<f64>], &[Vec<f64>]) -> (Vec<Vec<f64>>, f64) + 'static,
+    ) -> Self {
+        let (run, reference): (Run, Reference) = (Box::new(run), Box::new(reference));
+        let (inputs, weights) = (Vec::new(), Vec::new());
+        Self { name, n, inputs, weights, row_wise: true, run, reference, shape: None, cached: None }
+    }
+
+    fn input(mut self, cols: usize) -> Self {
+        let data = draw(self.inputs.len() as u64, self.n * cols, 1.0);
+        self.inputs.push(Input { cols, dtype: None, data });
+        self
+    }
+
+    fn input_f32(self, cols: usize) -> Self {
+        let mut case = self.input(cols);
+        case.inputs.last_mut().unwrap().dtype = Some(DType::F32);
+        case
+    }
+
+    fn product(mut self, groups: usize, rows: usize, cols: usize) -> Self {
+        let data = draw(100 + self.weights.len() as u64, groups * rows * cols, 0.3);
+        self.weights.push(Weight { groups, rows, cols, product: true, gradient: Gradient::Formula, data });
+        self
+    }
+
+    /// Gains around one.
+    fn norm(self, d: usize) -> Self {
+        let mut case = self.product(1, d, 1);
+        let gain = case.weights.last_mut().unwrap();
+        gain.product = false;
+        gain.data.iter_mut().for_each(|g| *g = half(1.0 + *g));
+        case
+    }
+
+    fn sequence_wise(mut self) -> Self {
+        self.row_wise = false;
+        self
+    }
+
+    pub fn input_data(&self) -> Vec<Vec<f64>> {
+        self.inputs.iter().map(|x| x.data.clone()).collect()
+    }
+
+    pub fn weight_data(&self) -> Vec<Vec<f64>> {
+        self.weights.iter().map(|w| w.data.clone()).collect()
+    }
+}
+
+/// Rounded to bf16.
+fn half(x: f64) -> f64 {
+    minke_num::bf16::from_f64(x).to_f64()
+}
+
+/// All of them, over `n` rows.
+pub fn cases(n: usize) -> Vec<Case> {
+    let mut cases = vec![embedding(n), rmsnorm(n), add_rmsnorm(n, true), add_rmsnorm(n, false)];
+    cases.extend([linear(n), reused(n), swiglu_ffn(n), head(n)]);
+    cases.extend(routers().into_iter().map(|(name, cfg, alpha, shared)| moe(name, n, cfg, alpha, shared)));
+    let lengths = lengths(n);
+    cases.extend([mla(&lengths, true), mla(&lengths, false), gqa(&lengths)]);
+    cases
+}
+
+fn ids(rows: Range<usize>, below: u32) -> Arc<[u32]> {
+    rows.map(|i| (i as u32 * 7 + 3) % below).collect()
+}
+
+fn embedding(n: usize) -> Case {
+    Case::new(
+        "embedding",
+        n,
+        |cx, _, w, _, rows| (vec![ops::embedding(cx, w[0], &ids(rows, 5))], 0.0),
+        move |_, w| {
+            let rows = ids(0..n, 5);
+            (vec![rows.iter().flat_map(|&i| w[0][i as usize * D..][..D].to_vec()).collect()], 0.0)
+        },
+    )
+    .product(1, 5, D)
+}
+
+fn rmsnorm(n: usize) -> Case {
+    Case::new(
+        "rmsnorm",
+        n,
+        |cx, x, w, dtype, _| (vec![ops::rmsnorm(cx, &x[0], w[0], EPS, dtype)], 0.0),
+        |x, w| (vec![reference::rmsnorm(&x[0], &w[0], EPS.into())], 0.0),
+    )
+    .input(D)
+    .norm(D)
+}
+
+/// With both results read by what follows, or the sum alone.
+fn add_rmsnorm(n: usize, both: bool) -> Case {
+    Case::new(
+        if both { "add_rmsnorm" } else { "add_rmsnorm, sum alone" },
+        n,
+        move |cx, x, w, dtype, _| {
+            let (sum, y) = ops::add_rmsnorm(cx, &x[0], &x[1], w[0], EPS, dtype);
+            (if both { vec![sum, y] } else { vec![sum] }, 0.0)
+        },
+        move |x, w| {
+            let sum = reference::add(&x[0], &x[1]);
+            let y = reference::rmsnorm(&sum, &w[0], EPS.into());
+            (if both { vec![sum, y] } else { vec![sum] }, 0.0)
+        },
+    )
+    .input_f32(D)
+    .input(D)
+    .norm(D)
+}
+
+pub fn linear(n: usize) -> Case {
+    Case::new(
+        "linear",
+        n,
+        |cx, x, w, dtype, _| (vec![ops::linear(cx, &x[0], w[0], dtype)], 0.0),
+        |x, w| (vec![reference::product(&x[0], &w[0], D)], 0.0),
+    )
+    .input(D)
+    .product(1, 13, D)
+}
+
+/// A value that two operations read: its gradients are added.
+fn reused(n: usize) -> Case {
+    Case::new(
+        "concat of a value and its product",
+        n,
+        |cx, x, w, dtype, _| {
+            let y = ops::linear(cx, &x[0], w[0], dtype);
+            (vec![ops::concat(cx, &x[0], &y)], 0.0)
+        },
+        |x, w| (vec![reference::concat(&x[0], D, &reference::product(&x[0], &w[0], D), 13)], 0.0),
+    )
+    .input(D)
+    .product(1, 13, D)
+}
+
+fn swiglu_ffn(n: usize) -> Case {
+    Case::new(
+        "swiglu_ffn",
+        n,
+        |cx, x, w, dtype, _| (vec![ops::swiglu_ffn(cx, &x[0], w[0], w[1], dtype)], 0.0),
+        |x, w| (vec![reference::swiglu(&x[0], &w[0], &w[1], D)], 0.0),
+    )
+    .input(D)
+    .product(1, 2 * 11, D)
+    .product(1, D, 11)
+}
+
+const VOCABULARY: usize = 37;
+
+/// Every third row has no label.
+pub fn labels(rows: Range<usize>) -> Vec<u32> {
+    rows.map(|i| if i % 3 == 2 { u32::MAX } else { (i * 5 + 1) as u32 % VOCABULARY as u32 }).collect()
+}
+
+pub fn head(n: usize) -> Case {
+    const SCALE: f32 = 0.25;
+    Case::new(
+        "head_loss",
+        n,
+        |cx, x, w, _, rows| {
+            let loss = ops::head_loss(cx, &x[0], w[0], &labels(rows), SCALE);
+            (Vec::new(), f64::from(SCALE) * loss.sum)
+        },
+        move |x, w| {
+            let logits = reference::product(&x[0], &w[0], D);
+            (Vec::new(), f64::from(SCALE) * reference::cross_entropy(&logits, VOCABULARY, &labels(0..n)))
+        },
+    )
+    .input(D)
+    .product(1, VOCABULARY, D)
+}
+
+/// (name, router, alpha of the balance loss, whether there are shared experts)
+fn routers() -> [(&'static str, RouterConfig, f32, bool); 3] {
+    let v3 = RouterConfig {
+        experts: 8,
+        top_k: 3,
+        groups: 4,
+        top_groups: 2,
+        scoring: Scoring::Sigmoid,
+        choice: Choice::NoAuxTc,
+        normalize: true,
+        scale: 2.5,
+    };
+    let greedy = RouterConfig {
+        groups: 1,
+        top_groups: 1,
+        scoring: Scoring::Softmax,
+        choice: Choice::Greedy,
+        normalize: false,
+        scale: 1.0,
+        ..v3
+    };
+    let limited =
+        RouterConfig { groups: 4, top_groups: 2, choice: Choice::GroupLimitedGreedy, scale: 16.0, ..greedy };
+    [
+        ("moe_ffn of V3, shared, balanced", v3, 0.5, true),
+        ("moe_ffn greedy, balanced", greedy, 0.5, false),
+        ("moe_ffn group-limited, shared", limited, 0.0, true),
+    ]
+}
+
+const F: usize = 7;
+
+/// Weights: router, gate and up, down, then what there is of bias, shared gate and up, shared down.
+fn moe(name: &'static str, n: usize, cfg: RouterConfig, alpha: f32, shared: bool) -> Case {
+    let (e, k) = (cfg.experts, cfg.top_k);
+    let biased = cfg.choice == Choice::NoAuxTc;
+    let first_shared = if biased { 4 } else { 3 };
+    let borders = borders(&lengths(n));
+    let mut case = Case::new(name, n, |_, _, _, _, _| (Vec::new(), 0.0), |_, _| (Vec::new(), 0.0))
+        .input(D)
+        .product(1, e, D)
+        .product(e, 2 * F, D)
+        .product(e, D, F);
+    case.weights[0].product = false;
+    if biased {
+        case = case.product(1, e, 1);
+        case.weights[3].product = false;
+        case.weights[3].gradient = Gradient::None;
+    }
+    if shared {
+        case = case.product(1, 4 * F, D).product(1, D, 2 * F);
+    }
+    // frozen: differences must not see a token change its experts
+    let bias = if biased { case.weights[3].data.clone() } else { Vec::new() };
+    let scores = reference::scores(&reference::product(&case.inputs[0].data, &case.weights[0].data, D), &cfg);
+    let experts: Arc<[usize]> = reference::choose(&scores, &bias, &cfg).into();
+    let (expected, run_borders) = (experts.clone(), borders.clone());
+    case.run = Box::new(move |cx, x, w, dtype, rows| {
+        let weights = MoeWeights {
+            router: w[0],
+            bias: biased.then(|| w[3]),
+            gate_up: w[1],
+            down: w[2],
+            shared: shared.then(|| (w[first_shared], w[first_shared + 1])),
+        };
+        let whole = cx.recording();
+        let borders = if whole { run_borders.clone() } else { Arc::new([0, rows.len() as u32]) };
+        let (y, routed) = ops::moe_ffn(cx, &x[0], weights, &cfg, &borders, alpha, dtype);
+        let chosen: Vec<usize> = routed.experts.iter().map(|&e| e as usize).collect();
+        assert_eq!(chosen, expected[rows.start * k..rows.end * k], "{name}: experts");
+        let count = |e: usize| chosen.iter().filter(|&&x| x == e).count() as u32;
+        assert_eq!(routed.counts, (0..cfg.experts).map(count).collect::<Vec<_>>(), "{name}: counts");
+        (vec![y], routed.balance_loss.into())
+    });
+    case.reference = Box::new(move |x, w| {
+        let scores = reference::scores(&reference::product(&x[0], &w[0], D), &cfg);
+        let weights = reference::weights(&scores, &experts, &cfg);
+        let mut y = vec![0.0; n * D];
+        for (t, out) in y.chunks_mut(D).enumerate() {
+            let x = &x[0][t * D..][..D];
+            for (&e, weight) in experts[t * k..][..k].iter().zip(&weights[t * k..]) {
+                let (gate_up, down) = (&w[1][e * 2 * F * D..][..2 * F * D], &w[2][e * D * F..][..D * F]);
+                let part = reference::swiglu(x, gate_up, down, D);
+                out.iter_mut().zip(part).for_each(|(out, part)| *out += weight * part);
+            }
+        }
+        if shared {
+            y = reference::add(&y, &reference::swiglu(&x[0], &w[first_shared], &w[first_shared + 1], D));
+        }
+        (vec![y], reference::balance(&scores, &experts, &borders, &cfg, alpha.into()))
+    });
+    case
+}
+
+const FREQUENCIES: [f32; 3] = [1.0, 0.3, 0.01];
+
+/// Positions from 0 in each sequence.
+fn positions(lengths: &[usize]) -> Arc<[u32]> {
+    lengths.iter().flat_map(|&len| 0..len as u32).collect()
+}
+
+fn rotary(positions: &[u32], interleaved: bool) -> Rotary {
+    let rows = positions.iter().max().map_or(0, |&p| p as usize + 1);
+    let (cos, sin) = rope::cos_sin(&FREQUENCIES, rows, 1.0);
+    Rotary { cos: cos.into(), sin: sin.into(), positions: positions.into(), interleaved }
+}
+
+fn segments(lengths: &[usize]) -> Arc<[Segment]> {
+    let borders = borders(lengths);
+    borders.windows(2).map(|w| Segment { start: w[0] as usize, len: (w[1] - w[0]) as usize }).collect()
+}
+
+fn mla_shape() -> AttentionShape {
+    AttentionShape { heads: HEADS, kv_heads: HEADS, qk_dim: P + R, v_dim: V, scale: 0.4 }
+}
+
+fn mla_weights(w: &[WeightId]) -> MlaWeights {
+    MlaWeights { kv_a_norm: w[0], kv_b: w[1], eps: EPS }
+}
+
+pub fn mla(lengths: &[usize], interleaved: bool) -> Case {
+    let (shape, n, positions) = (mla_shape(), lengths.iter().sum(), positions(lengths));
+    let a = AttentionWeights { shape, rotary: R };
+    let (segments, of_sequences) = (segments(lengths), lengths.to_vec());
+    let (for_rows, for_caches) = (positions.clone(), positions.clone());
+    let mut case = Case::new(
+        if interleaved { "mla_attention" } else { "mla_attention, halves" },
+        n,
+        move |cx, x, w, _, _| {
+            let keys = Keys::Rows(segments.clone());
+            let rotary = rotary(&for_rows, interleaved);
+            (vec![ops::mla_attention(cx, &x[0], &x[1], mla_weights(w), a, &rotary, keys)], 0.0)
+        },
+        move |x, w| {
+            let turn = |x: &[f64], heads, width| {
+                reference::rope(x, heads, width, R, &positions, &FREQUENCIES, interleaved)
+            };
+            let q = turn(&x[0], HEADS, P + R);
+            let latent = reference::rmsnorm(&reference::columns(&x[1], C + R, 0, C), &w[0], EPS.into());
+            let kv = reference::product(&latent, &w[1], C);
+            let rope_keys = turn(&reference::columns(&x[1], C + R, C, C + R), 1, R);
+            let (mut k, mut v) = (Vec::new(), Vec::new());
+            for (kv, rope_key) in kv.chunks(HEADS * (P + V)).zip(rope_keys.chunks(R)) {
+                for kv in kv.chunks(P + V) {
+                    k.extend(kv[..P].iter().chain(rope_key));
+                    v.extend(&kv[P..]);
+                }
+            }
+            (vec![reference::attention(&shape, &q, &k, &v, &of_sequences)], 0.0)
+        },
+    )
+    .input(HEADS * (P + R))
+    .input(C + R)
+    .norm(C)
+    .product(1, HEADS * (P + V), C)
+    .sequence_wise();
+    case.shape = Some(shape);
+    case.cached = Some(Box::new(move |cx, x, w, rows, keys| {
+        let rotary = rotary(&for_caches[rows], interleaved);
+        ops::mla_attention(cx, &x[0], &x[1], mla_weights(w), a, &rotary, keys).value.to_vec()
+    }));
+    case
+}
+
+/// As [`mla`], but over caches in the absorbed form.
+pub fn mla_absorbed(lengths: &[usize], interleaved: bool) -> Case {
+    let (a, positions) = (AttentionWeights { shape: mla_shape(), rotary: R }, positions(lengths));
+    let cached = Box::new(
+        move |cx: &mut Context<'_>, x: &[Var], w: &[WeightId], rows: Range<usize>, keys: Keys<'_>| {
+            let rotary = rotary(&positions[rows], interleaved);
+            ops::mla_absorbed(cx, &x[0].value, &x[1].value, mla_weights(w), a, &rotary, keys).to_vec()
+        },
+    );
+    Case { cached: Some(cached), ..mla(lengths, interleaved) }
+}
+
+pub fn gqa(lengths: &[usize]) -> Case {
+    let shape = AttentionShape { heads: 4, kv_heads: 2, qk_dim: R, v_dim: R, scale: 0.4 };
+    let (n, positions) = (lengths.iter().sum(), positions(lengths));
+    let a = AttentionWeights { shape, rotary: R };
+    let (segments, of_sequences) = (segments(lengths), lengths.to_vec());
+    let (for_rows, for_caches) = (positions.clone(), positions.clone());
+    let mut case = Case::new(
+        "gqa_attention",
+        n,
+        move |cx, x, _, _, _| {
+            let keys = Keys::Rows(segments.clone());
+            (vec![ops::gqa_attention(cx, [&x[0], &x[1], &x[2]], a, &rotary(&for_rows, false), keys)], 0.0)
+        },
+        move |x, _| {
+            let turn = |x: &[f64], heads| reference::rope(x, heads, R, R, &positions, &FREQUENCIES, false);
+            let (q, k) = (turn(&x[0], 4), turn(&x[1], 2));
+            (vec![reference::attention(&shape, &q, &k, &x[2], &of_sequences)], 0.0)
+        },
+    )
+    .input(4 * R)
+    .input(2 * R)
+    .input(2 * R)
+    .sequence_wise();
+    case.shape = Some(shape);
+    case.cached = Some(Box::new(move |cx, x, _, rows, keys| {
+        let rotary = rotary(&for_caches[rows], false);
+        ops::gqa_attention(cx, [&x[0], &x[1], &x[2]], a, &rotary, keys).value.to_vec()
+    }));
+    case
+}
