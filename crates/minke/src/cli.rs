@@ -49,8 +49,8 @@ pub enum Command {
     #[command(after_help = "Examples:\n  \
         minke score runs/quickstart --tokens ids.json --json\n  \
         minke score runs/quickstart --tokens ids.json --logits logits.safetensors\n\n\
-        The file holds {\"sequences\": [[1, 2, 3], [4, 5]]}. With --logits, row i of `logits.N` is what the model\n\
-        says after token i of sequence N.")]
+        The file holds {\"sequences\": [[1, 2, 3], [4, 5]]}. With --logits, row i of\n\
+        `logits.N` is what the model says after token i of sequence N.")]
     Score(Score),
     /// Show the parameters, memory and arithmetic of a model or recipe
     #[command(after_help = "Examples:\n  \
@@ -90,9 +90,8 @@ pub struct Threads {
 /// The type that products run in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Word {
-    /// 32-bit floats
+    // no doc comments: they would stretch the help of every command
     F32,
-    /// bfloat16 operands, f32 sums
     Bf16,
 }
 
@@ -112,11 +111,11 @@ pub struct ModelArgs {
 /// How tokens are chosen.
 #[derive(Debug, Clone, Args)]
 pub struct SamplingArgs {
-    /// Most tokens to write
+    /// Most tokens to write [default: 128; in a chat 256, at most half the context]
     #[arg(short = 'n', long = "tokens", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     pub n: Option<u32>,
     /// Spread of the choice; 0 takes the likeliest token [default: what the model suggests, else 0.8]
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
     pub temperature: Option<f32>,
     /// Choose among the K likeliest tokens; 0 for all
     #[arg(long, value_name = "K")]

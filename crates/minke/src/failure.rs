@@ -78,6 +78,11 @@ impl From<minke_data::Error> for Failure {
             minke_data::Error::Weights { .. } => {
                 failure.hint("the file is damaged or incomplete: copy or download it again")
             }
+            // these end with their next step
+            minke_data::Error::Model { .. } => match failure.message.split_once("; ") {
+                Some((message, hint)) => Self::new(failure.code, message.to_owned()).hint(hint),
+                None => failure,
+            },
             _ => failure,
         }
     }

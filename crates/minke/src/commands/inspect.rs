@@ -254,7 +254,8 @@ fn text(report: &Report) -> String {
     rows.push(("tensors by role", String::new()));
     let indented: Vec<String> = report.tensors.iter().map(|group| format!("  {}", group.role)).collect();
     for (name, group) in indented.iter().zip(&report.tensors) {
-        let line = format!("{:>6} tensors, {} parameters", group.tensors, count(group.parameters as f64));
+        let tensors = if group.tensors == 1 { "tensor, " } else { "tensors," };
+        let line = format!("{:>6} {tensors} {} parameters", group.tensors, count(group.parameters as f64));
         rows.push((name.as_str(), line));
     }
     rows.push(("memory", String::new()));

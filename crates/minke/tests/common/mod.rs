@@ -57,7 +57,12 @@ pub fn refused(args: &[&str]) -> String {
     assert_eq!(run.code, 2, "{args:?}: {}{}", run.out, run.err);
     assert_eq!(run.out, "", "{args:?}");
     assert!(run.err.starts_with("error: "), "{args:?}: {}", run.err);
-    assert_eq!(run.err.matches("error: ").count(), 1, "{args:?}: {}", run.err);
+    assert_eq!(
+        run.err.lines().filter(|line| line.starts_with("error: ")).count(),
+        1,
+        "{args:?}: {}",
+        run.err
+    );
     assert!(!run.err.contains("panicked"), "{args:?}: {}", run.err);
     run.err
 }
