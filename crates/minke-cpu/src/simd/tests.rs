@@ -101,3 +101,25 @@ fn exp_is_accurate() {
     Level::detect().dispatch(Exp(&[0.0; LANES], &mut y));
     assert_eq!(y, [1.0; LANES]);
 }
+
+/// What the levels of an architecture are, so that a run of the tests says which of them it could not force.
+#[test]
+fn levels_that_this_machine_lacks_are_said() {
+    let known: &[&str] = if cfg!(target_arch = "x86_64") {
+        &["scalar", "avx2", "avx512", "avx512-bf16"]
+    } else if cfg!(target_arch = "aarch64") {
+        &["scalar", "neon"]
+    } else {
+        &["scalar"]
+    };
+    let tested: Vec<_> = Level::available().into_iter().map(Level::name).collect();
+    assert!(tested.iter().all(|name| known.contains(name)), "{tested:?} of {known:?}");
+    let skipped: Vec<_> = known.iter().filter(|name| !tested.contains(name)).copied().collect();
+    let (tested, none) = (tested.join(", "), if skipped.is_empty() { "none" } else { "" });
+    let line = format!(
+        "\ninstruction sets: tested {tested}; skipped, because this machine lacks them: {none}{}\n",
+        skipped.join(", ")
+    );
+    // not by a macro: those are captured
+    std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes()).unwrap();
+}
