@@ -72,11 +72,12 @@ fn main() {
                     .collect();
                 times.sort_by(f64::total_cmp);
                 let t = times[times.len() / 4];
-                row += &if what == "pack" {
+                let figure = if what == "pack" {
                     format!("  pack {:.2} ms", t * 1e3)
                 } else {
                     format!("  {what} {:.0} GFLOP/s", flops / t / 1e9)
                 };
+                row.push_str(&figure);
             }
             println!("{row}");
         }
