@@ -97,10 +97,10 @@ pub fn run(options: &Options) -> Result<Figures> {
     let recipe = Recipe::load(&options.recipe, &options.overrides)?.resolve()?;
     let cpu = Cpu::detect(options.threads);
     let (config, train, seed) = (recipe.config.clone(), &recipe.train, recipe.run.seed);
-    let linear = precision(&recipe.precision).linear;
+    let linear = precision(recipe.precision).linear;
     let peaks = || (gemm_peak_gflops(&cpu, linear), gemm_peak_gflops(&cpu, DType::F32));
     let before = peaks();
-    let model = Model::random(config.clone(), precision(&recipe.precision), seed);
+    let model = Model::random(config.clone(), precision(recipe.precision), seed);
     let mut trainer = Trainer::new(model, &Settings::from(train), Course::from(&recipe));
     let micro = |step: u64| -> Vec<_> {
         let first = step * train.accumulation as u64;

@@ -201,17 +201,17 @@ impl Checkpoint {
             }
         }
         if files.len() != expected {
-            return Err(self.foreign(format!("{} tensors instead of {expected}", files.len())));
+            return Err(self.foreign(&format!("{} tensors instead of {expected}", files.len())));
         }
         trainer.restored(self.state.step);
         Ok(())
     }
 
     fn read(&self, files: &WeightFiles, name: &str, out: &mut [f32]) -> Result<()> {
-        let Some(view) = files.get(name) else { return Err(self.foreign(format!("no tensor `{name}`"))) };
+        let Some(view) = files.get(name) else { return Err(self.foreign(&format!("no tensor `{name}`"))) };
         if view.dtype != Dtype::F32 || view.bytes.len() != 4 * out.len() {
             let got = format!("`{name}` is {} {:?}, not F32 of {}", view.dtype, view.shape, out.len());
-            return Err(self.foreign(got));
+            return Err(self.foreign(&got));
         }
         for (x, four) in out.iter_mut().zip(view.bytes.chunks_exact(4)) {
             *x = f32::from_le_bytes([four[0], four[1], four[2], four[3]]);
@@ -219,7 +219,7 @@ impl Checkpoint {
         Ok(())
     }
 
-    fn foreign(&self, what: String) -> TrainError {
+    fn foreign(&self, what: &str) -> TrainError {
         TrainError::Changed {
             path: self.path.clone(),
             differences: format!("  training/state.safetensors: {what}"),

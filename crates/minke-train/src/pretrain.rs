@@ -124,12 +124,12 @@ pub fn run(options: &Options, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<
 }
 
 /// The types of products that a recipe asks for.
-pub(crate) fn precision(precision: &recipe::Precision) -> Precision {
+pub(crate) fn precision(precision: recipe::Precision) -> Precision {
     let of = |dtype| match dtype {
         recipe::Dtype::F32 => DType::F32,
         recipe::Dtype::Bf16 => DType::Bf16,
     };
-    let recipe::Precision { linear, expert, head, attention, router } = *precision;
+    let recipe::Precision { linear, expert, head, attention, router } = precision;
     Precision {
         linear: of(linear),
         expert: of(expert),
@@ -297,7 +297,7 @@ impl<'a> Session<'a> {
             .clone()
             .map(|shards| Evaluation::new(shards, LoaderOptions { mtp_depth: 0, ..loading }));
         let held_out = held_out.transpose()?;
-        let model = Model::random(recipe.config.clone(), precision(&recipe.precision), recipe.run.seed);
+        let model = Model::random(recipe.config.clone(), precision(recipe.precision), recipe.run.seed);
         let mut trainer = Trainer::new(model, &Settings::from(train), Course::from(&recipe));
         if let Some(checkpoint) = checkpoint {
             checkpoint.restore(&mut trainer)?;
@@ -307,7 +307,7 @@ impl<'a> Session<'a> {
         run_folder::replace(&folder.recipe(), recipe.to_toml().as_bytes())?;
         let metrics = MetricsWriter::resume(&folder.metrics(), first)?;
         let counts = spec::parameters(&recipe.config);
-        let linear = precision(&recipe.precision).linear;
+        let linear = precision(recipe.precision).linear;
         let session = Self {
             gemm_peak_gflops: gemm_peak_gflops(&cpu, linear),
             flops_per_token: spec::flops_per_token(&recipe.config, train.sequence_length, true).training(),
@@ -536,7 +536,7 @@ impl<'a> Session<'a> {
             let share = format!("{:.0} % (median step)", 100.0 * median(&shares));
             facts.push(("share of that rate in training".to_owned(), share));
         }
-        if let Some(balance) = steps().last().and_then(|step| step.balance.as_ref()) {
+        if let Some(balance) = steps().next_back().and_then(|step| step.balance.as_ref()) {
             let text = format!(
                 "{} dead, busiest {:.2} times the mean",
                 balance.dead_experts,

@@ -75,7 +75,7 @@ fn run(options: &Options, stop_after: Option<u64>) -> Result<(Outcome, Vec<Strin
     let mut warnings = Vec::new();
     let outcome = pretrain::run(options, &stop, &mut |event| match event {
         Event::Step { metrics, .. } if Some(metrics.step) == stop_after => {
-            stop.store(true, Ordering::Relaxed)
+            stop.store(true, Ordering::Relaxed);
         }
         Event::Warning { text } => warnings.push(text.to_owned()),
         _ => {}
@@ -260,12 +260,14 @@ fn stopped_killed_and_resumed_runs_end_in_the_same_bits() {
     assert_eq!(bits(&outcome), reference);
 }
 
+/// Does something to a checkpoint's folder.
+type Harm = fn(&Path);
+
 #[test]
 fn a_damaged_checkpoint_is_named_and_the_one_before_it_taken() {
     let place = Place::new();
     let reference = place.reference();
     let whole = place.path("runs/reference");
-    type Harm = fn(&Path);
     let harms: [(&str, Harm); 5] = [
         ("truncated or has a tail", |folder| {
             let path = folder.join("training/state.safetensors");

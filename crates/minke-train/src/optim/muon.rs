@@ -109,6 +109,8 @@ impl Group {
     /// One step of every matrix.
     pub(super) fn step(&mut self, cpu: &Cpu, lr: f64, grad_scale: f32, data: &mut [f32], grad: &[f32]) {
         let Self { settings, slots, shapes, order, momentum, workspaces } = self;
+        // shared by the tasks
+        let workspaces = &*workspaces;
         let by = Scalars {
             lr,
             weight_decay: settings.weight_decay,
@@ -222,7 +224,9 @@ impl Workspace {
         let one = [0, m as u32];
         let [a, b, c] = QUINTIC;
         let scale = (1.0 / (sum_squares(cpu, x).sqrt() + NORM_EPS)) as f32;
-        x.iter_mut().for_each(|x| *x *= scale);
+        for x in x.iter_mut() {
+            *x *= scale;
+        }
         for _ in 0..ITERATIONS {
             packed.pack_nt(cpu, View::F32(x), 1, m, n, Compute::F32);
             matmul(cpu, Operand::new(View::F32(x), n), &one, packed, ViewMut::F32(gram), false);
