@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use minke_infer::{EngineError, LoadModelError, SettingError};
+use minke_model::LoadError;
 use minke_train::TrainError;
 use minke_train::recipe::RecipeError;
 
@@ -92,6 +93,7 @@ impl From<LoadModelError> for Failure {
     fn from(error: LoadModelError) -> Self {
         match error {
             LoadModelError::Data(error) => error.into(),
+            LoadModelError::Weights { source: LoadError::Read { .. }, .. } => Self::user(error.to_string()),
             LoadModelError::Weights { .. } => Self::user(error.to_string())
                 .hint("config.json and the weight files must be of the same model"),
             other => Self::of(other.is_user_error(), other.to_string()),

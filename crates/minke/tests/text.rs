@@ -86,7 +86,6 @@ fn settings_and_lengths_that_cannot_be_are_refused() {
         &["generate", model, "-p", &long],
         &["generate", text(&numbers), "-p", "x"],
         &["chat", text(&numbers)],
-        &["bench", "infer", model, "--prefill", "250", "--decode", "20"],
         &["inspect", model, "--set", "a=b"],
     ] {
         all.push_str(&refused(args));
@@ -196,6 +195,15 @@ fn bench_infer_has_its_figures() {
         assert!(report[key].as_f64().unwrap() > 0.0, "{key}");
     }
     assert_eq!((report["threads"].as_u64(), report["batch"].as_u64()), (Some(1), Some(3)));
+    // speed is asked for at a length, and the length that a model was trained for does not change it
+    let longer =
+        minke(&["bench", "infer", text(&folder), "--prefill", "300", "--decode", "9", "--runs", "1"]);
+    assert_eq!(longer.code, 0, "{}", longer.err);
+    assert!(
+        longer.err.starts_with("note: ") && longer.out.contains("1 x (300 read + 9 written)"),
+        "{}",
+        longer.err
+    );
     // a model as small as this one lives in the caches, so its share of the memory's bandwidth may exceed one
     for key in ["prefill_share_of_gemm_peak", "decode_share_of_bandwidth"] {
         let share = report[key].as_f64().unwrap();

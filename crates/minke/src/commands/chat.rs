@@ -6,7 +6,7 @@
 mod settings;
 mod thinking;
 
-use std::io::{BufRead, IsTerminal};
+use std::io::{BufRead, IsTerminal, Read};
 use std::ops::ControlFlow;
 
 use minke_cpu::Cpu;
@@ -25,6 +25,8 @@ use crate::output;
 
 /// Most tokens of an answer where the user says no number, and at most half of the context.
 const TOKENS: usize = 256;
+/// A longer line from a pipe counts as several.
+const MAX_LINE_BYTES: u64 = 16 << 20;
 const PROMPT: &str = "> ";
 const HELP: &str = "\
 /help             this list
@@ -80,6 +82,7 @@ impl Input {
             Self::Pipe(stdin) => {
                 let mut bytes = Vec::new();
                 let count = stdin
+                    .take(MAX_LINE_BYTES)
                     .read_until(b'\n', &mut bytes)
                     .map_err(|error| Failure::other(format!("cannot read standard input: {error}")))?;
                 if count == 0 {
@@ -112,12 +115,13 @@ pub fn run(args: &Chat) -> Result<(), Failure> {
     let painted = input.is_terminal();
     if is_base {
         output::note(&format!(
-            "{}: a base model. It continues the text that you type; it does not answer. /help lists the commands.",
+            "{} is a base model: it continues the text that you type, it does not answer.\n/help lists the commands.",
             args.model.model
         ));
     } else {
         output::note(&format!(
-            "{}: its chat template is not applied yet, so it continues the text that you type. /help lists the commands.",
+            "{} has a chat template, which is not applied yet: the model continues the text that you type.\n\
+             /help lists the commands.",
             args.model.model
         ));
     }
@@ -244,9 +248,11 @@ impl Running<'_> {
         Ok(())
     }
 
-    /// Forgets the oldest text where text and answer would not fit into the context.
+    /// Forgets the oldest text where text and answer would not fit into the context. A long answer may end at the
+    /// context's end rather than cost more than half of it.
     fn make_room(&mut self) {
-        let room = self.engine.context() - self.settings.tokens;
+        let context = self.engine.context();
+        let room = context - self.settings.tokens.min(context / 2).max(1);
         if self.text.len() <= room {
             return;
         }

@@ -178,6 +178,10 @@ impl Watcher {
 
     fn started(&mut self, started: &Started) {
         self.end();
+        // complete, as it is stored with the run
+        if let Ok(recipe) = std::fs::read_to_string(started.folder.join("recipe.toml")) {
+            self.line(&format!("\n{}\n", recipe.trim_end()));
+        }
         self.line(&format!(
             "{}: {} parameters ({} active), {} steps of {} tokens, {} to learn from, {} held out",
             started.name,
