@@ -20,7 +20,7 @@ use cases::{Case, Gradient, cases};
 
 /// Rows of the gradient checks: three sequences, odd in everything.
 const FEW: usize = 6;
-/// Rows that need several tiles, several attention blocks and two chunks of the head.
+/// Rows that need several tiles and several attention blocks.
 const MANY: usize = 530;
 
 /// How far results may be from the f64 reference, as a share of the tensor's largest element.
@@ -143,8 +143,8 @@ fn assert_close(what: &str, got: &[f32], expected: &[f64], share: f64) {
     bound.check(what, got, expected).unwrap_or_else(|message| panic!("{message}"));
 }
 
-/// The derivative of the reference's objective for every element of `x`, by central differences.
-fn differences(x: &[f64], mut objective: impl FnMut(&[f64]) -> f64) -> Vec<f64> {
+/// The derivative of the objective for every element of `x`, by central differences.
+fn differences(x: &[f64], objective: &mut dyn FnMut(&[f64]) -> f64) -> Vec<f64> {
     let mut at = x.to_vec();
     (0..x.len())
         .map(|i| {
@@ -183,44 +183,95 @@ fn values_are_those_of_the_reference() {
     }
 }
 
+/// What is differentiated: the reference's outputs against the gradients that the test gives, and its scalar.
+fn objective(case: &Case, inputs: &[Vec<f64>], weights: &[Vec<f64>]) -> f64 {
+    let (outputs, scalar) = (case.reference)(inputs, weights);
+    let terms = outputs.iter().enumerate().map(|(i, y)| {
+        let d_y = d_output(i, y.len());
+        y.iter().zip(&d_y).map(|(y, d)| y * d).sum::<f64>()
+    });
+    terms.sum::<f64>() + scalar
+}
+
+/// Applies `derive` to the objective as a function of each input and of each weight; zeros where there is no gradient.
+fn of_each(
+    case: &Case,
+    derive: impl Fn(&[f64], &mut dyn FnMut(&[f64]) -> f64) -> Vec<f64>,
+) -> [Vec<Vec<f64>>; 2] {
+    let (inputs, weights) = (case.input_data(), case.weight_data());
+    let of_input = |i: usize| {
+        let mut at = inputs.clone();
+        derive(&inputs[i], &mut |x| {
+            at[i].copy_from_slice(x);
+            objective(case, &at, &weights)
+        })
+    };
+    let of_weight = |i: usize| match case.weights[i].gradient {
+        Gradient::None => Vec::new(),
+        Gradient::Formula => {
+            let mut at = weights.clone();
+            derive(&weights[i], &mut |w| {
+                at[i].copy_from_slice(w);
+                objective(case, &inputs, &at)
+            })
+        }
+    };
+    [(0..inputs.len()).map(of_input).collect(), (0..weights.len()).map(of_weight).collect()]
+}
+
 #[test]
 fn gradients_are_the_differences_of_the_reference() {
     for case in cases(FEW) {
-        let (inputs, weights) = (case.input_data(), case.weight_data());
-        let objective = |inputs: &[Vec<f64>], weights: &[Vec<f64>]| {
-            let (outputs, scalar) = (case.reference)(inputs, weights);
-            let terms = outputs.iter().enumerate().map(|(i, y)| {
-                let d_y = d_output(i, y.len());
-                y.iter().zip(&d_y).map(|(y, d)| y * d).sum::<f64>()
-            });
-            terms.sum::<f64>() + scalar
-        };
-        let of_input = |i: usize| {
-            let mut at = inputs.clone();
-            differences(&inputs[i], |x| {
-                at[i].copy_from_slice(x);
-                objective(&at, &weights)
-            })
-        };
-        let of_weight = |i: usize| match case.weights[i].gradient {
-            Gradient::None => vec![0.0; weights[i].len()],
-            Gradient::Formula => {
-                let mut at = weights.clone();
-                differences(&weights[i], |w| {
-                    at[i].copy_from_slice(w);
-                    objective(&inputs, &at)
-                })
-            }
-        };
-        let d_inputs: Vec<_> = (0..inputs.len()).map(of_input).collect();
-        let d_weights: Vec<_> = (0..weights.len()).map(of_weight).collect();
+        let [d_inputs, mut d_weights] = of_each(&case, |x, objective| differences(x, objective));
+        for (d, w) in d_weights.iter_mut().zip(&case.weights) {
+            d.resize(w.data.len(), 0.0);
+        }
         everywhere(|mode, cpu, dtype| {
             let got = train(&case, cpu, dtype);
-            for (i, (got, expected)) in got.d_inputs.iter().zip(&d_inputs).enumerate() {
-                assert_close(&format!("{} {mode}: d_input {i}", case.name), got, expected, share(dtype));
+            for (what, got, expected) in
+                [("input", &got.d_inputs, &d_inputs), ("weight", &got.d_weights, &d_weights)]
+            {
+                for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+                    assert_close(&format!("{} {mode}: d_{what} {i}", case.name), got, expected, share(dtype));
+                }
             }
-            for (i, (got, expected)) in got.d_weights.iter().zip(&d_weights).enumerate() {
-                assert_close(&format!("{} {mode}: d_weight {i}", case.name), got, expected, share(dtype));
+        });
+    }
+}
+
+/// Over many rows a difference per element is too slow: one along a random direction finds what is lost between tiles,
+/// blocks and chunks.
+#[test]
+fn gradients_over_many_rows_are_the_slopes_of_the_reference() {
+    let direction = |len: usize| {
+        let v = draw(800, len, 1.0);
+        let norm = v.iter().map(|v| v * v).sum::<f64>().sqrt();
+        v.into_iter().map(|v| v / norm).collect::<Vec<_>>()
+    };
+    for case in cases(MANY) {
+        let slopes = of_each(&case, |x, objective| {
+            let mut along = |step: f64| {
+                let at: Vec<_> = x.iter().zip(direction(x.len())).map(|(x, v)| x + step * v).collect();
+                objective(&at)
+            };
+            vec![(along(1e-5) - along(-1e-5)) / 2e-5]
+        });
+        everywhere(|mode, cpu, dtype| {
+            let got = train(&case, cpu, dtype);
+            for (what, got, slopes) in
+                [("input", &got.d_inputs, &slopes[0]), ("weight", &got.d_weights, &slopes[1])]
+            {
+                for (i, (got, slope)) in got.iter().zip(slopes).enumerate() {
+                    let &[slope] = &slope[..] else { continue };
+                    let got_slope: f64 =
+                        got.iter().zip(direction(got.len())).map(|(&d, v)| f64::from(d) * v).sum();
+                    // errors of elements have random signs, and the direction has length one
+                    let largest = got.iter().fold(0.0, |m: f64, d| m.max(f64::from(d.abs())));
+                    let bound = share(dtype) * largest + 1e-7;
+                    let what = format!("{} {mode}: slope of {what} {i}", case.name);
+                    let off = (got_slope - slope).abs();
+                    assert!(off <= bound, "{what}: got {got_slope}, expected {slope}, bound {bound:e}");
+                }
             }
         });
     }
@@ -243,11 +294,11 @@ fn any_number_of_threads_gives_the_same_bits() {
 fn a_row_alone_is_the_row_in_the_batch() {
     for case in cases(MANY).into_iter().filter(|case| case.row_wise) {
         everywhere(|mode, cpu, dtype| {
-            let all = infer(&case, cpu, dtype, 0..MANY);
+            let all = infer(&case, cpu, dtype, 0..case.n);
             for rows in [0..1, 1..2, 5..22, 511..514, MANY - 1..MANY] {
                 let some = infer(&case, cpu, dtype, rows.clone());
                 for (some, all) in some.iter().zip(&all) {
-                    let cols = all.len() / MANY;
+                    let cols = all.len() / case.n;
                     let what = format!("{} {mode}: rows {rows:?}", case.name);
                     assert_same_bits(&what, some, &all[rows.start * cols..rows.end * cols]);
                 }
@@ -261,7 +312,7 @@ fn training_and_inference_give_the_same_bits() {
     for case in cases(MANY) {
         everywhere(|mode, cpu, dtype| {
             let trained = train(&case, cpu, dtype).outputs;
-            for (a, b) in infer(&case, cpu, dtype, 0..MANY).iter().zip(&trained) {
+            for (a, b) in infer(&case, cpu, dtype, 0..case.n).iter().zip(&trained) {
                 assert_same_bits(&format!("{} {mode}", case.name), a, b);
             }
         });
@@ -354,8 +405,8 @@ fn absorbed_latent_attention_is_the_expanded_form_up_to_rounding() {
 
 #[test]
 fn head_losses_and_logits_are_those_of_the_loss() {
-    let case = cases::head(MANY);
-    let labels = cases::labels(0..MANY);
+    let case = cases::head(2 * MANY);
+    let labels = cases::labels(0..case.n);
     everywhere(|mode, cpu, dtype| {
         let (mut store, ids) = store(&case, dtype);
         let mut cx = Context::inference(cpu, &mut store);
