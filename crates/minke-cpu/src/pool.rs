@@ -21,7 +21,10 @@ thread_local! {
 
 #[derive(Default)]
 struct Slot {
+    /// The open loop: workers that look while it is here take part.
     job: Option<(*const Task<'static>, usize)>,
+    /// Workers that wait for a signal.
+    asleep: usize,
     stop: bool,
 }
 
@@ -35,7 +38,7 @@ struct Shared {
     slot: Mutex<Slot>,
     wake: Condvar,
     next: AtomicUsize,
-    /// Workers that have not finished the current loop.
+    /// Workers that take part in the current loop and have not finished.
     busy: AtomicUsize,
     panicked: AtomicBool,
 }
@@ -81,17 +84,22 @@ impl Pool {
         let turn = self.turn.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let shared = &*self.shared;
         shared.next.store(0, Ordering::Relaxed);
-        shared.busy.store(self.workers.len(), Ordering::Relaxed);
-        {
+        let asleep = {
             let mut slot = shared.slot.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            // SAFETY: only the lifetime is erased; this function does not return before every worker is done.
+            // SAFETY: only the lifetime is erased; this function does not return before every worker that came in is
+            // done, and none comes in after it closed the loop.
             let erased: *const Task<'static> =
                 unsafe { std::mem::transmute::<&Task<'_>, &'static Task<'static>>(task) };
             slot.job = Some((erased, tasks));
             shared.epoch.fetch_add(1, Ordering::Release);
+            slot.asleep
+        };
+        if asleep > 0 {
+            shared.wake.notify_all();
         }
-        shared.wake.notify_all();
         work(shared, task, tasks);
+        // closed: a worker that did not come in time is not waited for (its core may be busy with something else)
+        shared.slot.lock().unwrap_or_else(std::sync::PoisonError::into_inner).job = None;
         let mut spins = 0u32;
         while shared.busy.load(Ordering::Acquire) != 0 {
             spins += 1;
@@ -147,16 +155,22 @@ fn worker(shared: &Shared) {
         }
         let mut slot = shared.slot.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         while shared.epoch.load(Ordering::Acquire) == seen {
+            slot.asleep += 1;
             slot = shared.wake.wait(slot).unwrap_or_else(std::sync::PoisonError::into_inner);
+            slot.asleep -= 1;
         }
         seen = shared.epoch.load(Ordering::Acquire);
         let (stop, job) = (slot.stop, slot.job);
+        if job.is_some() {
+            // under the lock: the caller closes the loop under it, and then waits for those who came in
+            shared.busy.fetch_add(1, Ordering::Relaxed);
+        }
         drop(slot);
         if stop {
             return;
         }
         if let Some((task, tasks)) = job {
-            // SAFETY: `run` waits until `busy` is zero before the closure goes away.
+            // SAFETY: this worker came in before the loop was closed, and `run` waits for it: the closure is alive.
             work(shared, unsafe { &*task }, tasks);
             shared.busy.fetch_sub(1, Ordering::Release);
         }

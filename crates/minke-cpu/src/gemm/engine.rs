@@ -136,24 +136,46 @@ impl<S: Simd> Engine<S> {
         let out = out.as_mut_ptr().cast::<f32>();
         for (p, r) in rows.enumerate() {
             let row = x.row(r).slice(cols.start, x.cols);
-            for strip in 0..strips {
-                let j = strip * pitch;
-                let real = pitch.min(width - j);
-                let words = if pitch == PANEL { PANEL } else { real };
-                // SAFETY: step p of this strip and sixteen words more are in bounds by the assertion above.
-                unsafe {
+            // strips of whole vectors first, without a question per vector
+            let whole = if pitch == PANEL {
+                width / PANEL
+            } else {
+                (width / pitch).min(row.len().saturating_sub(LANES - pitch) / pitch)
+            };
+            // SAFETY: step p of every strip, and sixteen words more where strips are narrow, are in bounds by the
+            // assertion above; whole strips are loaded from columns that the row has.
+            unsafe {
+                match row {
+                    View::F32(x) => {
+                        for strip in 0..whole {
+                            let (from, to) =
+                                (x.as_ptr().add(strip * pitch), out.add(strip * stride + p * pitch));
+                            for i in (0..pitch).step_by(LANES) {
+                                let v = self.s.load(&*from.add(i).cast());
+                                let v = if self.round { self.s.round_bf16(v) } else { v };
+                                self.s.store(v, &mut *to.add(i).cast());
+                            }
+                        }
+                    }
+                    View::Bf16(x) => {
+                        for strip in 0..whole {
+                            let (from, to) =
+                                (x.as_ptr().add(strip * pitch), out.add(strip * stride + p * pitch));
+                            for i in (0..pitch).step_by(LANES) {
+                                self.s.store(self.s.load_bf16(&*from.add(i).cast()), &mut *to.add(i).cast());
+                            }
+                        }
+                    }
+                }
+                for strip in whole..strips {
+                    let j = strip * pitch;
+                    let real = pitch.min(width - j);
+                    let words = if pitch == PANEL { PANEL } else { real };
                     let to = out.add(strip * stride + p * words);
-                    let mut i = 0;
-                    while i < words {
-                        let v = if j + i >= width {
-                            self.s.zero()
-                        } else if j + i + LANES <= row.len() && (i + LANES <= real || pitch != PANEL) {
-                            self.load_full(row, j + i)
-                        } else {
-                            self.load(row, j + i, LANES.min(real - i))
-                        };
+                    for i in (0..words).step_by(LANES) {
+                        let n = LANES.min(real.saturating_sub(i));
+                        let v = if n == 0 { self.s.zero() } else { self.load(row, j + i, n) };
                         self.s.store(v, &mut *to.add(i).cast());
-                        i += LANES;
                     }
                 }
             }

@@ -9,7 +9,7 @@ use crate::tensor::Tensor;
 
 /// Logits that exist at once, at most (but those of 64 rows at least). Chunks depend on the vocabulary alone: the
 /// head's gradient sums over rows in this order.
-const CHUNK_LOGITS: usize = 1 << 22;
+const CHUNK_LOGITS: usize = 1 << 21;
 
 fn chunk_rows(vocabulary: usize) -> usize {
     (CHUNK_LOGITS / vocabulary.max(1)).clamp(64, 1024)
