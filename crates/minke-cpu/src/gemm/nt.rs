@@ -17,7 +17,7 @@ const ROW_TILE: usize = 8 * MAX_ROWS;
 const CHUNK_WORDS: usize = 128 * 1024;
 
 /// Steps of the depth taken at a time, at most.
-const DEPTH_BLOCK: usize = 320;
+const DEPTH_BLOCK: usize = 512;
 
 /// `c[i] (+)= a[i] b_g(i)` for every row: a [rows, k], b packed [groups, k, n], c [rows, n], f32 sums.
 ///
