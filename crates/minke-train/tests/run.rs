@@ -395,6 +395,21 @@ fn what_cannot_be_written_loses_nothing() {
 }
 
 #[test]
+fn a_run_that_diverges_says_so_and_keeps_its_checkpoints() {
+    let place = Place::new();
+    let mut options = place.options("diverges", 2);
+    let set = ["train.lr=1e30", "train.muon_lr=1e30", "train.checkpoint_every=1", "train.eval_every=0"];
+    options.overrides = set.map(str::to_owned).to_vec();
+    let error = run(&options, None).unwrap_err();
+    let TrainError::Diverged { step, .. } = &error else { panic!("{error}") };
+    let message = error.to_string();
+    assert!(message.contains("is not finite") && message.contains("train.lr"), "{message}");
+    // what went before is on the disk, whole
+    let kept = checkpoints(&place.path("runs/diverges"));
+    assert_eq!(kept.last(), Some(&format!("step-{}", step - 1)));
+}
+
+#[test]
 fn threads_and_precision_each_keep_their_bits() {
     let place = Place::new();
     for precision in ["f32", "bf16"] {

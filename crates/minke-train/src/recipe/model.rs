@@ -19,7 +19,7 @@
 //! | `num_nextn_predict_layers` | 1 in `deepseek_v3` | 1 |
 //!
 //! The learning rates and the token budget follow from the model: `lr = 0.003 sqrt(192 / d)`,
-//! `muon_lr = 0.02`, and twenty tokens for each active parameter outside the embedding.
+//! `muon_lr = 0.005`, and twenty tokens for each active parameter outside the embedding.
 
 use minke_model::config::{Config, ConfigError, Family};
 use minke_model::spec;
@@ -189,8 +189,9 @@ pub(super) fn lr(config: &Config) -> f64 {
     0.003 * (192.0 / config.hidden_size as f64).sqrt()
 }
 
-/// Peak rate of Muon, whose updates have one size whatever the width.
-pub(super) const MUON_LR: f64 = 0.02;
+/// Peak rate of Muon, whose updates have one size whatever the width. On a depth of 4 and 400,000 tokens of source code
+/// 0.003 to 0.007 are within a hundredth of a bit per byte of each other; 0.02 is worse by six.
+pub(super) const MUON_LR: f64 = 0.005;
 
 /// Token budget.
 pub(super) fn tokens(config: &Config) -> u64 {
