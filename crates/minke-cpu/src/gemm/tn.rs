@@ -14,7 +14,7 @@ const TILE_GROUPS: usize = 16;
 const TILE_PANELS: usize = 8;
 /// Tasks that a product is cut into where it is large enough. Cut along the rows of the output: packing the right
 /// operand again for each cut is cheap, it is copied in whole vectors.
-const TASKS: usize = 4;
+const TASKS: usize = 2;
 
 /// `c_g (+)= a_gᵀ b_g`: a [rows, m], b [rows, n], c [groups, m, n], f32 sums over the rows of each group in ascending
 /// order. With `accumulate` the sums start from what is in `c`.
