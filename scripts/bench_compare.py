@@ -11,6 +11,7 @@ Needs the packages of scripts/requirements.txt for PyTorch; `--no-torch` leaves 
 
 import argparse
 import json
+import os
 import pathlib
 import statistics
 import subprocess
@@ -21,7 +22,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def minke(shape, precision, steps, threads):
-    command = [ROOT / "target/release/minke", "bench", "train", ROOT / f"recipes/bench-{shape.lower()}.toml"]
+    command = [pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release/minke", "bench", "train", ROOT / f"recipes/bench-{shape.lower()}.toml"]
     command += ["--set", f"precision={precision}", "--steps", str(steps), "--threads", str(threads), "--json"]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
