@@ -29,9 +29,10 @@ fn product_ref(
     (0..m * n).map(|x| (0..k).map(|p| f64::from(a(x / n, p)) * f64::from(b(p, x % n))).sum()).collect()
 }
 
-const SIZES: [(usize, usize, usize); 14] = [
+const SIZES: [(usize, usize, usize); 15] = [
     (1, 1, 1),
     (1, 33, 17),
+    (1, 300, 700),
     (2, 32, 64),
     (3, 5, 7),
     (13, 31, 15),
@@ -95,7 +96,7 @@ fn three_products_match_the_reference() {
 
 #[test]
 fn a_row_alone_is_the_row_in_a_batch_at_any_thread_count() {
-    let (m, n, k) = (131, 80, 97);
+    let (m, n, k) = (131, 208, 97);
     let (x, w) = (normal(1, m * k), normal(2, n * k));
     for level in Level::available() {
         for compute in [Compute::F32, Compute::Bf16] {
@@ -128,8 +129,8 @@ fn a_row_alone_is_the_row_in_a_batch_at_any_thread_count() {
 
 #[test]
 fn groups_and_gathers_equal_separate_products() {
-    let (tokens, n, k) = (50, 48, 37);
-    let offsets = [0u32, 20, 20, 67, 90];
+    let (tokens, n, k) = (50, 144, 37);
+    let offsets = [0u32, 20, 20, 21, 90];
     let (x, w) = (normal(1, tokens * k), normal(2, 4 * n * k));
     let index: Vec<u32> = (0..90).map(|i| rng::below(1, 1, i, tokens as u64) as u32).collect();
     for level in Level::available() {
