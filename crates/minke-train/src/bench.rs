@@ -101,7 +101,7 @@ pub fn run(options: &Options) -> Result<Figures> {
     let peaks = || (gemm_peak_gflops(&cpu, linear), gemm_peak_gflops(&cpu, DType::F32));
     let before = peaks();
     let model = Model::random(config.clone(), precision(recipe.precision), seed);
-    let mut trainer = Trainer::new(model, &Settings::from(train), Course::from(&recipe));
+    let mut trainer = Trainer::new(model, &Settings::from(&train.optim), Course::from(&recipe));
     let micro = |step: u64| -> Vec<_> {
         let first = step * train.accumulation as u64;
         (first..first + train.accumulation as u64)
@@ -149,7 +149,7 @@ pub fn run(options: &Options) -> Result<Figures> {
         threads: cpu.threads(),
         level: cpu.level().name(),
         precision: recipe.precision.linear.name(),
-        optimizer: match train.optimizer {
+        optimizer: match train.optim.optimizer {
             recipe::Optimizer::AdamW => "adamw",
             recipe::Optimizer::Muon => "muon",
         },

@@ -18,8 +18,8 @@ pub mod optim;
 pub mod pretrain;
 pub mod recipe;
 pub mod report;
-mod resume;
-mod run_folder;
+pub mod resume;
+pub mod run_folder;
 pub mod schedule;
 pub mod trainer;
 

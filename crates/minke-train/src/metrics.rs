@@ -6,8 +6,10 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// No record is longer; a longer line is not ours.
@@ -121,9 +123,14 @@ pub enum Record {
     Sample(SampleText),
 }
 
-impl Record {
+/// What a line of a metrics file must be.
+pub trait Line: Serialize + DeserializeOwned {
     /// Steps done when it was written.
-    pub fn step(&self) -> u64 {
+    fn step(&self) -> u64;
+}
+
+impl Line for Record {
+    fn step(&self) -> u64 {
         match self {
             Self::Step(step) => step.step,
             Self::Evaluation(evaluation) => evaluation.step,
@@ -163,19 +170,24 @@ fn io_error<'p>(action: &'static str, path: &'p Path) -> impl FnOnce(io::Error) 
 
 /// Appends records to a `metrics.jsonl`.
 #[derive(Debug)]
-pub struct MetricsWriter {
+pub struct MetricsWriter<R = Record> {
     file: File,
     path: PathBuf,
+    records: PhantomData<fn(R)>,
 }
 
-impl MetricsWriter {
+impl<R: Line> MetricsWriter<R> {
     /// Starts a new file.
     ///
     /// # Errors
     /// When it exists already, or cannot be created.
     pub fn create(path: &Path) -> Result<Self, MetricsError> {
         let file = OpenOptions::new().append(true).create_new(true).open(path);
-        Ok(Self { file: file.map_err(io_error("create", path))?, path: path.to_owned() })
+        Ok(Self {
+            file: file.map_err(io_error("create", path))?,
+            path: path.to_owned(),
+            records: PhantomData,
+        })
     }
 
     /// Continues a file from a checkpoint after `step` steps: later records and a torn last line are dropped.
@@ -189,7 +201,7 @@ impl MetricsWriter {
         }
         let temporary = path.with_extension("jsonl.tmp");
         let mut kept = BufWriter::new(File::create(&temporary).map_err(io_error("create", &temporary))?);
-        for_each_line(path, |line, record| {
+        for_each_line(path, |line, record: R| {
             if record.step() > step {
                 return Ok(());
             }
@@ -199,14 +211,14 @@ impl MetricsWriter {
         kept.sync_all().map_err(io_error("sync", &temporary))?;
         fs::rename(&temporary, path).map_err(io_error("replace", path))?;
         let file = OpenOptions::new().append(true).open(path).map_err(io_error("open", path))?;
-        Ok(Self { file, path: path.to_owned() })
+        Ok(Self { file, path: path.to_owned(), records: PhantomData })
     }
 
     /// Appends one record, as one write.
     ///
     /// # Errors
     /// When the system refuses, such as on a full disk.
-    pub fn append(&mut self, record: &Record) -> Result<(), MetricsError> {
+    pub fn append(&mut self, record: &R) -> Result<(), MetricsError> {
         let mut line = serde_json::to_vec(record)
             .map_err(|error| io_error("write", &self.path)(io::Error::other(error)))?;
         line.push(b'\n');
@@ -218,7 +230,7 @@ impl MetricsWriter {
 ///
 /// # Errors
 /// When the file cannot be read, or a complete line is no record.
-pub fn read(path: &Path) -> Result<Vec<Record>, MetricsError> {
+pub fn read<R: Line>(path: &Path) -> Result<Vec<R>, MetricsError> {
     let mut records = Vec::new();
     for_each_line(path, |_, record| {
         records.push(record);
@@ -228,9 +240,9 @@ pub fn read(path: &Path) -> Result<Vec<Record>, MetricsError> {
 }
 
 /// Gives each complete line, without its end, and its record.
-fn for_each_line(
+fn for_each_line<R: Line>(
     path: &Path,
-    mut give: impl FnMut(&[u8], Record) -> Result<(), MetricsError>,
+    mut give: impl FnMut(&[u8], R) -> Result<(), MetricsError>,
 ) -> Result<(), MetricsError> {
     let mut reader = BufReader::new(File::open(path).map_err(io_error("open", path))?);
     let mut line = Vec::new();
@@ -295,10 +307,10 @@ mod tests {
         let sample = Record::Sample(SampleText { step: 2, prompt: "a\nb".into(), text: "\u{0}é".into() });
         let records = [step(1), evaluation(1), step(2), sample];
         let (_folder, path) = folder_with(&records);
-        assert_eq!(read(&path).unwrap(), records);
+        assert_eq!(read::<Record>(&path).unwrap(), records);
         let text = fs::read_to_string(&path).unwrap();
         insta::assert_snapshot!(text.lines().nth(1).unwrap(), @r#"{"kind":"evaluation","step":1,"tokens":4096,"loss":2.0,"bits_per_byte":1.1}"#);
-        assert!(MetricsWriter::create(&path).is_err());
+        assert!(MetricsWriter::<Record>::create(&path).is_err());
     }
 
     #[test]
@@ -330,7 +342,7 @@ mod tests {
             (step.loss, step.grad_norm) = (f64::NAN, f64::INFINITY);
         }
         let (_folder, path) = folder_with(&[diverged]);
-        let Record::Step(step) = &read(&path).unwrap()[0] else { panic!("a step") };
+        let Record::Step(step) = &read::<Record>(&path).unwrap()[0] else { panic!("a step") };
         assert!(step.loss.is_nan() && step.grad_norm.is_nan());
     }
 
@@ -340,7 +352,7 @@ mod tests {
         let mut text = fs::read_to_string(&path).unwrap();
         text.push_str("{\"kind\":\"step\"}\n");
         fs::write(&path, &text).unwrap();
-        let error = MetricsWriter::resume(&path, 1).unwrap_err().to_string();
+        let error = MetricsWriter::<Record>::resume(&path, 1).unwrap_err().to_string();
         assert!(error.contains("metrics.jsonl:2: not a metrics record: missing field `step`"), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), text);
     }

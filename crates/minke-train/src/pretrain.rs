@@ -298,7 +298,7 @@ impl<'a> Session<'a> {
             .map(|shards| Evaluation::new(shards, LoaderOptions { mtp_depth: 0, ..loading }));
         let held_out = held_out.transpose()?;
         let model = Model::random(recipe.config.clone(), precision(recipe.precision), recipe.run.seed);
-        let mut trainer = Trainer::new(model, &Settings::from(train), Course::from(&recipe));
+        let mut trainer = Trainer::new(model, &Settings::from(&train.optim), Course::from(&recipe));
         if let Some(checkpoint) = checkpoint {
             checkpoint.restore(&mut trainer)?;
         }

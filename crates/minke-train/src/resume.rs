@@ -31,12 +31,12 @@ fn leaves(text: &str) -> Result<BTreeMap<String, String>, String> {
 }
 
 /// The leaves of both recipes.
-fn both(folder: &Path, stored: &str, now: &Resolved) -> Result<[BTreeMap<String, String>; 2]> {
+fn both(folder: &Path, stored: &str, now: &str) -> Result<[BTreeMap<String, String>; 2]> {
     let stored = leaves(stored).map_err(|why| TrainError::Changed {
         path: folder.to_owned(),
         differences: format!("  recipe.toml in it is no recipe any more: {why}"),
     })?;
-    Ok([stored, leaves(&now.to_toml()).expect("a resolved recipe is TOML")])
+    Ok([stored, leaves(now).expect("a resolved recipe is TOML")])
 }
 
 /// Whether the section `data` is the same, so that the prepared data must be.
@@ -44,7 +44,7 @@ fn both(folder: &Path, stored: &str, now: &Resolved) -> Result<[BTreeMap<String,
 /// # Errors
 /// A stored file that is no recipe.
 pub(crate) fn same_data(folder: &Path, stored: &str, now: &Resolved) -> Result<bool> {
-    let [stored, now] = both(folder, stored, now)?;
+    let [stored, now] = both(folder, stored, &now.to_toml())?;
     let data = |leaves: BTreeMap<String, String>| -> Vec<_> {
         leaves.into_iter().filter(|(key, _)| key.starts_with("data.")).collect()
     };
@@ -56,10 +56,18 @@ pub(crate) fn same_data(folder: &Path, stored: &str, now: &Resolved) -> Result<b
 /// # Errors
 /// Each key that would lead to other weights, with both values; or a stored file that is no recipe.
 pub(crate) fn check_recipe(folder: &Path, stored: &str, now: &Resolved) -> Result<()> {
+    check(folder, stored, &now.to_toml(), is_free)
+}
+
+/// Compares the text of a stored recipe with that of the one given now, but for the keys that are `free`.
+///
+/// # Errors
+/// Each other key whose value differs, with both values; or a stored file that is no recipe.
+pub fn check(folder: &Path, stored: &str, now: &str, free: fn(&str) -> bool) -> Result<()> {
     let [stored, now] = both(folder, stored, now)?;
     let keys: std::collections::BTreeSet<&String> = stored.keys().chain(now.keys()).collect();
     let mut lines = Vec::new();
-    for key in keys.into_iter().filter(|key| !is_free(key)) {
+    for key in keys.into_iter().filter(|key| !free(key)) {
         let (was, is) = (stored.get(key), now.get(key));
         if was != is {
             let shown = |value: Option<&String>| value.cloned().unwrap_or_else(|| "nothing".to_owned());

@@ -10,7 +10,7 @@ const LOCK: &str = ".lock";
 
 /// A run's folder, held by this process.
 #[derive(Debug)]
-pub(crate) struct RunFolder {
+pub struct RunFolder {
     path: PathBuf,
     _lock: File,
 }
@@ -41,22 +41,27 @@ impl RunFolder {
         Ok(folder)
     }
 
+    /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
+    /// The resolved recipe.
     pub fn recipe(&self) -> PathBuf {
         self.path.join("recipe.toml")
     }
 
+    /// The metrics.
     pub fn metrics(&self) -> PathBuf {
         self.path.join("metrics.jsonl")
     }
 
+    /// The folder of checkpoints.
     pub fn checkpoints(&self) -> PathBuf {
         self.path.join("checkpoints")
     }
 
+    /// The model's folder, the result.
     pub fn model(&self) -> PathBuf {
         self.path.join("model")
     }
@@ -78,7 +83,10 @@ fn is_empty(path: &Path) -> Result<bool> {
 }
 
 /// Writes a file whole or not at all.
-pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+///
+/// # Errors
+/// I/O; what was there before is then untouched.
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     use std::io::Write;
     let temporary = path.with_extension("tmp");
     let written = File::create(&temporary)

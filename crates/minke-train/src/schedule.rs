@@ -4,7 +4,8 @@
 //! the same rates bit for bit.
 
 /// Shape of the last part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Decay {
     /// A straight line.
     Linear,

@@ -14,7 +14,7 @@ use minke_tensor::WeightId;
 
 use crate::error::{Result, TrainError};
 use crate::optim::{Optimizer, Rates, Settings};
-use crate::recipe::Resolved;
+use crate::recipe::{Optim, Resolved};
 use crate::schedule::Schedule;
 
 /// What the loop needs to know of a recipe.
@@ -38,15 +38,21 @@ pub struct Course {
 
 impl From<&Resolved> for Course {
     fn from(recipe: &Resolved) -> Self {
-        let train = &recipe.train;
+        Self::new(&recipe.train.optim, recipe.steps())
+    }
+}
+
+impl Course {
+    /// The course of a run of `steps` steps.
+    pub fn new(optim: &Optim, steps: u64) -> Self {
         Self {
-            steps: recipe.steps(),
-            rates: Rates { adamw: train.lr, muon: train.muon_lr },
-            schedule: recipe.schedule(),
-            clip: train.clip,
-            mtp_loss_weight: train.mtp_loss_weight,
-            bias_update_speed: train.bias_update_speed,
-            balance_alpha: train.sequence_balance_alpha,
+            steps,
+            rates: Rates { adamw: optim.lr, muon: optim.muon_lr },
+            schedule: optim.schedule(),
+            clip: optim.clip,
+            mtp_loss_weight: optim.mtp_loss_weight,
+            bias_update_speed: optim.bias_update_speed,
+            balance_alpha: optim.sequence_balance_alpha,
         }
     }
 }

@@ -37,9 +37,9 @@ pub struct Settings {
     pub muon_momentum: f64,
 }
 
-impl From<&recipe::Train> for Settings {
-    fn from(train: &recipe::Train) -> Self {
-        let recipe::Train { optimizer, betas, eps, weight_decay, muon_momentum, .. } = *train;
+impl From<&recipe::Optim> for Settings {
+    fn from(optim: &recipe::Optim) -> Self {
+        let recipe::Optim { optimizer, betas, eps, weight_decay, muon_momentum, .. } = *optim;
         Self { optimizer, betas, eps, weight_decay, muon_momentum }
     }
 }

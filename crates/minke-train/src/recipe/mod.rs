@@ -6,6 +6,7 @@
 //! checks the model as a whole. [`Resolved::to_toml`] writes the result, itself a recipe that resolves to the
 //! same, which is stored with the run.
 
+mod document;
 mod error;
 mod model;
 mod reader;
@@ -15,23 +16,23 @@ mod tests;
 mod tree;
 mod write;
 
-use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::io::Read;
 use std::path::Path;
 
+pub use document::Document;
 pub use error::{Frame, RecipeError};
 use minke_model::config::Config;
 use model::GivenModel;
-use reader::{Places, Section};
+use reader::Places;
+pub use reader::{BYTES, Section, TOKENS, Units};
 use sections::GivenTrain;
-pub use sections::{Data, Dtype, Optimizer, Precision, Run, Sample, Source, Train};
+pub use sections::{
+    Data, Dtype, Optim, Optimizer, Precision, Run, Sample, Source, Train, located, optim, precision, run,
+};
 use tree::Texts;
 
 use crate::schedule::Schedule;
 
-/// No recipe is longer.
-const MAX_BYTES: u64 = 1 << 20;
 /// Vocabulary that is trained when nothing says otherwise.
 const VOCABULARY: usize = 4096;
 /// Smallest vocabulary that can be trained: every byte and some special tokens.
@@ -80,34 +81,16 @@ impl Recipe {
     /// Unreadable or overlong files, invalid TOML, unknown keys, wrong types and values out of bounds, each
     /// with its place.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self, RecipeError> {
-        let unread = |reason: String| RecipeError::Read { path: path.to_owned(), reason };
-        let mut bytes = Vec::new();
-        let file = std::fs::File::open(path).map_err(|error| unread(error.to_string()))?;
-        file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(|error| unread(error.to_string()))?;
-        if bytes.len() as u64 > MAX_BYTES {
-            return Err(unread(format!("it is longer than {MAX_BYTES} bytes, so it is no recipe")));
-        }
-        let text = String::from_utf8(bytes).map_err(|error| {
-            unread(format!("it is not UTF-8 at byte {}", error.utf8_error().valid_up_to()))
-        })?;
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        Self::read(&path.display().to_string(), &text, overrides, Some(folder.unwrap_or(Path::new("."))))
+        Self::read(&Document::load(path, overrides)?)
     }
 
     /// Reads a recipe from text; `name` is what messages call it. Relative paths stay as they are.
     pub fn parse(name: &str, text: &str, overrides: &[String]) -> Result<Self, RecipeError> {
-        Self::read(name, text, overrides, None)
+        Self::read(&Document::parse(name, text, overrides)?)
     }
 
-    fn read(
-        name: &str,
-        text: &str,
-        overrides: &[String],
-        folder: Option<&Path>,
-    ) -> Result<Self, RecipeError> {
-        let (tree, texts) = tree::parse(name, text, overrides)?;
-        let places = RefCell::new(Places::new());
-        let mut root = Section::root(&tree, &texts, &places);
+    fn read(document: &Document) -> Result<Self, RecipeError> {
+        let mut root = document.root();
         let mut run_section = root.section("run")?;
         let model_section = root.section("model")?;
         let data_section = root.section("data")?;
@@ -116,13 +99,13 @@ impl Recipe {
         let precision = sections::precision(&mut root)?;
         // an unknown section first: what stands in it explains other errors
         root.finish()?;
-        let run = sections::run(&mut run_section, name)?;
+        let run = sections::run(&mut run_section, document.name())?;
         run_section.finish()?;
         let model = model::read(model_section)?;
         let train = sections::train(train_section)?;
         let sample = sections::sample(sample_section)?;
-        let data = sections::data(data_section, folder)?;
-        let places = places.into_inner();
+        let data = sections::data(data_section, document.folder())?;
+        let (texts, places) = document.texts_and_places();
         Ok(Self { run, model, data, train, precision, sample, texts, places })
     }
 
@@ -182,12 +165,18 @@ impl Recipe {
                 hint: "no tokenizer is trained here that could tell it".to_owned(),
             });
         };
-        let GivenTrain { mut train, tokens, lr, muon_lr } = self.train.clone();
+        let GivenTrain { mut train, tokens } = self.train.clone();
         let config = model::config(&self.model, vocab_size, train.sequence_length)
             .map_err(|source| self.impossible(source))?;
         train.tokens = tokens.unwrap_or_else(|| model::tokens(&config));
-        train.lr = lr.unwrap_or_else(|| model::lr(&config));
-        train.muon_lr = muon_lr.unwrap_or(model::MUON_LR);
+        let optim = &mut train.optim;
+        // a recipe cannot say 0
+        if optim.lr == 0.0 {
+            optim.lr = model::lr(&config);
+        }
+        if optim.muon_lr == 0.0 {
+            optim.muon_lr = model::MUON_LR;
+        }
         let resolved = Resolved {
             run: self.run.clone(),
             depth: self.model.depth,
@@ -276,8 +265,7 @@ impl Resolved {
 
     /// The learning rate's course.
     pub fn schedule(&self) -> Schedule {
-        let Train { warmup_share, decay_share, decay, final_lr_share, .. } = self.train;
-        Schedule { warmup_share, decay_share, decay, final_share: final_lr_share }
+        self.train.optim.schedule()
     }
 
     /// The whole recipe as TOML, derived values marked; reading it gives the same.

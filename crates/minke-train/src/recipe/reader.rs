@@ -10,7 +10,7 @@ use super::tree::{Entry, Kind, Node, Place, Texts};
 pub(super) type Places = BTreeMap<String, Place>;
 
 /// A table of the recipe, or an absent one.
-pub(super) struct Section<'a> {
+pub struct Section<'a> {
     texts: &'a Texts,
     places: &'a RefCell<Places>,
     path: String,
@@ -19,7 +19,7 @@ pub(super) struct Section<'a> {
 }
 
 impl<'a> Section<'a> {
-    pub fn root(node: &'a Node, texts: &'a Texts, places: &'a RefCell<Places>) -> Self {
+    pub(super) fn root(node: &'a Node, texts: &'a Texts, places: &'a RefCell<Places>) -> Self {
         let entries = if let Kind::Table(entries) = &node.kind { entries.as_slice() } else { &[] };
         Self { texts, places, path: String::new(), entries, asked: Vec::new() }
     }
@@ -29,7 +29,7 @@ impl<'a> Section<'a> {
     }
 
     /// The value of a key, which thereby exists.
-    pub fn take(&mut self, key: &'static str) -> Option<&'a Node> {
+    pub(super) fn take(&mut self, key: &'static str) -> Option<&'a Node> {
         self.asked.push(key);
         let entry = self.entries.iter().find(|entry| entry.key == key)?;
         let place = match entry.node.kind {
@@ -41,7 +41,7 @@ impl<'a> Section<'a> {
     }
 
     /// An error about the value of a key.
-    pub fn invalid(&self, key: &str, node: &Node, expected: &str, hint: &str) -> RecipeError {
+    pub(super) fn invalid(&self, key: &str, node: &Node, expected: &str, hint: &str) -> RecipeError {
         RecipeError::Invalid {
             key: self.dotted(key),
             expected: expected.to_owned(),
@@ -100,6 +100,7 @@ impl<'a> Section<'a> {
         nodes.iter().enumerate().map(child).collect()
     }
 
+    /// An integer within bounds.
     pub fn integer(&mut self, key: &'static str, low: u64, high: u64) -> Result<Option<u64>, RecipeError> {
         let Some(node) = self.take(key) else { return Ok(None) };
         match node.kind {
@@ -110,6 +111,7 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// A finite number that is `ok`; `expected` says which are.
     pub fn float(
         &mut self,
         key: &'static str,
@@ -128,14 +130,17 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// A number above 0.
     pub fn positive(&mut self, key: &'static str) -> Result<Option<f64>, RecipeError> {
         self.float(key, "a number above 0", |number| number > 0.0)
     }
 
+    /// A number not below 0.
     pub fn not_negative(&mut self, key: &'static str) -> Result<Option<f64>, RecipeError> {
         self.float(key, "a number not below 0", |number| number >= 0.0)
     }
 
+    /// A number from 0 to 1.
     pub fn share(&mut self, key: &'static str) -> Result<Option<f64>, RecipeError> {
         self.float(key, "a number from 0 to 1", |number| (0.0..=1.0).contains(&number))
     }
@@ -158,6 +163,7 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// True or false.
     pub fn flag(&mut self, key: &'static str) -> Result<Option<bool>, RecipeError> {
         match self.take(key) {
             None => Ok(None),
@@ -166,6 +172,7 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// A string that is not empty.
     pub fn text(&mut self, key: &'static str) -> Result<Option<String>, RecipeError> {
         match self.take(key) {
             None => Ok(None),
@@ -174,6 +181,7 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// An array of strings.
     pub fn texts(&mut self, key: &'static str) -> Result<Option<Vec<String>>, RecipeError> {
         let Some(node) = self.take(key) else { return Ok(None) };
         let expected = "an array of strings";
@@ -251,19 +259,19 @@ pub(super) fn listed<T>(choices: &[(&str, T)]) -> String {
 }
 
 /// Suffixes of counts.
-pub(super) struct Units {
+pub struct Units {
     expected: &'static str,
     suffixes: &'static [(&'static str, u64)],
 }
 
 /// Tokens: K, M, B and T are powers of a thousand.
-pub(super) const TOKENS: Units = Units {
+pub const TOKENS: Units = Units {
     expected: "a number of tokens, such as 4000000 or \"4M\"",
     suffixes: &[("K", 1_000), ("M", 1_000_000), ("B", 1_000_000_000), ("T", 1_000_000_000_000)],
 };
 
 /// Bytes: MB is a million, `MiB` is 2^20.
-pub(super) const BYTES: Units = Units {
+pub const BYTES: Units = Units {
     expected: "a number of bytes, such as 1000000, \"64MB\" or \"64MiB\"",
     suffixes: &[
         ("KiB", 1 << 10),

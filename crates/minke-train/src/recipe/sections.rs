@@ -2,14 +2,16 @@
 
 use std::path::Path;
 
+use serde::Serialize;
+
 use super::SMALLEST_VOCABULARY;
 use super::error::RecipeError;
 use super::reader::{self, BYTES, Section, TOKENS};
 use super::tree::Kind;
-use crate::schedule::Decay;
+use crate::schedule::{Decay, Schedule};
 
 /// `[run]`: what the run is called and where it goes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Run {
     /// Its name; the recipe's file name by default.
     pub name: String,
@@ -53,7 +55,8 @@ pub struct Data {
 }
 
 /// The optimizer of the matrices; everything else is trained by `AdamW`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Optimizer {
     /// `AdamW` for all.
     AdamW,
@@ -61,17 +64,9 @@ pub enum Optimizer {
     Muon,
 }
 
-/// `[train]`: the loop.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Train {
-    /// Tokens of one sequence.
-    pub sequence_length: usize,
-    /// Sequences of one micro-batch.
-    pub batch_size: usize,
-    /// Micro-batches of one step.
-    pub accumulation: usize,
-    /// Tokens to train on.
-    pub tokens: u64,
+/// The keys of `[train]` that are the same in every kind of training: optimizer, rates, clipping, balance.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Optim {
     /// Optimizer of the matrices.
     pub optimizer: Optimizer,
     /// Peak rate of `AdamW`.
@@ -102,6 +97,29 @@ pub struct Train {
     pub bias_update_speed: f64,
     /// Weight alpha of the sequence-wise balance loss.
     pub sequence_balance_alpha: f64,
+}
+
+impl Optim {
+    /// The learning rate's course.
+    pub fn schedule(&self) -> Schedule {
+        let Self { warmup_share, decay_share, decay, final_lr_share, .. } = *self;
+        Schedule { warmup_share, decay_share, decay, final_share: final_lr_share }
+    }
+}
+
+/// `[train]`: the loop.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Train {
+    /// Tokens of one sequence.
+    pub sequence_length: usize,
+    /// Sequences of one micro-batch.
+    pub batch_size: usize,
+    /// Micro-batches of one step.
+    pub accumulation: usize,
+    /// Tokens to train on.
+    pub tokens: u64,
+    /// How gradients become steps.
+    pub optim: Optim,
     /// Steps between evaluations; 0 for none but the last.
     pub eval_every: u64,
     /// Held-out tokens of one evaluation.
@@ -115,7 +133,8 @@ pub struct Train {
 }
 
 /// A type that products are computed in; masters and sums are f32 always.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Dtype {
     /// 32-bit floats.
     F32,
@@ -137,7 +156,7 @@ impl Dtype {
 }
 
 /// `precision = "..."` or `[precision]`: the type of each role's products.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Precision {
     /// Projections of attention and dense FFNs.
     pub linear: Dtype,
@@ -186,13 +205,12 @@ pub(super) struct GivenTrain {
     /// Everything that has a plain default; the derived fields below stand in `train` as zero.
     pub train: Train,
     pub tokens: Option<u64>,
-    pub lr: Option<f64>,
-    pub muon_lr: Option<f64>,
 }
 
 const MOST_STEPS: u64 = 1 << 40;
 
-pub(super) fn run(section: &mut Section, recipe_name: &str) -> Result<Run, RecipeError> {
+/// `[run]`; its name is the recipe's unless it says another.
+pub fn run(section: &mut Section, recipe_name: &str) -> Result<Run, RecipeError> {
     let stem = Path::new(recipe_name).file_stem().and_then(|stem| stem.to_str()).unwrap_or("run");
     let name = section.text("name")?.unwrap_or_else(|| stem.to_owned());
     // beyond 2^63 TOML has no integers
@@ -249,7 +267,7 @@ pub(super) fn data(mut section: Section, folder: Option<&Path>) -> Result<Data, 
 }
 
 /// A relative path, from the recipe's folder; what the data reader expands or resolves itself stays.
-fn located(path: String, folder: Option<&Path>) -> String {
+pub fn located(path: String, folder: Option<&Path>) -> String {
     let own = path.starts_with(['/', '~', '$']) || path.starts_with("hf:") || path.is_empty();
     match folder {
         Some(folder) if !own => {
@@ -260,36 +278,64 @@ fn located(path: String, folder: Option<&Path>) -> String {
     }
 }
 
-pub(super) fn train(mut section: Section) -> Result<GivenTrain, RecipeError> {
-    let s = &mut section;
+/// Optimizer, rates, clipping and balance; the rates are `defaults`' where the section does not say them.
+pub fn optim(s: &mut Section, defaults: Optim) -> Result<Optim, RecipeError> {
     let optimizers = [("adamw", Optimizer::AdamW), ("muon", Optimizer::Muon)];
     let decays = [("linear", Decay::Linear), ("one_minus_sqrt", Decay::OneMinusSqrt)];
+    Ok(Optim {
+        optimizer: s.choice("optimizer", &optimizers)?.unwrap_or(defaults.optimizer),
+        lr: s.positive("lr")?.unwrap_or(defaults.lr),
+        muon_lr: s.positive("muon_lr")?.unwrap_or(defaults.muon_lr),
+        muon_momentum: s
+            .float("muon_momentum", "a number from 0 to below 1", |share| (0.0..1.0).contains(&share))?
+            .unwrap_or(defaults.muon_momentum),
+        betas: s.decays("betas")?.unwrap_or(defaults.betas),
+        eps: s.positive("eps")?.unwrap_or(defaults.eps),
+        weight_decay: s.not_negative("weight_decay")?.unwrap_or(defaults.weight_decay),
+        warmup_share: s.share("warmup_share")?.unwrap_or(defaults.warmup_share),
+        decay_share: s.share("decay_share")?.unwrap_or(defaults.decay_share),
+        decay: s.choice("decay", &decays)?.unwrap_or(defaults.decay),
+        final_lr_share: s.share("final_lr_share")?.unwrap_or(defaults.final_lr_share),
+        clip: s.not_negative("clip")?.unwrap_or(defaults.clip),
+        mtp_loss_weight: s.not_negative("mtp_loss_weight")?.unwrap_or(defaults.mtp_loss_weight),
+        bias_update_speed: s.not_negative("bias_update_speed")?.unwrap_or(defaults.bias_update_speed),
+        sequence_balance_alpha: s
+            .not_negative("sequence_balance_alpha")?
+            .unwrap_or(defaults.sequence_balance_alpha),
+    })
+}
+
+impl Optim {
+    /// What training from scratch starts from; rates of 0 stand for those that the model decides.
+    pub const PRETRAIN: Self = Self {
+        optimizer: Optimizer::Muon,
+        lr: 0.0,
+        muon_lr: 0.0,
+        muon_momentum: 0.95,
+        betas: [0.9, 0.95],
+        eps: 1e-8,
+        weight_decay: 0.1,
+        warmup_share: 0.02,
+        decay_share: 0.3,
+        decay: Decay::OneMinusSqrt,
+        final_lr_share: 0.0,
+        clip: 1.0,
+        mtp_loss_weight: 0.3,
+        bias_update_speed: 0.001,
+        sequence_balance_alpha: 0.0001,
+    };
+}
+
+pub(super) fn train(mut section: Section) -> Result<GivenTrain, RecipeError> {
+    let s = &mut section;
     let given = GivenTrain {
         tokens: s.count("tokens", &TOKENS)?,
-        lr: s.positive("lr")?,
-        muon_lr: s.positive("muon_lr")?,
         train: Train {
             sequence_length: s.integer("sequence_length", 2, 1 << 20)?.unwrap_or(256) as usize,
             batch_size: s.integer("batch_size", 1, 1 << 16)?.unwrap_or(16) as usize,
             accumulation: s.integer("accumulation", 1, 1 << 16)?.unwrap_or(1) as usize,
             tokens: 0,
-            optimizer: s.choice("optimizer", &optimizers)?.unwrap_or(Optimizer::Muon),
-            lr: 0.0,
-            muon_lr: 0.0,
-            muon_momentum: s
-                .float("muon_momentum", "a number from 0 to below 1", |share| (0.0..1.0).contains(&share))?
-                .unwrap_or(0.95),
-            betas: s.decays("betas")?.unwrap_or([0.9, 0.95]),
-            eps: s.positive("eps")?.unwrap_or(1e-8),
-            weight_decay: s.not_negative("weight_decay")?.unwrap_or(0.1),
-            warmup_share: s.share("warmup_share")?.unwrap_or(0.02),
-            decay_share: s.share("decay_share")?.unwrap_or(0.3),
-            decay: s.choice("decay", &decays)?.unwrap_or(Decay::OneMinusSqrt),
-            final_lr_share: s.share("final_lr_share")?.unwrap_or(0.0),
-            clip: s.not_negative("clip")?.unwrap_or(1.0),
-            mtp_loss_weight: s.not_negative("mtp_loss_weight")?.unwrap_or(0.3),
-            bias_update_speed: s.not_negative("bias_update_speed")?.unwrap_or(0.001),
-            sequence_balance_alpha: s.not_negative("sequence_balance_alpha")?.unwrap_or(0.0001),
+            optim: optim(s, Optim::PRETRAIN)?,
             eval_every: s.integer("eval_every", 0, MOST_STEPS)?.unwrap_or(100),
             eval_tokens: s.count("eval_tokens", &TOKENS)?.unwrap_or(65_536),
             sample_every: s.integer("sample_every", 0, MOST_STEPS)?.unwrap_or(0),
@@ -302,7 +348,7 @@ pub(super) fn train(mut section: Section) -> Result<GivenTrain, RecipeError> {
 }
 
 /// Either one word or a table of roles.
-pub(super) fn precision(root: &mut Section) -> Result<Precision, RecipeError> {
+pub fn precision(root: &mut Section) -> Result<Precision, RecipeError> {
     let Some(node) = root.take("precision") else { return Ok(Precision::all(Dtype::Bf16)) };
     if !matches!(node.kind, Kind::Table(_)) {
         let expected = format!("{}, or a table of roles", reader::listed(&Dtype::CHOICES));

@@ -36,7 +36,7 @@ fn the_dial_gives_the_documented_model() {
     let FfnKind::Moe(moe) = config.ffn(1) else { panic!("experts") };
     assert_eq!((moe.n_routed_experts, moe.num_experts_per_tok, moe.moe_intermediate_size), (16, 4, 96));
     assert_eq!(config.num_nextn_predict_layers, 1);
-    assert_eq!(resolved.train.lr, 0.003);
+    assert_eq!(resolved.train.optim.lr, 0.003);
     let counts = spec::parameters(config);
     assert_eq!(resolved.train.tokens, 20 * (counts.active - counts.embedding));
 }
@@ -116,7 +116,7 @@ fn the_bench_recipes_are_the_three_shapes() {
     assert_eq!(spec::parameters(&c.config).total, 8_335_008);
     for resolved in [a, b, c] {
         assert!(resolved.data.random);
-        assert_eq!(resolved.train.optimizer, Optimizer::AdamW);
+        assert_eq!(resolved.train.optim.optimizer, Optimizer::AdamW);
         assert_eq!(resolved.precision, Precision::all(Dtype::Bf16));
     }
 }
@@ -182,7 +182,7 @@ fn options_are_typed_by_toml_and_words_are_strings() {
             "train.lr = 0.5",
         ],
     );
-    assert_eq!((resolved.train.lr, resolved.train.tokens), (0.5, 4_000_000));
+    assert_eq!((resolved.train.optim.lr, resolved.train.tokens), (0.5, 4_000_000));
     assert_eq!(resolved.run.name, "bare-word");
     assert!(!resolved.data.document_borders);
     let text = "[[data.sources]]\npath = '/a'\n[[data.sources]]\npath = '/b'\n";
@@ -271,7 +271,7 @@ fn files_that_are_no_recipes_say_so() {
     let missing = message(&path);
     std::fs::write(&path, b"[run]\nname = '\xff'\n").unwrap();
     let binary = message(&path);
-    std::fs::write(&path, vec![b'#'; MAX_BYTES as usize + 1]).unwrap();
+    std::fs::write(&path, vec![b'#'; document::MAX_BYTES as usize + 1]).unwrap();
     let long = message(&path);
     assert_snapshot!([missing, binary, long].join("\n"));
 }

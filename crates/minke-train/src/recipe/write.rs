@@ -132,11 +132,12 @@ fn write_data(w: &mut Writer, resolved: &Resolved) {
 
 fn write_train(w: &mut Writer, resolved: &Resolved) {
     let train = &resolved.train;
-    let optimizer = match train.optimizer {
+    let optim = &train.optim;
+    let optimizer = match optim.optimizer {
         Optimizer::AdamW => "adamw",
         Optimizer::Muon => "muon",
     };
-    let decay = match train.decay {
+    let decay = match optim.decay {
         Decay::Linear => "linear",
         Decay::OneMinusSqrt => "one_minus_sqrt",
     };
@@ -146,20 +147,20 @@ fn write_train(w: &mut Writer, resolved: &Resolved) {
     w.put("accumulation", train.accumulation);
     w.put("tokens", train.tokens);
     w.put("optimizer", string(optimizer));
-    w.put("lr", float(train.lr));
-    w.put("muon_lr", float(train.muon_lr));
-    w.put("muon_momentum", float(train.muon_momentum));
-    w.put("betas", format!("[{}, {}]", float(train.betas[0]), float(train.betas[1])));
-    w.put("eps", float(train.eps));
-    w.put("weight_decay", float(train.weight_decay));
-    w.put("warmup_share", float(train.warmup_share));
-    w.put("decay_share", float(train.decay_share));
+    w.put("lr", float(optim.lr));
+    w.put("muon_lr", float(optim.muon_lr));
+    w.put("muon_momentum", float(optim.muon_momentum));
+    w.put("betas", format!("[{}, {}]", float(optim.betas[0]), float(optim.betas[1])));
+    w.put("eps", float(optim.eps));
+    w.put("weight_decay", float(optim.weight_decay));
+    w.put("warmup_share", float(optim.warmup_share));
+    w.put("decay_share", float(optim.decay_share));
     w.put("decay", string(decay));
-    w.put("final_lr_share", float(train.final_lr_share));
-    w.put("clip", float(train.clip));
-    w.put("mtp_loss_weight", float(train.mtp_loss_weight));
-    w.put("bias_update_speed", float(train.bias_update_speed));
-    w.put("sequence_balance_alpha", float(train.sequence_balance_alpha));
+    w.put("final_lr_share", float(optim.final_lr_share));
+    w.put("clip", float(optim.clip));
+    w.put("mtp_loss_weight", float(optim.mtp_loss_weight));
+    w.put("bias_update_speed", float(optim.bias_update_speed));
+    w.put("sequence_balance_alpha", float(optim.sequence_balance_alpha));
     w.put("eval_every", train.eval_every);
     w.put("eval_tokens", train.eval_tokens);
     w.put("sample_every", train.sample_every);

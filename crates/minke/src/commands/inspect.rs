@@ -84,7 +84,7 @@ pub fn run(args: &Inspect) -> Result<(), Failure> {
         let resolved = resolve(args.what.as_ref(), &args.set)?;
         let context = args.context.map_or(resolved.train.sequence_length, |n| n as usize);
         let precision = recipe_precision(resolved.precision);
-        describe(args.what.clone(), &resolved.config, precision, context, resolved.train.optimizer)
+        describe(args.what.clone(), &resolved.config, precision, context, resolved.train.optim.optimizer)
     } else {
         if !args.set.is_empty() {
             return Err(Failure::user("--set changes recipes, and this is a model")
