@@ -1,1 +1,8 @@
-//! From a base model to one that thinks.
+//! From a base model to one that thinks: SFT, reinforcement learning, distillation, evaluation.
+
+pub mod error;
+pub mod events;
+pub mod metrics;
+pub mod session;
+
+pub use error::{PostError, Result};

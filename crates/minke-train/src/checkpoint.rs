@@ -55,12 +55,18 @@ pub struct State {
     pub seed: u64,
     /// Fingerprint of the prepared data.
     pub data: String,
+    /// Updates of the optimizer, where a step is not one of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub updates: Option<u64>,
+    /// What else the loop must find again.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub more: Value,
 }
 
 impl State {
     /// A state in the present format.
     pub fn new(step: u64, tokens: u64, elapsed_s: f64, seed: u64, data: String) -> Self {
-        Self { version: VERSION, step, tokens, elapsed_s, seed, data }
+        Self { version: VERSION, step, tokens, elapsed_s, seed, data, updates: None, more: Value::Null }
     }
 }
 
@@ -203,7 +209,7 @@ impl Checkpoint {
         if files.len() != expected {
             return Err(self.foreign(&format!("{} tensors instead of {expected}", files.len())));
         }
-        trainer.restored(self.state.step);
+        trainer.restored(self.state.updates.unwrap_or(self.state.step));
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use minke_cpu::Cpu;
 use minke_cpu::reduce::sum_squares;
-use minke_model::{IGNORE, LossOptions, Model, StepStats, TrainBatch};
+use minke_model::{ExpertLoad, IGNORE, LossOptions, Model, StepStats, TrainBatch};
 use minke_tensor::WeightId;
 
 use crate::error::{Result, TrainError};
@@ -84,14 +84,39 @@ pub struct Trainer {
     course: Course,
 }
 
+/// What an update did.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Update {
+    /// Its number, from 1.
+    pub step: u64,
+    /// The learning rates.
+    pub rates: Rates,
+    /// Norm of the gradient before clipping.
+    pub grad_norm: f64,
+}
+
+/// The bias of a layer's router, if it has one, and the tokens that each expert got.
+pub type Load = (Option<WeightId>, Vec<u64>);
+
+/// Adds the loads of a pass to those of a batch.
+pub fn add_load(total: &mut Vec<Load>, pass: &[ExpertLoad]) {
+    if total.is_empty() {
+        *total = pass.iter().map(|l| (l.bias, vec![0; l.counts.len()])).collect();
+    }
+    for ((_, total), load) in total.iter_mut().zip(pass) {
+        for (total, count) in total.iter_mut().zip(&load.counts) {
+            *total += u64::from(*count);
+        }
+    }
+}
+
 /// Sums of a step's micro-batches.
 #[derive(Default)]
 struct Totals {
     loss: f64,
     mtp: Vec<f64>,
     balance: f64,
-    /// The bias and tokens per expert, by layer with experts.
-    load: Vec<(Option<WeightId>, Vec<u64>)>,
+    load: Vec<Load>,
 }
 
 impl Totals {
@@ -102,14 +127,7 @@ impl Totals {
             *total += sum;
         }
         self.balance += stats.balance_loss;
-        if self.load.is_empty() {
-            self.load = stats.expert_load.iter().map(|l| (l.bias, vec![0; l.counts.len()])).collect();
-        }
-        for ((_, total), load) in self.load.iter_mut().zip(&stats.expert_load) {
-            for (total, count) in total.iter_mut().zip(&load.counts) {
-                *total += u64::from(*count);
-            }
-        }
+        add_load(&mut self.load, &stats.expert_load);
     }
 }
 
@@ -166,7 +184,7 @@ impl Trainer {
     /// A loss or a gradient that is not finite; the weights are then as before.
     pub fn step(&mut self, cpu: &Cpu, batch: &[TrainBatch]) -> Result<StepReport> {
         let step = self.optimizer.steps() + 1;
-        let Course { clip, mtp_loss_weight, bias_update_speed, balance_alpha, .. } = self.course;
+        let Course { mtp_loss_weight, balance_alpha, .. } = self.course;
         let modules = batch.first().map_or(0, |micro| micro.mtp.len());
         let tokens: usize = batch.iter().map(|micro| labelled(&micro.labels)).sum();
         let mtp_tokens: Vec<usize> =
@@ -183,9 +201,30 @@ impl Trainer {
         for micro in batch {
             totals.add(&self.model.train_step(cpu, micro, &options));
         }
-        let start = Instant::now();
-        let grad_norm = sum_squares(cpu, &self.model.params.grad).sqrt();
         let loss = totals.loss * share(tokens);
+        let Update { rates, grad_norm, .. } = self.update(cpu, loss, &totals.load)?;
+        let mtp_losses: f64 = totals.mtp.iter().zip(&mtp_tokens).map(|(sum, &n)| sum * share(n)).sum();
+        Ok(StepReport {
+            step,
+            loss,
+            mtp_loss: (modules > 0).then(|| mtp_losses * share(modules)),
+            balance_loss: totals.balance,
+            rates,
+            grad_norm,
+            counts: totals.load.into_iter().map(|(_, counts)| counts).collect(),
+        })
+    }
+
+    /// The second half of a step: norm and clipping of the gradient that lies in `model.params.grad`, the optimizer,
+    /// and the router's bias by `load`, the tokens per expert of the whole batch by layer.
+    ///
+    /// # Errors
+    /// A loss or a gradient that is not finite; the weights are then as before, and the gradient is dropped.
+    pub fn update(&mut self, cpu: &Cpu, loss: f64, load: &[Load]) -> Result<Update> {
+        let start = Instant::now();
+        let step = self.optimizer.steps() + 1;
+        let Course { clip, bias_update_speed, .. } = self.course;
+        let grad_norm = sum_squares(cpu, &self.model.params.grad).sqrt();
         for (what, value) in [("loss", loss), ("gradient", grad_norm)] {
             if !value.is_finite() {
                 self.model.params.zero_grad();
@@ -198,7 +237,7 @@ impl Trainer {
         let scale = if clip > 0.0 { (clip / (grad_norm + 1e-6)).min(1.0) } else { 1.0 };
         let store = &mut *self.model.params;
         self.optimizer.step(cpu, &mut store.data, &store.grad, rates, scale as f32);
-        for (bias, counts) in &totals.load {
+        for (bias, counts) in load {
             if let Some(bias) = bias {
                 let range = self.model.params.range(*bias);
                 balance(&mut self.model.params.data[range], counts, bias_update_speed as f32);
@@ -207,16 +246,7 @@ impl Trainer {
         self.model.params.zero_grad();
         self.model.weights_changed();
         self.model.timers.add("optimizer", start.elapsed());
-        let mtp_losses: f64 = totals.mtp.iter().zip(&mtp_tokens).map(|(sum, &n)| sum * share(n)).sum();
-        Ok(StepReport {
-            step,
-            loss,
-            mtp_loss: (modules > 0).then(|| mtp_losses * share(modules)),
-            balance_loss: totals.balance,
-            rates,
-            grad_norm,
-            counts: totals.load.into_iter().map(|(_, counts)| counts).collect(),
-        })
+        Ok(Update { step, rates, grad_norm })
     }
 }
 

@@ -1,0 +1,273 @@
+//! The recipe of a pipeline: `[run]`, and a recipe inside each `[[stage]]`.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use minke_train::recipe::{Document, RecipeError, Section, located};
+use toml::{Table, Value};
+
+use super::{Kind, MakeError};
+
+/// What a reference to an earlier stage begins with.
+const REFERENCE: &str = "stage:";
+/// Names in the pipeline's folder, and first words of `--set`, that mean something else.
+const RESERVED: [&str; 6] = ["run", "stage", "stages", "model", "plots", "report"];
+/// No pipeline has more stages.
+const MOST_STAGES: usize = 256;
+
+/// Stages, in the order in which they are made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pipeline {
+    /// Its name; the recipe's file name by default.
+    pub name: String,
+    /// The seed of stages that do not say their own.
+    pub seed: u64,
+    /// The folder that it writes; `runs/NAME` by default.
+    pub out: PathBuf,
+    /// The stage whose model is published; by default the last one that makes a model.
+    pub publish: Option<String>,
+    /// The stages.
+    pub stages: Vec<Stage>,
+    /// Where relative paths start.
+    pub folder: PathBuf,
+}
+
+/// One stage.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stage {
+    /// Its name, and that of its folder.
+    pub name: String,
+    /// Its kind: the command that it is a recipe for.
+    pub kind: Kind,
+    /// Its recipe as given, `[run] seed` filled in; paths and references are as they were written.
+    pub recipe: Table,
+    /// The stages that it refers to.
+    pub inputs: BTreeSet<String>,
+}
+
+impl Pipeline {
+    /// Reads a pipeline; `STAGE.KEY=V` of `overrides` changes the recipe of that stage, `run.KEY=V` the pipeline's.
+    ///
+    /// # Errors
+    /// An unreadable file, invalid TOML, unknown kinds and keys of the pipeline itself, names that occur twice or
+    /// cannot be folders, references to stages that do not come earlier; each with its place.
+    pub fn load(path: &Path, overrides: &[String], kinds: &[Kind]) -> Result<Self, MakeError> {
+        let names = names(&Document::load(path, &[])?)?;
+        let translated: Vec<String> =
+            overrides.iter().map(|option| translate(option, &names)).collect::<Result<_, _>>()?;
+        let document = Document::load(path, &translated)?;
+        let mut root = document.root();
+        let mut section = root.section("run")?;
+        let run = minke_train::recipe::run(&mut section, document.name())?;
+        let publish = section.text("publish")?;
+        let no_publish = |expected: &str, section: &Section<'_>, got: &str| {
+            section.conflict("publish", &format!("the string {got:?}"), expected)
+        };
+        let mut stages: Vec<Stage> = Vec::new();
+        for stage in root.sections("stage")? {
+            let stage = read(stage, run.seed, &stages, kinds)?;
+            stages.push(stage);
+        }
+        if stages.is_empty() {
+            return Err(root.missing("stage", "at least one [[stage]]").into());
+        }
+        if stages.len() > MOST_STAGES {
+            let expected = format!("at most {MOST_STAGES} stages");
+            return Err(root.conflict("stage", &stages.len().to_string(), &expected).into());
+        }
+        if let Some(name) = &publish {
+            let models: Vec<&str> =
+                stages.iter().filter(|stage| stage.kind.makes_model).map(|stage| &stage.name[..]).collect();
+            if !models.contains(&&name[..]) {
+                let expected = format!("a stage that makes a model: {}", models.join(", "));
+                return Err(no_publish(&expected, &section, name).into());
+            }
+        }
+        section.finish()?;
+        root.finish()?;
+        let folder = document.folder().unwrap_or(Path::new(".")).to_owned();
+        Ok(Self { name: run.name, seed: run.seed, out: PathBuf::from(run.out), publish, stages, folder })
+    }
+
+    /// The stage of a name.
+    pub fn stage(&self, name: &str) -> Option<&Stage> {
+        self.stages.iter().find(|stage| stage.name == name)
+    }
+
+    /// The stage whose model is the pipeline's.
+    pub fn published(&self) -> Option<&Stage> {
+        match &self.publish {
+            Some(name) => self.stage(name),
+            None => self.stages.iter().rev().find(|stage| stage.kind.makes_model),
+        }
+    }
+
+    /// The complete recipe of a stage of this pipeline in `out`: paths and references resolved, `[run]` filled in.
+    pub fn resolved(&self, stage: &Stage, out: &Path) -> Table {
+        let out = std::path::absolute(out).unwrap_or_else(|_| out.to_owned());
+        let mut recipe = stage.recipe.clone();
+        let resolve = Resolve { folder: &self.folder, out: &out, paths: stage.kind.paths };
+        for (key, value) in &mut recipe {
+            resolve.value(&mut vec![key.clone()], value);
+        }
+        let run = recipe.entry("run").or_insert_with(|| Value::Table(Table::new()));
+        if let Value::Table(run) = run {
+            run.insert("name".to_owned(), Value::String(format!("{}-{}", self.name, stage.name)));
+            run.insert("out".to_owned(), Value::String(out.join(&stage.name).display().to_string()));
+        }
+        recipe
+    }
+}
+
+impl Stage {
+    /// The references that its recipe makes.
+    pub fn references(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for value in self.recipe.values() {
+            collect(value, &mut found);
+        }
+        found
+    }
+}
+
+/// The path that a reference means, in a pipeline's folder; `None` for other texts.
+pub(super) fn referred(text: &str, out: &Path) -> Option<PathBuf> {
+    text.strip_prefix(REFERENCE).map(|rest| out.join(rest))
+}
+
+/// The names of the stages, for telling options apart.
+fn names(document: &Document) -> Result<Vec<String>, RecipeError> {
+    let mut root = document.root();
+    root.sections("stage")?.into_iter().map(|mut stage| Ok(stage.text("name")?.unwrap_or_default())).collect()
+}
+
+/// An option of a stage by its name as one by its place.
+fn translate(option: &str, names: &[String]) -> Result<String, RecipeError> {
+    let key = option.split('=').next().unwrap_or_default();
+    let first = key.split('.').next().unwrap_or_default().trim();
+    if first == "run" {
+        return Ok(option.to_owned());
+    }
+    match names.iter().position(|name| name == first && !first.is_empty()) {
+        Some(index) if key.contains('.') => {
+            let rest = option.split_once('.').map_or("", |(_, rest)| rest);
+            Ok(format!("stage.{index}.{rest}"))
+        }
+        _ => Err(RecipeError::Override {
+            text: option.to_owned(),
+            reason: format!(
+                "expected STAGE.KEY=VALUE or run.KEY=VALUE; the stages are {}",
+                if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+            ),
+        }),
+    }
+}
+
+fn read(
+    mut section: Section<'_>,
+    seed: u64,
+    earlier: &[Stage],
+    kinds: &[Kind],
+) -> Result<Stage, RecipeError> {
+    let expected = "a name of lower-case letters, digits, - and _";
+    let Some(name) = section.text("name")? else { return Err(section.missing("name", expected)) };
+    let got = format!("the string {name:?}");
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_');
+    if name.len() > 64 || !name.chars().all(plain) || name.starts_with(['-', '_']) {
+        return Err(section.conflict("name", &got, expected));
+    }
+    if RESERVED.contains(&name.as_str()) {
+        let expected = format!("another name, since {} have a meaning of their own", RESERVED.join(", "));
+        return Err(section.conflict("name", &got, &expected));
+    }
+    if earlier.iter().any(|stage| stage.name == name) {
+        return Err(section.conflict("name", &got, "a name that no other stage has"));
+    }
+    let choices: Vec<(&str, Kind)> = kinds.iter().map(|kind| (kind.name, *kind)).collect();
+    let Some(kind) = section.choice("kind", &choices)? else {
+        let names: Vec<&str> = kinds.iter().map(|kind| kind.name).collect();
+        return Err(section.missing("kind", &format!("one of {}", names.join(", "))));
+    };
+    let mut inputs = BTreeSet::new();
+    let mut recipe = section.rest(&mut |text| {
+        if let Some(reference) = text.strip_prefix(REFERENCE) {
+            inputs.insert(input(reference, earlier)?);
+        }
+        Ok(())
+    })?;
+    let run = recipe.entry("run").or_insert_with(|| Value::Table(Table::new()));
+    let Value::Table(run) = run else { return Err(section.conflict("run", "a value", "a table [stage.run]")) };
+    if let Some(key) = ["name", "out"].into_iter().find(|key| run.contains_key(*key)) {
+        let expected = "no such key, since the pipeline decides it";
+        return Err(section.conflict("run", &format!("a table with `{key}`"), expected));
+    }
+    run.entry("seed").or_insert_with(|| Value::Integer(seed as i64));
+    Ok(Stage { name, kind, recipe, inputs })
+}
+
+/// The stage that a reference means, which must come earlier, and what is wrong with others.
+fn input(reference: &str, earlier: &[Stage]) -> Result<String, String> {
+    let (name, file) = reference.split_once('/').map_or((reference, None), |(name, file)| (name, Some(file)));
+    if !earlier.iter().any(|stage| stage.name == name) {
+        let names: Vec<&str> = earlier.iter().map(|stage| &stage.name[..]).collect();
+        let which =
+            if names.is_empty() { "this is the first".to_owned() } else { names.join(", ") };
+        return Err(format!("stage:NAME of an earlier stage ({which})"));
+    }
+    let inside = |part: &str| !matches!(part, "" | "." | "..");
+    if file.is_some_and(|file| !file.split('/').all(inside) || file.contains('\\')) {
+        return Err(format!("stage:{name}/FILE with a file inside that stage's folder"));
+    }
+    Ok(name.to_owned())
+}
+
+fn collect(value: &Value, found: &mut Vec<String>) {
+    match value {
+        Value::String(text) if text.starts_with(REFERENCE) => found.push(text.clone()),
+        Value::Array(values) => values.iter().for_each(|value| collect(value, found)),
+        Value::Table(table) => table.values().for_each(|value| collect(value, found)),
+        _ => {}
+    }
+}
+
+/// How strings of a recipe become paths.
+struct Resolve<'a> {
+    folder: &'a Path,
+    out: &'a Path,
+    /// Dotted keys whose values are paths; `*` stands for any place in an array.
+    paths: &'a [&'a str],
+}
+
+impl Resolve<'_> {
+    fn value(&self, key: &mut Vec<String>, value: &mut Value) {
+        match value {
+            Value::String(text) => {
+                if let Some(path) = referred(text, self.out) {
+                    *text = path.display().to_string();
+                } else if text.starts_with("./") || text.starts_with("../") || self.is_path(key) {
+                    *text = located(std::mem::take(text), Some(self.folder));
+                }
+            }
+            Value::Array(values) => {
+                for value in values {
+                    key.push("*".to_owned());
+                    self.value(key, value);
+                    key.pop();
+                }
+            }
+            Value::Table(table) => {
+                for (name, value) in table {
+                    key.push(name.clone());
+                    self.value(key, value);
+                    key.pop();
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn is_path(&self, key: &[String]) -> bool {
+        let key = key.join(".");
+        self.paths.contains(&key.as_str())
+    }
+}

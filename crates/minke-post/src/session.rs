@@ -1,0 +1,389 @@
+//! The loop that SFT, GRPO and distillation share: folder, model, steps, evaluations, samples, checkpoints.
+//!
+//! ```text
+//! recipe -> run folder -> model and tokenizer -> [turn, evaluation, samples, checkpoint]* -> model/
+//! ```
+//!
+//! What differs is a [`Stage`]. A turn of it is a function of the weights, the optimizer's state, the turn's number
+//! and the stage's own [`Stage::state`], and a checkpoint holds all of these: a killed run goes on bit for bit. What
+//! an unfinished turn did is dropped with it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use minke_cpu::Cpu;
+use minke_data::Tokenizer;
+use minke_data::template::ChatTemplate;
+use minke_infer::load::{Loaded, load_model};
+use minke_model::{Model, Precision, spec};
+use minke_train::checkpoint::{self, State};
+use minke_train::metrics::MetricsWriter;
+use minke_train::optim::Settings;
+use minke_train::pretrain::Options;
+use minke_train::recipe::{Optim, Run};
+use minke_train::run_folder::{self, RunFolder};
+use minke_train::trainer::{Course, Trainer};
+use minke_train::{TrainError, resume};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::error::{PostError, Result};
+use crate::events::{Event, Started};
+use crate::metrics::{Record, Sample, Values};
+
+/// When things happen; the same keys in the `[train]` of every stage.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Rhythm {
+    /// Steps between evaluations; 0 for none but the first and last.
+    pub eval_every: u64,
+    /// Steps between samples; 0 for none but the first and last.
+    pub sample_every: u64,
+    /// Steps between checkpoints; 0 for none but the last.
+    pub checkpoint_every: u64,
+    /// Checkpoints kept.
+    pub keep: usize,
+}
+
+/// What the loop needs to know of a stage's recipe.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// `sft`, `grpo`, `distill`.
+    pub kind: &'static str,
+    /// Name, seed and folder.
+    pub run: Run,
+    /// The model to start from.
+    pub model: String,
+    /// What its products run in; what its tensors are stored in when not given.
+    pub precision: Option<Precision>,
+    /// A template instead of the model's own.
+    pub template: Option<ChatTemplate>,
+    /// How gradients become steps.
+    pub optim: Optim,
+    /// Turns of the whole run.
+    pub steps: u64,
+    /// When things happen.
+    pub rhythm: Rhythm,
+    /// The resolved recipe, stored with the run.
+    pub recipe: String,
+    /// Keys of it that may differ when a run is resumed.
+    pub free: fn(&str) -> bool,
+}
+
+/// What a stage works with.
+pub struct Workshop {
+    /// The machine.
+    pub cpu: Cpu,
+    /// Model and optimizer.
+    pub trainer: Trainer,
+    /// The model's tokenizer.
+    pub tokenizer: Tokenizer,
+    /// How messages become tokens; a base model has none.
+    pub template: Option<ChatTemplate>,
+    /// The tokens that end an answer.
+    pub stop_ids: Vec<u32>,
+    /// The token that begins a text.
+    pub bos: Option<u32>,
+    /// The run's seed.
+    pub seed: u64,
+    /// The run's folder.
+    pub folder: PathBuf,
+}
+
+impl Workshop {
+    /// The model.
+    pub fn model(&mut self) -> &mut Model {
+        &mut self.trainer.model
+    }
+}
+
+/// What differs between the kinds of training.
+pub trait Stage {
+    /// Updates of the optimizer in one turn.
+    fn updates(&self) -> u64 {
+        1
+    }
+
+    /// What a person wants to know before the first step.
+    fn facts(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+
+    /// Takes turn number `turn`, from 0; the metrics that it names.
+    fn turn(&mut self, shop: &mut Workshop, turn: u64, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Values>;
+
+    /// Examines the model after `step` turns.
+    fn evaluate(
+        &mut self,
+        shop: &mut Workshop,
+        step: u64,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Option<Values>>;
+
+    /// Lets the model answer something.
+    fn samples(&mut self, shop: &mut Workshop, step: u64) -> Result<Vec<Sample>>;
+
+    /// What must be found again to go on from here, beside weights and optimizer.
+    fn state(&self) -> Value {
+        Value::Null
+    }
+
+    /// Takes back what [`Stage::state`] gave.
+    ///
+    /// # Errors
+    /// It is not what this stage gives.
+    fn restore(&mut self, state: &Value) -> Result<(), String> {
+        let _ = state;
+        Ok(())
+    }
+}
+
+/// How a stage ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// The run's folder.
+    pub folder: PathBuf,
+    /// Steps done.
+    pub step: u64,
+    /// Steps of the whole run.
+    pub steps: u64,
+    /// The last checkpoint, if there is one.
+    pub checkpoint: Option<PathBuf>,
+    /// The model's folder, when the run reached its end.
+    pub model: Option<PathBuf>,
+    /// The last evaluation.
+    pub evaluation: Option<Values>,
+}
+
+/// The model that a stage starts from.
+pub struct Base {
+    folder: RunFolder,
+    loaded: Loaded,
+    cpu: Cpu,
+}
+
+/// Takes the run's folder and loads the model; what costs minutes comes after what is likely to be wrong.
+///
+/// # Errors
+/// The folder is taken or holds something else; the model cannot be loaded.
+pub fn open(setup: &Setup, options: &Options, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Base> {
+    let folder = RunFolder::take(Path::new(&setup.run.out), options.resume)?;
+    let loaded = load_model(&setup.model, setup.precision)?;
+    for note in &loaded.notes {
+        on_event(Event::Warning { text: note });
+    }
+    Ok(Base { folder, loaded, cpu: Cpu::detect(options.threads) })
+}
+
+impl Base {
+    /// The model, tokenizer and what else was loaded.
+    pub fn loaded(&self) -> &Loaded {
+        &self.loaded
+    }
+
+    /// The machine.
+    pub fn cpu(&self) -> &Cpu {
+        &self.cpu
+    }
+}
+
+/// Runs a stage to its end, or until `stop` after the turn in work.
+///
+/// # Errors
+/// Anything that [`PostError`] lists; what was on the disk before stays whole.
+pub fn run(
+    setup: &Setup,
+    base: Base,
+    stage: &mut dyn Stage,
+    resume: bool,
+    stop: &AtomicBool,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Outcome> {
+    let Base { folder, loaded, cpu } = base;
+    let before = if resume { find(setup, &folder, on_event)? } else { None };
+    let (stop_ids, bos) = (loaded.stop_ids(), loaded.bos());
+    let template = match &setup.template {
+        Some(template) => Some(template.clone()),
+        None => loaded.template()?,
+    };
+    let Some(tokenizer) = loaded.tokenizer else {
+        return Err(PostError::unsuitable(loaded.folder.display().to_string(), "the model has no tokenizer"));
+    };
+    let counts = spec::parameters(&loaded.model.config);
+    let course = Course::new(&setup.optim, setup.steps * stage.updates());
+    let trainer = Trainer::new(loaded.model, &Settings::from(&setup.optim), course);
+    let folder_path = folder.path().to_owned();
+    let seed = setup.run.seed;
+    let mut shop = Workshop { cpu, trainer, tokenizer, template, stop_ids, bos, seed, folder: folder_path };
+    let mut first = 0;
+    if let Some(checkpoint) = &before {
+        checkpoint.restore(&mut shop.trainer)?;
+        first = checkpoint.state.step;
+        stage.restore(&checkpoint.state.more).map_err(|reason| {
+            PostError::unsuitable(checkpoint.path.display().to_string(), format!("its state: {reason}"))
+        })?;
+    }
+    run_folder::replace(&folder.recipe(), setup.recipe.as_bytes())?;
+    let metrics = MetricsWriter::resume(&folder.metrics(), first)?;
+    on_event(Event::Started(&Started {
+        kind: setup.kind,
+        name: setup.run.name.clone(),
+        folder: folder.path().to_owned(),
+        step: first,
+        steps: setup.steps,
+        parameters: counts.total + counts.mtp,
+        active_parameters: counts.active,
+        threads: shop.cpu.threads(),
+        level: shop.cpu.level().name(),
+        facts: stage.facts(),
+    }));
+    let mut session = Session {
+        before_s: before.as_ref().map_or(0.0, |checkpoint| checkpoint.state.elapsed_s),
+        saved: before.map(|checkpoint| checkpoint.path),
+        start: Instant::now(),
+        evaluation: None,
+        setup,
+        folder,
+        metrics,
+        shop,
+        stage,
+        on_event,
+    };
+    session.go(first, stop)
+}
+
+fn find(
+    setup: &Setup,
+    folder: &RunFolder,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Option<checkpoint::Checkpoint>> {
+    let path = folder.recipe();
+    let stored = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let text = format!("there is no run in {} yet: starting it", folder.path().display());
+            on_event(Event::Warning { text: &text });
+            return Ok(None);
+        }
+        Err(error) => return Err(TrainError::io("read", &path)(error).into()),
+    };
+    resume::check(folder.path(), &stored, &setup.recipe, setup.free)?;
+    let newest = checkpoint::newest(&folder.checkpoints(), &mut |text| on_event(Event::Warning { text }))?;
+    if newest.is_none() {
+        on_event(Event::Warning { text: "the run has no checkpoint yet: starting from its first step" });
+    }
+    Ok(newest)
+}
+
+struct Session<'a> {
+    setup: &'a Setup,
+    folder: RunFolder,
+    metrics: MetricsWriter<Record>,
+    shop: Workshop,
+    stage: &'a mut dyn Stage,
+    on_event: &'a mut dyn FnMut(Event<'_>),
+    /// Seconds of earlier parts of the run.
+    before_s: f64,
+    start: Instant,
+    saved: Option<PathBuf>,
+    evaluation: Option<Values>,
+}
+
+impl Session<'_> {
+    fn go(&mut self, first: u64, stop: &AtomicBool) -> Result<Outcome> {
+        let steps = self.setup.steps;
+        let Rhythm { eval_every, sample_every, checkpoint_every, .. } = self.setup.rhythm;
+        let due = |step: u64, every: u64| every > 0 && step.is_multiple_of(every) || step == steps;
+        if first == 0 {
+            // where it starts from, so that a curve has its beginning
+            self.evaluate(0)?;
+            self.sample(0)?;
+        }
+        let mut step = first;
+        let mut saved_at = self.saved.is_some().then_some(first);
+        while step < steps && !stop.load(Ordering::Relaxed) {
+            self.turn(step, first)?;
+            step += 1;
+            if due(step, eval_every) {
+                self.evaluate(step)?;
+            }
+            if due(step, sample_every) {
+                self.sample(step)?;
+            }
+            if due(step, checkpoint_every) {
+                self.save(step)?;
+                saved_at = Some(step);
+            }
+        }
+        if step > 0 && saved_at != Some(step) {
+            self.save(step)?;
+        }
+        let finished = step == steps;
+        if finished {
+            let template = self.shop.template.as_ref();
+            checkpoint::save_model(
+                &self.folder.model(),
+                &self.shop.trainer.model,
+                &self.shop.tokenizer,
+                template,
+            )?;
+        }
+        Ok(Outcome {
+            folder: self.folder.path().to_owned(),
+            step,
+            steps,
+            checkpoint: self.saved.clone(),
+            model: finished.then(|| self.folder.model()),
+            evaluation: self.evaluation.clone(),
+        })
+    }
+
+    fn elapsed_s(&self) -> f64 {
+        self.before_s + self.start.elapsed().as_secs_f64()
+    }
+
+    fn turn(&mut self, step: u64, first: u64) -> Result<()> {
+        let mut values = self.stage.turn(&mut self.shop, step, self.on_event)?;
+        (values.step, values.elapsed_s) = (step + 1, self.elapsed_s());
+        let pace = self.start.elapsed().as_secs_f64() / (step + 1 - first) as f64;
+        let remaining_s = pace * (self.setup.steps - step - 1) as f64;
+        (self.on_event)(Event::Step { metrics: &values, steps: self.setup.steps, remaining_s });
+        Ok(self.metrics.append(&Record::Step(values))?)
+    }
+
+    fn evaluate(&mut self, step: u64) -> Result<()> {
+        let Some(mut values) = self.stage.evaluate(&mut self.shop, step, self.on_event)? else { return Ok(()) };
+        (values.step, values.elapsed_s) = (step, self.elapsed_s());
+        (self.on_event)(Event::Evaluation(&values));
+        self.metrics.append(&Record::Evaluation(values.clone()))?;
+        self.evaluation = Some(values);
+        Ok(())
+    }
+
+    fn sample(&mut self, step: u64) -> Result<()> {
+        for mut sample in self.stage.samples(&mut self.shop, step)? {
+            sample.step = step;
+            (self.on_event)(Event::Sample(&sample));
+            self.metrics.append(&Record::Sample(sample))?;
+        }
+        Ok(())
+    }
+
+    fn save(&mut self, step: u64) -> Result<()> {
+        let mut state = State::new(step, 0, self.elapsed_s(), self.shop.seed, String::new());
+        state.updates = Some(self.shop.trainer.steps_done());
+        state.more = self.stage.state();
+        let path = checkpoint::save(
+            &self.folder.checkpoints(),
+            &self.shop.trainer,
+            &self.shop.tokenizer,
+            self.shop.template.as_ref(),
+            &state,
+            self.setup.rhythm.keep,
+        )?;
+        (self.on_event)(Event::Checkpoint { step, path: &path });
+        self.saved = Some(path);
+        Ok(())
+    }
+}
