@@ -1,17 +1,27 @@
 //! The families, one file each.
 
 mod chain;
+mod count;
+mod reverse;
+mod sort;
 #[cfg(test)]
 mod tests;
+mod words;
 
 use crate::Family;
 
 /// All families, in the order of lists.
-static FAMILIES: [&dyn Family; 1] = [&chain::Chain];
+static FAMILIES: &[&dyn Family] = &[
+    &chain::Chain,
+    // strings and lists
+    &sort::Sort,
+    &count::Count,
+    &reverse::Reverse,
+];
 
 /// All families, in the order of lists.
 pub fn families() -> &'static [&'static dyn Family] {
-    &FAMILIES
+    FAMILIES
 }
 
 /// The family of a name.
