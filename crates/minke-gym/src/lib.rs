@@ -8,18 +8,27 @@
 //! The way of a reward:
 //!
 //! ```text
-//! Suite -> Problem { prompt, key } -> a model's text -> answer::split -> Family::verify -> Verdict
+//! Suite -> Task { prompt, check } -> a model's text -> answer::split -> Task::verify -> Verdict
 //! ```
 //!
 //! A family may also show its work, in three degrees of [`Care`]: that is the text that small models are pretrained
 //! on. Every line of it is right; what differs is how much each line does at once.
+
+#![expect(
+    clippy::format_push_string,
+    reason = "prompts and thoughts are short, and format! reads better than write! and its result"
+)]
 
 pub mod answer;
 mod draw;
 mod family;
 mod families;
 pub mod number;
+mod suite;
+pub mod tasks;
+pub mod verifier;
 
 pub use draw::Draw;
 pub use families::{families, family};
 pub use family::{Care, Family, Problem, Split, Work, problem};
+pub use suite::{CORE, CORE_LEVELS, Check, Loaded, Part, Suite, SuiteError, Task, Verdict};
