@@ -180,6 +180,27 @@ pub fn take_rows(cpu: &Cpu, x: View<'_>, d: usize, rows: &[u32], out: ViewMut<'_
     });
 }
 
+/// `out[rows[i]] = x[i]`, x: [n, d], rows: [n], ascending, out: [any, d]; other rows stay as they are.
+///
+/// # Panics
+/// When rows do not ascend or one is not in `out`, or x has another number of rows.
+pub fn put_rows(cpu: &Cpu, x: View<'_>, d: usize, rows: &[u32], out: ViewMut<'_>) {
+    let there = rows::count("put_rows", out.len(), d);
+    assert!(rows.is_sorted_by(|a, b| a < b), "put_rows: rows in ascending order");
+    if let Some(row) = rows.last().filter(|&&row| row as usize >= there) {
+        panic!("put_rows: row {row} of {there}");
+    }
+    rows::expect_len("put_rows", "x", x.len(), rows.len() * d);
+    let shared = SharedView::new(out);
+    rows::over_tiles(cpu, rows.len(), d, |from, to| {
+        for i in from..to {
+            // SAFETY: rows ascend, so each is written by one task.
+            let out = unsafe { shared.slice(rows[i] as usize * d, d) };
+            cpu.dispatch(TakeRows { x, d, rows: &[i as u32], out });
+        }
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use minke_num::bf16;
@@ -187,6 +208,26 @@ mod tests {
 
     use super::*;
     use crate::testing::{AWKWARD, everywhere, halve, normal, widen};
+
+    #[test]
+    fn rows_put_back_are_where_they_were_taken() {
+        for d in AWKWARD {
+            let x = normal(1, 9 * d);
+            let rows = [0_u32, 3, 4, 8];
+            everywhere("put_rows", |cpu| {
+                let (mut taken, mut back) = (vec![0.0; 4 * d], vec![7.0; 9 * d]);
+                take_rows(cpu, View::F32(&x), d, &rows, ViewMut::F32(&mut taken));
+                put_rows(cpu, View::F32(&taken), d, &rows, ViewMut::F32(&mut back));
+                for row in 0..9 {
+                    let of = row * d..(row + 1) * d;
+                    let expected =
+                        if rows.contains(&(row as u32)) { x[of.clone()].to_vec() } else { vec![7.0; d] };
+                    assert_eq!(back[of], expected);
+                }
+                back
+            });
+        }
+    }
 
     #[test]
     fn flat_ops_round_once() {

@@ -20,6 +20,7 @@ pub mod gemm;
 pub mod loss;
 pub mod moe;
 pub mod norm;
+pub mod policy;
 pub mod pool;
 pub mod reduce;
 pub mod rope;

@@ -19,9 +19,10 @@ fn check_labels(op: &str, logits: &[f32], w: usize, labels: &[u32], out: &[f32])
 
 kernel! {
     CrossEntropy<'a>(
-        s: S, logits: &'a mut [f32], w: usize, labels: &'a [u32], scale: f32, losses: &'a mut [f32], want_grad: bool,
+        s: S, logits: &'a mut [f32], w: usize, labels: &'a [u32], scales: Scales<'a>, losses: &'a mut [f32],
+        want_grad: bool,
     ) {
-        for ((x, &label), loss) in logits.chunks_mut(w).zip(labels).zip(losses) {
+        for (row, ((x, &label), loss)) in logits.chunks_mut(w).zip(labels).zip(losses).enumerate() {
             if label == IGNORED {
                 *loss = 0.0;
                 if want_grad {
@@ -44,6 +45,10 @@ kernel! {
             });
             let sum = s.sum(sum);
             *loss = natural_log(sum) - target;
+            let scale = match scales {
+                Scales::All(scale) => scale,
+                Scales::Rows(scales) => scales[row],
+            };
             let factor = s.splat(scale / sum);
             lanes!(w, |i, n| {
                 store_f32(s, s.mul(load_f32(s, x, i, n), factor), x, i, n);
@@ -51,6 +56,15 @@ kernel! {
             x[label as usize] -= scale;
         }
     }
+}
+
+/// What the gradient of each row's loss is multiplied by.
+#[derive(Clone, Copy, Debug)]
+pub enum Scales<'a> {
+    /// The same for all.
+    All(f32),
+    /// One for each row.
+    Rows(&'a [f32]),
 }
 
 /// `loss = ln(sum of e^x) - x[label]`, row by row, and its gradient `scale (softmax(x) - onehot(label))` in place of
@@ -66,17 +80,24 @@ pub fn cross_entropy(
     logits: &mut [f32],
     w: usize,
     labels: &[u32],
-    scale: f32,
+    scales: Scales<'_>,
     losses: &mut [f32],
     want_grad: bool,
 ) {
     check_labels("cross_entropy", logits, w, labels, losses);
+    if let Scales::Rows(scales) = scales {
+        rows::expect_len("cross_entropy", "scales", scales.len(), labels.len());
+    }
     let (logits, losses) = (SharedMut::new(logits), SharedMut::new(losses));
     rows::over_tiles(cpu, labels.len(), w, |from, to| {
         // SAFETY: tasks own disjoint rows.
         let (logits, losses) =
             unsafe { (logits.slice(from * w, (to - from) * w), losses.slice(from, to - from)) };
-        cpu.dispatch(CrossEntropy { logits, w, labels: &labels[from..to], scale, losses, want_grad });
+        let scales = match scales {
+            Scales::All(scale) => Scales::All(scale),
+            Scales::Rows(scales) => Scales::Rows(&scales[from..to]),
+        };
+        cpu.dispatch(CrossEntropy { logits, w, labels: &labels[from..to], scales, losses, want_grad });
     });
 }
 
@@ -194,9 +215,12 @@ mod tests {
                 let got = everywhere("cross_entropy", |cpu| {
                     let (mut d, mut losses, mut again, mut log_p) =
                         (x.clone(), vec![9.0; n], vec![9.0; n], vec![9.0; n]);
-                    cross_entropy(cpu, &mut d, w, &labels, 0.25, &mut losses, true);
+                    cross_entropy(cpu, &mut d, w, &labels, Scales::All(0.25), &mut losses, true);
+                    let mut by_row = x.clone();
+                    cross_entropy(cpu, &mut by_row, w, &labels, Scales::Rows(&[0.25; 7]), &mut losses, true);
+                    assert_same_bits("gradient scaled by row", &by_row, &d);
                     let mut kept = x.clone();
-                    cross_entropy(cpu, &mut kept, w, &labels, 0.25, &mut again, false);
+                    cross_entropy(cpu, &mut kept, w, &labels, Scales::All(0.25), &mut again, false);
                     assert_same_bits("logits without gradient", &kept, &x);
                     assert_same_bits("loss without gradient", &again, &losses);
                     log_probs(cpu, &x, w, &labels, &mut log_p);
@@ -224,11 +248,11 @@ mod tests {
         let cpu = Cpu::detect(1);
         let mut losses = [0.0];
         let mut x = [3e38, -3e38, 0.0];
-        cross_entropy(&cpu, &mut x, 3, &[0], 1.0, &mut losses, true);
+        cross_entropy(&cpu, &mut x, 3, &[0], Scales::All(1.0), &mut losses, true);
         assert_eq!((losses[0], x), (0.0, [0.0, 0.0, 0.0]));
         for bad in [f32::NAN, f32::INFINITY] {
             let mut x = [0.0, bad, 1.0];
-            cross_entropy(&cpu, &mut x, 3, &[0], 1.0, &mut losses, true);
+            cross_entropy(&cpu, &mut x, 3, &[0], Scales::All(1.0), &mut losses, true);
             assert!(losses[0].is_nan());
         }
     }

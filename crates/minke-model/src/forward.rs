@@ -107,6 +107,8 @@ pub(crate) struct Pass<'a> {
     pub balance_alpha: f32,
     pub balance_loss: f64,
     pub loads: Vec<ExpertLoad>,
+    /// The experts of each row [n, k], by layer with experts.
+    pub routes: Vec<Arc<[u32]>>,
 }
 
 impl Model {
@@ -191,7 +193,7 @@ impl Net {
     }
 
     /// A multi-token-prediction module: `h` [n, d] is the state after the norm before it, `tokens` the token k places
-    /// ahead of each row. Returns the state after its own norm, which goes to the head and to the next module.
+    /// ahead of each row. `detached` modules learn without teaching embedding and trunk. Returns the state after its own norm, which goes to the head and to the next module.
     ///
     /// DeepSeek-V3 report, section 2.2, equations 21-23; like transformers, the state passed on is normed.
     pub fn mtp(
@@ -201,12 +203,18 @@ impl Net {
         k: usize,
         h: &Var,
         tokens: &Arc<[u32]>,
+        detached: bool,
     ) -> Var {
         let m = &self.mtp[k];
         let act = cx.store.dtype(m.eh_proj);
-        let embedded = ops::embedding(cx, self.embedding, tokens);
+        let mut embedded = ops::embedding(cx, self.embedding, tokens);
+        let mut h = h.clone();
+        if detached {
+            // new values on the tape, whose gradients nobody takes
+            (embedded, h) = (cx.var(embedded.value), if k == 0 { cx.var(h.value) } else { h });
+        }
         let embedded = ops::rmsnorm(cx, &embedded, m.enorm, self.eps, act);
-        let state = ops::rmsnorm(cx, h, m.hnorm, self.eps, act);
+        let state = ops::rmsnorm(cx, &h, m.hnorm, self.eps, act);
         let joined = ops::concat(cx, &embedded, &state);
         let x = ops::linear(cx, &joined, m.eh_proj, DType::F32);
         let state = m.layer.forward(cx, self, pass, (x, None));
@@ -257,6 +265,7 @@ impl Layer {
                 let (out, routed) =
                     ops::moe_ffn(cx, &y, *weights, router, &pass.borders, pass.balance_alpha, act);
                 pass.balance_loss += f64::from(routed.balance_loss);
+                pass.routes.push(routed.experts);
                 pass.loads.push(ExpertLoad { layer: self.index, bias: weights.bias, counts: routed.counts });
                 out
             }

@@ -89,6 +89,14 @@ impl Model {
     /// # Panics
     /// When a token is outside the vocabulary or caches of both kinds are mixed.
     pub fn infer(&mut self, cpu: &Cpu, steps: &mut [Step<'_>]) -> Vec<f32> {
+        self.infer_traced(cpu, steps).0
+    }
+
+    /// As [`Model::infer`], with the experts that each row of the call was sent to: [rows, k] by layer with experts.
+    ///
+    /// # Panics
+    /// As [`Model::infer`].
+    pub fn infer_traced(&mut self, cpu: &Cpu, steps: &mut [Step<'_>]) -> (Vec<f32>, Vec<Arc<[u32]>>) {
         let (mut tokens, mut positions, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
         let latent = steps.first().is_some_and(|s| s.cache.latent);
         let mut sequences = Vec::new();
@@ -113,14 +121,15 @@ impl Model {
             balance_alpha: 0.0,
             balance_loss: 0.0,
             loads: Vec::new(),
+            routes: Vec::new(),
         };
         let mut cx = Context::inference(cpu, &mut self.params);
         let h = self.net.trunk(&mut cx, &mut pass, &tokens.into());
         if wanted.is_empty() {
-            return Vec::new();
+            return (Vec::new(), pass.routes);
         }
         let mut rows = Tensor::uninit(wanted.len(), h.value.cols(), h.value.dtype());
         copy::take_rows(cpu, h.value.view(), h.value.cols(), &wanted, rows.view_mut());
-        ops::head_logits(&mut cx, &rows, self.net.head).f32().to_vec()
+        (ops::head_logits(&mut cx, &rows, self.net.head).f32().to_vec(), pass.routes)
     }
 }

@@ -12,6 +12,7 @@ mod forward;
 mod infer;
 mod load;
 mod params;
+mod policy;
 pub mod spec;
 mod train;
 
@@ -21,5 +22,7 @@ pub use infer::{Cache, Step, Want};
 pub use load::{LoadError, WeightSource};
 pub use minke_cpu::DType;
 pub use minke_cpu::attention::Segment;
+pub use minke_cpu::policy::{Divergence, Kept, Teacher};
 pub use params::{Param, Params, Precision};
+pub use policy::{PolicyBatch, PolicyStats};
 pub use train::{ExpertLoad, IGNORE, LossOptions, MtpTargets, StepStats, TrainBatch};

@@ -1,8 +1,10 @@
 //! A training pass: forward, losses, backward; and evaluation without the backward pass.
 
+use std::sync::Arc;
+
 use minke_cpu::Cpu;
 use minke_cpu::attention::Segment;
-use minke_tensor::{Context, WeightId, ops};
+use minke_tensor::{Context, Var, WeightId, ops};
 
 use crate::forward::{Model, Pass, Source};
 
@@ -60,6 +62,8 @@ pub struct StepStats {
     pub balance_loss: f64,
     /// Tokens per expert of every layer with experts, MTP modules last.
     pub expert_load: Vec<ExpertLoad>,
+    /// The experts of each row [n, k], by layer of the trunk with experts.
+    pub routes: Vec<Arc<[u32]>>,
 }
 
 /// How the tokens of a pass were spread over the experts of a layer.
@@ -79,6 +83,24 @@ impl Model {
     /// # Panics
     /// When the batch contradicts itself or names tokens outside the vocabulary.
     pub fn train_step(&mut self, cpu: &Cpu, batch: &TrainBatch, loss: &LossOptions) -> StepStats {
+        let mut main = None;
+        let mut stats = self.recorded(cpu, batch, loss, false, &mut |cx, h, head| {
+            main = Some(ops::head_loss(cx, h, head, &batch.labels, loss.loss_scale, false));
+        });
+        let main = main.expect("the head was called");
+        (stats.loss_sum, stats.tokens) = (main.sum, main.count);
+        stats
+    }
+
+    /// Forward with a tape, whatever `head` makes of the final state, the MTP modules, backward.
+    pub(crate) fn recorded(
+        &mut self,
+        cpu: &Cpu,
+        batch: &TrainBatch,
+        loss: &LossOptions,
+        detached: bool,
+        head: &mut dyn FnMut(&mut Context<'_>, &Var, WeightId),
+    ) -> StepStats {
         if self.params.grad.len() != self.params.data.len() {
             self.params.zero_grad();
         }
@@ -90,8 +112,8 @@ impl Model {
         let mut cx = Context::training(cpu, &mut self.params);
         let h = net.trunk(&mut cx, &mut pass, &batch.tokens.clone().into());
         // the modules read h: their gradients are on the tape behind it, and the head's loss is added first
-        let main = ops::head_loss(&mut cx, &h, net.head, &batch.labels, loss.loss_scale);
-        let mut stats = StepStats { loss_sum: main.sum, tokens: main.count, ..StepStats::default() };
+        head(&mut cx, &h, net.head);
+        let mut stats = StepStats { routes: std::mem::take(&mut pass.routes), ..StepStats::default() };
         assert!(
             batch.mtp.is_empty() || batch.mtp.len() == net.mtp.len(),
             "targets for every MTP module or none"
@@ -99,8 +121,9 @@ impl Model {
         let mut state = h;
         for (k, targets) in batch.mtp.iter().enumerate() {
             pass.rotary = mtp_rotaries[k].clone();
-            state = net.mtp(&mut cx, &mut pass, k, &state, &targets.tokens.clone().into());
-            let loss = ops::head_loss(&mut cx, &state, net.head, &targets.labels, loss.mtp_scale[k]);
+            state = net.mtp(&mut cx, &mut pass, k, &state, &targets.tokens.clone().into(), detached);
+            let scale = loss.mtp_scale[k];
+            let loss = ops::head_loss(&mut cx, &state, net.head, &targets.labels, scale, detached);
             stats.mtp_loss_sum.push(loss.sum);
             stats.mtp_tokens.push(loss.count);
         }
@@ -122,7 +145,7 @@ impl Model {
         ops::head_losses(&mut cx, &h, self.net.head, &batch.labels)
     }
 
-    fn pass(&mut self, batch: &TrainBatch, balance_alpha: f32) -> Pass<'static> {
+    pub(crate) fn pass(&mut self, batch: &TrainBatch, balance_alpha: f32) -> Pass<'static> {
         let n = batch.tokens.len();
         assert_eq!(
             (n, n),
@@ -138,6 +161,7 @@ impl Model {
             balance_alpha,
             balance_loss: 0.0,
             loads: Vec::new(),
+            routes: Vec::new(),
         }
     }
 }

@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use minke_cpu::Cpu;
-use minke_cpu::loss::cross_entropy;
+use minke_cpu::loss::{Scales, cross_entropy};
 use minke_model::{
     Cache, Config, DType, IGNORE, LossOptions, Model, MtpTargets, Precision, Segment, Step, TrainBatch, Want,
     WeightSource,
@@ -185,7 +185,15 @@ fn generation_has_the_bits_of_training() {
             let whole = infer_all(&mut case, &cpu);
             let w = case.model.config.vocab_size;
             let mut from_logits = vec![0.0; case.ids.len()];
-            cross_entropy(&cpu, &mut whole.clone(), w, &batch.labels, 1.0, &mut from_logits, false);
+            cross_entropy(
+                &cpu,
+                &mut whole.clone(),
+                w,
+                &batch.labels,
+                Scales::All(1.0),
+                &mut from_logits,
+                false,
+            );
             assert_same_bits(&format!("{} {precision:?}: losses", case.name), &from_logits, &losses);
             // both rows at once, in uneven chunks, the last tokens one by one
             for threads in [1, 3] {

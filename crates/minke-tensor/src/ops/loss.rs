@@ -1,7 +1,8 @@
 //! The head and cross entropy, fused and in chunks: the logits of a whole batch never exist at once.
 
+use minke_cpu::DType;
 use minke_cpu::gemm::{self, Operand};
-use minke_cpu::{DType, loss as kernel};
+use minke_cpu::loss::{self as kernel, Scales};
 
 use crate::context::{Context, Var};
 use crate::store::{WeightId, compute};
@@ -11,7 +12,7 @@ use crate::tensor::Tensor;
 /// head's gradient sums over rows in this order.
 const CHUNK_LOGITS: usize = 1 << 21;
 
-fn chunk_rows(vocabulary: usize) -> usize {
+pub(super) fn chunk_rows(vocabulary: usize) -> usize {
     (CHUNK_LOGITS / vocabulary.max(1)).clamp(64, 1024)
 }
 
@@ -26,8 +27,15 @@ pub struct HeadLoss {
 /// Cross entropy of `softmax(x Wᵀ)` against `labels` (`u32::MAX`: no label): x [n, d], W [w, d].
 ///
 /// With a tape, gradients of `scale * sum of losses` are computed on the way: the chunk's logits are at hand, and the
-/// derivative of a sum needs nothing from above.
-pub fn head_loss(cx: &mut Context<'_>, x: &Var, w: WeightId, labels: &[u32], scale: f32) -> HeadLoss {
+/// derivative of a sum needs nothing from above. A `frozen` head passes gradients on to x and gets none itself.
+pub fn head_loss(
+    cx: &mut Context<'_>,
+    x: &Var,
+    w: WeightId,
+    labels: &[u32],
+    scale: f32,
+    frozen: bool,
+) -> HeadLoss {
     let (n, d) = (x.value.rows(), x.value.cols());
     let mut losses = vec![0.0; n];
     let mut d_x = cx.recording().then(|| Tensor::uninit(n, d, x.value.dtype()));
@@ -36,13 +44,23 @@ pub fn head_loss(cx: &mut Context<'_>, x: &Var, w: WeightId, labels: &[u32], sca
             let vocabulary = logits.cols();
             let grad = d_x.is_some();
             let (labels, losses) = (&labels[rows.clone()], &mut losses[rows.clone()]);
-            kernel::cross_entropy(cx.cpu, logits.f32_mut(), vocabulary, labels, scale, losses, grad);
+            kernel::cross_entropy(
+                cx.cpu,
+                logits.f32_mut(),
+                vocabulary,
+                labels,
+                Scales::All(scale),
+                losses,
+                grad,
+            );
             let Some(d_x) = &mut d_x else { return };
             let offsets = [0, rows.len() as u32];
             let x = Operand::new(x.value.view().slice(rows.start * d, rows.end * d), d);
             let d_logits = Operand::new(logits.view(), vocabulary);
-            let compute = compute(cx.store.dtype(w));
-            gemm::matmul_tn(cx.cpu, d_logits, x, &offsets, compute, cx.store.with_grad(w).1, true);
+            if !frozen {
+                let compute = compute(cx.store.dtype(w));
+                gemm::matmul_tn(cx.cpu, d_logits, x, &offsets, compute, cx.store.with_grad(w).1, true);
+            }
             let packed = cx.store.backward(cx.cpu, w);
             let out = match d_x.view_mut() {
                 minke_cpu::ViewMut::F32(x) => minke_cpu::ViewMut::F32(&mut x[rows.start * d..rows.end * d]),
@@ -63,7 +81,8 @@ pub fn head_losses(cx: &mut Context<'_>, x: &Var, w: WeightId, labels: &[u32]) -
     let mut losses = vec![0.0; x.value.rows()];
     chunks(cx, &x.value, w, |cx, rows, mut logits| {
         let (vocabulary, losses) = (logits.cols(), &mut losses[rows.clone()]);
-        kernel::cross_entropy(cx.cpu, logits.f32_mut(), vocabulary, &labels[rows], 1.0, losses, false);
+        let labels = &labels[rows];
+        kernel::cross_entropy(cx.cpu, logits.f32_mut(), vocabulary, labels, Scales::All(1.0), losses, false);
     });
     losses
 }

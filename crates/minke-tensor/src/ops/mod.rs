@@ -10,6 +10,7 @@ mod linear;
 mod loss;
 mod moe;
 mod norm;
+mod policy;
 #[cfg(test)]
 mod tests;
 
@@ -20,3 +21,4 @@ pub use linear::{concat, linear};
 pub use loss::{HeadLoss, head_logits, head_loss, head_losses};
 pub use moe::{MoeWeights, Routed, moe_ffn};
 pub use norm::{add_rmsnorm, rmsnorm};
+pub use policy::{PolicyRows, head_distill, head_likeliest, head_policy};

@@ -411,7 +411,7 @@ fn head_losses_and_logits_are_those_of_the_loss() {
         let (mut store, ids) = store(&case, dtype);
         let mut cx = Context::inference(cpu, &mut store);
         let x = cx.var(tensor(case.inputs[0].cols, &case.inputs[0].data, dtype));
-        let loss = ops::head_loss(&mut cx, &x, ids[0], &labels, 1.0);
+        let loss = ops::head_loss(&mut cx, &x, ids[0], &labels, 1.0, false);
         let losses = ops::head_losses(&mut cx, &x, ids[0], &labels);
         assert_eq!(loss.sum, losses.iter().map(|&l| f64::from(l)).sum::<f64>(), "{mode}");
         assert_eq!(loss.count, labels.iter().filter(|&&l| l != u32::MAX).count(), "{mode}");

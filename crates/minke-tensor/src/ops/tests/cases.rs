@@ -125,7 +125,7 @@ fn half(x: f64) -> f64 {
 pub fn cases(n: usize) -> Vec<Case> {
     let mut cases = vec![embedding(n), rmsnorm(n), add_rmsnorm(n, true), add_rmsnorm(n, false)];
     // a chunk of the head has up to 1024 rows: many rows are two of them
-    cases.extend([linear(n), reused(n), swiglu_ffn(n), head(if n < MANY { n } else { 2 * n })]);
+    cases.extend([linear(n), reused(n), swiglu_ffn(n), policy(n), head(if n < MANY { n } else { 2 * n })]);
     cases.extend(routers().into_iter().map(|(name, cfg, alpha, shared)| moe(name, n, cfg, alpha, shared)));
     let lengths = lengths(n);
     cases.extend([mla(&lengths, true), mla(&lengths, false), gqa(&lengths)]);
@@ -231,12 +231,61 @@ pub fn head(n: usize) -> Case {
         "head_loss",
         n,
         |cx, x, w, _, rows| {
-            let loss = ops::head_loss(cx, &x[0], w[0], &labels(rows), SCALE);
+            let loss = ops::head_loss(cx, &x[0], w[0], &labels(rows), SCALE, false);
             (Vec::new(), f64::from(SCALE) * loss.sum)
         },
         move |x, w| {
             let logits = reference::product(&x[0], &w[0], D);
             (Vec::new(), f64::from(SCALE) * reference::cross_entropy(&logits, VOCABULARY, &labels(0..n)))
+        },
+    )
+    .input(D)
+    .product(1, VOCABULARY, D)
+}
+
+/// The labelled rows of a range, numbered from its start, their labels, and sequences of three of them.
+fn policy_rows(rows: &Range<usize>) -> (Vec<u32>, Vec<u32>, Vec<usize>) {
+    let all = labels(rows.clone());
+    let chosen: Vec<u32> = (0..all.len() as u32).filter(|&i| all[i as usize] != u32::MAX).collect();
+    let labels = chosen.iter().map(|&i| all[i as usize]).collect();
+    let mut groups: Vec<usize> = (0..chosen.len()).step_by(3).collect();
+    groups.push(chosen.len());
+    (chosen, labels, groups)
+}
+
+/// `sum of s_i log p_i`, at a temperature: what every objective over log-probabilities is to first order.
+fn policy(n: usize) -> Case {
+    const TEMPERATURE: f32 = 0.8;
+    let weigh = |i: usize| 0.1 * ((i % 5) as f32 - 2.0);
+    Case::new(
+        "head_policy",
+        n,
+        move |cx, x, w, _, rows| {
+            let (chosen, labels, groups) = policy_rows(&rows);
+            let kept = minke_cpu::policy::Kept::default();
+            let of = ops::PolicyRows {
+                rows: &chosen,
+                labels: &labels,
+                groups: &groups,
+                temperature: TEMPERATURE,
+                kept: &kept,
+            };
+            let at = |i: usize| weigh(rows.start + chosen[i] as usize);
+            let log_probs = ops::head_policy(cx, &x[0], w[0], of, &mut |s, log_probs, out| {
+                assert_eq!(log_probs.len(), out.len());
+                out.iter_mut().enumerate().for_each(|(i, out)| *out = at(groups[s] + i));
+            });
+            let sum = log_probs.iter().enumerate().map(|(i, &l)| f64::from(at(i)) * f64::from(l)).sum();
+            (Vec::new(), sum)
+        },
+        move |x, w| {
+            let logits = reference::product(&x[0], &w[0], D);
+            let rows = logits.chunks(VOCABULARY).zip(labels(0..n)).enumerate();
+            let of_row = |(i, (row, label)): (usize, (&[f64], u32))| {
+                let tempered: Vec<f64> = row.iter().map(|x| x / f64::from(TEMPERATURE)).collect();
+                -f64::from(weigh(i)) * reference::cross_entropy(&tempered, VOCABULARY, &[label])
+            };
+            (Vec::new(), rows.map(of_row).sum())
         },
     )
     .input(D)
