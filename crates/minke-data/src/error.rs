@@ -75,6 +75,14 @@ pub enum Error {
         /// What is wrong, and what to do.
         reason: String,
     },
+    /// A chat template is broken, or cannot say what a conversation needs.
+    #[error("chat template {place}: {reason}")]
+    Template {
+        /// The file, or its built-in name.
+        place: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// A setting cannot be used.
     #[error("{what}: expected {expected}, got {got}")]
     Setting {
@@ -108,6 +116,7 @@ impl Error {
             | Self::Shard { .. }
             | Self::Weights { .. }
             | Self::Model { .. }
+            | Self::Template { .. }
             | Self::Setting { .. } => true,
         }
     }
@@ -122,6 +131,10 @@ impl Error {
 
     pub(crate) fn tokenizer(place: impl Into<String>, reason: impl std::fmt::Display) -> Self {
         Self::Tokenizer { place: place.into(), reason: reason.to_string() }
+    }
+
+    pub(crate) fn template(place: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Template { place: place.into(), reason: reason.into() }
     }
 
     pub(crate) fn model(name: impl Into<String>, reason: impl Into<String>) -> Self {

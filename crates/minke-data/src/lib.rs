@@ -19,6 +19,8 @@
 //! [`hf`] is the other half: model folders as Hugging Face lays them out, read and written, and the finding
 //! of a model by the name that a person typed.
 //!
+//! [`template`] renders conversations as a model expects them, and knows which of their tokens the model wrote.
+//!
 //! What is deliberately not here: downloading (an absent data set is an error that says how to get it),
 //! printing (long work calls back with a [`Progress`]), tensors (weights leave as bytes, dtype and shape).
 
@@ -34,6 +36,7 @@ mod progress;
 pub mod shards;
 pub mod source;
 pub mod split;
+pub mod template;
 pub mod tokenizer;
 
 pub use error::{Error, Result};
@@ -43,4 +46,5 @@ pub use prepare::{DataSettings, Prepared, TokenizerSpec, prepare};
 pub use progress::{Progress, Stage};
 pub use shards::ShardSet;
 pub use source::{Corpus, CorpusStats, Document, SourceSpec};
-pub use tokenizer::{StreamDecoder, Tokenizer, TrainOptions};
+pub use template::{ChatTemplate, Message, RenderOptions, Role, Thinking};
+pub use tokenizer::{ControlToken, StreamDecoder, Tokenizer, TrainOptions};

@@ -64,6 +64,19 @@ pub struct Tokenizer {
     shared: Arc<Shared>,
 }
 
+/// A token that text from outside must not be able to write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ControlToken {
+    /// How a template writes it.
+    pub content: String,
+    /// Its id.
+    pub id: u32,
+    /// Whether it swallows white space before it.
+    pub lstrip: bool,
+    /// Whether it swallows white space behind it.
+    pub rstrip: bool,
+}
+
 struct Shared {
     /// Recognises control tokens in text.
     special: tokenizers::Tokenizer,
@@ -77,6 +90,8 @@ struct Shared {
     /// For byte-level vocabularies the bytes of each id, which make decoding exact and simple.
     token_bytes: Option<Vec<Box<[u8]>>>,
     is_special: Vec<bool>,
+    /// The longest first.
+    control: Vec<ControlToken>,
     /// A short way for ASCII text, where there is one.
     fast: Option<FastBpe>,
     /// The letter that stands for each byte.
@@ -160,8 +175,20 @@ impl Tokenizer {
             is_special[*id as usize] = token.special;
         }
         let mut plain = special.clone();
-        let all_control =
-            added.values().all(|t| t.special || t.content.starts_with('<') && t.content.ends_with('>'));
+        let is_control =
+            |t: &tokenizers::AddedToken| t.special || t.content.starts_with('<') && t.content.ends_with('>');
+        let all_control = added.values().all(is_control);
+        let mut control: Vec<ControlToken> = added
+            .iter()
+            .filter(|(_, token)| is_control(token) && token.content.chars().nth(1).is_some())
+            .map(|(&id, token)| ControlToken {
+                content: token.content.clone(),
+                id,
+                lstrip: token.lstrip,
+                rstrip: token.rstrip,
+            })
+            .collect();
+        control.sort_by(|a, b| (b.content.len(), a.id).cmp(&(a.content.len(), b.id)));
         if all_control {
             plain.with_added_vocabulary(tokenizers::AddedVocabulary::new());
         } else {
@@ -196,10 +223,16 @@ impl Tokenizer {
             eos,
             token_bytes,
             is_special,
+            control,
             fast,
             letters,
         };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The tokens that a template may write and a person may not, the longest first.
+    pub fn control_tokens(&self) -> &[ControlToken] {
+        &self.shared.control
     }
 
     /// The largest id plus one: the rows that an embedding needs.

@@ -1,0 +1,275 @@
+//! From messages to tokens, and to which of them the model wrote.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+
+use super::thinking::{CLOSE, OPEN, fault};
+use super::{ChatTemplate, Message, Names, RenderOptions, Role, Thinking};
+use crate::{ControlToken, Error, Result, Tokenizer};
+
+/// A conversation as tokens.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Encoded {
+    /// Token ids, with whatever begins a text by the template.
+    pub ids: Vec<u32>,
+    /// Whether the model wrote the token.
+    pub mask: Vec<bool>,
+    /// Turns of the assistant that are not marked, since the template does not tell them as they were written.
+    pub untold: usize,
+}
+
+/// Marks where control tokens could begin in what people wrote.
+struct Shield<'a> {
+    mark: char,
+    tokens: &'a [ControlToken],
+    /// First characters of control tokens.
+    starts: HashSet<char>,
+}
+
+impl<'a> Shield<'a> {
+    fn new(tokens: &'a [ControlToken], messages: &[Message]) -> Result<Self> {
+        let private = |c: &char| matches!(c, '\u{e000}'..='\u{f8ff}' | '\u{f0000}'..='\u{ffffd}');
+        let mut taken: HashSet<char> = HashSet::new();
+        for message in messages {
+            let thought = message.reasoning_content.as_deref().unwrap_or_default();
+            taken.extend(message.content.chars().chain(thought.chars()).filter(private));
+        }
+        let mark = ('\u{e000}'..='\u{f8ff}').chain('\u{f0000}'..='\u{ffffd}').find(|c| !taken.contains(c));
+        let mark = mark.ok_or_else(|| {
+            Error::template("(encoding)", "the messages use every character of private use, so none is left")
+        })?;
+        let starts = tokens.iter().filter_map(|token| token.content.chars().next()).collect();
+        Ok(Self { mark, tokens, starts })
+    }
+
+    fn over(&self, message: &Message) -> Message {
+        let own = message.role == Role::Assistant;
+        Message {
+            role: message.role,
+            content: self.text(&message.content, own),
+            reasoning_content: message.reasoning_content.as_deref().map(|text| self.text(text, own)),
+        }
+    }
+
+    /// `own` text keeps its marks of thinking.
+    fn text(&self, text: &str, own: bool) -> String {
+        let mut out = String::with_capacity(text.len() + 16);
+        for (at, letter) in text.char_indices() {
+            out.push(letter);
+            let kept = own && (text[at..].starts_with(OPEN) || text[at..].starts_with(CLOSE));
+            if self.starts.contains(&letter) && !kept {
+                out.push(self.mark);
+            }
+        }
+        out
+    }
+
+    fn without<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        if text.contains(self.mark) { Cow::Owned(text.replace(self.mark, "")) } else { Cow::Borrowed(text) }
+    }
+
+    /// The next control token and where it stands.
+    fn next(&self, text: &str) -> Option<(usize, &'a ControlToken)> {
+        text.char_indices().filter(|(_, letter)| self.starts.contains(letter)).find_map(|(at, _)| {
+            let found = self.tokens.iter().find(|token| text[at..].starts_with(&token.content));
+            found.map(|token| (at, token))
+        })
+    }
+
+    /// Where the last control token of a text ends.
+    fn last_end(&self, text: &str) -> Option<usize> {
+        let mut end = None;
+        while let Some((at, token)) = self.next(&text[end.unwrap_or(0)..]) {
+            end = Some(end.unwrap_or(0) + at + token.content.len());
+        }
+        end
+    }
+
+    /// Appends the ids of a piece.
+    fn encode(&self, tokenizer: &Tokenizer, text: &str, ids: &mut Vec<u32>) -> Result<()> {
+        let mut rest = text;
+        loop {
+            let found = self.next(rest);
+            let mut plain = found.map_or(rest, |(at, _)| &rest[..at]);
+            if found.is_some_and(|(_, token)| token.lstrip) {
+                plain = plain.trim_end();
+            }
+            if !plain.is_empty() {
+                ids.extend(tokenizer.encode(&self.without(plain))?);
+            }
+            let Some((at, token)) = found else { return Ok(()) };
+            ids.push(token.id);
+            rest = &rest[at + token.content.len()..];
+            if token.rstrip {
+                rest = rest.trim_start();
+            }
+        }
+    }
+}
+
+impl ChatTemplate {
+    /// The tokens of a conversation, and which of them the model wrote.
+    ///
+    /// Text of the template may be control tokens, text of messages never is. A text is cut where the model began to
+    /// write, so that the tokens before are those that it was given.
+    ///
+    /// # Errors
+    /// What the template or the tokenizer refuses; a template that drops or doubles the thought of a marked answer.
+    pub fn encode(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[Message],
+        options: RenderOptions,
+    ) -> Result<Encoded> {
+        let names = self.names_of(tokenizer);
+        let messages = self.prepared(messages);
+        let shield = Shield::new(tokenizer.control_tokens(), &messages)?;
+        let shielded: Vec<Message> = messages.iter().map(|message| shield.over(message)).collect();
+        let whole = self.render_as(&names, &shielded, options)?;
+        let mut out = Encoded::default();
+        let mut done = 0;
+        for at in 0..shielded.len() {
+            if shielded[at].role != Role::Assistant {
+                continue;
+            }
+            let Some((begin, end)) = self.written(&names, &shielded, at, options, &whole, &shield)? else {
+                out.untold += 1;
+                continue;
+            };
+            if begin < done {
+                // two turns of the assistant that the template tells as one
+                out.untold += 1;
+                continue;
+            }
+            out.push(&shield, tokenizer, &whole[done..begin], false)?;
+            out.push(&shield, tokenizer, &whole[begin..end], true)?;
+            done = end;
+        }
+        out.push(&shield, tokenizer, &whole[done..], false)?;
+        Ok(out)
+    }
+
+    /// The tokens of the prompt for the model's next turn.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::encode`].
+    pub fn encode_prompt(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[Message],
+        thinking: Thinking,
+    ) -> Result<Vec<u32>> {
+        let names = self.names_of(tokenizer);
+        let messages = self.prepared(messages);
+        let shield = Shield::new(tokenizer.control_tokens(), &messages)?;
+        let shielded: Vec<Message> = messages.iter().map(|message| shield.over(message)).collect();
+        let whole = self.render_as(&names, &shielded, RenderOptions::prompt(thinking))?;
+        let mut ids = Vec::new();
+        shield.encode(tokenizer, &whole, &mut ids)?;
+        Ok(ids)
+    }
+
+    /// The token that ends the model's turn, if it ends with one.
+    ///
+    /// # Errors
+    /// What the template refuses.
+    pub fn end_of_turn(&self, tokenizer: &Tokenizer) -> Result<Option<u32>> {
+        let probe = [Message::user("a"), Message::assistant(None, "b")];
+        let encoded = self.encode(tokenizer, &probe, RenderOptions::default())?;
+        let last = encoded.ids.iter().zip(&encoded.mask).rfind(|(_, written)| **written).map(|(id, _)| *id);
+        let is_control = |id: &u32| tokenizer.control_tokens().iter().any(|token| token.id == *id);
+        Ok(last.filter(is_control))
+    }
+
+    /// Names of control tokens that the template writes and the tokenizer does not have.
+    pub fn missing_tokens(&self, tokenizer: &Tokenizer) -> Vec<String> {
+        let probe = [Message::user("a"), Message::assistant(None, "b"), Message::user("c")];
+        let options = RenderOptions::prompt(Thinking::Default);
+        let Ok(text) = self.render_as(&self.names_of(tokenizer), &self.prepared(&probe), options) else {
+            return Vec::new();
+        };
+        let mut missing: Vec<String> = Vec::new();
+        for part in text.split('<').skip(1) {
+            let Some(end) = part.find('>') else { continue };
+            let name = format!("<{}>", &part[..end]);
+            let bars = |c: char| c == '|' || c == '｜';
+            let is_token =
+                name == OPEN || name == CLOSE || part.starts_with(bars) && part[..end].ends_with(bars);
+            if is_token && tokenizer.id_of(&name).is_none() && !missing.contains(&name) {
+                missing.push(name);
+            }
+        }
+        missing
+    }
+
+    /// Where in `whole` the model wrote the turn `at`; None where `whole` does not tell it as it was written.
+    fn written(
+        &self,
+        names: &Names,
+        shielded: &[Message],
+        at: usize,
+        options: RenderOptions,
+        whole: &str,
+        shield: &Shield<'_>,
+    ) -> Result<Option<(usize, usize)>> {
+        let plain = RenderOptions { add_generation_prompt: false, thinking: options.thinking };
+        let is_last = at + 1 == shielded.len() && !options.add_generation_prompt;
+        // a template may refuse a part of a conversation that it takes as a whole
+        let through = if is_last {
+            whole.len()
+        } else {
+            match self.render_as(names, &shielded[..=at], plain) {
+                Ok(text) if whole.starts_with(&text) => text.len(),
+                _ => return Ok(None),
+            }
+        };
+        let mut begin = None;
+        let mut shared = 0;
+        for thinking in [options.thinking, Thinking::Default, Thinking::Empty, Thinking::Open] {
+            let Ok(prompt) = self.render_as(names, &shielded[..at], RenderOptions::prompt(thinking)) else {
+                continue;
+            };
+            if whole[..through].starts_with(&prompt) {
+                begin = Some(prompt.len());
+                break;
+            }
+            shared = shared.max(common_prefix(&prompt, &whole[..through]));
+        }
+        // where the turn is begun otherwise, it begins behind the last control token that both ways share
+        let Some(begin) = begin.or_else(|| shield.last_end(&whole[..shared])) else { return Ok(None) };
+        let turn = &whole[begin..through];
+        // what stands behind the end-of-turn token the template wrote, not the model
+        let end = shield.last_end(turn).filter(|&end| turn[end..].trim().is_empty()).unwrap_or(turn.len());
+        let thought = thought(&shielded[at]);
+        if !thought.is_empty() {
+            let before = self.render_as(names, &shielded[..at], plain).unwrap_or_default();
+            let start = common_prefix(&before, whole).min(begin);
+            if let Some(fault) = fault(&whole[start..begin + end], thought) {
+                let hint = "choose another template, such as minke, deepseek-r1 or chatml";
+                return Err(Error::template(self.place(), format!("{fault}; {hint}")));
+            }
+        }
+        Ok(Some((begin, begin + end)))
+    }
+}
+
+/// The thought of a prepared message.
+fn thought(message: &Message) -> &str {
+    if let Some(thought) = &message.reasoning_content {
+        return thought;
+    }
+    let inside = message.content.trim_start().strip_prefix(OPEN).and_then(|rest| rest.split_once(CLOSE));
+    inside.map_or("", |(thought, _)| thought.trim())
+}
+
+impl Encoded {
+    fn push(&mut self, shield: &Shield<'_>, tokenizer: &Tokenizer, text: &str, written: bool) -> Result<()> {
+        shield.encode(tokenizer, text, &mut self.ids)?;
+        self.mask.resize(self.ids.len(), written);
+        Ok(())
+    }
+}
+
+fn common_prefix(a: &str, b: &str) -> usize {
+    a.chars().zip(b.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum()
+}

@@ -1,0 +1,335 @@
+use serde_json::json;
+
+use super::environment::strftime;
+use super::*;
+use crate::TrainOptions;
+
+/// A small byte-level tokenizer with the control tokens of every family.
+fn tokenizer(begin_and_end: [&str; 2]) -> Tokenizer {
+    let sample = "the quick brown fox says seven and three make ten, ten it is\n".repeat(8);
+    let options = TrainOptions { vocab_size: 300, ..TrainOptions::default() };
+    let folder = tempfile::tempdir().unwrap();
+    Tokenizer::train(&[sample], &options).unwrap().save(folder.path()).unwrap();
+    let path = folder.path().join("tokenizer.json");
+    let mut file: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let names = [
+        "<｜begin▁of▁sentence｜>",
+        "<｜end▁of▁sentence｜>",
+        "<｜User｜>",
+        "<｜Assistant｜>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|begin_of_text|>",
+        "<|eot_id|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+    ];
+    for (at, name) in names.iter().enumerate() {
+        file["added_tokens"].as_array_mut().unwrap().push(json!({
+            "id": 400 + at, "content": name, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true,
+        }));
+    }
+    std::fs::write(&path, serde_json::to_vec(&file).unwrap()).unwrap();
+    let [bos, eos] = begin_and_end;
+    let config = json!({ "bos_token": if bos.is_empty() { "<|bos|>" } else { bos }, "eos_token": eos });
+    std::fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+    Tokenizer::load(folder.path()).unwrap()
+}
+
+fn family(name: &str) -> (ChatTemplate, Tokenizer) {
+    let (_, _, names) = BUILTIN.iter().find(|(known, ..)| *known == name).unwrap();
+    (ChatTemplate::named(name).unwrap(), tokenizer(*names))
+}
+
+/// The text of the tokens, with what the model wrote in brackets.
+fn bracketed(tokenizer: &Tokenizer, encoded: &Encoded) -> String {
+    let mut out = String::new();
+    let (mut run, mut written) = (Vec::new(), false);
+    for (&id, &mark) in encoded.ids.iter().zip(&encoded.mask).chain([(&0, &false)]) {
+        if mark != written {
+            out.push_str(&tokenizer.decode(&std::mem::take(&mut run), false));
+            out.push(if mark { '[' } else { ']' });
+            written = mark;
+        }
+        run.push(id);
+    }
+    run.pop();
+    out.push_str(&tokenizer.decode(&run, false));
+    out
+}
+
+fn conversation() -> Vec<Message> {
+    vec![
+        Message::new(Role::System, "be brief"),
+        Message::user("3+7?"),
+        Message::assistant(Some("seven and three"), "ten"),
+        Message::user("sure?"),
+        Message::assistant(Some("ten it is"), "yes"),
+    ]
+}
+
+#[test]
+fn families_render_and_mark_what_the_model_wrote() {
+    let cases = [
+        (
+            "minke",
+            Thinking::Default,
+            "<|bos|><|system|>be brief<|user|>3+7?<|assistant|><think>[seven and three</think>ten<|eos|>]\
+             <|user|>sure?<|assistant|><think>[ten it is</think>yes<|eos|>]",
+            0,
+        ),
+        (
+            "deepseek-r1",
+            Thinking::Default,
+            "<｜begin▁of▁sentence｜>be brief<｜User｜>3+7?<｜Assistant｜>ten<｜end▁of▁sentence｜><｜User｜>sure?\
+             <｜Assistant｜><think>\n[ten it is\n</think>\n\nyes<｜end▁of▁sentence｜>]",
+            1,
+        ),
+        (
+            "deepseek-v3",
+            Thinking::Default,
+            "<｜begin▁of▁sentence｜>be brief<｜User｜>3+7?<｜Assistant｜>[<think>\nseven and three\n</think>\n\nten\
+             <｜end▁of▁sentence｜>]<｜User｜>sure?<｜Assistant｜>[<think>\nten it is\n</think>\n\nyes<｜end▁of▁sentence｜>]",
+            0,
+        ),
+        (
+            "chatml",
+            Thinking::Default,
+            "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\n3+7?<|im_end|>\n<|im_start|>assistant\n\
+             [<think>\nseven and three\n</think>\n\nten<|im_end|>]\n<|im_start|>user\nsure?<|im_end|>\n\
+             <|im_start|>assistant\n[<think>\nten it is\n</think>\n\nyes<|im_end|>]\n",
+            0,
+        ),
+        (
+            "chatml",
+            Thinking::Open,
+            "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\n3+7?<|im_end|>\n<|im_start|>assistant\n\
+             <think>\n[seven and three\n</think>\n\nten<|im_end|>]\n<|im_start|>user\nsure?<|im_end|>\n\
+             <|im_start|>assistant\n<think>\n[ten it is\n</think>\n\nyes<|im_end|>]\n",
+            0,
+        ),
+        (
+            "llama3",
+            Thinking::Default,
+            "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nbe brief<|eot_id|>\
+             <|start_header_id|>user<|end_header_id|>\n\n3+7?<|eot_id|>\
+             <|start_header_id|>assistant<|end_header_id|>\n\n[<think>\nseven and three\n</think>\n\nten<|eot_id|>]\
+             <|start_header_id|>user<|end_header_id|>\n\nsure?<|eot_id|>\
+             <|start_header_id|>assistant<|end_header_id|>\n\n[<think>\nten it is\n</think>\n\nyes<|eot_id|>]",
+            0,
+        ),
+    ];
+    for (name, thinking, expected, untold) in cases {
+        let (template, tokenizer) = family(name);
+        let options = RenderOptions { thinking, ..RenderOptions::default() };
+        let encoded = template.encode(&tokenizer, &conversation(), options).unwrap();
+        assert_eq!(bracketed(&tokenizer, &encoded), expected, "{name}");
+        assert_eq!(encoded.untold, untold, "{name}");
+        // nothing was cut where the library would not cut
+        let text = template.render(&conversation(), options).unwrap();
+        assert_eq!(encoded.ids, tokenizer.encode_with_special(&text).unwrap(), "{name}");
+        assert!(template.missing_tokens(&tokenizer).is_empty(), "{name}");
+        let last = encoded.ids.iter().zip(&encoded.mask).rfind(|(_, written)| **written).unwrap();
+        assert_eq!(template.end_of_turn(&tokenizer).unwrap(), Some(*last.0), "{name}");
+    }
+}
+
+#[test]
+fn an_answer_goes_on_from_its_prompt() {
+    for name in ChatTemplate::builtin_names() {
+        let (template, tokenizer) = family(name);
+        for thinking in [Thinking::Default, Thinking::Open, Thinking::Empty] {
+            let thought = if thinking == Thinking::Empty { None } else { Some("ten it is") };
+            let turns = [Message::user("3+7?"), Message::assistant(thought, "ten")];
+            let prompt = template.encode_prompt(&tokenizer, &turns[..1], thinking).unwrap();
+            let options = RenderOptions { thinking, ..RenderOptions::default() };
+            let encoded = template.encode(&tokenizer, &turns, options).unwrap();
+            let begin = encoded.mask.iter().position(|&written| written).unwrap();
+            // templates without thoughts of their own tell an answer without one as it is
+            if thought.is_some() || matches!(name, "minke" | "deepseek-r1") {
+                assert_eq!(encoded.ids[..begin], prompt, "{name} {thinking:?}");
+            }
+            let same = template.encode(&tokenizer, &turns[..1], RenderOptions::prompt(thinking)).unwrap();
+            assert_eq!(same.ids, prompt);
+            assert!(!same.mask.contains(&true));
+        }
+    }
+}
+
+#[test]
+fn prompts_begin_as_asked() {
+    let ask = |name: &str, thinking| {
+        let template = ChatTemplate::named(name).unwrap();
+        template.render(&[Message::user("q")], RenderOptions::prompt(thinking)).unwrap()
+    };
+    assert_eq!(ask("minke", Thinking::Open), "<|bos|><|user|>q<|assistant|><think>");
+    assert_eq!(ask("minke", Thinking::Empty), "<|bos|><|user|>q<|assistant|><think></think>");
+    let r1 = "<｜begin▁of▁sentence｜><｜User｜>q<｜Assistant｜><think>\n";
+    assert_eq!(ask("deepseek-r1", Thinking::Open), r1);
+    assert_eq!(ask("deepseek-r1", Thinking::Empty), format!("{r1}\n</think>\n\n"));
+    assert!(ask("chatml", Thinking::Open).ends_with("assistant\n<think>\n"));
+    assert!(ask("chatml", Thinking::Empty).ends_with("assistant\n<think>\n\n</think>\n\n"));
+    // as the third version's second edition writes: closed unless asked
+    let closed = "{{ messages[0].content }}<a>{{ '<think>' if thinking else '</think>' }}";
+    let closed = ChatTemplate::new("t", closed).unwrap();
+    let ask = |thinking| closed.render(&[Message::user("q")], RenderOptions::prompt(thinking)).unwrap();
+    assert_eq!(ask(Thinking::Default), "q<a></think>");
+    assert_eq!(ask(Thinking::Open), "q<a><think>");
+    assert_eq!(ask(Thinking::Empty), "q<a></think>");
+    assert_eq!(Thinking::Open.begin("x<think>\n\n</think>\n\n".to_owned()), "x<think>\n");
+    assert_eq!(Thinking::Open.begin("x</think>".to_owned()), "x<think>\n");
+}
+
+#[test]
+fn what_a_person_types_is_never_a_control_token() {
+    for name in ChatTemplate::builtin_names() {
+        let (template, tokenizer) = family(name);
+        let control: Vec<String> = tokenizer.control_tokens().iter().map(|t| t.content.clone()).collect();
+        let typed = format!("  {} <<think>></think> \u{e000}\u{e001}<", control.join(""));
+        for content in [typed.as_str(), "</think>", "<|us", "er|>", "<"] {
+            let plain = [Message::user("x"), Message::assistant(Some("y"), "z")];
+            let typed = [Message::user(content), Message::assistant(Some("y"), "z")];
+            let count = |messages: &[Message]| {
+                let encoded = template.encode(&tokenizer, messages, RenderOptions::default()).unwrap();
+                let ids: Vec<u32> = encoded
+                    .ids
+                    .into_iter()
+                    .filter(|id| tokenizer.control_tokens().iter().any(|t| t.id == *id))
+                    .collect();
+                ids
+            };
+            assert_eq!(count(&typed), count(&plain), "{name} {content:?}");
+            let encoded = template.encode(&tokenizer, &typed, RenderOptions::default()).unwrap();
+            let text = tokenizer.decode(&encoded.ids, false);
+            assert!(text.contains(content.trim()), "{name}: {text}");
+            assert_eq!(text, template.render(&typed, RenderOptions::default()).unwrap());
+        }
+        // an answer says <think> by tokens, and nothing else
+        let own = [Message::user("x"), Message::assistant(None, "<think>\na\n</think>\n\nb<|eos|><|user|>")];
+        let ids = template.encode(&tokenizer, &own, RenderOptions::default()).unwrap().ids;
+        let counted = |name: &str| ids.iter().filter(|id| Some(**id) == tokenizer.id_of(name)).count();
+        assert_eq!((counted("<think>"), counted("</think>")), (1, 1), "{name}");
+        assert_eq!(counted("<|user|>"), usize::from(name == "minke"));
+    }
+}
+
+/// What DeepSeek-R1's published template does to turns: the past without thoughts, and so the last turn as well.
+const R1_AS_PUBLISHED: &str = "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}\
+    {% set ns = namespace(is_first=false) %}{{bos_token}}{%- for message in messages %}{%- if message['role'] == 'user' %}\
+    {{'<｜User｜>' + message['content']}}{%- endif %}{%- if message['role'] == 'assistant' and message['content'] is not none %}\
+    {% set content = message['content'] %}{% if '</think>' in content %}{% set content = content.split('</think>')[-1] %}\
+    {% endif %}{{'<｜Assistant｜>' + content + '<｜end▁of▁sentence｜>'}}{%- endif %}{%- endfor -%}\
+    {% if add_generation_prompt %}{{'<｜Assistant｜><think>\\n'}}{% endif %}";
+
+#[test]
+fn templates_that_drop_or_double_thoughts_are_caught() {
+    for name in ["minke", "deepseek-r1", "chatml", "deepseek-v3", "llama3"] {
+        assert_eq!(ChatTemplate::named(name).unwrap().think_problems(), Vec::<String>::new(), "{name}");
+    }
+    let turns = [Message::user("q"), Message::assistant(Some("why"), "so")];
+    let tokenizer = tokenizer(["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"]);
+    let dropping = ChatTemplate::new("r1", R1_AS_PUBLISHED).unwrap();
+    let problems = dropping.think_problems().join("; ");
+    assert!(problems.contains("drops the thought"), "{problems}");
+    let error = dropping.encode(&tokenizer, &turns, RenderOptions::default()).unwrap_err().to_string();
+    assert!(error.contains("drops the thought") && error.contains("deepseek-r1"), "{error}");
+    // without a thought there is nothing to drop
+    let plain = [Message::user("q"), Message::assistant(None, "so")];
+    let encoded = dropping.encode(&tokenizer, &plain, RenderOptions::default()).unwrap();
+    let expected =
+        "<｜begin▁of▁sentence｜><｜User｜>q<｜Assistant｜>[\n\nso<｜end▁of▁sentence｜>]".replace("\n\n", "");
+    assert_eq!(bracketed(&tokenizer, &encoded), expected);
+
+    let doubling = R1_AS_PUBLISHED.replace(
+        "{% if '</think>' in content %}{% set content = content.split('</think>')[-1] %}\
+    {% endif %}{{'<｜Assistant｜>'",
+        "{{'<｜Assistant｜><think>\\n'",
+    );
+    let doubling = ChatTemplate::new("r1-doubled", &doubling).unwrap();
+    let problems = doubling.think_problems().join("; ");
+    assert!(problems.contains("<think> 2 times"), "{problems}");
+    let error = doubling.encode(&tokenizer, &turns, RenderOptions::default()).unwrap_err().to_string();
+    assert!(error.contains("<think> 2 times"), "{error}");
+}
+
+#[test]
+fn templates_are_loaded_as_transformers_does_and_saved_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    assert_eq!(ChatTemplate::load(path).unwrap(), None);
+    let write = |name: &str, text: &str| std::fs::write(path.join(name), text).unwrap();
+    write("tokenizer_config.json", r#"{"bos_token": {"content": "<s>"}, "chat_template": null}"#);
+    assert_eq!(ChatTemplate::load(path).unwrap(), None);
+    write(
+        "tokenizer_config.json",
+        r#"{"bos_token": {"content": "<s>"}, "chat_template": [{"name": "tools", "template": "a"},
+            {"name": "default", "template": "{{ bos_token }}b"}]}"#,
+    );
+    let render = |template: &ChatTemplate| template.render(&[], RenderOptions::default());
+    assert_eq!(render(&ChatTemplate::load(path).unwrap().unwrap()).unwrap(), "<s>b");
+    write("tokenizer_config.json", r#"{"bos_token": "<s>", "chat_template": "{{ bos_token }}c"}"#);
+    assert_eq!(render(&ChatTemplate::load(path).unwrap().unwrap()).unwrap(), "<s>c");
+    write("chat_template.jinja", "d\n");
+    assert_eq!(render(&ChatTemplate::load(path).unwrap().unwrap()).unwrap(), "d");
+
+    let minke = ChatTemplate::named("minke").unwrap();
+    minke.save(path).unwrap();
+    let config: Value =
+        serde_json::from_slice(&std::fs::read(path.join("tokenizer_config.json")).unwrap()).unwrap();
+    assert_eq!((&config["chat_template"], &config["bos_token"]), (&json!(minke.source()), &json!("<s>")));
+    assert_eq!(ChatTemplate::load(path).unwrap().unwrap().source(), minke.source());
+
+    let error = ChatTemplate::named("chatlm").unwrap_err().to_string();
+    assert!(error.contains("chatlm") && error.contains("chatml"), "{error}");
+}
+
+#[test]
+fn hostile_templates_end_in_an_error() {
+    let render = |source: &str| {
+        ChatTemplate::new("t", source).and_then(|t| t.render(&[Message::user("q")], RenderOptions::default()))
+    };
+    let deep = "(".repeat(10_000);
+    let nested = "{% if true %}".repeat(5_000);
+    for (source, why) in [
+        ("{% for", "line 1"),
+        ("{{ raise_exception('only users') }}", "only users"),
+        ("{{ messages[0].content.nothing() }}", "line 1"),
+        ("{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}", "steps"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
+        ("{% include '/etc/passwd' %}", "line 1"),
+        ("{{ strftime_now('%Q') }}", "strftime_now"),
+        (&format!("{{{{ {deep} }}}}"), "line 1"),
+        (&nested, "line 1"),
+        (&"x".repeat(2 << 20), "longer than"),
+    ] {
+        let error = render(source).unwrap_err().to_string();
+        assert!(error.contains("chat template t") && error.contains(why), "{why}: {error}");
+    }
+}
+
+#[test]
+fn what_templates_of_the_field_use_works() {
+    let cases = [
+        ("{{ strftime_now('%d %b %Y') }}", "26 Jul 2024"),
+        ("{{ {'a': [1, '<é'], 'b': none} | tojson }}", r#"{"a": [1, "<é"], "b": null}"#),
+        ("{{ [1] | tojson(indent=2) }}", "[\n  1\n]"),
+        ("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}", " q "),
+        ("{% for m in messages[::-1] %}{{ m['content'].strip().upper() }}{% break %}{% endfor %}", "Q"),
+        ("{{ messages[0].get('tools', 'none') }}{{ messages[0].tool_calls is defined }}", "noneFalse"),
+        ("a\n  {% if true %}\nb\n  {% endif %}\nc\n", "a\nb\nc"),
+    ];
+    for (source, expected) in cases {
+        let template = ChatTemplate::new("t", source).unwrap();
+        assert_eq!(
+            template.render(&[Message::user(" q ")], RenderOptions::default()).unwrap(),
+            expected,
+            "{source}"
+        );
+    }
+    assert_eq!(
+        strftime("%A %-d %B %y %H:%M:%S %%", 951_827_696).unwrap(),
+        "Tuesday 29 February 00 12:34:56 %"
+    );
+    assert_eq!(strftime("%Y-%m-%d", 0).unwrap(), "1970-01-01");
+}
