@@ -1,8 +1,12 @@
 //! The families, one file each.
 
+mod addition;
 mod chain;
 mod count;
+mod division;
+mod multiplication;
 mod reverse;
+mod shared;
 mod sort;
 #[cfg(test)]
 mod tests;
@@ -13,6 +17,10 @@ use crate::Family;
 /// All families, in the order of lists.
 static FAMILIES: &[&dyn Family] = &[
     &chain::Chain,
+    // arithmetic
+    &addition::Addition,
+    &multiplication::Multiplication,
+    &division::Division,
     // strings and lists
     &sort::Sort,
     &count::Count,
