@@ -2,7 +2,9 @@
 
 pub mod error;
 pub mod events;
+pub mod make;
 pub mod metrics;
+pub mod report;
 pub mod session;
 
 pub use error::{PostError, Result};

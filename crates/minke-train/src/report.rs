@@ -1,5 +1,6 @@
 //! `report.md` with its plots: what a run reached, beside what compressors reach on the same text.
 
+pub mod draw;
 mod plots;
 
 use std::fmt::Write as _;
@@ -173,7 +174,7 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<(), ReportError> {
 }
 
 /// `1,234,567`.
-fn grouped(number: u64) -> String {
+pub fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {
@@ -186,7 +187,7 @@ fn grouped(number: u64) -> String {
 }
 
 /// `1 h 2 min`, `2 min 3 s`, `3.4 s`.
-fn duration(seconds: f64) -> String {
+pub fn duration(seconds: f64) -> String {
     let whole = seconds.max(0.0).round() as u64;
     match whole {
         0..60 => format!("{seconds:.1} s"),
@@ -196,11 +197,12 @@ fn duration(seconds: f64) -> String {
 }
 
 /// Text that stays within its cell of a table.
-fn cell(text: &str) -> String {
+pub fn cell(text: &str) -> String {
     text.replace('|', "\\|").replace(['\n', '\r'], " ")
 }
 
-fn longest_run(text: &str, wanted: char) -> usize {
+/// The longest run of a character: a fence of code must be longer.
+pub fn longest_run(text: &str, wanted: char) -> usize {
     let mut longest = 0;
     let mut run = 0;
     for character in text.chars() {

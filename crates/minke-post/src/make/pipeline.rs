@@ -196,7 +196,9 @@ fn read(
         Ok(())
     })?;
     let run = recipe.entry("run").or_insert_with(|| Value::Table(Table::new()));
-    let Value::Table(run) = run else { return Err(section.conflict("run", "a value", "a table [stage.run]")) };
+    let Value::Table(run) = run else {
+        return Err(section.conflict("run", "a value", "a table [stage.run]"));
+    };
     if let Some(key) = ["name", "out"].into_iter().find(|key| run.contains_key(*key)) {
         let expected = "no such key, since the pipeline decides it";
         return Err(section.conflict("run", &format!("a table with `{key}`"), expected));
@@ -210,8 +212,7 @@ fn input(reference: &str, earlier: &[Stage]) -> Result<String, String> {
     let (name, file) = reference.split_once('/').map_or((reference, None), |(name, file)| (name, Some(file)));
     if !earlier.iter().any(|stage| stage.name == name) {
         let names: Vec<&str> = earlier.iter().map(|stage| &stage.name[..]).collect();
-        let which =
-            if names.is_empty() { "this is the first".to_owned() } else { names.join(", ") };
+        let which = if names.is_empty() { "this is the first".to_owned() } else { names.join(", ") };
         return Err(format!("stage:NAME of an earlier stage ({which})"));
     }
     let inside = |part: &str| !matches!(part, "" | "." | "..");

@@ -220,6 +220,53 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// Every key that was not asked for, as plain TOML: what another reader will read. `check` may say of a string
+    /// what is expected in its place.
+    ///
+    /// # Errors
+    /// What `check` says, dates, and integers beyond 64 bits.
+    pub fn rest(
+        &mut self,
+        check: &mut dyn FnMut(&str) -> Result<(), String>,
+    ) -> Result<toml::Table, RecipeError> {
+        let rest = self.entries.iter().filter(|entry| !self.asked.contains(&entry.key.as_str()));
+        rest.map(|entry| Ok((entry.key.clone(), self.plain(&entry.key, &entry.node, check)?))).collect()
+    }
+
+    fn plain(
+        &self,
+        key: &str,
+        node: &Node,
+        check: &mut dyn FnMut(&str) -> Result<(), String>,
+    ) -> Result<toml::Value, RecipeError> {
+        Ok(match &node.kind {
+            Kind::Boolean(flag) => toml::Value::Boolean(*flag),
+            Kind::Integer(number) => match i64::try_from(*number) {
+                Ok(number) => toml::Value::Integer(number),
+                Err(_) => return Err(self.invalid(key, node, "an integer of at most 64 bits", "")),
+            },
+            Kind::Float(number) => toml::Value::Float(*number),
+            Kind::Text(text) => match check(text) {
+                Ok(()) => toml::Value::String(text.clone()),
+                Err(expected) => return Err(self.invalid(key, node, &expected, "")),
+            },
+            Kind::Datetime => return Err(self.invalid(key, node, "a value that is no date", "")),
+            Kind::Array(nodes) => {
+                let values = nodes.iter().enumerate();
+                let values = values.map(|(index, node)| self.plain(&format!("{key}.{index}"), node, check));
+                toml::Value::Array(values.collect::<Result<_, _>>()?)
+            }
+            Kind::Table(entries) => {
+                let mut table = toml::Table::new();
+                for entry in entries {
+                    let value = self.plain(&format!("{key}.{}", entry.key), &entry.node, check)?;
+                    table.insert(entry.key.clone(), value);
+                }
+                toml::Value::Table(table)
+            }
+        })
+    }
+
     /// Refuses the keys that nobody asked for.
     pub fn finish(self) -> Result<(), RecipeError> {
         let Some(entry) = self.entries.iter().find(|entry| !self.asked.contains(&entry.key.as_str())) else {

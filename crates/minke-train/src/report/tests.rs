@@ -147,5 +147,5 @@ fn a_report_is_written_and_replaced() {
 fn numbers_read_well() {
     assert_eq!([0, 12, 1234, 1_234_567].map(grouped), ["0", "12", "1,234", "1,234,567"]);
     assert_eq!([3.44, 61.0, 3725.0].map(duration), ["3.4 s", "1 min 1 s", "1 h 2 min"]);
-    assert_eq!([0.0, 999.0, 1500.0, 3e6].map(plots::short_count), ["0", "999", "1.5k", "3M"]);
+    assert_eq!([0.0, 999.0, 1500.0, 3e6].map(draw::short_count), ["0", "999", "1.5k", "3M"]);
 }
