@@ -85,8 +85,8 @@ pub fn temper(cpu: &Cpu, logits: &mut [f32], w: usize, temperature: f32, kept: &
 }
 
 kernel! {
-    Draw<'a>(s: S, logits: &'a mut [f32], w: usize, uniforms: &'a [f64], ids: &'a mut [u32], log_probs: &'a mut [f32]) {
-        for (((x, &u), id), log_prob) in logits.chunks_mut(w).zip(uniforms).zip(ids).zip(log_probs) {
+    Draw<'a>(s: S, logits: &'a [f32], w: usize, uniforms: &'a [f64], ids: &'a mut [u32], log_probs: &'a mut [f32]) {
+        for (((x, &u), id), log_prob) in logits.chunks(w).zip(uniforms).zip(ids).zip(log_probs) {
             let highest = row_max(s, x);
             let (mut sum, max) = (s.zero(), s.splat(highest));
             // the likeliest token's own exponential is 1 and tells nothing: the difference itself is kept for it
@@ -144,24 +144,17 @@ kernel! {
 ///
 /// # Panics
 /// When sizes do not fit.
-pub fn draw(
-    cpu: &Cpu,
-    logits: &mut [f32],
-    w: usize,
-    uniforms: &[f64],
-    ids: &mut [u32],
-    log_probs: &mut [f32],
-) {
+pub fn draw(cpu: &Cpu, logits: &[f32], w: usize, uniforms: &[f64], ids: &mut [u32], log_probs: &mut [f32]) {
     let n = uniforms.len();
     rows::expect_len("draw", "logits", logits.len(), n * w);
     rows::expect_len("draw", "ids", ids.len(), n);
     rows::expect_len("draw", "log_probs", log_probs.len(), n);
-    let (logits, ids, log_probs) = (SharedMut::new(logits), SharedMut::new(ids), SharedMut::new(log_probs));
+    let (ids, log_probs) = (SharedMut::new(ids), SharedMut::new(log_probs));
     rows::over_tiles(cpu, n, w, |from, to| {
         let len = to - from;
         // SAFETY: tasks own disjoint rows.
-        let (logits, ids, log_probs) =
-            unsafe { (logits.slice(from * w, len * w), ids.slice(from, len), log_probs.slice(from, len)) };
+        let (ids, log_probs) = unsafe { (ids.slice(from, len), log_probs.slice(from, len)) };
+        let logits = &logits[from * w..to * w];
         cpu.dispatch(Draw { logits, w, uniforms: &uniforms[from..to], ids, log_probs });
     });
 }
@@ -356,12 +349,11 @@ mod tests {
                 let mut x = x.clone();
                 temper(cpu, &mut x, w, 0.7, &kept);
                 let (mut ids, mut log_probs, mut again) = (vec![0; n], vec![0.0; n], vec![0.0; n]);
-                let before = x.clone();
-                draw(cpu, &mut x, w, &uniforms, &mut ids, &mut log_probs);
-                loss::log_probs(cpu, &before, w, &ids, &mut again);
+                draw(cpu, &x, w, &uniforms, &mut ids, &mut log_probs);
+                loss::log_probs(cpu, &x, w, &ids, &mut again);
                 assert_eq!(log_probs, again);
                 for (r, &id) in ids.iter().enumerate() {
-                    let row = wide(&before[r * w..(r + 1) * w]);
+                    let row = wide(&x[r * w..(r + 1) * w]);
                     let sum: f64 = row.iter().map(|x| x.exp()).sum();
                     let below: f64 = row[..id as usize].iter().map(|x| x.exp()).sum::<f64>() / sum;
                     let share = row[id as usize].exp() / sum;
@@ -377,9 +369,9 @@ mod tests {
         }
         let cpu = Cpu::detect(1);
         let (mut ids, mut log_probs) = ([0], [0.0]);
-        draw(&cpu, &mut [f32::NAN, 1.0], 2, &[0.5], &mut ids, &mut log_probs);
+        draw(&cpu, &[f32::NAN, 1.0], 2, &[0.5], &mut ids, &mut log_probs);
         assert!(ids[0] == u32::MAX && log_probs[0].is_nan() || ids[0] == 1);
-        draw(&cpu, &mut [f32::NEG_INFINITY; 2], 2, &[0.5], &mut ids, &mut log_probs);
+        draw(&cpu, &[f32::NEG_INFINITY; 2], 2, &[0.5], &mut ids, &mut log_probs);
         assert_eq!(ids[0], u32::MAX);
     }
 

@@ -1,13 +1,16 @@
 //! Generation and scoring: what goes into a call of the model, and what is made of the logits.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use minke_cpu::policy::{self, Kept};
 use minke_cpu::{Cpu, loss};
 use minke_data::{StreamDecoder, Tokenizer};
 use minke_model::{Cache, Model, Step, Want};
+use minke_num::rng;
 
-use crate::sampling::{Sampler, Sampling, SettingError};
+use crate::sampling::{self, Sampler, Sampling, SettingError};
 use crate::stop::StopMatcher;
 
 /// Tokens of one call of the model, over all sequences; bounds the memory of activations.
@@ -120,6 +123,22 @@ pub struct Generation {
     pub stop: StopReason,
     /// Tokens of the prompt that were in the cache already.
     pub reused: usize,
+    /// What learning from it needs; empty unless the engine is [`Engine::traced`].
+    pub trace: Trace,
+}
+
+/// How a sequence was sampled, for a trainer that shall see the same.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Trace {
+    /// Every token that was chosen, the one that stopped it included.
+    pub tokens: Vec<u32>,
+    /// Natural logarithm of each one's probability in the distribution that it was drawn from, temperature and filters
+    /// applied; 0 for the likeliest token at temperature 0.
+    pub log_probs: Vec<f32>,
+    /// What filters left of the vocabulary, token by token; empty where they left all.
+    pub kept: Vec<Vec<u32>>,
+    /// The experts of every row that was read, `[rows * k]` by layer with experts; the last token chosen is never read.
+    pub routes: Vec<Vec<u32>>,
 }
 
 /// A piece of an answer, given to the caller as soon as it is sure.
@@ -182,6 +201,7 @@ struct Running<'r> {
     text: String,
     reused: usize,
     stop: Option<StopReason>,
+    trace: Trace,
 }
 
 /// Runs a model: borrows it, so the weights may be a trainer's.
@@ -192,13 +212,21 @@ pub struct Engine<'a> {
     context: usize,
     sampler: Sampler,
     timing: Timing,
+    traced: bool,
 }
 
 impl<'a> Engine<'a> {
     /// An engine over a model; without a tokenizer answers are ids only.
     pub fn new(model: &'a mut Model, cpu: &'a Cpu, tokenizer: Option<&'a Tokenizer>) -> Self {
         let context = model.config.max_position_embeddings;
-        Self { model, cpu, tokenizer, context, sampler: Sampler::default(), timing: Timing::default() }
+        let (sampler, timing) = (Sampler::default(), Timing::default());
+        Self { model, cpu, tokenizer, context, sampler, timing, traced: false }
+    }
+
+    /// Makes every answer carry its [`Trace`].
+    #[must_use]
+    pub fn traced(self) -> Self {
+        Self { traced: true, ..self }
     }
 
     /// Tokens that fit into one sequence, prompt and answer together.
@@ -270,6 +298,7 @@ impl<'a> Engine<'a> {
                 log_probs: Vec::new(),
                 text: String::new(),
                 stop: (request.max_tokens == 0).then_some(StopReason::MaxTokens),
+                trace: Trace::default(),
             })
             .collect();
         self.timing = Timing::default();
@@ -300,6 +329,7 @@ impl<'a> Engine<'a> {
         let mut room = TOKENS_PER_CALL;
         let mut steps = Vec::with_capacity(running.len());
         let mut wanted = Vec::with_capacity(running.len());
+        let mut read = Vec::with_capacity(running.len());
         for (at, sequence) in running.iter_mut().enumerate() {
             let fed = sequence.session.tokens.len();
             let take = (sequence.all.len() - fed).min(room);
@@ -309,6 +339,7 @@ impl<'a> Engine<'a> {
             room -= take;
             let tokens = &sequence.all[fed..fed + take];
             sequence.session.tokens.extend_from_slice(tokens);
+            read.push((at, take));
             let last = fed + take == sequence.all.len();
             if last {
                 wanted.push(at);
@@ -316,21 +347,26 @@ impl<'a> Engine<'a> {
             let want = if last { Want::Last } else { Want::None };
             steps.push(Step { tokens, cache: &mut sequence.session.cache, want });
         }
-        let logits = self.model.infer(self.cpu, &mut steps);
+        let (logits, routes) = self.model.infer_traced(self.cpu, &mut steps);
         drop(steps);
+        if self.traced {
+            trace_routes(running, &read, &routes);
+        }
         let w = self.model.config.vocab_size;
+        let choices = self.choose(running, &wanted, &logits)?;
+        let mut log_probs = vec![0.0; wanted.len()];
+        let ids: Vec<u32> = choices.iter().map(|choice| choice.id).collect();
+        loss::log_probs(self.cpu, &logits, w, &ids, &mut log_probs);
         let mut flow = ControlFlow::Continue(());
-        for (&at, row) in wanted.iter().zip(logits.chunks_exact(w)) {
+        for ((&at, choice), log_prob) in wanted.iter().zip(choices).zip(log_probs) {
             let sequence = &mut running[at];
-            let position = sequence.all.len();
-            let Request { sampling, sequence: name, .. } = sequence.request;
-            let id = self
-                .sampler
-                .pick(sampling, row, *name, position as u64)
-                .ok_or(EngineError::NotANumber { position })?;
-            let mut log_prob = [0.0];
-            loss::log_probs(self.cpu, row, w, &[id], &mut log_prob);
-            let text = sequence.take(id, log_prob[0], self.context);
+            let id = choice.id;
+            if self.traced {
+                sequence.trace.tokens.push(id);
+                sequence.trace.log_probs.push(choice.log_prob);
+                sequence.trace.kept.push(choice.kept);
+            }
+            let text = sequence.take(id, log_prob, self.context);
             let tokens = sequence.log_probs.len();
             if on_delta(Delta { request: at, text: &text, tokens }).is_break() {
                 flow = ControlFlow::Break(());
@@ -341,6 +377,66 @@ impl<'a> Engine<'a> {
             flow = ControlFlow::Break(());
         }
         Ok(flow)
+    }
+
+    /// A token for each wanted sequence, of whose logits there is a row each.
+    ///
+    /// Rows of one temperature are tempered and drawn from together, by the functions that training uses.
+    fn choose(
+        &mut self,
+        running: &[Running<'_>],
+        wanted: &[usize],
+        logits: &[f32],
+    ) -> Result<Vec<Choice>, EngineError> {
+        let w = self.model.config.vocab_size;
+        let mut choices: Vec<Choice> = wanted.iter().map(|_| Choice::default()).collect();
+        let request = |row: usize| running[wanted[row]].request;
+        let row_of = |row: usize| &logits[row * w..(row + 1) * w];
+        let likeliest = |row: usize| {
+            let position = running[wanted[row]].all.len();
+            sampling::argmax(row_of(row)).map(|best| best.0).ok_or(EngineError::NotANumber { position })
+        };
+        let mut temperatures: Vec<f32> =
+            (0..wanted.len()).map(|row| request(row).sampling.temperature).collect();
+        temperatures.sort_by(f32::total_cmp);
+        temperatures.dedup();
+        for temperature in temperatures {
+            let rows: Vec<usize> =
+                (0..wanted.len()).filter(|&row| request(row).sampling.temperature == temperature).collect();
+            if temperature == 0.0 {
+                for &row in &rows {
+                    choices[row].id = likeliest(row)?;
+                }
+                continue;
+            }
+            let mut kept = Kept::default();
+            for &row in &rows {
+                kept.push(self.sampler.kept(&request(row).sampling, row_of(row)));
+            }
+            let uniform = |&row: &usize| {
+                let Request { sampling, sequence, .. } = request(row);
+                rng::uniform_f64(sampling.seed, *sequence, running[wanted[row]].all.len() as u64)
+            };
+            let uniforms: Vec<f64> = rows.iter().map(uniform).collect();
+            let tempered: Vec<f32>;
+            let as_they_are = rows.len() == wanted.len() && temperature == 1.0 && kept.ids.is_empty();
+            let from = if as_they_are {
+                logits
+            } else {
+                let mut copy: Vec<f32> = rows.iter().flat_map(|&row| row_of(row)).copied().collect();
+                policy::temper(self.cpu, &mut copy, w, temperature, &kept);
+                tempered = copy;
+                &tempered
+            };
+            let (mut ids, mut log_probs) = (vec![0; rows.len()], vec![0.0; rows.len()]);
+            policy::draw(self.cpu, from, w, &uniforms, &mut ids, &mut log_probs);
+            for (i, &row) in rows.iter().enumerate() {
+                // an infinite logit leaves nothing to draw, and no number at all is an error
+                let id = if ids[i] == u32::MAX { likeliest(row)? } else { ids[i] };
+                choices[row] = Choice { id, log_prob: log_probs[i], kept: kept.row(i).to_vec() };
+            }
+        }
+        Ok(choices)
     }
 
     fn check(&self, request: &Request) -> Result<(), EngineError> {
@@ -402,6 +498,32 @@ impl<'a> Engine<'a> {
     }
 }
 
+/// A token that was chosen.
+#[derive(Default)]
+struct Choice {
+    id: u32,
+    /// Of the distribution that it was drawn from; 0 where there was no draw.
+    log_prob: f32,
+    /// What filters left; nothing where all was left.
+    kept: Vec<u32>,
+}
+
+/// Notes for each sequence to which experts its rows were sent.
+fn trace_routes(running: &mut [Running<'_>], read: &[(usize, usize)], routes: &[Arc<[u32]>]) {
+    let rows: usize = read.iter().map(|(_, n)| n).sum();
+    for (index, layer) in routes.iter().enumerate() {
+        let k = layer.len() / rows.max(1);
+        let mut rest = &layer[..];
+        for &(at, n) in read {
+            let trace = &mut running[at].trace;
+            trace.routes.resize(routes.len(), Vec::new());
+            let (own, others) = rest.split_at(n * k);
+            trace.routes[index].extend_from_slice(own);
+            rest = others;
+        }
+    }
+}
+
 impl Running<'_> {
     /// Takes a token into the answer and gives the text that is sure now.
     fn take(&mut self, id: u32, log_prob: f32, context: usize) -> String {
@@ -449,6 +571,7 @@ impl Running<'_> {
             text: self.text,
             stop,
             reused: self.reused,
+            trace: self.trace,
         }
     }
 }

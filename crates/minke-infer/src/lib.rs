@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! load_model(folder) -> Loaded { model, tokenizer, ... }
-//! Engine::generate(requests) -> Model::infer(steps) -> logits -> Sampler -> id
+//! Engine::generate(requests) -> Model::infer(steps) -> logits -> filters, draw -> id
 //!                                                       StreamDecoder -> StopMatcher -> text to the caller
 //! ```
 //!
@@ -24,7 +24,7 @@ pub mod machine;
 mod sampling;
 mod stop;
 
-pub use engine::{Delta, Engine, EngineError, Generation, Request, Session, StopReason, Timing};
+pub use engine::{Delta, Engine, EngineError, Generation, Request, Session, StopReason, Timing, Trace};
 pub use load::{GenerationDefaults, LoadModelError, Loaded, WeightFolder, load_model, read_config};
 pub use sampling::{Sampler, Sampling, SettingError};
 pub use stop::StopMatcher;

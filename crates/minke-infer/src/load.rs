@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use minke_data::Tokenizer;
 use minke_data::hf::{Dtype, TensorView, WeightFiles, resolve_model};
+use minke_data::{ChatTemplate, Tokenizer};
 use minke_model::config::{Config, ConfigError};
 use minke_model::{DType, LoadError, Model, Precision, WeightSource};
 use minke_num::{bf16, f16};
@@ -91,6 +91,14 @@ impl Loaded {
     /// Whether the model only continues text: there is no chat template.
     pub fn is_base(&self) -> bool {
         self.chat_template.is_none()
+    }
+
+    /// The chat template, compiled.
+    ///
+    /// # Errors
+    /// There is one, and it is broken.
+    pub fn template(&self) -> Result<Option<ChatTemplate>, LoadModelError> {
+        Ok(ChatTemplate::load(&self.folder)?)
     }
 
     /// The tokens that end an answer: those of config, generation config and tokenizer, each once, ascending.

@@ -1,7 +1,5 @@
 //! From a row of logits to a token.
 
-use minke_num::rng;
-
 /// How tokens are chosen.
 ///
 /// The filters run in this order, which is that of Hugging Face transformers: temperature, top-k, top-p, min-p.
@@ -67,7 +65,7 @@ impl Sampling {
     }
 }
 
-/// Chooses tokens; keeps its memory between calls.
+/// Filters rows of logits; keeps its memory between calls. What is left is drawn from by `minke_cpu::policy::draw`.
 #[derive(Debug, Default)]
 pub struct Sampler {
     /// Ids that are still in the race and their unnormalised probabilities.
@@ -75,17 +73,16 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Chooses the token at `position` of `sequence`; `None` when no logit of the row is a number.
+    /// The ids that the filters leave of a row, the likeliest first or ascending; empty where no filter is on.
     ///
-    /// The draw is `u = uniform(seed, sequence, position)`: the first candidate whose cumulative share
-    /// exceeds u. Candidates stand in the order of ids, or from the likeliest down where top-k or top-p sorted
-    /// them. Sums run in f64 in that order.
-    pub fn pick(&mut self, sampling: &Sampling, logits: &[f32], sequence: u64, position: u64) -> Option<u32> {
-        let (best, max) = argmax(logits)?;
-        // one infinite logit leaves nothing to draw
-        if sampling.temperature <= 0.0 || max == f32::INFINITY {
-            return Some(best);
-        }
+    /// Filters run on probabilities in f64. A row without a finite logit leaves nothing to filter.
+    pub fn kept(&mut self, sampling: &Sampling, logits: &[f32]) -> Vec<u32> {
+        let on = sampling.top_k > 0 && sampling.top_k < logits.len()
+            || sampling.top_p < 1.0
+            || sampling.min_p > 0.0;
+        let Some((_, max)) = argmax(logits).filter(|(_, max)| on && max.is_finite()) else {
+            return Vec::new();
+        };
         let scale = 1.0 / f64::from(sampling.temperature);
         let max = f64::from(max);
         self.candidates.clear();
@@ -115,14 +112,7 @@ impl Sampler {
             // the likeliest token's weight is 1
             self.candidates.retain(|(_, weight)| *weight >= f64::from(sampling.min_p));
         }
-        let target = rng::uniform_f64(sampling.seed, sequence, position) * self.total();
-        let mut sum = 0.0;
-        let drawn = self.candidates.iter().find(|(_, weight)| {
-            sum += weight;
-            sum > target
-        });
-        // rounding may leave the target at the very end
-        drawn.or(self.candidates.last()).map(|(id, _)| *id)
+        self.candidates.iter().map(|(id, _)| *id).collect()
     }
 
     fn total(&self) -> f64 {
@@ -131,7 +121,7 @@ impl Sampler {
 }
 
 /// The first of the largest logits that are numbers, unless all are minus infinity.
-fn argmax(logits: &[f32]) -> Option<(u32, f32)> {
+pub(crate) fn argmax(logits: &[f32]) -> Option<(u32, f32)> {
     let mut best = None;
     let mut max = f32::NEG_INFINITY;
     for (id, &logit) in logits.iter().enumerate() {
@@ -146,12 +136,9 @@ fn argmax(logits: &[f32]) -> Option<(u32, f32)> {
 mod tests {
     use super::*;
 
-    fn support(sampling: Sampling, logits: &[f32]) -> Vec<u32> {
-        let mut sampler = Sampler::default();
-        let mut ids: Vec<u32> =
-            (0..4000).map(|position| sampler.pick(&sampling, logits, 3, position).unwrap()).collect();
+    fn kept(sampling: Sampling, logits: &[f32]) -> Vec<u32> {
+        let mut ids = Sampler::default().kept(&sampling, logits);
         ids.sort_unstable();
-        ids.dedup();
         ids
     }
 
@@ -163,51 +150,31 @@ mod tests {
     #[test]
     fn filters_keep_what_they_say_and_ties_go_to_the_lower_id() {
         let all = Sampling::default();
-        assert_eq!(support(all, &logits()), [0, 1, 2, 3, 4]);
-        assert_eq!(support(Sampling { top_k: 2, ..all }, &logits()), [1, 2]);
-        assert_eq!(support(Sampling { top_k: 4, ..all }, &logits()), [0, 1, 2, 3]);
-        assert_eq!(support(Sampling { top_p: 0.55, ..all }, &logits()), [1, 2]);
-        assert_eq!(support(Sampling { top_p: 0.75, ..all }, &logits()), [1, 2, 3]);
-        assert_eq!(support(Sampling { top_p: 1e-6, ..all }, &logits()), [1]);
-        assert_eq!(support(Sampling { min_p: 0.4, ..all }, &logits()), [1, 2, 3]);
+        assert!(kept(all, &logits()).is_empty(), "no filter, nothing to say");
+        assert_eq!(kept(Sampling { top_k: 2, ..all }, &logits()), [1, 2]);
+        assert_eq!(kept(Sampling { top_k: 4, ..all }, &logits()), [0, 1, 2, 3]);
+        assert_eq!(kept(Sampling { top_p: 0.55, ..all }, &logits()), [1, 2]);
+        assert_eq!(kept(Sampling { top_p: 0.75, ..all }, &logits()), [1, 2, 3]);
+        assert_eq!(kept(Sampling { top_p: 1e-6, ..all }, &logits()), [1]);
+        assert_eq!(kept(Sampling { min_p: 0.4, ..all }, &logits()), [1, 2, 3]);
         // after top-k = 2 the shares are 2/3 and 1/3
-        assert_eq!(support(Sampling { top_k: 2, top_p: 0.6, ..all }, &logits()), [1]);
+        assert_eq!(kept(Sampling { top_k: 2, top_p: 0.6, ..all }, &logits()), [1]);
         // a low temperature sharpens before top-p looks
-        assert_eq!(support(Sampling { temperature: 0.2, top_p: 0.9, ..all }, &logits()), [1]);
-        assert_eq!(support(Sampling::greedy(), &[1.0, 3.0, 3.0]), [1]);
-    }
-
-    #[test]
-    fn draws_follow_the_probabilities_and_their_names() {
-        let mut sampler = Sampler::default();
-        let sampling = Sampling::default();
-        let n = 40_000;
-        let mut counts = [0u32; 5];
-        for position in 0..n {
-            counts[sampler.pick(&sampling, &logits(), 0, position).unwrap() as usize] += 1;
-        }
-        for (count, p) in counts.iter().zip([0.1, 0.4, 0.2, 0.2, 0.1]) {
-            let share = f64::from(*count) / n as f64;
-            assert!((share - p).abs() < 0.012, "{share} for {p}");
-        }
-        let mut draw = |seed, sequence| {
-            let sampling = Sampling { seed, ..sampling };
-            (0..64).map(|p| sampler.pick(&sampling, &logits(), sequence, p)).collect::<Vec<_>>()
-        };
-        assert_eq!(draw(1, 2), draw(1, 2));
-        assert_ne!(draw(1, 2), draw(1, 3));
-        assert_ne!(draw(1, 2), draw(2, 2));
+        assert_eq!(kept(Sampling { temperature: 0.2, top_p: 0.9, ..all }, &logits()), [1]);
     }
 
     #[test]
     fn odd_rows_do_no_harm() {
-        let mut sampler = Sampler::default();
-        let mut pick = |logits: &[f32]| sampler.pick(&Sampling::default(), logits, 0, 0);
-        assert_eq!(pick(&[f32::NAN, 1.0, f32::NEG_INFINITY]), Some(1));
-        assert_eq!(pick(&[0.0, f32::INFINITY]), Some(1));
-        assert_eq!(pick(&[f32::NAN, f32::NAN]), None);
-        assert_eq!(pick(&[f32::NEG_INFINITY]), None);
-        assert_eq!(pick(&[]), None);
+        let filtered = Sampling { top_k: 1, ..Sampling::default() };
+        assert_eq!(kept(filtered, &[f32::NAN, 1.0, f32::NEG_INFINITY]), [1]);
+        for odd in [&[0.0, f32::INFINITY][..], &[f32::NAN, f32::NAN], &[f32::NEG_INFINITY; 2], &[]] {
+            assert!(kept(filtered, odd).is_empty(), "{odd:?}");
+            assert_eq!(
+                argmax(odd).map(|best| best.0),
+                (odd.len() == 2 && odd[1] == f32::INFINITY).then_some(1)
+            );
+        }
+        assert_eq!(argmax(&[1.0, 3.0, 3.0]), Some((1, 3.0)));
     }
 
     #[test]

@@ -97,7 +97,7 @@ fn roll(model: &mut Model, cpu: &Cpu) -> Vec<Rollout> {
         let uniforms: Vec<f64> =
             alive.iter().map(|&s| rng::uniform_f64(3, s as u64, all[s].tokens.len() as u64)).collect();
         let (mut ids, mut log_probs) = (vec![0; alive.len()], vec![0.0; alive.len()]);
-        draw(cpu, &mut logits, w, &uniforms, &mut ids, &mut log_probs);
+        draw(cpu, &logits, w, &uniforms, &mut ids, &mut log_probs);
         for (i, &s) in alive.iter().enumerate() {
             all[s].tokens.push(ids[i]);
             all[s].log_probs.push(log_probs[i]);
