@@ -19,10 +19,10 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use minke_data::Tokenizer;
 use minke_data::hf::{
     Dtype, SafetensorsWriter, TensorSpec, WeightFiles, recover_folder, write_folder_atomic,
 };
+use minke_data::{ChatTemplate, Tokenizer};
 use minke_model::{DType, Model};
 use minke_num::bf16;
 use serde::{Deserialize, Serialize};
@@ -86,11 +86,17 @@ struct Sealed {
     blake3: String,
 }
 
-/// Writes a model as a Hugging Face folder: config, generation config, weights, tokenizer.
+/// Writes a model as a Hugging Face folder: config, generation config, weights, tokenizer, and the chat template of a
+/// model that has one.
 ///
 /// # Errors
 /// I/O.
-pub fn write_model(folder: &Path, model: &Model, tokenizer: &Tokenizer) -> minke_data::Result<()> {
+pub fn write_model(
+    folder: &Path,
+    model: &Model,
+    tokenizer: &Tokenizer,
+    template: Option<&ChatTemplate>,
+) -> minke_data::Result<()> {
     let config = model.config.to_json();
     let mut generation = json!({"do_sample": true, "temperature": 0.8});
     for key in ["bos_token_id", "eos_token_id", "pad_token_id"] {
@@ -101,6 +107,9 @@ pub fn write_model(folder: &Path, model: &Model, tokenizer: &Tokenizer) -> minke
     write_json(&folder.join("config.json"), &config)?;
     write_json(&folder.join("generation_config.json"), &generation)?;
     tokenizer.save(folder)?;
+    if let Some(template) = template {
+        template.save(folder)?;
+    }
     let specs = model.params.entries.iter().map(|param| TensorSpec {
         name: param.name.clone(),
         dtype: match param.dtype {
@@ -130,8 +139,13 @@ pub fn write_model(folder: &Path, model: &Model, tokenizer: &Tokenizer) -> minke
 ///
 /// # Errors
 /// I/O; what was there before is then untouched.
-pub fn save_model(folder: &Path, model: &Model, tokenizer: &Tokenizer) -> Result<()> {
-    Ok(write_folder_atomic(folder, |folder| write_model(folder, model, tokenizer))?)
+pub fn save_model(
+    folder: &Path,
+    model: &Model,
+    tokenizer: &Tokenizer,
+    template: Option<&ChatTemplate>,
+) -> Result<()> {
+    Ok(write_folder_atomic(folder, |folder| write_model(folder, model, tokenizer, template))?)
 }
 
 /// Writes `step-N` into the folder of checkpoints and then removes all but the last `keep`.
@@ -142,12 +156,13 @@ pub fn save(
     checkpoints: &Path,
     trainer: &Trainer,
     tokenizer: &Tokenizer,
+    template: Option<&ChatTemplate>,
     state: &State,
     keep: usize,
 ) -> Result<PathBuf> {
     let path = checkpoints.join(format!("step-{}", state.step));
     write_folder_atomic(&path, |folder| {
-        write_model(folder, &trainer.model, tokenizer)?;
+        write_model(folder, &trainer.model, tokenizer, template)?;
         let training = folder.join(TRAINING);
         fs::create_dir(&training).map_err(minke_data::Error::io("create", &training))?;
         write_json(&folder.join(STATE), &serde_json::to_value(state).expect("plain data serialises"))?;

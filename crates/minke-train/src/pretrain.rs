@@ -460,6 +460,7 @@ impl<'a> Session<'a> {
             &self.folder.checkpoints(),
             &self.trainer,
             &self.prepared.tokenizer,
+            None,
             &state,
             self.recipe.train.keep,
         )?;
@@ -471,7 +472,7 @@ impl<'a> Session<'a> {
     /// The model's folder and the report.
     fn finish(&mut self) -> Result<Finished> {
         let model = self.folder.model();
-        checkpoint::save_model(&model, &self.trainer.model, &self.prepared.tokenizer)?;
+        checkpoint::save_model(&model, &self.trainer.model, &self.prepared.tokenizer, None)?;
         let score = match self.score {
             Some(score) => Some(score),
             // resumed after the last step: the same figure again
