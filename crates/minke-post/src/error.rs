@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use minke_infer::EngineError;
-use minke_infer::load::LoadModelError;
+use minke_infer::LoadModelError;
 use minke_train::TrainError;
 use minke_train::metrics::MetricsError;
 use minke_train::recipe::RecipeError;

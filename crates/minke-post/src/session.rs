@@ -16,7 +16,7 @@ use std::time::Instant;
 use minke_cpu::Cpu;
 use minke_data::Tokenizer;
 use minke_data::template::ChatTemplate;
-use minke_infer::load::{Loaded, load_model};
+use minke_infer::{Loaded, load_model};
 use minke_model::{Model, Precision, spec};
 use minke_train::checkpoint::{self, State};
 use minke_train::metrics::MetricsWriter;
@@ -111,7 +111,8 @@ pub trait Stage {
     }
 
     /// Takes turn number `turn`, from 0; the metrics that it names.
-    fn turn(&mut self, shop: &mut Workshop, turn: u64, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Values>;
+    fn turn(&mut self, shop: &mut Workshop, turn: u64, on_event: &mut dyn FnMut(Event<'_>))
+    -> Result<Values>;
 
     /// Examines the model after `step` turns.
     fn evaluate(
@@ -353,7 +354,9 @@ impl Session<'_> {
     }
 
     fn evaluate(&mut self, step: u64) -> Result<()> {
-        let Some(mut values) = self.stage.evaluate(&mut self.shop, step, self.on_event)? else { return Ok(()) };
+        let Some(mut values) = self.stage.evaluate(&mut self.shop, step, self.on_event)? else {
+            return Ok(());
+        };
         (values.step, values.elapsed_s) = (step, self.elapsed_s());
         (self.on_event)(Event::Evaluation(&values));
         self.metrics.append(&Record::Evaluation(values.clone()))?;

@@ -313,7 +313,7 @@ fn recipes_that_are_wrong_say_where() {
         (stage("[stage.run]\nout = \"x\"\n"), "the pipeline decides it"),
         (stage("run = 3\n"), "a table [stage.run]"),
         (stage("when = 2020-01-01\n"), "no date"),
-        ("[run]\nnmae = \"x\"\n".to_owned() + &stage(""), "did you mean `name`?"),
+        ("[run]\nnam = \"x\"\n".to_owned() + &stage(""), "did you mean `name`?"),
         ("[run]\npublish = \"b\"\n".to_owned() + &stage(""), "a stage that makes a model: a"),
         ("[[stage]\n".into(), "recipe is not valid TOML"),
     ] {
