@@ -1,13 +1,16 @@
 //! The families, one file each.
 
 mod addition;
+mod calendar;
 mod chain;
 mod count;
+mod dates;
 mod division;
 mod multiplication;
 mod reverse;
 mod shared;
 mod sort;
+mod spell;
 #[cfg(test)]
 mod tests;
 mod words;
@@ -25,6 +28,9 @@ static FAMILIES: &[&dyn Family] = &[
     &sort::Sort,
     &count::Count,
     &reverse::Reverse,
+    &spell::Spell,
+    // the calendar
+    &dates::Dates,
 ];
 
 /// All families, in the order of lists.
