@@ -1,10 +1,12 @@
 //! From a base model to one that thinks: SFT, reinforcement learning, distillation, evaluation.
 
 pub mod error;
+pub mod eval;
 pub mod events;
 pub mod make;
 pub mod metrics;
 pub mod report;
 pub mod session;
+pub mod worked;
 
 pub use error::{PostError, Result};
