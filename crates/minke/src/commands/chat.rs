@@ -1,21 +1,24 @@
 //! `minke chat`: a conversation in the terminal, or over a pipe.
 //!
-//! A base model has no turns: what is typed is appended to a running text, and the model continues it. The session
-//! keeps the cache, so each turn reads only what is new.
+//! With a model that has a chat template, what is typed is a turn of the person and the model answers it; thoughts are
+//! shown dim. A base model has no turns: what is typed is appended to a running text, and the model continues it. The
+//! session keeps the cache, so each turn reads only what is new.
 
 mod settings;
 mod thinking;
+mod turns;
 
 use std::io::{BufRead, IsTerminal, Read};
 use std::ops::ControlFlow;
 
 use minke_cpu::Cpu;
 use minke_data::Tokenizer;
-use minke_infer::{Engine, Request, Session, StopReason};
+use minke_infer::{Engine, Generation, Request, Session, StopReason};
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 use settings::Settings;
 use thinking::Painter;
+use turns::Turns;
 
 use super::{open, sampling, threads};
 use crate::cli::Chat;
@@ -35,6 +38,13 @@ const HELP: &str = "\
 /reset            forget the text so far
 /exit             leave (also Ctrl-D)
 Ctrl-C stops an answer; an empty line lets the model go on.";
+const TURNS_HELP: &str = "\
+/help             this list
+/set              show the settings
+/set NAME=VALUE   change temperature, top_k, top_p, min_p, seed or tokens
+/reset            begin a new conversation
+/exit             leave (also Ctrl-D)
+Ctrl-C stops an answer.";
 
 /// What was typed.
 enum Typed {
@@ -106,24 +116,24 @@ pub fn run(args: &Chat) -> Result<(), Failure> {
         ))
         .hint("minke score reads token ids"));
     };
-    let (bos, stop_ids, is_base) = (loaded.bos(), loaded.stop_ids(), loaded.is_base());
+    let (bos, mut stop_ids) = (loaded.bos(), loaded.stop_ids());
+    let turns = match loaded.template()? {
+        Some(template) => Some(Turns::new(template, &tokenizer, &mut stop_ids)?),
+        None => None,
+    };
     let cpu = Cpu::detect(threads(args.model.threads));
     let engine = Engine::new(&mut loaded.model, &cpu, Some(&tokenizer));
     let most = engine.context() / 2;
     let tokens = args.sampling.n.map_or(TOKENS.min(most), |n| (n as usize).min(engine.context() - 1)).max(1);
     let mut input = Input::open()?;
     let painted = input.is_terminal();
-    if is_base {
+    if turns.is_none() {
         output::note(&format!(
             "{} is a base model: it continues the text that you type, it does not answer.\n/help lists the commands.",
             args.model.model
         ));
     } else {
-        output::note(&format!(
-            "{} has a chat template, which is not applied yet: the model continues the text that you type.\n\
-             /help lists the commands.",
-            args.model.model
-        ));
+        output::note(&format!("Talking to {}. /help lists the commands.", args.model.model));
     }
     interrupt::install();
     let session = [Session::new(engine.model())];
@@ -131,6 +141,7 @@ pub fn run(args: &Chat) -> Result<(), Failure> {
         engine,
         tokenizer: &tokenizer,
         session,
+        turns,
         text: bos.into_iter().collect(),
         begin: usize::from(bos.is_some()),
         ends_line: true,
@@ -150,7 +161,7 @@ pub fn run(args: &Chat) -> Result<(), Failure> {
         };
         match line.trim().split_once(char::is_whitespace).unwrap_or((line.trim(), "")) {
             ("/exit" | "/quit", "") => return Ok(()),
-            ("/help", "") => output::note(HELP),
+            ("/help", "") => output::note(if chat.turns.is_some() { TURNS_HELP } else { HELP }),
             ("/reset", "") => chat.reset(),
             ("/set", "") => output::note(&chat.settings.to_string()),
             ("/set", change) => match chat.settings.change(change, chat.engine.context()) {
@@ -175,7 +186,9 @@ struct Running<'a> {
     engine: Engine<'a>,
     tokenizer: &'a Tokenizer,
     session: [Session; 1],
-    /// The running text.
+    /// The conversation, if the model knows turns.
+    turns: Option<Turns>,
+    /// The running text, if it does not.
     text: Vec<u32>,
     /// Tokens at its beginning that are always kept.
     begin: usize,
@@ -189,13 +202,37 @@ struct Running<'a> {
 
 impl Running<'_> {
     fn reset(&mut self) {
+        if let Some(turns) = &mut self.turns {
+            turns.clear();
+            output::note("a new conversation begins");
+            return;
+        }
         self.text.truncate(self.begin);
         self.ends_line = true;
         output::note("the text so far is forgotten");
     }
 
-    /// Appends what was typed to the running text, on a line of its own, and lets the model go on.
     fn turn(&mut self, line: &str) -> Result<(), Failure> {
+        let room = self.room();
+        let Some(turns) = &mut self.turns else { return self.go_on(line) };
+        if line.trim().is_empty() {
+            output::note("type something for the model to answer");
+            return Ok(());
+        }
+        let asked = turns.ask(self.tokenizer, line, room)?;
+        let mut painter = Painter::answering(self.painted);
+        if asked.is_thinking {
+            output::text(painter.open())?;
+        }
+        let generation = self.generate(asked.prompt, painter)?;
+        if let Some(turns) = &mut self.turns {
+            turns.answered(&generation.text, asked.is_thinking);
+        }
+        Ok(())
+    }
+
+    /// Appends what was typed to the running text, on a line of its own, and lets the model go on.
+    fn go_on(&mut self, line: &str) -> Result<(), Failure> {
         if !line.is_empty() {
             let typed = if self.ends_line { line.to_owned() } else { format!("\n{line}") };
             self.text.extend(self.tokenizer.encode(&typed)?);
@@ -206,8 +243,22 @@ impl Running<'_> {
             return Ok(());
         }
         self.make_room();
+        if self.painted {
+            // the typed text again, so that text and continuation stand together
+            output::text(&format!("\x1b[1m{}\x1b[22m", output::printable(line)))?;
+        }
+        let generation = self.generate(self.text.clone(), Painter::new(self.painted))?;
+        if !generation.text.is_empty() {
+            self.ends_line = generation.text.ends_with('\n');
+        }
+        self.text.extend(&generation.tokens);
+        Ok(())
+    }
+
+    /// Continues a prompt and shows it as it comes.
+    fn generate(&mut self, prompt: Vec<u32>, mut painter: Painter) -> Result<Generation, Failure> {
         let request = Request {
-            prompt: self.text.clone(),
+            prompt,
             max_tokens: self.settings.tokens,
             sampling: self.settings.sampling,
             sequence: 0,
@@ -215,11 +266,6 @@ impl Running<'_> {
             stop_ids: self.stop_ids.clone(),
         };
         let work = Work::begin();
-        let mut painter = Painter::new(self.painted);
-        if self.painted {
-            // the typed text again, so that text and continuation stand together
-            output::text(&format!("\x1b[1m{}\x1b[22m", output::printable(line)))?;
-        }
         let mut failed = None;
         let mut done =
             self.engine.generate_in(&mut self.session, std::slice::from_ref(&request), &mut |delta| {
@@ -241,18 +287,19 @@ impl Running<'_> {
         if self.painted && generation.stop == StopReason::Cancelled {
             output::note("(stopped)");
         }
-        if !generation.text.is_empty() {
-            self.ends_line = generation.text.ends_with('\n');
-        }
-        self.text.extend(&generation.tokens);
-        Ok(())
+        Ok(generation)
     }
 
-    /// Forgets the oldest text where text and answer would not fit into the context. A long answer may end at the
-    /// context's end rather than cost more than half of it.
-    fn make_room(&mut self) {
+    /// Tokens of a prompt that leave room for an answer. A long answer may end at the context's end rather than cost
+    /// more than half of it.
+    fn room(&self) -> usize {
         let context = self.engine.context();
-        let room = context - self.settings.tokens.min(context / 2).max(1);
+        context - self.settings.tokens.min(context / 2).max(1)
+    }
+
+    /// Forgets the oldest text where text and answer would not fit into the context.
+    fn make_room(&mut self) {
+        let room = self.room();
         if self.text.len() <= room {
             return;
         }

@@ -12,6 +12,12 @@ const PLAIN: &str = "\x1b[22m";
 pub struct Painter {
     painted: bool,
     thinking: bool,
+    /// Whether an answer stands on lines of its own behind its thought.
+    apart: bool,
+    /// Whether anything was thought.
+    thought: bool,
+    /// Whether line ends are left out until something comes, since they were written already.
+    at_line: bool,
     /// Text that may be the beginning of a mark.
     held: String,
 }
@@ -19,7 +25,18 @@ pub struct Painter {
 impl Painter {
     /// A painter for a terminal, or for a pipe.
     pub fn new(painted: bool) -> Self {
-        Self { painted, thinking: false, held: String::new() }
+        Self { painted, thinking: false, apart: false, thought: false, at_line: false, held: String::new() }
+    }
+
+    /// A painter of a chat's answers, which sets them apart from their thoughts.
+    pub fn answering(painted: bool) -> Self {
+        Self { apart: true, ..Self::new(painted) }
+    }
+
+    /// Begins within a thought; what to print first.
+    pub fn open(&mut self) -> &'static str {
+        self.thinking = true;
+        if self.painted { DIM } else { OPEN }
     }
 
     /// What to print for the next piece of text.
@@ -32,8 +49,13 @@ impl Painter {
         loop {
             let mark = if self.thinking { CLOSE } else { OPEN };
             let Some(at) = self.held.find(mark) else { break };
-            out.push_str(&output::printable(&self.held[..at]));
+            let before = self.held[..at].to_owned();
+            self.show(&before, &mut out);
             out.push_str(if self.thinking { PLAIN } else { DIM });
+            if self.thinking && self.apart {
+                out.push_str(if self.thought { "\n\n" } else { "" });
+                self.at_line = true;
+            }
             self.thinking = !self.thinking;
             self.held.drain(..at + mark.len());
         }
@@ -41,9 +63,16 @@ impl Painter {
         // marks are ASCII, so any length is a border of characters
         let keep = (1..mark.len()).rev().find(|&n| self.held.ends_with(&mark[..n])).unwrap_or(0);
         let rest = self.held.split_off(self.held.len() - keep);
-        out.push_str(&output::printable(&self.held));
-        self.held = rest;
+        let sure = std::mem::replace(&mut self.held, rest);
+        self.show(&sure, &mut out);
         out
+    }
+
+    fn show(&mut self, text: &str, out: &mut String) {
+        let text = if self.at_line { text.trim_start_matches('\n') } else { text };
+        self.at_line &= text.is_empty();
+        self.thought |= self.thinking && !text.trim().is_empty();
+        out.push_str(&output::printable(text));
     }
 
     /// What to print at the end.
@@ -76,5 +105,18 @@ mod tests {
         assert_eq!(run(true, &letters.iter().map(String::as_str).collect::<Vec<_>>()), expected);
         assert_eq!(run(true, &["x <th", "ree"]), "x <three");
         assert_eq!(run(false, &[whole]), whole);
+    }
+
+    #[test]
+    fn an_answer_stands_apart_from_its_thought() {
+        let run = |painted: bool, pieces: &[&str]| {
+            let mut painter = Painter::answering(painted);
+            let mut out = painter.open().to_owned();
+            out.extend(pieces.iter().map(|piece| painter.paint(piece)));
+            out + &painter.finish()
+        };
+        assert_eq!(run(true, &["why", "</thi", "nk>", "\n", "\nso"]), "\u{1b}[2mwhy\u{1b}[22m\n\nso");
+        assert_eq!(run(true, &["\n</think>\n\nso"]), "\u{1b}[2m\n\u{1b}[22mso");
+        assert_eq!(run(false, &["why</think>so"]), "<think>why</think>so");
     }
 }
