@@ -6,11 +6,16 @@ mod chain;
 mod count;
 mod dates;
 mod division;
+mod knights;
+mod maze;
 mod multiplication;
+mod orders;
 mod reverse;
 mod shared;
 mod sort;
 mod spell;
+mod sudoku;
+mod syllogism;
 #[cfg(test)]
 mod tests;
 mod words;
@@ -31,6 +36,11 @@ static FAMILIES: &[&dyn Family] = &[
     &spell::Spell,
     // the calendar
     &dates::Dates,
+    // puzzles
+    &knights::Knights,
+    &sudoku::Sudoku,
+    &maze::Maze,
+    &syllogism::Syllogism,
 ];
 
 /// All families, in the order of lists.
