@@ -1,17 +1,20 @@
 //! The families, one file each.
 
 mod addition;
+mod base;
 mod calendar;
 mod chain;
 mod count;
 mod dates;
 mod division;
+mod fractions;
 mod knights;
 mod maze;
 mod multiplication;
 mod orders;
 mod reverse;
 mod shared;
+mod shop;
 mod sort;
 mod spell;
 mod sudoku;
@@ -29,6 +32,9 @@ static FAMILIES: &[&dyn Family] = &[
     &addition::Addition,
     &multiplication::Multiplication,
     &division::Division,
+    &fractions::Fractions,
+    &base::Base,
+    &shop::Shop,
     // strings and lists
     &sort::Sort,
     &count::Count,
