@@ -150,10 +150,12 @@ pub const WORDS: [&str; 144] = [
     "strawberry",
 ];
 
-/// A word of some letters with probability `real` where the list has one, else letters of an alphabet of `kinds`.
+/// A word of some letters with probability `real`, less where the list has few, else letters of an alphabet of `kinds`.
 pub fn letters(len: usize, kinds: usize, real: f64, draw: &mut Draw) -> String {
     let words: Vec<&str> = WORDS.into_iter().filter(|word| word.len() == len).collect();
-    if draw.chance(real) && !words.is_empty() {
+    // else a level would ask for the same few words again and again
+    let real = real * (words.len() as f64 / 20.0).min(1.0);
+    if draw.chance(real) {
         return (*draw.pick(&words)).to_owned();
     }
     let mut alphabet: Vec<u8> = (b'a'..=b'z').collect();
