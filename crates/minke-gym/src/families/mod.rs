@@ -5,8 +5,10 @@ mod base;
 mod calendar;
 mod chain;
 mod count;
+mod countdown;
 mod dates;
 mod division;
+mod equation;
 mod fractions;
 mod knights;
 mod maze;
@@ -34,6 +36,8 @@ static FAMILIES: &[&dyn Family] = &[
     &division::Division,
     &fractions::Fractions,
     &base::Base,
+    &equation::Equation,
+    &countdown::Countdown,
     &shop::Shop,
     // strings and lists
     &sort::Sort,
