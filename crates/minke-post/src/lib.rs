@@ -3,9 +3,11 @@
 pub mod error;
 pub mod eval;
 pub mod events;
+pub mod grpo;
 pub mod make;
 pub mod metrics;
 pub mod report;
+pub mod sample;
 pub mod session;
 pub mod worked;
 

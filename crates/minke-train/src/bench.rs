@@ -8,13 +8,12 @@ use std::time::Instant;
 
 use minke_cpu::Cpu;
 use minke_infer::machine::{gemm_peak_gflops, median, peak_rss_bytes};
-use minke_model::{DType, Model, spec};
+use minke_model::{DType, Model, Precision, spec};
 use serde::Serialize;
 
 use crate::batch;
 use crate::error::Result;
 use crate::optim::Settings;
-use crate::pretrain::precision;
 use crate::recipe::{self, Recipe};
 use crate::trainer::{Course, Trainer};
 
@@ -97,10 +96,10 @@ pub fn run(options: &Options) -> Result<Figures> {
     let recipe = Recipe::load(&options.recipe, &options.overrides)?.resolve()?;
     let cpu = Cpu::detect(options.threads);
     let (config, train, seed) = (recipe.config.clone(), &recipe.train, recipe.run.seed);
-    let linear = precision(recipe.precision).linear;
+    let linear = Precision::from(recipe.precision).linear;
     let peaks = || (gemm_peak_gflops(&cpu, linear), gemm_peak_gflops(&cpu, DType::F32));
     let before = peaks();
-    let model = Model::random(config.clone(), precision(recipe.precision), seed);
+    let model = Model::random(config.clone(), Precision::from(recipe.precision), seed);
     let mut trainer = Trainer::new(model, &Settings::from(&train.optim), Course::from(&recipe));
     let micro = |step: u64| -> Vec<_> {
         let first = step * train.accumulation as u64;

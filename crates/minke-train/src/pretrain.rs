@@ -20,7 +20,7 @@ use minke_data::{
     compress, expand_path,
 };
 use minke_infer::machine::{gemm_peak_gflops, median};
-use minke_model::{DType, Model, Precision, spec};
+use minke_model::{Model, Precision, spec};
 
 use crate::checkpoint::{self, Checkpoint, State};
 use crate::error::{Result, TrainError};
@@ -121,22 +121,6 @@ pub fn run(options: &Options, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<
     }
     let checkpoint = resumed.and_then(|resumed| resumed.checkpoint);
     Session::start(recipe, cpu, folder, prepared, checkpoint.as_ref(), on_event)?.go(stop)
-}
-
-/// The types of products that a recipe asks for.
-pub(crate) fn precision(precision: recipe::Precision) -> Precision {
-    let of = |dtype| match dtype {
-        recipe::Dtype::F32 => DType::F32,
-        recipe::Dtype::Bf16 => DType::Bf16,
-    };
-    let recipe::Precision { linear, expert, head, attention, router } = precision;
-    Precision {
-        linear: of(linear),
-        expert: of(expert),
-        attention: of(attention),
-        head: of(head),
-        router: of(router),
-    }
 }
 
 /// What the folder to be resumed says.
@@ -297,7 +281,7 @@ impl<'a> Session<'a> {
             .clone()
             .map(|shards| Evaluation::new(shards, LoaderOptions { mtp_depth: 0, ..loading }));
         let held_out = held_out.transpose()?;
-        let model = Model::random(recipe.config.clone(), precision(recipe.precision), recipe.run.seed);
+        let model = Model::random(recipe.config.clone(), Precision::from(recipe.precision), recipe.run.seed);
         let mut trainer = Trainer::new(model, &Settings::from(&train.optim), Course::from(&recipe));
         if let Some(checkpoint) = checkpoint {
             checkpoint.restore(&mut trainer)?;
@@ -307,7 +291,7 @@ impl<'a> Session<'a> {
         run_folder::replace(&folder.recipe(), recipe.to_toml().as_bytes())?;
         let metrics = MetricsWriter::resume(&folder.metrics(), first)?;
         let counts = spec::parameters(&recipe.config);
-        let linear = precision(recipe.precision).linear;
+        let linear = Precision::from(recipe.precision).linear;
         let session = Self {
             gemm_peak_gflops: gemm_peak_gflops(&cpu, linear),
             flops_per_token: spec::flops_per_token(&recipe.config, train.sequence_length, true).training(),

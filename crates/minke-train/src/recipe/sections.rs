@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use minke_model::DType;
 use serde::Serialize;
 
 use super::SMALLEST_VOCABULARY;
@@ -185,6 +186,23 @@ impl Precision {
             ("attention", self.attention),
             ("router", self.router),
         ]
+    }
+}
+
+impl From<Precision> for minke_model::Precision {
+    fn from(precision: Precision) -> Self {
+        let of = |dtype| match dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::Bf16 => DType::Bf16,
+        };
+        let Precision { linear, expert, head, attention, router } = precision;
+        Self {
+            linear: of(linear),
+            expert: of(expert),
+            attention: of(attention),
+            head: of(head),
+            router: of(router),
+        }
     }
 }
 

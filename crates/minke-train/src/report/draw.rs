@@ -97,15 +97,16 @@ pub(crate) fn short_count(number: f64) -> String {
     format!("{}{suffix}", digits.trim_end_matches('0').trim_end_matches('.'))
 }
 
-/// A value of the vertical axis in at most five characters or so.
+/// A value of the vertical axis in at most six characters or so.
 fn axis_value(number: f64) -> String {
-    match number.abs() {
-        0.0 => "0".to_owned(),
-        size if size >= 1e3 => short_count(number),
+    let digits = match number.abs() {
+        0.0 => return "0".to_owned(),
+        size if size >= 1e3 => return short_count(number),
         size if size >= 0.1 => format!("{number:.2}"),
         size if size >= 1e-4 => format!("{number:.4}"),
-        _ => format!("{number:.0e}"),
-    }
+        _ => return format!("{number:.0e}"),
+    };
+    digits.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 /// A range around the values that is never empty.
@@ -128,6 +129,28 @@ fn titled<'a>(
 ) -> Result<DrawingArea<SVGBackend<'a>, Shift>, DrawError> {
     root.fill(&WHITE).map_err(drawing)?;
     root.margin(8, 0, 0, 0).titled(title, ("sans-serif", 20).into_font().color(&INK)).map_err(drawing)
+}
+
+/// The corner of a plot that hides the fewest points.
+fn corner(lines: &[&Line], x: &Range<f64>, y: &Range<f64>) -> SeriesLabelPosition {
+    let within = |range: &Range<f64>, value: f64| (value - range.start) / (range.end - range.start);
+    let hidden = |right: bool, upper: bool| {
+        let points = lines.iter().flat_map(|line| &line.points);
+        let is_there = |(px, py): &&(f64, f64)| {
+            let (px, py) = (within(x, *px), within(y, *py));
+            (if right { px > 0.6 } else { px < 0.4 }) && (if upper { py > 0.65 } else { py < 0.35 })
+        };
+        points.filter(is_there).count()
+    };
+    [
+        (hidden(true, true), SeriesLabelPosition::UpperRight),
+        (hidden(false, true), SeriesLabelPosition::UpperLeft),
+        (hidden(true, false), SeriesLabelPosition::LowerRight),
+        (hidden(false, false), SeriesLabelPosition::LowerLeft),
+    ]
+    .into_iter()
+    .min_by_key(|(hidden, _)| *hidden)
+    .map_or(SeriesLabelPosition::UpperRight, |(_, corner)| corner)
 }
 
 fn drawing(error: impl std::fmt::Display) -> DrawError {
@@ -181,7 +204,8 @@ pub fn line_plot(axes: &Axes<'_>, lines: &[Line]) -> Result<String, DrawError> {
             .light_line_style(TRANSPARENT)
             .draw()
             .map_err(drawing)?;
-        for (line, color) in lines.iter().zip(COLORS) {
+        // the first line is what matters most: it is drawn last, over the others
+        for (line, color) in lines.iter().zip(COLORS).rev() {
             let drawn = chart
                 .draw_series(LineSeries::new(line.points.iter().copied(), color.stroke_width(2)))
                 .map_err(drawing)?;
@@ -197,9 +221,10 @@ pub fn line_plot(axes: &Axes<'_>, lines: &[Line]) -> Result<String, DrawError> {
             }
         }
         if lines.len() > 1 && !beside {
+            let corner = corner(&lines, &chart.x_range(), &chart.y_range());
             chart
                 .configure_series_labels()
-                .position(SeriesLabelPosition::UpperRight)
+                .position(corner)
                 .margin(12)
                 .legend_area_size(34)
                 .background_style(WHITE.mix(0.9))

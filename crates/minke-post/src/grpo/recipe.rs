@@ -1,0 +1,313 @@
+//! The recipe of `minke grpo`.
+
+use std::path::Path;
+
+use minke_data::template::ChatTemplate;
+use minke_gym::Suite;
+use minke_model::Precision;
+use minke_train::recipe::{self, Document, Optim, Optimizer, Run, Section};
+use serde::Serialize;
+
+use super::objective::{Algorithm, Normalization, Objective, Ratio};
+use super::reward::Reward;
+use super::rollout::RolloutSettings;
+use crate::error::{PostError, Result};
+use crate::session::{Rhythm, Setup};
+
+/// What becomes of a prompt that leaves no room for an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LongPrompts {
+    /// The run ends with an error.
+    Refuse,
+    /// The task is left out, and counted.
+    Skip,
+    /// The prompt's beginning is left out, and the task counted.
+    Cut,
+}
+
+/// How tasks are put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FormName {
+    /// By the model's template.
+    Chat,
+    /// As worked problems stand in training text, for base models.
+    Worked,
+    /// The prompt and a line feed.
+    Plain,
+}
+
+/// `[tasks]`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Tasks {
+    /// What is trained on.
+    pub suite: String,
+    /// The share of prompts that goes to all kinds and levels alike; the rest goes where success is uncertain.
+    pub floor: f64,
+    /// How tasks are put; by the model's template if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub form: Option<FormName>,
+    /// What becomes of prompts that are too long.
+    pub long_prompts: LongPrompts,
+    /// Held-out tasks of an evaluation; those of `suite` when not given.
+    pub eval_suite: String,
+    /// Of each kind and level.
+    pub eval_per_level: usize,
+    /// Spread of the choice in evaluations.
+    pub eval_temperature: f64,
+}
+
+/// `[train]`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Train {
+    /// Rollouts, each with its updates.
+    pub steps: u64,
+    /// Parts that a rollout is cut into, with an update for each.
+    pub minibatches: usize,
+    /// How often a rollout is gone through.
+    pub epochs: usize,
+    /// Rows of one pass, at most, but for a single answer that is longer; bounds the memory of activations.
+    pub rows_per_pass: usize,
+    /// How gradients become steps.
+    #[serde(flatten)]
+    pub optim: Optim,
+    /// When things happen.
+    #[serde(flatten)]
+    pub rhythm: Rhythm,
+}
+
+/// `[model]`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ModelPart {
+    /// Where to start from.
+    pub path: String,
+    /// A built-in template instead of the model's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
+    /// What the policy shall stay near to; the model at its start when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
+}
+
+/// A recipe with everything said.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Recipe {
+    /// What products run in; what the model's tensors are stored in when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub precision: Option<recipe::Precision>,
+    /// Name, seed, folder.
+    pub run: Run,
+    /// The model.
+    pub model: ModelPart,
+    /// The tasks.
+    pub tasks: Tasks,
+    /// Sampling.
+    pub rollout: RolloutSettings,
+    /// More rounds of prompts in a step while groups without signal leave it short.
+    pub resample: usize,
+    /// What answers are worth.
+    pub reward: Reward,
+    /// What is trained for.
+    pub objective: Objective,
+    /// The loop.
+    pub train: Train,
+}
+
+/// What reinforcement learning starts from: small steps of AdamW, at one rate.
+const OPTIM: Optim = Optim {
+    optimizer: Optimizer::AdamW,
+    lr: 2e-4,
+    muon_lr: 2e-3,
+    weight_decay: 0.0,
+    betas: [0.9, 0.99],
+    warmup_share: 0.02,
+    decay_share: 0.0,
+    mtp_loss_weight: 0.1,
+    bias_update_speed: 0.0,
+    sequence_balance_alpha: 0.0,
+    ..Optim::PRETRAIN
+};
+
+const MOST_STEPS: u64 = 1 << 40;
+
+/// `eval_every`, `sample_every`, `checkpoint_every` and `keep`, as every stage has them.
+pub(crate) fn rhythm(s: &mut Section, every: u64) -> Result<Rhythm> {
+    Ok(Rhythm {
+        eval_every: s.integer("eval_every", 0, MOST_STEPS)?.unwrap_or(every),
+        sample_every: s.integer("sample_every", 0, MOST_STEPS)?.unwrap_or(every),
+        checkpoint_every: s.integer("checkpoint_every", 0, MOST_STEPS)?.unwrap_or(every),
+        keep: s.integer("keep", 1, 1 << 16)?.unwrap_or(2) as usize,
+    })
+}
+
+/// `precision`, if the recipe has it.
+pub(crate) fn precision(document: &Document, root: &mut Section) -> Result<Option<recipe::Precision>> {
+    let given = recipe::precision(root)?;
+    let said = document.given().iter().any(|key| key == "precision" || key.starts_with("precision."));
+    Ok(said.then_some(given))
+}
+
+/// A model's path: relative ones are taken from the recipe's folder where they exist there, else as they stand, so
+/// that hub ids stay what they are.
+pub(crate) fn model_path(path: String, document: &Document) -> String {
+    let from_folder = recipe::located(path.clone(), document.folder());
+    if Path::new(&from_folder).exists() { from_folder } else { path }
+}
+
+impl Recipe {
+    /// Reads a recipe; `out` replaces the run's folder.
+    ///
+    /// # Errors
+    /// Unknown keys, wrong types and values out of bounds, each with its place; an unknown suite.
+    pub fn load(path: &Path, overrides: &[String], out: Option<&Path>) -> Result<Self> {
+        let document = Document::load(path, overrides)?;
+        let mut root = document.root();
+        let mut run = root.section("run")?;
+        let mut model = root.section("model")?;
+        let mut tasks = root.section("tasks")?;
+        let mut rollout = root.section("rollout")?;
+        let mut reward = root.section("reward")?;
+        let mut objective = root.section("objective")?;
+        let mut train = root.section("train")?;
+        let precision = precision(&document, &mut root)?;
+        root.finish()?;
+        let mut run_part = recipe::run(&mut run, document.name())?;
+        run.finish()?;
+        if let Some(out) = out {
+            run_part.out = out.display().to_string();
+        }
+        let path = model.text("path")?.ok_or_else(|| model.missing("path", "a model folder"))?;
+        let model_part = ModelPart {
+            path: model_path(path, &document),
+            template: model.text("template")?,
+            reference: model.text("reference")?.map(|path| model_path(path, &document)),
+        };
+        model.finish()?;
+        let tasks_part = read_tasks(&mut tasks)?;
+        tasks.finish()?;
+        let (rollout_part, resample) = read_rollout(&mut rollout)?;
+        rollout.finish()?;
+        let number =
+            |s: &mut Section, key, default| -> Result<f64> { Ok(s.not_negative(key)?.unwrap_or(default)) };
+        let reward_part = Reward {
+            right: number(&mut reward, "right", 1.0)?,
+            format: number(&mut reward, "format", 0.1)?,
+            overlong_buffer: reward.integer("overlong_buffer", 0, 1 << 24)?.unwrap_or(0) as usize,
+            overlong: number(&mut reward, "overlong", 0.5)?,
+        };
+        reward.finish()?;
+        let objective_part = read_objective(&mut objective)?;
+        objective.finish()?;
+        let train_part = Train {
+            steps: train.integer("steps", 1, MOST_STEPS)?.unwrap_or(100),
+            minibatches: train.integer("minibatches", 1, 1 << 16)?.unwrap_or(1) as usize,
+            epochs: train.integer("epochs", 1, 1 << 16)?.unwrap_or(1) as usize,
+            rows_per_pass: train.integer("rows_per_pass", 1, 1 << 24)?.unwrap_or(8192) as usize,
+            optim: recipe::optim(&mut train, OPTIM)?,
+            rhythm: rhythm(&mut train, 20)?,
+        };
+        train.finish()?;
+        if train_part.minibatches > rollout_part.prompts {
+            return Err(PostError::unsuitable(
+                "train.minibatches",
+                format!("{} parts of {} prompts", train_part.minibatches, rollout_part.prompts),
+            ));
+        }
+        let recipe = Self {
+            precision,
+            run: run_part,
+            model: model_part,
+            tasks: tasks_part,
+            rollout: rollout_part,
+            resample,
+            reward: reward_part,
+            objective: objective_part,
+            train: train_part,
+        };
+        recipe.suites(document.folder())?;
+        Ok(recipe)
+    }
+
+    /// What is trained on and what is examined.
+    pub fn suites(&self, folder: Option<&Path>) -> Result<[Suite; 2]> {
+        let parse = |key: &str, text: &str| {
+            let suite = Suite::parse_in(text, folder.unwrap_or(Path::new("")));
+            suite.map_err(|error| PostError::unsuitable(key, error.to_string()))
+        };
+        Ok([parse("tasks.suite", &self.tasks.suite)?, parse("tasks.eval_suite", &self.tasks.eval_suite)?])
+    }
+
+    /// What the loop needs to know.
+    ///
+    /// # Errors
+    /// An unknown template.
+    pub fn setup(&self) -> Result<Setup> {
+        let template = self.model.template.as_deref().map(ChatTemplate::named).transpose()?;
+        Ok(Setup {
+            kind: "grpo",
+            run: self.run.clone(),
+            model: self.model.path.clone(),
+            precision: self.precision.map(Precision::from),
+            template,
+            optim: self.train.optim,
+            steps: self.train.steps,
+            rhythm: self.train.rhythm,
+            recipe: toml::to_string(self).expect("a recipe is plain data"),
+            free: is_free,
+        })
+    }
+}
+
+/// Keys that change no weight.
+fn is_free(key: &str) -> bool {
+    matches!(key, "run.name" | "run.out" | "model.path" | "train.rows_per_pass" | "rollout.concurrency")
+        || key.starts_with("tasks.eval_")
+        || ["eval_every", "sample_every", "checkpoint_every", "keep"]
+            .iter()
+            .any(|name| key.strip_prefix("train.") == Some(name))
+}
+
+fn read_tasks(s: &mut Section) -> Result<Tasks> {
+    let forms = [("chat", FormName::Chat), ("worked", FormName::Worked), ("plain", FormName::Plain)];
+    let long = [("refuse", LongPrompts::Refuse), ("skip", LongPrompts::Skip), ("cut", LongPrompts::Cut)];
+    let suite =
+        s.text("suite")?.ok_or_else(|| s.missing("suite", "tasks, such as \"core:1-3\" or a .jsonl file"))?;
+    Ok(Tasks {
+        floor: s.share("floor")?.unwrap_or(0.3),
+        form: s.choice("form", &forms)?,
+        long_prompts: s.choice("long_prompts", &long)?.unwrap_or(LongPrompts::Refuse),
+        eval_suite: s.text("eval_suite")?.unwrap_or_else(|| suite.clone()),
+        eval_per_level: s.integer("eval_per_level", 1, 1 << 24)?.unwrap_or(20) as usize,
+        eval_temperature: s.not_negative("eval_temperature")?.unwrap_or(1.0),
+        suite,
+    })
+}
+
+fn read_rollout(s: &mut Section) -> Result<(RolloutSettings, usize)> {
+    let positive = "a number above 0";
+    let settings = RolloutSettings {
+        prompts: s.integer("prompts", 1, 1 << 16)?.unwrap_or(16) as usize,
+        group: s.integer("group", 2, 1 << 12)?.unwrap_or(8) as usize,
+        max_tokens: s.integer("max_tokens", 1, 1 << 24)?.unwrap_or(256) as usize,
+        temperature: s.float("temperature", positive, |t| t > 0.0)?.unwrap_or(1.0) as f32,
+        top_p: s.float("top_p", "a share above 0, at most 1", |p| p > 0.0 && p <= 1.0)?.unwrap_or(1.0) as f32,
+        top_k: s.integer("top_k", 0, 1 << 24)?.unwrap_or(0) as usize,
+        concurrency: s.integer("concurrency", 1, 1 << 16)?.unwrap_or(256) as usize,
+    };
+    Ok((settings, s.integer("resample", 0, 1 << 10)?.unwrap_or(1) as usize))
+}
+
+fn read_objective(s: &mut Section) -> Result<Objective> {
+    let algorithm = s.choice("algorithm", &Algorithm::CHOICES)?.unwrap_or(Algorithm::Grpo);
+    let named = Objective::from(algorithm);
+    Ok(Objective {
+        algorithm,
+        ratio: s.choice("ratio", &Ratio::CHOICES)?.unwrap_or(named.ratio),
+        normalization: s.choice("normalization", &Normalization::CHOICES)?.unwrap_or(named.normalization),
+        standardize: s.flag("standardize")?.unwrap_or(named.standardize),
+        clip_low: s.share("clip_low")?.unwrap_or(named.clip_low),
+        clip_high: s.not_negative("clip_high")?.unwrap_or(named.clip_high),
+        beta: s.not_negative("beta")?.unwrap_or(named.beta),
+    })
+}

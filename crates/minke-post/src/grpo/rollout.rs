@@ -1,0 +1,245 @@
+//! Groups of answers, sampled by the engine that trains, and graded.
+
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use minke_gym::{Task, Verdict};
+use minke_infer::{Engine, Generation, Request, Sampling, StopReason};
+use minke_model::{IGNORE, MtpTargets, PolicyBatch, Segment, TrainBatch};
+use serde::Serialize;
+
+use super::reward::{Grade, Reward};
+use crate::error::Result;
+use crate::eval::Prompter;
+use crate::session::Workshop;
+
+/// How answers are sampled.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct RolloutSettings {
+    /// Prompts of a step.
+    pub prompts: usize,
+    /// Answers to each.
+    pub group: usize,
+    /// Most tokens of an answer.
+    pub max_tokens: usize,
+    /// Spread of the choice.
+    pub temperature: f32,
+    /// Choose among the likeliest tokens that reach this share together; 1 for all.
+    pub top_p: f32,
+    /// Choose among the k likeliest tokens; 0 for all.
+    pub top_k: usize,
+    /// Answers that are written at once, at most.
+    pub concurrency: usize,
+}
+
+/// An answer, graded.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// The tokens that it was given.
+    pub prompt: Vec<u32>,
+    /// How it was sampled, and what.
+    pub generation: Generation,
+    /// What it is worth.
+    pub grade: Grade,
+}
+
+impl Answer {
+    /// Tokens that were sampled.
+    pub fn len(&self) -> usize {
+        self.generation.trace.tokens.len()
+    }
+
+    /// Whether nothing was sampled.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Tokens of the thought: those before the one that closes it, all where none does.
+    pub fn thought(&self, close: Option<u32>) -> usize {
+        let tokens = &self.generation.trace.tokens;
+        tokens.iter().position(|&id| Some(id) == close).unwrap_or(tokens.len())
+    }
+
+    /// Whether the model ended it by itself.
+    pub fn ended(&self) -> bool {
+        matches!(self.generation.stop, StopReason::Token(_) | StopReason::String(_))
+    }
+}
+
+/// The answers to one task.
+#[derive(Debug, Clone)]
+pub struct Group {
+    /// Where the task comes from in the curriculum.
+    pub cell: usize,
+    /// The task.
+    pub task: Task,
+    /// Its answers.
+    pub answers: Vec<Answer>,
+}
+
+impl Group {
+    /// Answers whose verifier gave a verdict.
+    pub fn judged(&self) -> impl Iterator<Item = &Answer> {
+        self.answers.iter().filter(|answer| answer.grade.reward.is_some())
+    }
+
+    /// The share of right answers among those that were judged; none when none was.
+    pub fn share(&self) -> Option<f64> {
+        let (all, right) = self.judged().fold((0, 0), |(n, r), a| (n + 1, r + usize::from(a.grade.right)));
+        (all > 0).then(|| f64::from(right as u32) / f64::from(all))
+    }
+
+    /// Whether some answers are worth more than others.
+    pub fn has_signal(&self) -> bool {
+        let mut rewards = self.judged().filter_map(|answer| answer.grade.reward);
+        let first = rewards.next();
+        rewards.any(|reward| Some(reward) != first)
+    }
+}
+
+/// Samples and grades groups for tasks; `first` numbers their sequences, whose draws are named by it.
+///
+/// # Errors
+/// A prompt that cannot be encoded, or weights that give no numbers.
+pub fn roll(
+    shop: &mut Workshop,
+    prompter: &Prompter,
+    settings: &RolloutSettings,
+    reward: &Reward,
+    tasks: Vec<(usize, Task, Vec<u32>)>,
+    first: u64,
+) -> Result<Vec<Group>> {
+    let stop = prompter.stop();
+    let mut requests = Vec::with_capacity(tasks.len() * settings.group);
+    for (_, _, prompt) in &tasks {
+        for _ in 0..settings.group {
+            requests.push(Request {
+                prompt: prompt.clone(),
+                max_tokens: settings.max_tokens,
+                sampling: Sampling {
+                    temperature: settings.temperature,
+                    top_k: settings.top_k,
+                    top_p: settings.top_p,
+                    min_p: 0.0,
+                    seed: shop.seed,
+                },
+                sequence: first + requests.len() as u64,
+                stop: stop.clone(),
+                stop_ids: shop.stop_ids.clone(),
+            });
+        }
+    }
+    let mut generations: Vec<Generation> = Vec::with_capacity(requests.len());
+    for wave in requests.chunks(settings.concurrency.max(1)) {
+        let mut engine = Engine::new(&mut shop.trainer.model, &shop.cpu, Some(&shop.tokenizer)).traced();
+        generations.extend(engine.generate(wave, &mut |_| ControlFlow::Continue(()))?);
+    }
+    let mut generations = generations.into_iter();
+    let groups = tasks.into_iter().map(|(cell, task, prompt)| {
+        let answers = generations.by_ref().take(settings.group).map(|generation| {
+            let tokens = generation.trace.tokens.len();
+            let ended = matches!(generation.stop, StopReason::Token(_) | StopReason::String(_));
+            let grade = reward.grade(&task, &generation.text, prompter, ended, tokens, settings.max_tokens);
+            Answer { prompt: prompt.clone(), generation, grade }
+        });
+        Group { cell, answers: answers.collect(), task }
+    });
+    Ok(groups.collect())
+}
+
+/// Answers as rows for training: every token that was read, the next one as its label where it was sampled.
+///
+/// With `modules` MTP modules, module k predicts the sampled token k + 1 places ahead.
+pub fn batch(answers: &[&Answer], temperature: f32, modules: usize) -> PolicyBatch {
+    let mut batch = PolicyBatch { temperature, ..PolicyBatch::default() };
+    let rows = &mut batch.rows;
+    rows.mtp = vec![MtpTargets::default(); modules];
+    for answer in answers {
+        let sampled = &answer.generation.trace.tokens;
+        let prompt = answer.prompt.len();
+        let all: Vec<u32> = answer.prompt.iter().chain(sampled).copied().collect();
+        push(rows, &all, |at| at >= prompt);
+        for kept in &answer.generation.trace.kept {
+            batch.kept.push(kept.iter().copied());
+        }
+    }
+    if batch.kept.ids.is_empty() {
+        batch.kept.offsets.clear();
+    }
+    batch
+}
+
+/// Adds a sequence: all tokens but the last are rows; a token is a label where `counts` says so of its place.
+fn push(rows: &mut TrainBatch, tokens: &[u32], counts: impl Fn(usize) -> bool) {
+    let len = tokens.len().saturating_sub(1);
+    rows.segments.push(Segment { start: rows.tokens.len(), len });
+    rows.tokens.extend(&tokens[..len]);
+    rows.positions.extend(0..len as u32);
+    let label = |at: usize| if at < tokens.len() && counts(at) { tokens[at] } else { IGNORE };
+    rows.labels.extend((0..len).map(|row| label(row + 1)));
+    for (k, targets) in rows.mtp.iter_mut().enumerate() {
+        targets.tokens.extend((0..len).map(|row| tokens.get(row + k + 1).copied().unwrap_or_default()));
+        targets.labels.extend((0..len).map(|row| label(row + k + 2)));
+    }
+}
+
+/// What a rollout amounted to.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct RolloutStats {
+    /// Groups sampled, those without signal included.
+    pub groups: usize,
+    /// Groups in which some answers were worth more than others.
+    pub with_signal: usize,
+    /// Groups that were all right.
+    pub all_right: usize,
+    /// Groups that were all wrong.
+    pub all_wrong: usize,
+    /// Answers.
+    pub answers: usize,
+    /// Right ones.
+    pub right: usize,
+    /// Well-formed ones.
+    pub formed: usize,
+    /// Without an answer.
+    pub unanswered: usize,
+    /// Cut off at the longest length.
+    pub cut: usize,
+    /// Whose verifier could not say.
+    pub verifier_errors: usize,
+    /// Sum of rewards.
+    pub reward: f64,
+    /// Tokens sampled.
+    pub tokens: usize,
+    /// Tokens of thoughts.
+    pub thought: usize,
+    /// Minus the sum of their log-probabilities.
+    pub surprise: f64,
+    /// Seconds of sampling and grading.
+    pub seconds: f64,
+}
+
+impl RolloutStats {
+    /// Adds groups.
+    pub fn add(&mut self, groups: &[Group], close: Option<u32>, since: Instant) {
+        for group in groups {
+            self.groups += 1;
+            self.with_signal += usize::from(group.has_signal());
+            self.all_right += usize::from(group.share() == Some(1.0));
+            self.all_wrong += usize::from(group.share() == Some(0.0));
+            for answer in &group.answers {
+                self.answers += 1;
+                self.right += usize::from(answer.grade.right);
+                self.formed += usize::from(answer.grade.formed);
+                self.unanswered += usize::from(!answer.grade.answered);
+                self.cut += usize::from(!answer.ended());
+                self.verifier_errors += usize::from(matches!(answer.grade.verdict, Verdict::Error(_)));
+                self.reward += answer.grade.reward.unwrap_or(0.0);
+                self.tokens += answer.len();
+                self.thought += answer.thought(close);
+                let log_probs = &answer.generation.trace.log_probs;
+                self.surprise -= log_probs.iter().map(|&l| f64::from(l)).sum::<f64>();
+            }
+        }
+        self.seconds += since.elapsed().as_secs_f64();
+    }
+}
