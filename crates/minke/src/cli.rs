@@ -58,6 +58,20 @@ pub enum Command {
         minke inspect recipes/quickstart.toml --set model.depth=8\n  \
         minke inspect deepseek-ai/DeepSeek-V2-Lite --json")]
     Inspect(Inspect),
+    /// Ask a model tasks and count the right answers
+    #[command(after_help = "Examples:\n  \
+        minke eval runs/tiny-r1 core\n  \
+        minke eval runs/tiny-r1 addition:1-3 sort --samples 8 --k 1,4,8\n  \
+        minke eval runs/tiny-r1 my-tasks.jsonl --out answers.jsonl --resume --json\n  \
+        minke eval runs/quickstart notes.md\n\n\
+        A SUITE is gym, core, a family (minke gym list), a family with levels such as chain:2 or sort:1-4,\n\
+        a .jsonl file of tasks, or a text file, whose perplexity is measured.\n\
+        A task is {\"prompt\": \"1/2+1/4=?\", \"answer\": \"3/4\"}, with a \"verifier\" if equality is not enough:\n\
+        exact, number, choice, regex, json, program. Programs that tasks name are run on this machine.")]
+    Eval(Eval),
+    /// List, show and write problems that can be checked
+    #[command(subcommand)]
+    Gym(Gym),
     /// Measure speed, beside what this machine can do
     #[command(subcommand)]
     Bench(Bench),
@@ -77,6 +91,24 @@ pub enum Bench {
         minke bench train recipes/bench-a.toml\n  \
         minke bench train recipes/bench-a.toml --steps 20 --threads 1 --json")]
     Train(BenchTrain),
+}
+
+/// What can be done with the problems.
+#[derive(Debug, Subcommand)]
+pub enum Gym {
+    /// List the families of problems
+    List(GymList),
+    /// Show problems with answers and worked thoughts
+    #[command(after_help = "Examples:\n  \
+        minke gym show core\n  \
+        minke gym show chain:3 --count 5 --care brief --seed 7")]
+    Show(GymShow),
+    /// Write worked problems, or tasks, one JSON object a line
+    #[command(after_help = "Examples:\n  \
+        minke gym write core --count 100k --care mix --out pretrain.jsonl\n  \
+        minke gym write core:1-2 --count 300 --care full=1,none=1 --format chat --out cold-start.jsonl\n  \
+        minke gym write addition:1-3 --count 1000 --format task --split held-out --out tasks.jsonl")]
+    Write(GymWrite),
 }
 
 /// How many threads.
@@ -261,4 +293,144 @@ pub struct BenchTrain {
     pub json: bool,
     #[command(flatten)]
     pub threads: Threads,
+}
+
+/// Which half of all problems.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Half {
+    Train,
+    HeldOut,
+}
+
+/// In which form tasks are put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TaskForm {
+    Chat,
+    Plain,
+    Worked,
+}
+
+/// How lines of problems are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LineFormat {
+    Text,
+    Chat,
+    Task,
+}
+
+/// A count of lines, which may end in k or M.
+fn lines(text: &str) -> Result<u64, String> {
+    let (digits, unit) = match text.strip_suffix(['k', 'K']) {
+        Some(digits) => (digits, 1000),
+        None => text.strip_suffix('M').map_or((text, 1), |digits| (digits, 1_000_000)),
+    };
+    let count = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(unit));
+    count
+        .filter(|n| (1..=1_000_000_000).contains(n))
+        .ok_or_else(|| "expected a number such as 500 or 100k".to_owned())
+}
+
+/// `minke eval`.
+#[derive(Debug, Args)]
+pub struct Eval {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// What is asked; several are counted together and apart
+    #[arg(value_name = "SUITE", required = true)]
+    pub suites: Vec<String>,
+    /// Answers to each task
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub samples: u32,
+    /// Problems of each family and level
+    #[arg(long, value_name = "N", default_value_t = 25, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub per_level: u32,
+    /// The k of pass@k and majority@k, such as 1,4,8 [default: 1 and the number of samples]
+    #[arg(long, value_name = "K", value_delimiter = ',')]
+    pub k: Vec<u32>,
+    /// Spread of the choice; 0 takes the likeliest token [default: 0 for one sample, else what the model
+    /// suggests, else 0.8]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    pub temperature: Option<f32>,
+    /// Most tokens of an answer, its thought included [default: 512]
+    #[arg(short = 'n', long = "tokens", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
+    pub n: Option<u32>,
+    /// Names the problems and the random numbers
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u64,
+    /// Begin answers with an empty thought
+    #[arg(long)]
+    pub no_think: bool,
+    /// How tasks are put: by the chat template, as plain lines, or as worked problems are written
+    /// [default: chat, or plain for a model without a template]
+    #[arg(long, value_enum)]
+    pub form: Option<TaskForm>,
+    /// Which half of the gym's problems
+    #[arg(long, value_enum, default_value = "held-out")]
+    pub split: Half,
+    /// Keep the answers in this file, one JSON object a line
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Continue the file of --out: only what is not in it is asked
+    #[arg(long)]
+    pub resume: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `minke gym list`.
+#[derive(Debug, Args)]
+pub struct GymList {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `minke gym show`.
+#[derive(Debug, Args)]
+pub struct GymShow {
+    /// Families and levels, such as core or chain:2,sort:1-4
+    #[arg(value_name = "SUITE")]
+    pub suite: String,
+    /// Problems of each family and level
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub count: u32,
+    /// Steps that thoughts take: full, brief, none, mix, or weights such as full=1,none=3
+    #[arg(long, value_name = "CARE", default_value = "full")]
+    pub care: String,
+    /// Names the problems
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u64,
+    /// Which half of all problems
+    #[arg(long, value_enum, default_value = "train")]
+    pub split: Half,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `minke gym write`.
+#[derive(Debug, Args)]
+pub struct GymWrite {
+    /// Families and levels, such as core or chain:2,sort:1-4
+    #[arg(value_name = "SUITE")]
+    pub suite: String,
+    /// Lines, such as 500 or 100k; all families and levels come up equally often
+    #[arg(long, value_name = "N", value_parser = lines)]
+    pub count: u64,
+    /// Steps that thoughts take: full, brief, none, mix, or weights such as full=1,none=3
+    #[arg(long, value_name = "CARE", default_value = "full")]
+    pub care: String,
+    /// Text to pretrain on, chats for SFT, or tasks to ask
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: LineFormat,
+    /// Names the problems
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u64,
+    /// Which half of all problems
+    #[arg(long, value_enum, default_value = "train")]
+    pub split: Half,
+    /// The file
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
 }

@@ -3,8 +3,10 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use minke_gym::SuiteError;
 use minke_infer::{EngineError, LoadModelError, SettingError};
 use minke_model::LoadError;
+use minke_post::PostError;
 use minke_train::TrainError;
 use minke_train::recipe::RecipeError;
 
@@ -114,6 +116,25 @@ impl From<TrainError> for Failure {
             TrainError::Recipe(error) => error.into(),
             other => Self::of(other.is_user_error(), other.to_string()),
         }
+    }
+}
+
+impl From<PostError> for Failure {
+    fn from(error: PostError) -> Self {
+        match error {
+            PostError::Train(error) => error.into(),
+            PostError::Recipe(error) => error.into(),
+            PostError::Data(error) => error.into(),
+            PostError::Model(error) => error.into(),
+            PostError::Engine(error) => error.into(),
+            other => Self::of(other.is_user_error(), other.to_string()),
+        }
+    }
+}
+
+impl From<SuiteError> for Failure {
+    fn from(error: SuiteError) -> Self {
+        Self::user(error.to_string())
     }
 }
 

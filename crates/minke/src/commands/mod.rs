@@ -2,8 +2,11 @@
 
 mod bench_infer;
 mod chat;
+mod eval;
 mod generate;
+mod gym;
 mod inspect;
+mod progress;
 mod score;
 mod train;
 
@@ -26,6 +29,8 @@ pub fn run(command: &Command) -> Result<(), Failure> {
         Command::Generate(args) => generate::run(args),
         Command::Score(args) => score::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Gym(gym) => gym::run(gym),
         Command::Bench(Bench::Infer(args)) => bench_infer::run(args),
         Command::Bench(Bench::Train(args)) => train::bench(args),
     }

@@ -7,6 +7,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use minke_data::Tokenizer;
+use minke_data::hf::{Dtype, TensorSpec, write_safetensors};
+use minke_data::tokenizer::TrainOptions;
+use minke_model::{Config, DType, Model, Precision};
+use serde_json::Value;
+
 /// What a run of the program left.
 pub struct Run {
     /// Exit code.
@@ -103,4 +109,33 @@ pub fn snapshot(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 /// A path as an argument.
 pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
+}
+
+/// A folder with drawn weights and a trained tokenizer.
+pub fn talking() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let sample = vec!["the whale dives and the whale sings\n".repeat(20)];
+    let tokenizer =
+        Tokenizer::train(&sample, &TrainOptions { vocab_size: 300, ..TrainOptions::default() }).unwrap();
+    tokenizer.save(folder.path()).unwrap();
+    let mut value: Value =
+        serde_json::from_slice(&fs::read(vectors("v3_plain").join("config.json")).unwrap()).unwrap();
+    value["vocab_size"] = tokenizer.vocab_size().into();
+    value["initializer_range"] = 0.2.into();
+    fs::write(folder.path().join("config.json"), value.to_string()).unwrap();
+    let config = Config::from_json(&value).unwrap();
+    let model = Model::random(config, Precision::uniform(DType::F32), 3);
+    let tensors: Vec<(TensorSpec, Vec<u8>)> = model
+        .params
+        .entries
+        .iter()
+        .map(|entry| {
+            let spec = TensorSpec { name: entry.name.clone(), dtype: Dtype::F32, shape: entry.shape.clone() };
+            (spec, model.params.data[entry.range.clone()].iter().flat_map(|x| x.to_le_bytes()).collect())
+        })
+        .collect();
+    let borrowed: Vec<(TensorSpec, &[u8])> =
+        tensors.iter().map(|(spec, bytes)| (spec.clone(), bytes.as_slice())).collect();
+    write_safetensors(folder.path().join("model.safetensors"), &borrowed).unwrap();
+    folder
 }

@@ -1,0 +1,220 @@
+//! `minke eval`: how good a model is at tasks, and at foretelling texts.
+
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use minke_cpu::Cpu;
+use minke_data::template::Thinking;
+use minke_gym::{Split, Suite, Task};
+use minke_infer::Loaded;
+use minke_post::eval::{
+    AnswerLog, EvalReport, EvalSettings, Form, Progress, Prompter, TextReport, check_settings,
+    evaluate_logged, model_name, perplexity,
+};
+use serde::Serialize;
+
+use super::progress::Bar;
+use super::{TEMPERATURE, open, rate, threads};
+use crate::cli::{Eval, Half, TaskForm};
+use crate::failure::Failure;
+use crate::interrupt::{self, Work};
+use crate::output;
+
+/// Tokens of an answer where the user says no number.
+const TOKENS: u32 = 512;
+
+#[derive(Serialize)]
+struct Report<'a> {
+    model: &'a str,
+    suites: &'a [String],
+    split: &'static str,
+    per_level: u32,
+    threads: usize,
+    tok_s: f64,
+    tasks: Option<&'a EvalReport>,
+    texts: &'a [TextReport],
+}
+
+/// Runs the command.
+pub fn run(args: &Eval) -> Result<(), Failure> {
+    let (tasks, texts) = suites(args)?;
+    let mut loaded = open(&args.model)?;
+    let Some(tokenizer) = loaded.tokenizer.clone() else {
+        return Err(Failure::user(format!(
+            "{} has no tokenizer.json, so it cannot read text",
+            loaded.folder.display()
+        )));
+    };
+    let prompter = prompter(args, &loaded)?;
+    let settings = settings(args, &loaded, &prompter)?;
+    let cpu = Cpu::detect(threads(args.model.threads));
+    let mut log = match &args.out {
+        Some(path) if !tasks.is_empty() => {
+            let log = AnswerLog::open(path, &model_name(&loaded.model), &prompter, &settings, args.resume)?;
+            if !log.is_empty() {
+                output::note(&format!("{} answers are there already", log.len()));
+            }
+            Some(log)
+        }
+        Some(_) => return Err(Failure::user("--out keeps answers to tasks, and there are only texts")),
+        None if args.resume => return Err(Failure::user("--resume needs --out, the file to continue")),
+        None => None,
+    };
+    interrupt::install();
+    let work = Work::begin();
+    let flow = || if work.is_stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+    let start = Instant::now();
+    let mut tokens = 0;
+    let report = if tasks.is_empty() {
+        None
+    } else {
+        let mut bar = Bar::new("answers", args.json);
+        let report = evaluate_logged(
+            &mut loaded.model,
+            &cpu,
+            &tokenizer,
+            &prompter,
+            &tasks,
+            &settings,
+            log.as_mut(),
+            &mut |progress: Progress| {
+                tokens = progress.tokens;
+                bar.set(progress.done as u64, progress.total as u64, || {
+                    let speed = rate(progress.tokens, start.elapsed().as_secs_f64());
+                    format!("{} right, {speed:.0} tokens/s", progress.right)
+                });
+                flow()
+            },
+        )?;
+        Some(report)
+    };
+    let tok_s = rate(tokens, start.elapsed().as_secs_f64());
+    let mut read = Vec::new();
+    let bos = loaded.bos();
+    for path in &texts {
+        let mut bar = Bar::new("tokens", args.json);
+        let one = perplexity(&mut loaded.model, &cpu, &tokenizer, bos, path, &mut |done, total| {
+            bar.set(done as u64, total as u64, String::new);
+            flow()
+        })?;
+        read.extend(one);
+    }
+    if args.json {
+        output::json(&Report {
+            model: &args.model.model,
+            suites: &args.suites,
+            split: args.split.name(),
+            per_level: args.per_level,
+            threads: cpu.threads(),
+            tok_s,
+            tasks: report.as_ref(),
+            texts: &read,
+        })?;
+    } else {
+        output::text(&shown(report.as_ref(), &read))?;
+    }
+    if work.is_stopped() { Err(Failure::interrupted()) } else { Ok(()) }
+}
+
+/// The tasks and texts of all suites.
+fn suites(args: &Eval) -> Result<(Vec<Task>, Vec<std::path::PathBuf>), Failure> {
+    let (mut tasks, mut texts): (Vec<Task>, _) = (Vec::new(), Vec::new());
+    for name in &args.suites {
+        let suite = Suite::parse(name)?;
+        let loaded = suite.load(args.split.split(), args.per_level as usize, args.seed)?;
+        for note in &loaded.notes {
+            output::note(&format!("note: {note}"));
+        }
+        // a family may be in several suites
+        tasks.extend(
+            loaded
+                .tasks
+                .into_iter()
+                .filter(|new| tasks.iter().all(|task| task.id != new.id))
+                .collect::<Vec<_>>(),
+        );
+        texts.extend(suite.texts().map(std::path::Path::to_owned));
+    }
+    Ok((tasks, texts))
+}
+
+fn prompter(args: &Eval, loaded: &Loaded) -> Result<Prompter, Failure> {
+    let tokenizer = loaded.tokenizer.as_ref().expect("looked for by the caller");
+    let template = loaded.template()?;
+    let thinking = if args.no_think { Thinking::Empty } else { Thinking::Default };
+    let form = match (args.form, template) {
+        (Some(TaskForm::Chat), None) => {
+            return Err(Failure::user(format!("{} has no chat template", loaded.folder.display()))
+                .hint("--form plain asks base models"));
+        }
+        (Some(TaskForm::Chat) | None, Some(template)) => Form::Chat { template, thinking },
+        (Some(TaskForm::Worked), _) => Form::Worked { think: !args.no_think },
+        (Some(TaskForm::Plain) | None, _) if args.no_think => {
+            return Err(Failure::user("--no-think has no effect on plain prompts")
+                .hint("it is for models with a chat template, and for --form worked"));
+        }
+        (Some(TaskForm::Plain) | None, _) => Form::Plain,
+    };
+    Ok(Prompter::new(form, loaded.bos(), tokenizer)?)
+}
+
+fn settings(args: &Eval, loaded: &Loaded, prompter: &Prompter) -> Result<EvalSettings, Failure> {
+    let samples = args.samples as usize;
+    // several samples at temperature 0 would all be the same
+    let usual = if samples == 1 { 0.0 } else { loaded.generation.temperature.unwrap_or(TEMPERATURE) };
+    let mut k: Vec<usize> = args.k.iter().map(|k| *k as usize).collect();
+    if k.is_empty() {
+        k.extend([1, samples]);
+    }
+    k.sort_unstable();
+    k.dedup();
+    let mut stop_ids = loaded.stop_ids();
+    if let (Form::Chat { template, .. }, Some(tokenizer)) = (prompter.form(), &loaded.tokenizer) {
+        stop_ids.extend(template.end_of_turn(tokenizer)?);
+    }
+    stop_ids.sort_unstable();
+    stop_ids.dedup();
+    let settings = EvalSettings {
+        samples,
+        temperature: args.temperature.unwrap_or(usual),
+        max_tokens: args.n.unwrap_or(TOKENS) as usize,
+        seed: args.seed,
+        k,
+        stop_ids,
+        ..EvalSettings::default()
+    };
+    check_settings(&settings)?;
+    if samples > 1 && settings.temperature == 0.0 {
+        output::note("note: at temperature 0 all samples of a task are the same");
+    }
+    Ok(settings)
+}
+
+fn shown(report: Option<&EvalReport>, texts: &[TextReport]) -> String {
+    let mut text = report.map(EvalReport::table).unwrap_or_default();
+    for one in texts {
+        text.push_str(&format!(
+            "{}: {:.3} bits per byte, perplexity {:.2} per token, {} tokens in windows of {}\n",
+            one.path, one.bits_per_byte, one.perplexity, one.tokens, one.window
+        ));
+    }
+    text
+}
+
+impl Half {
+    /// As the gym has it.
+    pub fn split(self) -> Split {
+        match self {
+            Self::Train => Split::Train,
+            Self::HeldOut => Split::HeldOut,
+        }
+    }
+
+    /// As a person types it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::HeldOut => "held-out",
+        }
+    }
+}
