@@ -47,6 +47,10 @@ impl Term {
     }
 }
 
+fn said((x, op, y, value): Step) -> String {
+    format!("{x}{op}{y}={value}\n")
+}
+
 /// What two numbers make, the larger one on the left; whole and positive, and nothing that changes nothing.
 fn results(x: i64, y: i64) -> Vec<(char, i64)> {
     let mut results = vec![('+', x + y)];
@@ -117,7 +121,6 @@ fn glance(x: i64, y: i64, target: i64) -> (bool, String) {
 fn search(target: i64, numbers: &[i64], steps: &[Step], draw: &mut Draw) -> String {
     let mut lines = String::new();
     let mut at_hand = numbers.to_vec();
-    let say = |(x, op, y, value): Step| format!("{x}{op}{y}={value}\n");
     let take = |at_hand: &mut Vec<i64>, number: i64| {
         let at = at_hand.iter().position(|&other| other == number).expect("steps use what is at hand");
         at_hand.remove(at);
@@ -125,7 +128,7 @@ fn search(target: i64, numbers: &[i64], steps: &[Step], draw: &mut Draw) -> Stri
     // all steps but the last two are said; the last two are searched for
     let known = steps.len().saturating_sub(2);
     for &(x, op, y, value) in &steps[..known] {
-        lines += &say((x, op, y, value));
+        lines += &said((x, op, y, value));
         take(&mut at_hand, x);
         take(&mut at_hand, y);
         at_hand.push(value);
@@ -136,7 +139,7 @@ fn search(target: i64, numbers: &[i64], steps: &[Step], draw: &mut Draw) -> Stri
         let mut before = String::new();
         if steps.len() > 1 {
             let (op, value) = *draw.pick(&results(x, y));
-            before = say((x, op, y, value));
+            before = said((x, op, y, value));
             (x, y) = (value, at_hand[2]);
         }
         let (found, line) = glance(x, y, target);
@@ -146,9 +149,9 @@ fn search(target: i64, numbers: &[i64], steps: &[Step], draw: &mut Draw) -> Stri
     }
     let (last, before) = steps.split_last().expect("a way has a step");
     if let Some(&step) = before.last() {
-        lines += &say(step);
+        lines += &said(step);
     }
-    lines + &glance(last.0, last.2, target).1 + &say(*last)
+    lines + &glance(last.0, last.2, target).1 + &said(*last)
 }
 
 impl Family for Countdown {
@@ -217,7 +220,7 @@ impl Family for Countdown {
         let (steps, answer) = shortest(target, &numbers).expect("a key has a solution");
         let thought = match care {
             Care::Full => search(target, &numbers, &steps, draw),
-            Care::Brief => steps.iter().map(|(x, op, y, value)| format!("{x}{op}{y}={value}\n")).collect(),
+            Care::Brief => steps.iter().map(|&step| said(step)).collect(),
             Care::None => String::new(),
         };
         Some(Work { thought: thought.trim_end().to_owned(), answer })

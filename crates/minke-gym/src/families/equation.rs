@@ -68,7 +68,7 @@ impl Family for Equation {
             _ => (draw.between(3, 12), nonzero(20, draw), nonzero(9, draw), nonzero(12, draw)),
         };
         // more x on the left than on the right: one form of an equation and its mirror image
-        let c = c.min(a - 2);
+        let c = if level > 3 { c.min(a - 2) } else { 0 };
         let d = match level {
             1 | 2 | 4 => a * x + b - c * x,
             // whatever it is: the solution may be a fraction
@@ -168,6 +168,7 @@ mod tests {
             let [a, b, c, d] = parts(&key);
             let x = solution([a, b, c, d]);
             assert_eq!(x * a + b, x * c + d, "{key}");
+            assert!(a > c && (c != 0) == (level > 3), "{key}");
             assert_eq!(c != 0, shown([a, b, c, d]).matches('x').count() == 2, "{key}");
             assert!(x.is_integer() || matches!(level, 3 | 5), "{key}");
             fractions += usize::from(!x.is_integer());
