@@ -11,7 +11,7 @@ use super::marker::{Folder, StageResult, replace};
 use super::pipeline::Pipeline;
 use crate::metrics::{Record, Values};
 use crate::report::samples::{self, Shown};
-use crate::report::{self, Plot, pass_lines};
+use crate::report::{self, Plot, level_lines};
 
 /// Plots of a stage that stand in the pipeline's report as well, the most telling first.
 const SHOWN: [&str; 3] = ["reward.svg", "pass.svg", "loss.svg"];
@@ -142,7 +142,7 @@ fn plots(done: &[Done<'_>]) -> Result<Vec<Plot>, minke_train::report::draw::Draw
             "pass@1 on held-out problems over all stages",
             "right answers",
             Bounds::Share,
-            pass_lines(&evaluations, minutes),
+            level_lines(&evaluations, "pass@1", minutes),
         ),
         (
             "thought.svg",

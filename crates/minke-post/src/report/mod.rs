@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use minke_train::metrics::{self, MetricsError};
 use minke_train::report::{cell, duration, grouped};
 use minke_train::run_folder::replace;
-pub(crate) use plots::pass_lines;
+pub(crate) use plots::level_lines;
 pub use plots::{Plot, plots};
 
 use crate::error::{PostError, Result};
@@ -150,7 +150,7 @@ fn scores(text: &mut String, evaluations: &[&Values]) -> std::fmt::Result {
 /// A table of evaluations side by side: overall, by family, by level, and what else was measured. Empty when none of
 /// them has a number.
 pub(crate) fn table(columns: &[(String, &Values)]) -> String {
-    let mut rows: BTreeMap<(u8, String, u64), &str> = BTreeMap::new();
+    let mut rows: BTreeMap<(bool, &str, &str, u64), &str> = BTreeMap::new();
     for name in columns.iter().flat_map(|(_, values)| values.values.keys()) {
         rows.insert(place(name), name);
     }
@@ -182,14 +182,14 @@ pub(crate) fn table(columns: &[(String, &Values)]) -> String {
     text
 }
 
-/// Where a row stands: `pass@1`, its families each with its levels, then everything else by name.
-fn place(name: &str) -> (u8, String, u64) {
-    let Some(rest) = name.strip_prefix("pass@1") else { return (1, name.to_owned(), 0) };
-    let part = rest.trim_start_matches('/');
-    match part.rsplit_once(':').and_then(|(family, level)| Some((family, level.parse::<u64>().ok()?))) {
-        Some((family, level)) => (0, family.to_owned(), 1 + level),
-        None => (0, part.to_owned(), 0),
-    }
+/// Where a row stands: `pass@1`, its families each with its levels, then the other numbers in the same way.
+fn place(name: &str) -> (bool, &str, &str, u64) {
+    let (stem, part) = name.split_once('/').unwrap_or((name, ""));
+    let (family, level) = part
+        .rsplit_once(':')
+        .and_then(|(family, level)| Some((family, level.parse::<u64>().ok()?.saturating_add(1))))
+        .unwrap_or((part, 0));
+    (stem != "pass@1", stem, family, level)
 }
 
 /// Whether a number of this name goes from 0 to 1.

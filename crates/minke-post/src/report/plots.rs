@@ -152,11 +152,25 @@ pub fn plots(records: &[Record]) -> Result<Vec<Plot>, DrawError> {
             plots.push(Plot { file: wanted.file.to_owned(), caption: wanted.caption.to_owned(), svg });
         }
         // what it is all for comes second, after the reward
-        if wanted.file == "reward.svg" {
-            plots.extend(pass(&evaluations)?);
+        match wanted.file {
+            "reward.svg" => plots.extend(pass(&evaluations)?),
+            "thought.svg" => plots.extend(thought(&evaluations)?),
+            _ => {}
         }
     }
     Ok(plots)
+}
+
+/// Length of thought on held-out problems by level, where there are levels.
+fn thought(evaluations: &[&Values]) -> Result<Option<Plot>, DrawError> {
+    let lines = level_lines(evaluations, "thought", |values| values.step as f64);
+    if lines.len() < 2 {
+        return Ok(None);
+    }
+    let caption = "Length of thought on held-out problems by level";
+    let axes = Axes { title: caption, x: "steps", y: "tokens", bounds: Bounds::Zero };
+    let svg = line_plot(&axes, &lines)?;
+    Ok(Some(Plot { file: "thought-levels.svg".to_owned(), caption: caption.to_owned(), svg }))
 }
 
 /// Right answers on held-out problems: by level, and by family where there are several.
@@ -169,12 +183,12 @@ fn pass(evaluations: &[&Values]) -> Result<Vec<Plot>, DrawError> {
         plots.push(Plot { file, caption, svg });
         Ok(())
     };
-    let lines = pass_lines(evaluations, at);
+    let lines = level_lines(evaluations, "pass@1", at);
     if !lines.is_empty() {
         draw("pass.svg".to_owned(), "pass@1 on held-out problems".to_owned(), &lines)?;
     }
     let families: BTreeSet<&str> =
-        names(evaluations).filter(|(_, level)| level.is_none()).map(|(f, _)| f).collect();
+        names(evaluations, "pass@1").filter(|(_, level)| level.is_none()).map(|(f, _)| f).collect();
     let families: Vec<&str> = families.into_iter().collect();
     if families.len() > 1 {
         let parts = families.len().div_ceil(MAX_LINES);
@@ -193,10 +207,10 @@ fn pass(evaluations: &[&Values]) -> Result<Vec<Plot>, DrawError> {
     Ok(plots)
 }
 
-/// Families and levels that `pass@1/FAMILY` and `pass@1/FAMILY:LEVEL` name.
-fn names<'a>(evaluations: &'a [&Values]) -> impl Iterator<Item = (&'a str, Option<u64>)> {
+/// Families and levels that `STEM/FAMILY` and `STEM/FAMILY:LEVEL` name.
+fn names<'a>(evaluations: &'a [&Values], stem: &'a str) -> impl Iterator<Item = (&'a str, Option<u64>)> {
     let keys = evaluations.iter().flat_map(|values| values.values.keys());
-    keys.filter_map(|name| name.strip_prefix("pass@1/")).map(|name| {
+    keys.filter_map(move |name| name.strip_prefix(stem)?.strip_prefix('/')).map(|name| {
         match name.rsplit_once(':').and_then(|(family, level)| Some((family, level.parse::<u64>().ok()?))) {
             Some((family, level)) => (family, Some(level)),
             None => (name, None),
@@ -204,20 +218,20 @@ fn names<'a>(evaluations: &'a [&Values]) -> impl Iterator<Item = (&'a str, Optio
     })
 }
 
-/// `pass@1` overall and by level, the mean over the families that have it; `at` says where an evaluation stands.
-pub(crate) fn pass_lines(evaluations: &[&Values], at: impl Fn(&Values) -> f64) -> Vec<Line> {
+/// A number overall and by level, the mean over the families that have it; `at` says where an evaluation stands.
+pub(crate) fn level_lines(evaluations: &[&Values], stem: &str, at: impl Fn(&Values) -> f64) -> Vec<Line> {
     let mut levels: BTreeMap<u64, BTreeSet<&str>> = BTreeMap::new();
-    for (family, level) in names(evaluations) {
+    for (family, level) in names(evaluations, stem) {
         if let Some(level) = level {
             levels.entry(level).or_default().insert(family);
         }
     }
-    let overall = evaluations.iter().filter_map(|values| Some((at(values), values.get("pass@1")?)));
+    let overall = evaluations.iter().filter_map(|values| Some((at(values), values.get(stem)?)));
     let mut lines = vec![Line::new("all", overall.collect::<Vec<_>>())];
     // one level is all there is
     for (level, families) in levels.iter().filter(|_| levels.len() > 1).take(MAX_LINES - 1) {
         let mean = |values: &&Values| {
-            let of = |family: &&str| values.get(&format!("pass@1/{family}:{level}"));
+            let of = |family: &&str| values.get(&format!("{stem}/{family}:{level}"));
             let found: Vec<f64> = families.iter().filter_map(of).collect();
             (!found.is_empty()).then(|| (at(values), found.iter().sum::<f64>() / found.len() as f64))
         };

@@ -19,6 +19,7 @@ pub(crate) fn records(steps: u64) -> Vec<Record> {
                 values.put(format!("pass@1/{family}"), 0.3 + 0.6 * done + ease);
                 for level in 1..=5 {
                     let harder = 0.08 * (f64::from(level) - 3.0);
+                    values.put(format!("thought/{family}:{level}"), f64::from(level) * (10.0 + 10.0 * done));
                     values
                         .put(format!("pass@1/{family}:{level}"), (0.3 + 0.6 * done + ease - harder).min(1.0));
                 }
@@ -74,6 +75,7 @@ fn the_report_says_what_was_reached() {
             "pass.svg",
             "pass-families.svg",
             "thought.svg",
+            "thought-levels.svg",
             "entropy.svg",
             "signal.svg",
             "kl-rollout.svg",

@@ -1,0 +1,170 @@
+//! A model that is asked tasks: what recipes say about it, and how it is opened.
+
+use std::path::{Path, PathBuf};
+
+use minke_data::Tokenizer;
+use minke_data::template::{ChatTemplate, Thinking};
+use minke_infer::load_model;
+use minke_model::Model;
+use minke_train::recipe::{self, Document, RecipeError, Section, located};
+use serde::Serialize;
+
+use crate::error::{PostError, Result};
+use crate::eval::{Form, Prompter};
+
+/// How tasks are put to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FormName {
+    /// By the template.
+    Chat,
+    /// The prompt and a line feed.
+    Plain,
+    /// As worked problems stand in training text.
+    Worked,
+}
+
+/// How its turn begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ThinkingName {
+    /// As the template has it.
+    Default,
+    /// With an open thought.
+    Open,
+    /// With an empty thought.
+    Empty,
+}
+
+/// `[model]`, `precision`, and the keys `form` and `thinking`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Asking {
+    /// The model's folder, a run, or a hub id.
+    pub model: String,
+    /// A template by its name or file instead of the model's own.
+    pub template: Option<String>,
+    /// What products run in; what the tensors are stored in when not given.
+    pub precision: Option<recipe::Precision>,
+    /// How tasks are put; by the template where there is one when not given.
+    pub form: Option<FormName>,
+    /// How its turn begins.
+    pub thinking: ThinkingName,
+}
+
+/// A model ready to be asked.
+pub struct Asked {
+    /// The weights in the engine.
+    pub model: Model,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Its template, if there is one.
+    pub template: Option<ChatTemplate>,
+    /// The tokens that end an answer.
+    pub stop_ids: Vec<u32>,
+    /// The token that begins a text.
+    pub bos: Option<u32>,
+    /// What the user should know.
+    pub notes: Vec<String>,
+}
+
+impl Asking {
+    /// Reads `[model]` and `precision` from the root, `form` and `thinking` from a section.
+    ///
+    /// # Errors
+    /// Unknown keys and words, and no `model.path`.
+    pub fn read(document: &Document, root: &mut Section, section: &mut Section) -> Result<Self, RecipeError> {
+        let folder = document.folder();
+        let mut model = root.section("model")?;
+        let Some(path) = model.text("path")? else {
+            return Err(model.missing("path", "a model folder, a run, or a hub id"));
+        };
+        let template = model.text("template")?.map(|name| template_place(name, folder));
+        model.finish()?;
+        let precision = recipe::precision(root)?;
+        let is_said = document.given().iter().any(|key| key.split('.').next() == Some("precision"));
+        let forms = [("chat", FormName::Chat), ("plain", FormName::Plain), ("worked", FormName::Worked)];
+        let ways = [
+            ("default", ThinkingName::Default),
+            ("open", ThinkingName::Open),
+            ("empty", ThinkingName::Empty),
+        ];
+        Ok(Self {
+            model: model_place(path, folder),
+            template,
+            precision: is_said.then_some(precision),
+            form: section.choice("form", &forms)?,
+            thinking: section.choice("thinking", &ways)?.unwrap_or(ThinkingName::Default),
+        })
+    }
+
+    /// Opens the model.
+    ///
+    /// # Errors
+    /// It cannot be loaded, has no tokenizer, or the template cannot be used.
+    pub fn open(&self) -> Result<Asked> {
+        let template = self.named_template()?;
+        let loaded = load_model(&self.model, self.precision.map(minke_model::Precision::from))?;
+        let template = match template {
+            Some(template) => Some(template),
+            None => loaded.template()?,
+        };
+        let (stop_ids, bos) = (loaded.stop_ids(), loaded.bos());
+        let Some(tokenizer) = loaded.tokenizer else {
+            let place = loaded.folder.display().to_string();
+            return Err(PostError::unsuitable(place, "the model has no tokenizer"));
+        };
+        Ok(Asked { model: loaded.model, tokenizer, template, stop_ids, bos, notes: loaded.notes })
+    }
+
+    fn named_template(&self) -> Result<Option<ChatTemplate>> {
+        let Some(name) = &self.template else { return Ok(None) };
+        let path = PathBuf::from(name);
+        if !ChatTemplate::builtin_names().contains(&&name[..]) && path.is_file() {
+            let source = std::fs::read_to_string(&path).map_err(PostError::io("read", &path))?;
+            return Ok(Some(ChatTemplate::new(name, &source)?));
+        }
+        // of an unknown name it says which there are
+        Ok(Some(ChatTemplate::named(name)?))
+    }
+
+    /// How tasks are put to an opened model, beginning in this way.
+    ///
+    /// # Errors
+    /// A chat is asked for, and there is no template.
+    pub fn prompter(&self, asked: &Asked, thinking: ThinkingName) -> Result<Prompter> {
+        let think = match thinking {
+            ThinkingName::Default => Thinking::Default,
+            ThinkingName::Open => Thinking::Open,
+            ThinkingName::Empty => Thinking::Empty,
+        };
+        let form = match (self.form, asked.template.clone()) {
+            (Some(FormName::Plain), _) | (None, None) => Form::Plain,
+            (Some(FormName::Worked), _) => Form::Worked { think: thinking != ThinkingName::Empty },
+            (Some(FormName::Chat) | None, Some(template)) => Form::Chat { template, thinking: think },
+            (Some(FormName::Chat), None) => {
+                let reason = "the model has no chat template; name one with model.template";
+                return Err(PostError::unsuitable("form", reason));
+            }
+        };
+        Prompter::new(form, asked.bos, &asked.tokenizer)
+    }
+}
+
+/// A model's path from the recipe's folder, where there is such a folder; else what it is, such as a hub id.
+fn model_place(model: String, folder: Option<&Path>) -> String {
+    let there = located(model.clone(), folder);
+    if Path::new(&there).exists() { there } else { model }
+}
+
+fn template_place(name: String, folder: Option<&Path>) -> String {
+    if ChatTemplate::builtin_names().contains(&&name[..]) { name } else { located(name, folder) }
+}
+
+/// The files of a suite from the recipe's folder, where they are there.
+pub(crate) fn suite_place(suite: &str, folder: Option<&Path>) -> String {
+    let place = |part: &str| {
+        let there = located(part.trim().to_owned(), folder);
+        if Path::new(&there).is_file() { there } else { part.trim().to_owned() }
+    };
+    suite.split(',').map(place).collect::<Vec<_>>().join(",")
+}

@@ -1,0 +1,215 @@
+//! An examination: `report.md`, `eval.json`, the answers, and one evaluation in `metrics.jsonl`.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use minke_cpu::Cpu;
+use minke_gym::{Split, Suite, Task};
+use minke_train::pretrain::Options;
+use minke_train::recipe::{self, Document, Run};
+use minke_train::run_folder::{RunFolder, replace};
+
+use super::split;
+use crate::asking::{Asked, Asking, ThinkingName, suite_place};
+use crate::error::{PostError, Result};
+use crate::eval::{AnswerLog, EvalReport, EvalSettings, Prompter, evaluate_logged, model_name};
+use crate::events::Event;
+use crate::metrics::{Record, Values};
+
+/// A recipe of an examination.
+#[derive(Debug, Clone)]
+pub struct Recipe {
+    /// Name, seed and folder.
+    pub run: Run,
+    /// The model.
+    pub asking: Asking,
+    /// What is asked.
+    pub suite: String,
+    /// Tasks of each family and level.
+    pub per_level: usize,
+    /// From which half of all problems.
+    pub split: Split,
+    /// How it is asked; the tokens that end an answer are the model's.
+    pub settings: EvalSettings,
+    /// Whether it is asked once more with an empty thought.
+    pub without_thinking: bool,
+}
+
+/// What came of it.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// What was found.
+    pub report: EvalReport,
+    /// The same with an empty thought.
+    pub without_thinking: Option<EvalReport>,
+    /// Both as numbers: those without thinking as `pass@1-without-thinking`.
+    pub values: Values,
+    /// The text.
+    pub path: PathBuf,
+}
+
+impl Recipe {
+    /// Reads a recipe.
+    ///
+    /// # Errors
+    /// Unknown keys and suites, and values out of bounds.
+    pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
+        let document = Document::load(path, overrides)?;
+        let mut root = document.root();
+        let mut run = root.section("run")?;
+        let mut eval = root.section("eval")?;
+        let asking = Asking::read(&document, &mut root, &mut eval)?;
+        root.finish()?;
+        let run_part = recipe::run(&mut run, document.name())?;
+        run.finish()?;
+        let Some(suite) = eval.text("suite")? else {
+            return Err(eval.missing("suite", "what is asked, such as \"core\" or \"my.jsonl\"").into());
+        };
+        let suite = suite_place(&suite, document.folder());
+        Suite::parse(&suite).map_err(|error| PostError::unsuitable("eval.suite", error.to_string()))?;
+        let samples = eval.integer("samples", 1, 1 << 12)?.unwrap_or(1) as usize;
+        let temperature =
+            eval.float("temperature", "a number from 0 to 10", |t| (0.0..=10.0).contains(&t))?;
+        let top_p = eval.float("top_p", "a number above 0, up to 1", |p| p > 0.0 && p <= 1.0)?;
+        let settings = EvalSettings {
+            samples,
+            // several likeliest answers are one
+            temperature: temperature.unwrap_or(if samples > 1 { 1.0 } else { 0.0 }) as f32,
+            top_p: top_p.unwrap_or(1.0) as f32,
+            max_tokens: eval.integer("max_tokens", 1, 1 << 24)?.unwrap_or(512) as usize,
+            seed: run_part.seed,
+            k: if samples > 1 { vec![1, samples] } else { vec![1] },
+            concurrency: eval.integer("concurrency", 1, 1 << 16)?.unwrap_or(128) as usize,
+            stop_ids: Vec::new(),
+        };
+        let recipe = Self {
+            run: run_part,
+            asking,
+            suite,
+            per_level: eval.integer("per_level", 1, 1 << 20)?.unwrap_or(25) as usize,
+            split: split(&mut eval, Split::HeldOut)?,
+            settings,
+            without_thinking: eval.flag("without_thinking")?.unwrap_or(false),
+        };
+        eval.finish()?;
+        Ok(recipe)
+    }
+}
+
+/// Examines a model; `None` when it was stopped, and `--resume` goes on with the answers that are there.
+///
+/// # Errors
+/// Anything that [`PostError`] lists.
+pub fn run(
+    options: &Options,
+    stop: &AtomicBool,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Option<Outcome>> {
+    let recipe = Recipe::load(&options.recipe, &options.overrides)?;
+    let out = options.out.clone().unwrap_or_else(|| PathBuf::from(&recipe.run.out));
+    let unsuitable = |error: minke_gym::SuiteError| PostError::unsuitable("eval.suite", error.to_string());
+    let suite = Suite::parse(&recipe.suite).map_err(unsuitable)?;
+    let folder = RunFolder::take(&out, options.resume)?;
+    let loaded = suite.load(recipe.split, recipe.per_level, recipe.run.seed).map_err(unsuitable)?;
+    if loaded.tasks.is_empty() {
+        return Err(PostError::unsuitable("eval.suite", "there is no task in it"));
+    }
+    let mut asked = recipe.asking.open()?;
+    for note in loaded.notes.iter().chain(&asked.notes) {
+        on_event(Event::Warning { text: note });
+    }
+    let settings = EvalSettings { stop_ids: asked.stop_ids.clone(), ..recipe.settings.clone() };
+    let prompter = recipe.asking.prompter(&asked, recipe.asking.thinking)?;
+    let mut exam =
+        Exam { cpu: Cpu::detect(options.threads), tasks: &loaded.tasks, settings: &settings, stop };
+    let log = folder.path().join("answers.jsonl");
+    let report = exam.sit(&mut asked, &prompter, &log, options.resume, "answers", on_event)?;
+    if !report.complete {
+        return Ok(None);
+    }
+    let mut without_thinking = None;
+    if recipe.without_thinking {
+        let prompter = recipe.asking.prompter(&asked, ThinkingName::Empty)?;
+        let log = folder.path().join("answers-without-thinking.jsonl");
+        let second =
+            exam.sit(&mut asked, &prompter, &log, options.resume, "answers without thinking", on_event)?;
+        if !second.complete {
+            return Ok(None);
+        }
+        without_thinking = Some(second);
+    }
+    let mut values = Values::default();
+    report.put_into(&mut values);
+    if let Some(second) = &without_thinking {
+        values.put("pass@1-without-thinking", second.pass_1());
+    }
+    let path = store(folder.path(), &recipe, &report, without_thinking.as_ref(), &values)?;
+    Ok(Some(Outcome { report, without_thinking, values, path }))
+}
+
+struct Exam<'a> {
+    cpu: Cpu,
+    tasks: &'a [Task],
+    settings: &'a EvalSettings,
+    stop: &'a AtomicBool,
+}
+
+impl Exam<'_> {
+    fn sit(
+        &mut self,
+        asked: &mut Asked,
+        prompter: &Prompter,
+        log: &Path,
+        resume: bool,
+        what: &str,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<EvalReport> {
+        let mut log = AnswerLog::open(log, &model_name(&asked.model), prompter, self.settings, resume)?;
+        let mut last = None;
+        evaluate_logged(
+            &mut asked.model,
+            &self.cpu,
+            &asked.tokenizer,
+            prompter,
+            self.tasks,
+            self.settings,
+            Some(&mut log),
+            &mut |progress| {
+                if last != Some(progress.done) {
+                    last = Some(progress.done);
+                    let (done, total) = (progress.done as u64, progress.total as u64);
+                    on_event(Event::Progress { what, done, total });
+                }
+                if self.stop.load(Ordering::Relaxed) {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            },
+        )
+    }
+}
+
+fn store(
+    folder: &Path,
+    recipe: &Recipe,
+    report: &EvalReport,
+    without_thinking: Option<&EvalReport>,
+    values: &Values,
+) -> Result<PathBuf> {
+    let json = serde_json::json!({ "report": report, "without_thinking": without_thinking });
+    let json = serde_json::to_string_pretty(&json).expect("plain data serialises") + "\n";
+    replace(&folder.join("eval.json"), json.as_bytes())?;
+    let record = Record::Evaluation(values.clone());
+    let line = serde_json::to_string(&record).expect("plain data serialises") + "\n";
+    replace(&folder.join("metrics.jsonl"), line.as_bytes())?;
+    let mut text =
+        format!("# {}\n\n`{}`:\n\n```text\n{}```\n", recipe.run.name, recipe.suite, report.table());
+    if let Some(second) = without_thinking {
+        text.push_str(&format!("\nWith an empty thought:\n\n```text\n{}```\n", second.table()));
+    }
+    let path = folder.join("report.md");
+    replace(&path, text.as_bytes())?;
+    Ok(path)
+}
