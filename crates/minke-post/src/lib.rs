@@ -1,5 +1,6 @@
 //! From a base model to one that thinks: SFT, reinforcement learning, distillation, evaluation.
 
+pub mod asking;
 pub mod error;
 pub mod eval;
 pub mod events;
@@ -9,6 +10,8 @@ pub mod metrics;
 pub mod report;
 pub mod sample;
 pub mod session;
+pub mod sft;
+pub mod stages;
 pub mod worked;
 
 pub use error::{PostError, Result};

@@ -30,7 +30,7 @@ pub enum Command {
         minke pretrain recipes/quickstart.toml --set train.tokens=2M --out runs/short\n  \
         minke pretrain recipes/quickstart.toml --resume\n\n\
         Ctrl-C stops after the step that runs, with a checkpoint; --resume then continues, bit for bit.")]
-    Pretrain(Pretrain),
+    Pretrain(Train),
     /// Talk to a model in the terminal
     #[command(after_help = "Examples:\n  \
         minke chat runs/quickstart\n  \
@@ -58,6 +58,15 @@ pub enum Command {
         minke inspect recipes/quickstart.toml --set model.depth=8\n  \
         minke inspect deepseek-ai/DeepSeek-V2-Lite --json")]
     Inspect(Inspect),
+    /// Let a model learn from the outcome of its own answers
+    #[command(after_help = "Examples:\n  \
+        minke grpo rl.toml\n  \
+        minke grpo rl.toml --set objective.algorithm=dapo --out runs/rl-dapo\n  \
+        minke grpo rl.toml --resume\n\n\
+        A recipe names a model and tasks that can be checked:\n  \
+        [model]\n  path = \"runs/cold-start\"\n  [tasks]\n  suite = \"core:1-3\"    # or a .jsonl file\n\n\
+        Objectives: grpo, dr_grpo, dapo, gspo, cispo.")]
+    Grpo(Train),
     /// Ask a model tasks and count the right answers
     #[command(after_help = "Examples:\n  \
         minke eval runs/tiny-r1 core\n  \
@@ -177,9 +186,9 @@ pub struct RecipeArgs {
     pub set: Vec<String>,
 }
 
-/// `minke pretrain`.
+/// `minke pretrain`, and the stages that come after it.
 #[derive(Debug, Args)]
-pub struct Pretrain {
+pub struct Train {
     #[command(flatten)]
     pub recipe: RecipeArgs,
     /// The run's folder, instead of the recipe's run.out

@@ -4,7 +4,6 @@
 
 mod common;
 
-
 use common::{good, minke, minke_with, refused, talking, text, vectors};
 use serde_json::Value;
 

@@ -67,6 +67,11 @@ impl Prompter {
         Self::new(form, bos, tokenizer)
     }
 
+    /// Whether prompts end within an open thought.
+    pub fn opens(&self) -> bool {
+        self.open
+    }
+
     /// The form.
     pub fn form(&self) -> &Form {
         &self.form

@@ -11,7 +11,7 @@ use minke_model::{Model, Param};
 use minke_num::rng;
 use serde::Serialize;
 
-use super::{dtype_name, is_recipe, precision, rate, recipe_precision, resolve, threads};
+use super::{dtype_name, is_recipe, precision, rate, resolve, threads};
 use crate::cli::BenchInfer;
 use crate::failure::Failure;
 use crate::output::{self, bytes, percent};
@@ -48,7 +48,7 @@ struct Report {
 pub fn run(args: &BenchInfer) -> Result<(), Failure> {
     let mut model = if is_recipe(&args.model) {
         let resolved = resolve(args.model.as_ref(), &[])?;
-        let dtypes = precision(args.precision).unwrap_or(recipe_precision(resolved.precision));
+        let dtypes = precision(args.precision).unwrap_or(minke_model::Precision::from(resolved.precision));
         Model::random(resolved.config, dtypes, SEED)
     } else {
         load_model(&args.model, precision(args.precision))?.model

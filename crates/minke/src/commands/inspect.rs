@@ -8,7 +8,7 @@ use minke_model::{DType, Precision};
 use minke_train::recipe::Optimizer;
 use serde::Serialize;
 
-use super::{is_recipe, recipe_precision, resolve};
+use super::{is_recipe, resolve};
 use crate::cli::Inspect;
 use crate::failure::Failure;
 use crate::output::{self, bytes, count};
@@ -83,7 +83,7 @@ pub fn run(args: &Inspect) -> Result<(), Failure> {
     let report = if is_recipe(&args.what) {
         let resolved = resolve(args.what.as_ref(), &args.set)?;
         let context = args.context.map_or(resolved.train.sequence_length, |n| n as usize);
-        let precision = recipe_precision(resolved.precision);
+        let precision = minke_model::Precision::from(resolved.precision);
         describe(args.what.clone(), &resolved.config, precision, context, resolved.train.optim.optimizer)
     } else {
         if !args.set.is_empty() {

@@ -6,6 +6,7 @@ mod eval;
 mod generate;
 mod gym;
 mod inspect;
+mod post;
 mod progress;
 mod score;
 mod train;
@@ -15,7 +16,7 @@ use std::path::Path;
 
 use minke_infer::{Loaded, Sampling, load_model};
 use minke_model::{DType, Precision};
-use minke_train::recipe::{self, Recipe, Resolved};
+use minke_train::recipe::{Recipe, Resolved};
 
 use crate::cli::{Bench, Command, ModelArgs, SamplingArgs, Threads, Word};
 use crate::failure::Failure;
@@ -25,6 +26,7 @@ use crate::output;
 pub fn run(command: &Command) -> Result<(), Failure> {
     match command {
         Command::Pretrain(args) => train::pretrain(args),
+        Command::Grpo(args) => post::run(args, minke_post::grpo::run),
         Command::Chat(args) => chat::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Score(args) => score::run(args),
@@ -91,21 +93,6 @@ fn resolve(path: &Path, overrides: &[String]) -> Result<Resolved, Failure> {
     let file = if path.is_dir() { path.join("tokenizer.json") } else { path };
     let tokenizer = minke_data::Tokenizer::load(&file)?;
     Ok(recipe.resolve_with_vocabulary(tokenizer.vocab_size())?)
-}
-
-/// The precision of a recipe as the model has it.
-fn recipe_precision(precision: recipe::Precision) -> Precision {
-    let of = |dtype| match dtype {
-        recipe::Dtype::F32 => DType::F32,
-        recipe::Dtype::Bf16 => DType::Bf16,
-    };
-    Precision {
-        linear: of(precision.linear),
-        expert: of(precision.expert),
-        attention: of(precision.attention),
-        head: of(precision.head),
-        router: of(precision.router),
-    }
 }
 
 /// The name of a dtype as recipes have it.

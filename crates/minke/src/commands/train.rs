@@ -11,7 +11,7 @@ use minke_train::pretrain::{self, Outcome};
 use serde::Serialize;
 
 use super::threads;
-use crate::cli::{BenchTrain, Pretrain};
+use crate::cli::{BenchTrain, Train};
 use crate::failure::Failure;
 use crate::interrupt::{self, Work};
 use crate::output::{self, bytes, count, percent};
@@ -20,19 +20,11 @@ use crate::output::{self, bytes, count, percent};
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
 /// Runs `minke pretrain`.
-pub fn pretrain(args: &Pretrain) -> Result<(), Failure> {
-    let options = pretrain::Options {
-        recipe: args.recipe.recipe.clone(),
-        overrides: args.recipe.set.clone(),
-        out: args.out.clone(),
-        resume: args.resume,
-        threads: threads(args.threads),
-        cache: None,
-    };
+pub fn pretrain(args: &Train) -> Result<(), Failure> {
     interrupt::install();
     let work = Work::begin();
     let mut watcher = Watcher::new(args.json);
-    let outcome = pretrain::run(&options, &work.flag(), &mut |event| watcher.see(&event));
+    let outcome = pretrain::run(&options(args), &work.flag(), &mut |event| watcher.see(&event));
     watcher.end();
     let outcome = outcome?;
     if args.json {
@@ -41,6 +33,18 @@ pub fn pretrain(args: &Pretrain) -> Result<(), Failure> {
         output::text(&end_text(&outcome))?;
     }
     if outcome.finished.is_some() { Ok(()) } else { Err(Failure::interrupted()) }
+}
+
+/// What every kind of training is told.
+pub fn options(args: &Train) -> pretrain::Options {
+    pretrain::Options {
+        recipe: args.recipe.recipe.clone(),
+        overrides: args.recipe.set.clone(),
+        out: args.out.clone(),
+        resume: args.resume,
+        threads: threads(args.threads),
+        cache: None,
+    }
 }
 
 fn end_text(outcome: &Outcome) -> String {
@@ -90,7 +94,8 @@ fn end_json(outcome: &Outcome) -> Result<(), Failure> {
     })
 }
 
-fn json_line(value: &impl Serialize) -> Result<(), Failure> {
+/// Prints an object on one line of standard output.
+pub fn json_line(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string(value).map_err(|error| Failure::other(error.to_string()))?;
     output::text(&format!("{text}\n"))
 }
@@ -249,7 +254,7 @@ fn bar(length: u64, template: &str) -> ProgressBar {
 }
 
 /// Seconds as a person says them.
-fn duration(seconds: f64) -> String {
+pub fn duration(seconds: f64) -> String {
     if !seconds.is_finite() {
         return "?".to_owned();
     }
