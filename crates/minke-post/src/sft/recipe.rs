@@ -1,0 +1,340 @@
+//! The recipe of `minke sft`.
+
+use std::path::{Path, PathBuf};
+
+use minke_data::template::ChatTemplate;
+use minke_model::{DType, Precision};
+use minke_train::recipe::{Document, Optim, Optimizer, RecipeError, Run, Section, located, optim, run};
+use minke_train::schedule::Decay;
+use serde::Serialize;
+
+use super::data::Overlong;
+use crate::error::{PostError, Result};
+use crate::session::Rhythm;
+
+const MOST_STEPS: u64 = 1 << 40;
+
+/// Fine-tuning: small steps, no weight decay, a linear end.
+const OPTIM: Optim = Optim {
+    optimizer: Optimizer::AdamW,
+    lr: 1e-4,
+    muon_lr: 2e-3,
+    weight_decay: 0.0,
+    warmup_share: 0.05,
+    decay_share: 0.5,
+    decay: Decay::Linear,
+    final_lr_share: 0.1,
+    ..Optim::PRETRAIN
+};
+
+/// `[model]`: what to start from.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ModelGiven {
+    /// A model folder, a run folder, or a name of the hub's cache.
+    pub path: String,
+    /// The type of all products; that of the stored tensors when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub precision: Option<&'static str>,
+    /// A built-in chat template, or a file; the model's own when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
+}
+
+/// One entry of `data.sources`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Source {
+    /// A JSONL file; a relative path is taken from the recipe's folder.
+    pub path: String,
+}
+
+/// `[data]`: the examples.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Data {
+    /// Share of samples that are held out.
+    pub validation_share: f64,
+    /// Lines that may be unusable before the run refuses.
+    pub max_bad_lines: u64,
+    /// What becomes of samples that are longer than a sequence.
+    pub overlong: Overlong,
+    /// The files.
+    pub sources: Vec<Source>,
+}
+
+impl Data {
+    /// The files' places.
+    ///
+    /// # Errors
+    /// A variable in a path that is not set.
+    pub fn paths(&self) -> Result<Vec<PathBuf>> {
+        let expand = |source: &Source| {
+            minke_data::expand_path(&source.path)
+                .map_err(|reason| PostError::unsuitable("data.sources", reason))
+        };
+        self.sources.iter().map(expand).collect()
+    }
+}
+
+/// `[train]`: the loop.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Train {
+    /// Most tokens of a sample.
+    pub sequence_length: usize,
+    /// A micro-batch holds as many tokens as this many full sequences.
+    pub batch_size: usize,
+    /// Micro-batches of one step.
+    pub accumulation: usize,
+    /// How often every sample is learned from, where no `steps` are given.
+    pub epochs: u64,
+    /// Steps of the run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
+    /// How gradients become steps.
+    #[serde(flatten)]
+    pub optim: Optim,
+    /// Most held-out tokens of one evaluation.
+    pub eval_tokens: u64,
+    /// When things happen.
+    #[serde(flatten)]
+    pub rhythm: Rhythm,
+}
+
+/// `[eval]`: tasks that the model is examined with, if there are any.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Examination {
+    /// Which tasks.
+    pub suite: String,
+    /// Tasks of each family and level.
+    pub per_level: usize,
+    /// Answers to each.
+    pub samples: usize,
+    /// Spread of the choice; 0 takes the likeliest token.
+    pub temperature: f64,
+    /// Most tokens of an answer.
+    pub max_tokens: usize,
+    /// Names the tasks and the random numbers.
+    pub seed: u64,
+}
+
+/// `[sample]`: what the model is asked from time to time.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Asking {
+    /// The questions.
+    pub prompts: Vec<String>,
+    /// Most tokens of an answer.
+    pub tokens: usize,
+    /// Spread of the choice.
+    pub temperature: f64,
+}
+
+/// A recipe with everything said.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Recipe {
+    /// Name, seed and folder.
+    pub run: Run,
+    /// What to start from.
+    pub model: ModelGiven,
+    /// The examples.
+    pub data: Data,
+    /// The loop.
+    pub train: Train,
+    /// The examination.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval: Option<Examination>,
+    /// The questions.
+    pub sample: Asking,
+}
+
+/// Keys that change no weight; which samples there are is judged by their fingerprint.
+pub fn is_free(key: &str) -> bool {
+    const FREE: [&str; 8] = [
+        "run.name",
+        "run.out",
+        "train.eval_every",
+        "train.eval_tokens",
+        "train.sample_every",
+        "train.checkpoint_every",
+        "train.keep",
+        "data.max_bad_lines",
+    ];
+    FREE.contains(&key)
+        || ["sample.", "eval.", "data.sources"].iter().any(|section| key.starts_with(section))
+        || matches!(key, "eval" | "sample")
+}
+
+impl Recipe {
+    /// Reads a document.
+    ///
+    /// # Errors
+    /// Unknown keys, wrong types and values out of bounds, each with its place.
+    pub fn read(document: &Document) -> Result<Self, RecipeError> {
+        let folder = document.folder();
+        let mut root = document.root();
+        let (mut run_section, model_section) = (root.section("run")?, root.section("model")?);
+        let (data_section, train_section) = (root.section("data")?, root.section("train")?);
+        let (eval_section, sample_section) = (root.section("eval")?, root.section("sample")?);
+        // an unknown section first: what stands in it explains other errors
+        root.finish()?;
+        let run = run(&mut run_section, document.name())?;
+        run_section.finish()?;
+        let given_eval = document.given().contains("eval");
+        Ok(Self {
+            run,
+            model: model(model_section, folder)?,
+            data: data(data_section, folder)?,
+            train: train(train_section)?,
+            eval: if given_eval { Some(examination(eval_section)?) } else { None },
+            sample: asking(sample_section)?,
+        })
+    }
+
+    /// The template that the recipe names.
+    ///
+    /// # Errors
+    /// There is neither a built-in one nor a file of that name, or it is broken.
+    pub fn template(&self) -> Result<Option<ChatTemplate>> {
+        self.model.template.as_deref().map(template).transpose()
+    }
+
+    /// The precision that the recipe names.
+    pub fn precision(&self) -> Option<Precision> {
+        self.model
+            .precision
+            .map(|name| Precision::uniform(if name == "f32" { DType::F32 } else { DType::Bf16 }))
+    }
+
+    /// The whole recipe as TOML; reading it gives the same.
+    ///
+    /// # Panics
+    /// Never: these types have TOML.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("numbers, texts and tables are TOML")
+    }
+}
+
+/// A template by its built-in name, or else from a file or model folder.
+///
+/// # Errors
+/// There is none, or it is broken.
+pub fn template(name: &str) -> Result<ChatTemplate> {
+    if ChatTemplate::builtin_names().contains(&name) {
+        return Ok(ChatTemplate::named(name)?);
+    }
+    let path = Path::new(name);
+    if path.is_dir() {
+        let found = ChatTemplate::load(path)?;
+        return found.ok_or_else(|| PostError::unsuitable(name, "the folder has no chat template"));
+    }
+    if path.is_file() {
+        let source = text_of(path)?;
+        return Ok(ChatTemplate::new(name, &source)?);
+    }
+    let known = ChatTemplate::builtin_names().join(", ");
+    let reason = format!("expected one of {known}, or a file; there is neither `{name}`");
+    Err(PostError::unsuitable("model.template", reason))
+}
+
+/// The text of a file of bounded length.
+fn text_of(path: &Path) -> Result<String> {
+    use std::io::Read;
+    let file = std::fs::File::open(path).map_err(PostError::io("open", path))?;
+    let mut text = String::new();
+    // the template itself refuses what is longer
+    file.take(2 << 20).read_to_string(&mut text).map_err(PostError::io("read", path))?;
+    Ok(text)
+}
+
+/// A path from the recipe's folder where something is there, else as it stands: it may be a name of the hub's cache.
+pub fn model_path(path: String, folder: Option<&Path>) -> String {
+    let within = located(path.clone(), folder);
+    if Path::new(&within).exists() { within } else { path }
+}
+
+fn model(mut s: Section, folder: Option<&Path>) -> Result<ModelGiven, RecipeError> {
+    let path = s.text("path")?.ok_or_else(|| s.missing("path", "a model or run folder"))?;
+    let template = s.text("template")?.map(|name| {
+        if ChatTemplate::builtin_names().contains(&name.as_str()) { name } else { located(name, folder) }
+    });
+    let given = ModelGiven {
+        path: model_path(path, folder),
+        precision: s.choice("precision", &[("f32", "f32"), ("bf16", "bf16")])?,
+        template,
+    };
+    s.finish()?;
+    Ok(given)
+}
+
+fn data(mut s: Section, folder: Option<&Path>) -> Result<Data, RecipeError> {
+    let mut sources = Vec::new();
+    for mut source in s.sections("sources")? {
+        let path = source.text("path")?.ok_or_else(|| source.missing("path", "a JSONL file"))?;
+        source.finish()?;
+        sources.push(Source { path: located(path, folder) });
+    }
+    if sources.is_empty() {
+        return Err(s.missing("sources", "at least one source, such as [{ path = \"examples.jsonl\" }]"));
+    }
+    let data = Data {
+        sources,
+        validation_share: s
+            .float("validation_share", "a number from 0 to 0.5", |share| (0.0..=0.5).contains(&share))?
+            .unwrap_or(0.02),
+        max_bad_lines: s.integer("max_bad_lines", 0, 1 << 40)?.unwrap_or(0),
+        overlong: s.choice("overlong", &Overlong::CHOICES)?.unwrap_or(Overlong::Refuse),
+    };
+    s.finish()?;
+    Ok(data)
+}
+
+fn train(mut s: Section) -> Result<Train, RecipeError> {
+    let epochs = s.integer("epochs", 1, 1 << 20)?;
+    let steps = s.integer("steps", 1, MOST_STEPS)?;
+    if let (Some(epochs), Some(_)) = (epochs, steps) {
+        return Err(s.conflict("epochs", &epochs.to_string(), "no value, since train.steps is given"));
+    }
+    let train = Train {
+        sequence_length: s.integer("sequence_length", 2, 1 << 20)?.unwrap_or(256) as usize,
+        batch_size: s.integer("batch_size", 1, 1 << 16)?.unwrap_or(16) as usize,
+        accumulation: s.integer("accumulation", 1, 1 << 16)?.unwrap_or(1) as usize,
+        epochs: epochs.unwrap_or(1),
+        steps,
+        optim: optim(&mut s, OPTIM)?,
+        eval_tokens: s.integer("eval_tokens", 1, 1 << 40)?.unwrap_or(65_536),
+        rhythm: Rhythm {
+            eval_every: s.integer("eval_every", 0, MOST_STEPS)?.unwrap_or(100),
+            sample_every: s.integer("sample_every", 0, MOST_STEPS)?.unwrap_or(0),
+            checkpoint_every: s.integer("checkpoint_every", 0, MOST_STEPS)?.unwrap_or(200),
+            keep: s.integer("keep", 1, 1 << 16)?.unwrap_or(2) as usize,
+        },
+    };
+    if train.sequence_length * train.batch_size > 1 << 28 {
+        let got = format!("{} tokens", train.sequence_length * train.batch_size);
+        return Err(s.conflict("batch_size", &got, "at most 2^28 tokens a micro-batch"));
+    }
+    s.finish()?;
+    Ok(train)
+}
+
+fn examination(mut s: Section) -> Result<Examination, RecipeError> {
+    let examination = Examination {
+        suite: s
+            .text("suite")?
+            .ok_or_else(|| s.missing("suite", "tasks, such as \"core\" or \"addition:1-3\""))?,
+        per_level: s.integer("per_level", 1, 1 << 20)?.unwrap_or(10) as usize,
+        samples: s.integer("samples", 1, 1 << 12)?.unwrap_or(1) as usize,
+        temperature: s.not_negative("temperature")?.unwrap_or(0.0),
+        max_tokens: s.integer("max_tokens", 1, 1 << 20)?.unwrap_or(256) as usize,
+        seed: s.integer("seed", 0, i64::MAX as u64)?.unwrap_or(0),
+    };
+    s.finish()?;
+    Ok(examination)
+}
+
+fn asking(mut s: Section) -> Result<Asking, RecipeError> {
+    let asking = Asking {
+        prompts: s.texts("prompts")?.unwrap_or_default(),
+        tokens: s.integer("tokens", 1, 1 << 16)?.unwrap_or(128) as usize,
+        temperature: s.not_negative("temperature")?.unwrap_or(0.0),
+    };
+    s.finish()?;
+    Ok(asking)
+}
