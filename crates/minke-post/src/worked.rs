@@ -188,7 +188,7 @@ fn worked(settings: &Settings, cells: &[(&'static dyn Family, u32)], number: u64
     let (family, level) = cells[(number % cells.len() as u64) as usize];
     let one = problem(family, level, settings.split, settings.seed, number / cells.len() as u64);
     // a stream beside that of the problems
-    let mut draw = Draw::new(settings.seed ^ 0x5eed_0f_ca4e, number);
+    let mut draw = Draw::new(settings.seed ^ 0x005e_ed0f_ca4e, number);
     let care = settings.mix.draw(&mut draw);
     let work = family.work(&one.key, care, &mut draw);
     let shown = care == Care::None || work.is_some();

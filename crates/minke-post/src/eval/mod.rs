@@ -204,7 +204,7 @@ pub fn evaluate_logged(
             .filter(|(_, generation)| generation.stop != minke_infer::StopReason::Cancelled)
             .map(|(&(task, sample), generation)| (task, sample, generation))
             .collect();
-        for ((task, sample), answer) in exam.grade_all(finished, &names, cpu.threads()) {
+        for ((task, sample), answer) in exam.grade_all(&finished, &names, cpu.threads()) {
             if let Some(log) = &mut log {
                 log.append(&answer)?;
             }
@@ -271,7 +271,7 @@ impl Exam<'_> {
     /// Grades a wave; where programs check, several at once.
     fn grade_all(
         &self,
-        finished: Vec<(usize, usize, Generation)>,
+        finished: &[(usize, usize, Generation)],
         names: &[String],
         threads: usize,
     ) -> Vec<((usize, usize), Answer)> {
@@ -284,7 +284,7 @@ impl Exam<'_> {
             part.iter().map(one).collect()
         };
         if workers == 1 {
-            return grade(&finished);
+            return grade(finished);
         }
         std::thread::scope(|scope| {
             let parts = finished.chunks(finished.len().div_ceil(workers).max(1));

@@ -13,14 +13,15 @@ const LINE_EVERY: Duration = Duration::from_secs(5);
 /// See the module.
 pub struct Bar {
     what: String,
-    bar: Option<ProgressBar>,
+    /// Nothing where lines are printed.
+    drawn: Option<ProgressBar>,
     last_line: Instant,
 }
 
 impl Bar {
     /// A bar for `what`; `quiet` shows nothing.
     pub fn new(what: &str, quiet: bool) -> Self {
-        let bar = if quiet {
+        let drawn = if quiet {
             Some(ProgressBar::hidden())
         } else if std::io::stderr().is_terminal() {
             let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {msg}")
@@ -31,12 +32,12 @@ impl Bar {
         } else {
             None
         };
-        Self { what: what.to_owned(), bar, last_line: Instant::now() }
+        Self { what: what.to_owned(), drawn, last_line: Instant::now() }
     }
 
     /// Shows how far it is; `figures` are made only when they are shown.
     pub fn set(&mut self, done: u64, total: u64, figures: impl FnOnce() -> String) {
-        match &self.bar {
+        match &self.drawn {
             Some(bar) if bar.is_hidden() => {}
             Some(bar) => {
                 bar.set_length(total);
@@ -45,7 +46,7 @@ impl Bar {
             }
             None if self.last_line.elapsed() >= LINE_EVERY => {
                 self.last_line = Instant::now();
-                output::note(&format!("{}: {done}/{total} {}", self.what, figures()).trim_end());
+                output::note(format!("{}: {done}/{total} {}", self.what, figures()).trim_end());
             }
             None => {}
         }
@@ -54,7 +55,7 @@ impl Bar {
 
 impl Drop for Bar {
     fn drop(&mut self) {
-        if let Some(bar) = &self.bar {
+        if let Some(bar) = &self.drawn {
             bar.finish_and_clear();
         }
     }
