@@ -190,7 +190,7 @@ impl Stage for Sft<'_> {
         values.put("tokens", tokens as f64);
         values.put("tok_s", tokens as f64 / begin.elapsed().as_secs_f64().max(1e-9));
         if let Some(most) = busiest(&report.counts) {
-            values.put("expert_load_max", most);
+            values.put("max_violation", most - 1.0);
         }
         Ok(values)
     }
@@ -203,7 +203,7 @@ impl Stage for Sft<'_> {
     ) -> Result<Option<Values>> {
         let mut values = Values::default();
         if let Some(loss) = held_out_loss(shop, &self.held_out, self.recipe.train.eval_tokens) {
-            values.put("held_out_loss", loss);
+            values.put("loss", loss);
         }
         if let (Some(tasks), Some(eval)) = (&self.examination, &self.recipe.eval) {
             let prompter =

@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use minke_data::template::ChatTemplate;
-use minke_model::{DType, Precision};
-use minke_train::recipe::{Document, Optim, Optimizer, RecipeError, Run, Section, located, optim, run};
+use minke_model::Precision;
+use minke_train::recipe::{self, Document, Optim, Optimizer, RecipeError, Run, Section, located, optim, run};
 use minke_train::schedule::Decay;
 use serde::Serialize;
 
 use super::data::Overlong;
 use crate::error::{PostError, Result};
+use crate::grpo::{model_path, precision, rhythm};
 use crate::session::Rhythm;
 
 const MOST_STEPS: u64 = 1 << 40;
@@ -32,9 +33,6 @@ const OPTIM: Optim = Optim {
 pub struct ModelGiven {
     /// A model folder, a run folder, or a name of the hub's cache.
     pub path: String,
-    /// The type of all products; that of the stored tensors when not given.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub precision: Option<&'static str>,
     /// A built-in chat template, or a file; the model's own when not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
@@ -129,6 +127,9 @@ pub struct Asking {
 /// A recipe with everything said.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Recipe {
+    /// What products run in; what the model's tensors are stored in when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub precision: Option<recipe::Precision>,
     /// Name, seed and folder.
     pub run: Run,
     /// What to start from.
@@ -166,20 +167,22 @@ impl Recipe {
     ///
     /// # Errors
     /// Unknown keys, wrong types and values out of bounds, each with its place.
-    pub fn read(document: &Document) -> Result<Self, RecipeError> {
+    pub fn read(document: &Document) -> Result<Self> {
         let folder = document.folder();
         let mut root = document.root();
         let (mut run_section, model_section) = (root.section("run")?, root.section("model")?);
         let (data_section, train_section) = (root.section("data")?, root.section("train")?);
         let (eval_section, sample_section) = (root.section("eval")?, root.section("sample")?);
+        let precision = precision(document, &mut root)?;
         // an unknown section first: what stands in it explains other errors
         root.finish()?;
         let run = run(&mut run_section, document.name())?;
         run_section.finish()?;
         let given_eval = document.given().contains("eval");
         Ok(Self {
+            precision,
             run,
-            model: model(model_section, folder)?,
+            model: model(model_section, document)?,
             data: data(data_section, folder)?,
             train: train(train_section)?,
             eval: if given_eval { Some(examination(eval_section)?) } else { None },
@@ -197,9 +200,7 @@ impl Recipe {
 
     /// The precision that the recipe names.
     pub fn precision(&self) -> Option<Precision> {
-        self.model
-            .precision
-            .map(|name| Precision::uniform(if name == "f32" { DType::F32 } else { DType::Bf16 }))
+        self.precision.map(Precision::from)
     }
 
     /// The whole recipe as TOML; reading it gives the same.
@@ -243,22 +244,13 @@ fn text_of(path: &Path) -> Result<String> {
     Ok(text)
 }
 
-/// A path from the recipe's folder where something is there, else as it stands: it may be a name of the hub's cache.
-pub fn model_path(path: String, folder: Option<&Path>) -> String {
-    let within = located(path.clone(), folder);
-    if Path::new(&within).exists() { within } else { path }
-}
-
-fn model(mut s: Section, folder: Option<&Path>) -> Result<ModelGiven, RecipeError> {
+fn model(mut s: Section, document: &Document) -> Result<ModelGiven, RecipeError> {
+    let folder = document.folder();
     let path = s.text("path")?.ok_or_else(|| s.missing("path", "a model or run folder"))?;
     let template = s.text("template")?.map(|name| {
         if ChatTemplate::builtin_names().contains(&name.as_str()) { name } else { located(name, folder) }
     });
-    let given = ModelGiven {
-        path: model_path(path, folder),
-        precision: s.choice("precision", &[("f32", "f32"), ("bf16", "bf16")])?,
-        template,
-    };
+    let given = ModelGiven { path: model_path(path, document), template };
     s.finish()?;
     Ok(given)
 }
@@ -285,11 +277,11 @@ fn data(mut s: Section, folder: Option<&Path>) -> Result<Data, RecipeError> {
     Ok(data)
 }
 
-fn train(mut s: Section) -> Result<Train, RecipeError> {
+fn train(mut s: Section) -> Result<Train> {
     let epochs = s.integer("epochs", 1, 1 << 20)?;
     let steps = s.integer("steps", 1, MOST_STEPS)?;
     if let (Some(epochs), Some(_)) = (epochs, steps) {
-        return Err(s.conflict("epochs", &epochs.to_string(), "no value, since train.steps is given"));
+        return Err(s.conflict("epochs", &epochs.to_string(), "no value, since train.steps is given").into());
     }
     let train = Train {
         sequence_length: s.integer("sequence_length", 2, 1 << 20)?.unwrap_or(256) as usize,
@@ -299,16 +291,11 @@ fn train(mut s: Section) -> Result<Train, RecipeError> {
         steps,
         optim: optim(&mut s, OPTIM)?,
         eval_tokens: s.integer("eval_tokens", 1, 1 << 40)?.unwrap_or(65_536),
-        rhythm: Rhythm {
-            eval_every: s.integer("eval_every", 0, MOST_STEPS)?.unwrap_or(100),
-            sample_every: s.integer("sample_every", 0, MOST_STEPS)?.unwrap_or(0),
-            checkpoint_every: s.integer("checkpoint_every", 0, MOST_STEPS)?.unwrap_or(200),
-            keep: s.integer("keep", 1, 1 << 16)?.unwrap_or(2) as usize,
-        },
+        rhythm: rhythm(&mut s, 50)?,
     };
     if train.sequence_length * train.batch_size > 1 << 28 {
         let got = format!("{} tokens", train.sequence_length * train.batch_size);
-        return Err(s.conflict("batch_size", &got, "at most 2^28 tokens a micro-batch"));
+        return Err(s.conflict("batch_size", &got, "at most 2^28 tokens a micro-batch").into());
     }
     s.finish()?;
     Ok(train)
