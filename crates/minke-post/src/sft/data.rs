@@ -173,7 +173,9 @@ impl Examples {
         let keys: Vec<u64> = self.samples.iter().map(question_key).collect();
         let mut range = KeyRange::default();
         if share > 0.0 {
-            keys.iter().for_each(|&key| range.add(key));
+            for &key in &keys {
+                range.add(key);
+            }
         }
         let split = Split::new(share, range)?;
         let mut keys = keys.into_iter();
@@ -188,9 +190,9 @@ impl Examples {
 fn question_key(sample: &Sample) -> u64 {
     let end = sample.mask.iter().position(|&learned| learned).unwrap_or(sample.ids.len());
     let mut hasher = blake3::Hasher::new();
-    sample.ids[..end].iter().for_each(|id| {
+    for id in &sample.ids[..end] {
         hasher.update(&id.to_le_bytes());
-    });
+    }
     u64::from_le_bytes(*hasher.finalize().as_bytes().first_chunk().expect("32 bytes hold 8"))
 }
 
