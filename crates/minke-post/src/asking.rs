@@ -6,23 +6,12 @@ use minke_data::Tokenizer;
 use minke_data::template::{ChatTemplate, Thinking};
 use minke_infer::load_model;
 use minke_model::Model;
-use minke_train::recipe::{self, Document, RecipeError, Section, located};
+use minke_train::recipe::{self, Document, Section, located};
 use serde::Serialize;
 
 use crate::error::{PostError, Result};
 use crate::eval::{Form, Prompter};
-
-/// How tasks are put to it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum FormName {
-    /// By the template.
-    Chat,
-    /// The prompt and a line feed.
-    Plain,
-    /// As worked problems stand in training text.
-    Worked,
-}
+use crate::grpo::{FormName, model_path, precision};
 
 /// How its turn begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -72,16 +61,15 @@ impl Asking {
     ///
     /// # Errors
     /// Unknown keys and words, and no `model.path`.
-    pub fn read(document: &Document, root: &mut Section, section: &mut Section) -> Result<Self, RecipeError> {
+    pub fn read(document: &Document, root: &mut Section, section: &mut Section) -> Result<Self> {
         let folder = document.folder();
         let mut model = root.section("model")?;
         let Some(path) = model.text("path")? else {
-            return Err(model.missing("path", "a model folder, a run, or a hub id"));
+            return Err(model.missing("path", "a model folder, a run, or a hub id").into());
         };
         let template = model.text("template")?.map(|name| template_place(name, folder));
         model.finish()?;
-        let precision = recipe::precision(root)?;
-        let is_said = document.given().iter().any(|key| key.split('.').next() == Some("precision"));
+        let precision = precision(document, root)?;
         let forms = [("chat", FormName::Chat), ("plain", FormName::Plain), ("worked", FormName::Worked)];
         let ways = [
             ("default", ThinkingName::Default),
@@ -89,9 +77,9 @@ impl Asking {
             ("empty", ThinkingName::Empty),
         ];
         Ok(Self {
-            model: model_place(path, folder),
+            model: model_path(path, document),
             template,
-            precision: is_said.then_some(precision),
+            precision,
             form: section.choice("form", &forms)?,
             thinking: section.choice("thinking", &ways)?.unwrap_or(ThinkingName::Default),
         })
@@ -148,12 +136,6 @@ impl Asking {
         };
         Prompter::new(form, asked.bos, &asked.tokenizer)
     }
-}
-
-/// A model's path from the recipe's folder, where there is such a folder; else what it is, such as a hub id.
-fn model_place(model: String, folder: Option<&Path>) -> String {
-    let there = located(model.clone(), folder);
-    if Path::new(&there).exists() { there } else { model }
 }
 
 fn template_place(name: String, folder: Option<&Path>) -> String {

@@ -32,6 +32,7 @@ use serde_json::Value;
 use crate::error::{PostError, Result};
 use crate::events::{Event, Started};
 use crate::metrics::{Record, Sample, Values};
+use crate::report::{self, Heading};
 
 /// When things happen; the same keys in the `[train]` of every stage.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -329,6 +330,10 @@ impl Session<'_> {
                 &self.shop.tokenizer,
                 template,
             )?;
+            let Setup { kind, run, .. } = self.setup;
+            let heading =
+                Heading { name: run.name.clone(), kind: (*kind).to_owned(), facts: self.stage.facts() };
+            report::write(self.folder.path(), &heading)?;
         }
         Ok(Outcome {
             folder: self.folder.path().to_owned(),

@@ -31,6 +31,16 @@ pub enum Command {
         minke pretrain recipes/quickstart.toml --resume\n\n\
         Ctrl-C stops after the step that runs, with a checkpoint; --resume then continues, bit for bit.")]
     Pretrain(Train),
+    /// Make a model in stages, as one recipe says
+    #[command(after_help = "Examples:\n  \
+        minke make recipes/tiny-r1.toml\n  \
+        minke make recipes/tiny-r1.toml --set rl.train.steps=50 --out runs/short\n  \
+        minke make recipes/tiny-r1.toml --resume\n  \
+        minke make recipes/tiny-r1.toml --from rl --set rl.objective.algorithm=dapo\n\n\
+        Ctrl-C stops with a checkpoint; --resume keeps what is finished and goes on. A stage is a [[stage]] with\n\
+        a name, a kind (worked, pretrain, sft, grpo, sample, distill or eval) and the recipe of that kind, where\n\
+        \"stage:NAME\" is what an earlier stage made. --from and --only remove what the stage had made before.")]
+    Make(Make),
     /// Talk to a model in the terminal
     #[command(after_help = "Examples:\n  \
         minke chat runs/quickstart\n  \
@@ -58,6 +68,16 @@ pub enum Command {
         minke inspect recipes/quickstart.toml --set model.depth=8\n  \
         minke inspect deepseek-ai/DeepSeek-V2-Lite --json")]
     Inspect(Inspect),
+    /// Teach a model to answer as examples do
+    #[command(after_help = "Examples:\n  \
+        minke sft cold-start.toml\n  \
+        minke sft cold-start.toml --set train.epochs=3 --out runs/longer\n  \
+        minke sft cold-start.toml --resume\n\n\
+        A recipe names a model, a chat template if the model has none, and JSONL files:\n  \
+        [model]\n  path = \"runs/base\"\n  template = \"minke\"\n  [data]\n  \
+        sources = [{ path = \"examples.jsonl\" }]\n\n\
+        A line holds `messages`, or `prompt` and `completion` (or `answer`, with a `thought`).")]
+    Sft(Train),
     /// Let a model learn from the outcome of its own answers
     #[command(after_help = "Examples:\n  \
         minke grpo rl.toml\n  \
@@ -67,6 +87,15 @@ pub enum Command {
         [model]\n  path = \"runs/cold-start\"\n  [tasks]\n  suite = \"core:1-3\"    # or a .jsonl file\n\n\
         Objectives: grpo, dr_grpo, dapo, gspo, cispo.")]
     Grpo(Train),
+    /// Let a model answer tasks and keep the right answers to learn from
+    #[command(after_help = "Examples:\n  \
+        minke sample lessons.toml\n  \
+        minke sample lessons.toml --set keep.which=all --out runs/lessons\n  \
+        minke sample lessons.toml --resume\n\n\
+        A recipe names a teacher, tasks of the training half, and which right answers are kept:\n  \
+        [model]\n  path = \"runs/rl\"\n  [tasks]\n  suite = \"core:1-3\"\n  [keep]\n  which = \"shortest\"\n\n\
+        answers.jsonl in the run's folder is what minke sft learns from.")]
+    Sample(Train),
     /// Ask a model tasks and count the right answers
     #[command(after_help = "Examples:\n  \
         minke eval runs/tiny-r1 core\n  \
@@ -197,6 +226,35 @@ pub struct Train {
     /// Continue a run from its last checkpoint
     #[arg(long)]
     pub resume: bool,
+    /// Print one JSON object per event
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub threads: Threads,
+}
+
+/// `minke make`.
+#[derive(Debug, Args)]
+pub struct Make {
+    /// A recipe of stages
+    #[arg(value_name = "RECIPE")]
+    pub recipe: PathBuf,
+    /// Change a value of a stage, such as rl.train.steps=50, or of the whole, such as run.seed=1; can be given
+    /// several times
+    #[arg(long, value_name = "K=V")]
+    pub set: Vec<String>,
+    /// The folder, instead of the recipe's run.out
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Keep what is finished and go on with what was cut off
+    #[arg(long, conflicts_with = "from")]
+    pub resume: bool,
+    /// Make this stage alone, again if it is there
+    #[arg(long, value_name = "STAGE", conflicts_with = "from")]
+    pub only: Option<String>,
+    /// Make this stage and what follows again
+    #[arg(long, value_name = "STAGE")]
+    pub from: Option<String>,
     /// Print one JSON object per event
     #[arg(long)]
     pub json: bool,

@@ -7,6 +7,7 @@ use minke_gym::SuiteError;
 use minke_infer::{EngineError, LoadModelError, SettingError};
 use minke_model::LoadError;
 use minke_post::PostError;
+use minke_post::make::MakeError;
 use minke_train::TrainError;
 use minke_train::recipe::RecipeError;
 
@@ -127,6 +128,16 @@ impl From<PostError> for Failure {
             PostError::Data(error) => error.into(),
             PostError::Model(error) => error.into(),
             PostError::Engine(error) => error.into(),
+            other => Self::of(other.is_user_error(), other.to_string()),
+        }
+    }
+}
+
+impl From<MakeError> for Failure {
+    fn from(error: MakeError) -> Self {
+        match error {
+            MakeError::Recipe(error) => error.into(),
+            MakeError::Data(error) => error.into(),
             other => Self::of(other.is_user_error(), other.to_string()),
         }
     }

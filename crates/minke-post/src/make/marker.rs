@@ -212,10 +212,8 @@ impl Folder {
     pub fn write_recipe(&self, pipeline: &Pipeline, stage: &Stage) -> Result<PathBuf, MakeError> {
         let path = self.recipe(&stage.name);
         let recipe = text(stage, &pipeline.resolved(stage, &self.path))?;
-        let head = format!(
-            "# Stage `{}` of the pipeline {}: `minke {}` runs it alone.\n",
-            stage.name, pipeline.name, stage.kind.command
-        );
+        let alone = stage.kind.command.map(|command| format!(": `minke {command}` runs it alone"));
+        let head = format!("# Stage {} of {}{}.\n", stage.name, pipeline.name, alone.unwrap_or_default());
         replace(&path, format!("{head}{recipe}").as_bytes())?;
         Ok(path)
     }

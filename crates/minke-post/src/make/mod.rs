@@ -41,12 +41,14 @@ pub use pipeline::{Pipeline, Stage};
 pub struct Kind {
     /// What recipes call it.
     pub name: &'static str,
-    /// The command that runs such a recipe alone.
-    pub command: &'static str,
+    /// The command that runs such a recipe alone, if there is one.
+    pub command: Option<&'static str>,
     /// Whether its folder holds a `model/` when it is finished.
     pub makes_model: bool,
     /// Dotted keys of its recipe whose strings are paths; `*` stands for any place in an array.
     pub paths: &'static [&'static str],
+    /// The same for strings that are a path only where there is something, such as a model that may be a hub id.
+    pub models: &'static [&'static str],
 }
 
 /// Who runs stages.

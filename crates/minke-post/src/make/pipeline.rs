@@ -106,7 +106,7 @@ impl Pipeline {
     pub fn resolved(&self, stage: &Stage, out: &Path) -> Table {
         let out = std::path::absolute(out).unwrap_or_else(|_| out.to_owned());
         let mut recipe = stage.recipe.clone();
-        let resolve = Resolve { folder: &self.folder, out: &out, paths: stage.kind.paths };
+        let resolve = Resolve { folder: &self.folder, out: &out, kind: stage.kind };
         for (key, value) in &mut recipe {
             resolve.value(&mut vec![key.clone()], value);
         }
@@ -235,8 +235,7 @@ fn collect(value: &Value, found: &mut Vec<String>) {
 struct Resolve<'a> {
     folder: &'a Path,
     out: &'a Path,
-    /// Dotted keys whose values are paths; `*` stands for any place in an array.
-    paths: &'a [&'a str],
+    kind: Kind,
 }
 
 impl Resolve<'_> {
@@ -245,7 +244,7 @@ impl Resolve<'_> {
             Value::String(text) => {
                 if let Some(path) = referred(text, self.out) {
                     *text = path.display().to_string();
-                } else if text.starts_with("./") || text.starts_with("../") || self.is_path(key) {
+                } else if text.starts_with("./") || text.starts_with("../") || self.is_path(key, text) {
                     *text = located(std::mem::take(text), Some(self.folder));
                 }
             }
@@ -267,8 +266,9 @@ impl Resolve<'_> {
         }
     }
 
-    fn is_path(&self, key: &[String]) -> bool {
+    fn is_path(&self, key: &[String], text: &str) -> bool {
         let key = key.join(".");
-        self.paths.contains(&key.as_str())
+        self.kind.paths.contains(&key.as_str())
+            || self.kind.models.contains(&key.as_str()) && self.folder.join(text).exists()
     }
 }

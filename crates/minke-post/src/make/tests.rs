@@ -6,8 +6,14 @@ use super::*;
 use crate::metrics::{Record, Sample, Values};
 
 const KINDS: [Kind; 2] = [
-    Kind { name: "gym", command: "gym", makes_model: false, paths: &["words"] },
-    Kind { name: "train", command: "train", makes_model: true, paths: &["data.sources.*.path"] },
+    Kind { name: "gym", command: None, makes_model: false, paths: &["words"], models: &[] },
+    Kind {
+        name: "train",
+        command: Some("train"),
+        makes_model: true,
+        paths: &["data.sources.*.path"],
+        models: &["model.path", "teacher"],
+    },
 ];
 
 /// What the fake stages do, by their recipes.
@@ -110,6 +116,7 @@ path = "texts"
 name = "rl"
 kind = "train"
 steps = 20
+teacher = "owner/name"
 [stage.run]
 seed = 9
 [stage.model]
@@ -164,6 +171,8 @@ fn stages_are_complete_recipes_and_the_last_model_is_the_pipelines() {
     );
     assert_eq!(text(&base["data"]["sources"][1]["path"]), within("texts"));
     assert_eq!(text(&rl["model"]["path"]), out.join("base").display().to_string());
+    // nothing of that name is there, so it is a hub id
+    assert_eq!(text(&rl["teacher"]), "owner/name");
     assert_eq!(base["run"]["seed"].as_integer(), Some(5));
     assert_eq!(rl["run"]["seed"].as_integer(), Some(9));
     assert_eq!(text(&rl["run"]["name"]), "tiny-rl");

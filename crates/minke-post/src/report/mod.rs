@@ -121,9 +121,15 @@ fn results(text: &mut String, heading: &Heading, records: &[Record]) -> std::fmt
                 rows.push((format!("{said}, mean of the last tenth"), format!("{mean:.4}")));
             }
         }
-        let kl = steps.iter().filter_map(|step| step.get("kl_rollout")).map(f64::abs);
-        if let Some(most) = kl.reduce(f64::max) {
-            rows.push(("KL(rollout‖trainer), largest of all steps".to_owned(), format!("{most:e}")));
+        for (name, said) in [
+            ("kl_rollout", "KL(rollout‖trainer), largest of all steps"),
+            ("bits_differ", "log-probabilities that differ in a bit, largest share"),
+            ("router_diff", "routers that differ, largest share"),
+        ] {
+            let values = steps.iter().filter_map(|step| step.get(name)).map(f64::abs);
+            if let Some(most) = values.reduce(f64::max) {
+                rows.push((said.to_owned(), number(most)));
+            }
         }
     }
     writeln!(text, "| result | |\n|---|---:|")?;
@@ -195,10 +201,7 @@ fn place(name: &str) -> (bool, &str, &str, u64) {
 /// Whether a number of this name goes from 0 to 1.
 pub(crate) fn is_share(name: &str) -> bool {
     let stem = name.split('/').next().unwrap_or_default();
-    stem.starts_with("pass@")
-        || stem.starts_with("maj@")
-        || stem.starts_with("majority@")
-        || matches!(stem, "signal" | "no_answer" | "cut" | "truncated" | "accuracy" | "router_diff")
+    stem.starts_with("pass@") || stem.starts_with("majority@") || stem == "no_answer"
 }
 
 /// A number in at most six characters or so.

@@ -36,7 +36,7 @@ const WANTED: [Wanted; 12] = [
         caption: "Reward of the answers that were learned from",
         axis: "mean reward",
         bounds: Bounds::Zero,
-        steps: &[("reward", "reward"), ("correct", "right answers")],
+        steps: &[("reward", "reward"), ("right", "right answers")],
         evaluations: &[],
     },
     Wanted {
@@ -57,10 +57,10 @@ const WANTED: [Wanted; 12] = [
     },
     Wanted {
         file: "signal.svg",
-        caption: "Groups with signal: some answers right and some wrong",
+        caption: "Groups with signal, whose answers differ in worth",
         axis: "share of groups",
         bounds: Bounds::Share,
-        steps: &[("signal", "with signal")],
+        steps: &[("signal", "with signal"), ("all_right", "all right"), ("all_wrong", "all wrong")],
         evaluations: &[],
     },
     Wanted {
@@ -76,7 +76,7 @@ const WANTED: [Wanted; 12] = [
         caption: "Distance from the reference model",
         axis: "KL (nats per token)",
         bounds: Bounds::Zero,
-        steps: &[("kl_reference", "KL(policy‖reference)"), ("kl_ref", "KL(policy‖reference)")],
+        steps: &[("kl_reference", "KL(policy‖reference)")],
         evaluations: &[],
     },
     Wanted {
@@ -84,7 +84,7 @@ const WANTED: [Wanted; 12] = [
         caption: "Share of tokens whose ratio was clipped",
         axis: "share of tokens",
         bounds: Bounds::Zero,
-        steps: &[("clipped", "clipped"), ("clip_share", "clipped")],
+        steps: &[("clipped", "clipped")],
         evaluations: &[],
     },
     Wanted {
@@ -92,7 +92,7 @@ const WANTED: [Wanted; 12] = [
         caption: "Balance of the experts: largest load over the mean, minus one",
         axis: "maximal violation",
         bounds: Bounds::Zero,
-        steps: &[("max_violation", "maximal violation"), ("balance", "maximal violation")],
+        steps: &[("max_violation", "maximal violation")],
         evaluations: &[],
     },
     Wanted {
@@ -101,7 +101,7 @@ const WANTED: [Wanted; 12] = [
         axis: "loss",
         bounds: Bounds::Values,
         steps: &[("loss", "training"), ("mtp_loss", "multi-token prediction")],
-        evaluations: &[("loss", "held out")],
+        evaluations: &[("loss", "held out"), ("held_out_loss", "held out")],
     },
     Wanted {
         file: "gradient.svg",

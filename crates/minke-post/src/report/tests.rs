@@ -90,7 +90,7 @@ fn the_report_says_what_was_reached() {
         "# tiny-rl\n",
         "| loss \\| name | dapo |",
         "| steps | 80 |",
-        "| KL(rollout‖trainer), largest of all steps | 0e0 |",
+        "| KL(rollout‖trainer), largest of all steps | 0 |",
         "| | after 0 steps | after 80 steps |",
         "| pass@1 | 30.0 % | 90.0 % |",
         "| pass@1/chain:5 | 24.0 % | 84.0 % |",

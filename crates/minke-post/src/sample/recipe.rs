@@ -10,11 +10,12 @@
 
 use std::path::Path;
 
-use minke_train::recipe::{self, Document, RecipeError, Run};
+use minke_train::recipe::{self, Document, Run};
 use serde::Serialize;
 use toml::Table;
 
 use crate::asking::{Asking, suite_place};
+use crate::error::Result;
 
 /// Which right answers of a task are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -81,7 +82,7 @@ impl Recipe {
     ///
     /// # Errors
     /// An unreadable file, invalid TOML, unknown keys and values out of bounds, each with its place.
-    pub fn load(path: &Path, overrides: &[String]) -> Result<Self, RecipeError> {
+    pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
         let document = Document::load(path, overrides)?;
         let mut root = document.root();
         let mut run = root.section("run")?;
@@ -93,9 +94,8 @@ impl Recipe {
         let run_part = recipe::run(&mut run, document.name())?;
         run.finish()?;
         let Some(suite) = tasks.text("suite")? else {
-            return Err(
-                tasks.missing("suite", "what is asked, such as \"core\" or \"addition:1-3,my.jsonl\"")
-            );
+            let expected = "what is asked, such as \"core\" or \"addition:1-3,my.jsonl\"";
+            return Err(tasks.missing("suite", expected).into());
         };
         let suite = suite_place(&suite, document.folder());
         let per_level = tasks.integer("per_level", 1, 1 << 20)?.unwrap_or(100) as usize;

@@ -6,8 +6,10 @@ mod eval;
 mod generate;
 mod gym;
 mod inspect;
+mod make;
 mod post;
 mod progress;
+mod sample;
 mod score;
 mod train;
 
@@ -26,7 +28,10 @@ use crate::output;
 pub fn run(command: &Command) -> Result<(), Failure> {
     match command {
         Command::Pretrain(args) => train::pretrain(args),
+        Command::Sft(args) => post::run(args, minke_post::sft::run),
         Command::Grpo(args) => post::run(args, minke_post::grpo::run),
+        Command::Make(args) => make::run(args),
+        Command::Sample(args) => sample::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Score(args) => score::run(args),

@@ -101,7 +101,7 @@ pub fn json_line(value: &impl Serialize) -> Result<(), Failure> {
 }
 
 /// Shows a run: a bar on a terminal, plain lines elsewhere, JSON when asked.
-struct Watcher {
+pub struct Watcher {
     json: bool,
     terminal: bool,
     bar: ProgressBar,
@@ -111,12 +111,12 @@ struct Watcher {
 }
 
 impl Watcher {
-    fn new(json: bool) -> Self {
+    pub fn new(json: bool) -> Self {
         let terminal = !json && std::io::stderr().is_terminal();
         Self { json, terminal, bar: ProgressBar::hidden(), stage: None, last_line: None }
     }
 
-    fn see(&mut self, event: &Event<'_>) {
+    pub fn see(&mut self, event: &Event<'_>) {
         if self.json {
             // where no one reads any more the run itself still goes on
             let _ = json_line(event);
@@ -242,7 +242,7 @@ impl Watcher {
         });
     }
 
-    fn end(&mut self) {
+    pub fn end(&mut self) {
         self.bar.finish_and_clear();
         self.bar = ProgressBar::hidden();
     }
