@@ -78,7 +78,7 @@ impl Painter {
     /// What to print at the end.
     pub fn finish(&mut self) -> String {
         let mut out = output::printable(&std::mem::take(&mut self.held)).into_owned();
-        if std::mem::take(&mut self.thinking) {
+        if std::mem::take(&mut self.thinking) && self.painted {
             out.push_str(PLAIN);
         }
         out
@@ -118,5 +118,7 @@ mod tests {
         assert_eq!(run(true, &["why", "</thi", "nk>", "\n", "\nso"]), "\u{1b}[2mwhy\u{1b}[22m\n\nso");
         assert_eq!(run(true, &["\n</think>\n\nso"]), "\u{1b}[2m\n\u{1b}[22mso");
         assert_eq!(run(false, &["why</think>so"]), "<think>why</think>so");
+        assert_eq!(run(false, &["wh"]), "<think>wh");
+        assert_eq!(run(true, &["wh"]), "\u{1b}[2mwh\u{1b}[22m");
     }
 }
