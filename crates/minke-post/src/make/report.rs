@@ -50,7 +50,11 @@ fn markdown(pipeline: &Pipeline, folder: &Folder, done: &[Done<'_>], plots: &[Pl
     let _ = stages(&mut text, pipeline, folder, done);
     let columns: Vec<(String, &Values)> = done
         .iter()
-        .filter_map(|stage| Some((format!("after {}", stage.name), stage.result.scores.as_ref()?)))
+        .filter_map(|stage| {
+            let is_change = pipeline.stage(stage.name).is_some_and(|stage| stage.kind.makes_model);
+            let title = if is_change { format!("after {}", stage.name) } else { stage.name.to_owned() };
+            Some((title, stage.result.scores.as_ref()?))
+        })
         .collect();
     let table = report::table(&columns);
     if !table.is_empty() {

@@ -137,12 +137,12 @@ impl Bench {
     fn options(&self) -> Options {
         Options { recipe: self.0.path().join("tiny.toml"), out: Some(self.out()), ..Options::default() }
     }
+}
 
-    fn error(&self, options: &Options, fake: &mut Fake) -> String {
-        match run(options, fake) {
-            Err(Failed::Make(error)) => error.to_string(),
-            other => panic!("{other:?}"),
-        }
+fn refused(options: &Options, fake: &mut Fake) -> String {
+    match run(options, fake) {
+        Err(Failed::Make(error)) => error.to_string(),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -191,7 +191,7 @@ fn stages_are_complete_recipes_and_the_last_model_is_the_pipelines() {
     }
     assert!(out.join("plots/pass.svg").is_file());
     // the same again is refused, and changes nothing
-    assert!(bench.error(&bench.options(), &mut fake).contains("--resume"));
+    assert!(refused(&bench.options(), &mut fake).contains("--resume"));
     assert_eq!(fake.ran.len(), 3);
 }
 
@@ -220,7 +220,7 @@ fn a_changed_stage_is_refused_until_it_is_made_again() {
     let bench = Bench::new(RECIPE);
     run(&bench.options(), &mut Fake::default()).unwrap();
     let changed = Options { resume: true, overrides: vec!["base.steps=11".into()], ..bench.options() };
-    let error = bench.error(&changed, &mut Fake::default());
+    let error = refused(&changed, &mut Fake::default());
     for part in ["stage `base`", "base.steps: was 10, is 11", "--from base"] {
         assert!(error.contains(part), "{error}");
     }
@@ -240,7 +240,7 @@ fn a_changed_stage_is_refused_until_it_is_made_again() {
     let mut fake = Fake::default();
     run(&only, &mut fake).unwrap();
     assert_eq!(fake.ran, ["base"]);
-    let error = bench.error(&Options { resume: true, only: None, ..only }, &mut Fake::default());
+    let error = refused(&Options { resume: true, only: None, ..only }, &mut Fake::default());
     assert!(
         error.contains("stage `rl`") && error.contains("its input `base`") && error.contains("--from rl"),
         "{error}"
@@ -268,7 +268,7 @@ fn a_wrong_stage_is_found_before_anything_runs() {
     let wrong = Options { overrides: vec!["rl.wrong=1".into()], ..bench.options() };
     match run(&wrong, &mut fake) {
         Err(Failed::Stage { name, error }) => {
-            assert_eq!((&name[..], &error[..]), ("rl", "train: `wrong` is wrong"))
+            assert_eq!((&name[..], &error[..]), ("rl", "train: `wrong` is wrong"));
         }
         other => panic!("{other:?}"),
     }
@@ -282,14 +282,14 @@ fn a_wrong_stage_is_found_before_anything_runs() {
 fn what_a_stage_needs_must_be_there() {
     let bench = Bench::new(RECIPE);
     let only = Options { only: Some("rl".into()), ..bench.options() };
-    let error = bench.error(&only, &mut Fake::default());
+    let error = refused(&only, &mut Fake::default());
     assert!(error.contains("stage `rl` needs stage `base`"), "{error}");
     let from = Options { only: None, from: Some("nothing".into()), ..only };
-    let error = bench.error(&from, &mut Fake::default());
+    let error = refused(&from, &mut Fake::default());
     assert!(error.contains("--from nothing") && error.contains("worked, base, rl"), "{error}");
     // a file that the earlier stage does not write is said with those that it does
     let bench = Bench::new(&RECIPE.replace("worked/train.jsonl", "worked/tarin.jsonl"));
-    let error = bench.error(&bench.options(), &mut Fake::default());
+    let error = refused(&bench.options(), &mut Fake::default());
     assert!(
         error.contains("stage:worked/tarin.jsonl")
             && error.contains("there is metrics.jsonl, model, train.jsonl"),
@@ -303,7 +303,7 @@ fn recipes_that_are_wrong_say_where() {
         let bench = Bench::new(recipe);
         let overrides = overrides.iter().map(|text| (*text).to_owned()).collect();
         let options = Options { overrides, ..bench.options() };
-        let error = bench.error(&options, &mut Fake::default());
+        let error = refused(&options, &mut Fake::default());
         assert!(!bench.out().exists(), "{error}");
         error
     };
@@ -342,7 +342,7 @@ fn a_damaged_marker_is_named() {
     let path = bench.out().join("stages/base.json");
     fs::write(&path, "{").unwrap();
     let resume = Options { resume: true, ..bench.options() };
-    let error = bench.error(&resume, &mut Fake::default());
+    let error = refused(&resume, &mut Fake::default());
     assert!(error.contains("base.json is damaged") && error.contains("delete it"), "{error}");
     // without it the stage is gone on with, since its folder is there
     fs::remove_file(&path).unwrap();

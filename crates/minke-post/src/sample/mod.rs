@@ -132,6 +132,9 @@ pub fn run(options: &Options, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<
     let (lessons, counts) = choose(&loaded.tasks, &report.answers, recipe.keep, |answer| {
         Lesson::of(&prompter.split(&answer.text), &answer.text, thinks)
     });
+    if counts.kept == 0 {
+        on_event(Event::Warning { text: "no answer is right, so there is nothing to learn from" });
+    }
     let finished = store(folder.path(), &recipe, &lessons, counts, &report)?;
     Ok(Outcome { folder: folder.path().to_owned(), finished: Some(finished) })
 }
@@ -155,16 +158,16 @@ fn store(
     counts: Counts,
     report: &EvalReport,
 ) -> Result<Finished> {
-    let prompts = |lesson: &(usize, Lesson)| lesson.1.line() + "\n";
-    let lines: String = lessons.iter().map(prompts).collect();
+    let lines: String = lessons.iter().map(|(_, lesson)| lesson.line() + "\n").collect();
     let answers = folder.join(ANSWERS);
     replace(&answers, lines.as_bytes())?;
     let json = serde_json::to_string_pretty(&counts).expect("plain data serialises") + "\n";
     replace(&folder.join("counts.json"), json.as_bytes())?;
-    let rows = counts.facts();
-    let rows: String = rows.iter().map(|(name, value)| format!("| {name} | {value} |\n")).collect();
+    let rows: Vec<String> =
+        counts.facts().iter().map(|(name, value)| format!("| {name} | {value} |")).collect();
+    let rows = rows.join("\n");
     let text = format!(
-        "# {}\n\n| result | |\n|---|---:|\n{rows}\nThe teacher on these tasks:\n\n```text\n{}```\n",
+        "# {}\n\n| result | |\n|---|---:|\n{rows}\n\nThe teacher on these tasks:\n\n```text\n{}```\n",
         recipe.run.name,
         report.table()
     );

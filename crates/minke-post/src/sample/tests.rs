@@ -103,10 +103,10 @@ pub(crate) fn bench() -> (tempfile::TempDir, Options) {
     let model = Model::random(Config::from_json(&value).unwrap(), Precision::uniform(DType::F32), 3);
     let template = ChatTemplate::named("minke").unwrap();
     checkpoint::save_model(&folder.path().join("teacher"), &model, &tokenizer, Some(&template)).unwrap();
-    let lines: String = (0..10)
-        .map(|i| format!("{{\"prompt\": \"say {i}\", \"verifier\": \"regex\", \"answer\": \"(?s).*\"}}\n"))
+    let lines: Vec<String> = (0..10)
+        .map(|i| format!("{{\"prompt\": \"say {i}\", \"verifier\": \"regex\", \"answer\": \"(?s).*\"}}"))
         .collect();
-    fs::write(folder.path().join("mine.jsonl"), lines).unwrap();
+    fs::write(folder.path().join("mine.jsonl"), lines.join("\n")).unwrap();
     let recipe = "[run]\nseed = 4\n[model]\npath = \"teacher\"\n[tasks]\nsuite = \"mine.jsonl\"\n\
                   [sample]\nsamples = 3\nmax_tokens = 10\nthinking = \"empty\"\nconcurrency = 4\n\
                   [keep]\nwhich = \"all\"\n";

@@ -207,7 +207,9 @@ fn store(
     let mut text =
         format!("# {}\n\n`{}`:\n\n```text\n{}```\n", recipe.run.name, recipe.suite, report.table());
     if let Some(second) = without_thinking {
-        text.push_str(&format!("\nWith an empty thought:\n\n```text\n{}```\n", second.table()));
+        text.push_str("\nWith an empty thought:\n\n```text\n");
+        text.push_str(&second.table());
+        text.push_str("```\n");
     }
     let path = folder.join("report.md");
     replace(&path, text.as_bytes())?;
