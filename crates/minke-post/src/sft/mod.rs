@@ -30,13 +30,12 @@ use crate::error::{PostError, Result};
 use crate::eval::{self, EvalSettings, Prompter};
 use crate::events::Event;
 use crate::metrics::{Sample, Values};
-use crate::report;
 use crate::session::{self, Outcome, Setup, Stage, Workshop};
 use data::{Counts, ReadSettings};
 use pack::Batches;
 use recipe::{Examination, Recipe};
 
-/// Reads the recipe, trains to its end or until `stop`, and writes the report.
+/// Reads the recipe and trains to its end or until `stop`.
 ///
 /// # Errors
 /// Anything that [`PostError`] lists; what was on the disk before stays whole.
@@ -124,11 +123,7 @@ pub fn run(options: &Options, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<
     setup.template = Some(template);
     let held_out = pack::in_order(&held_out, capacity, mtp_depth);
     let mut stage = Sft { recipe: &recipe, batches, held_out, examination, counts, fingerprint };
-    let outcome = session::run(&setup, base, &mut stage, options.resume, stop, on_event)?;
-    let facts = stage.facts();
-    let heading = report::Heading { name: setup.run.name.clone(), kind: "sft".to_owned(), facts };
-    report::write(&outcome.folder, &heading)?;
-    Ok(outcome)
+    session::run(&setup, base, &mut stage, options.resume, stop, on_event)
 }
 
 fn tasks(eval: &Examination, folder: Option<&Path>) -> Result<Vec<Task>> {
