@@ -37,9 +37,9 @@ pub enum Command {
         minke make recipes/tiny-r1.toml --set rl.train.steps=50 --out runs/short\n  \
         minke make recipes/tiny-r1.toml --resume\n  \
         minke make recipes/tiny-r1.toml --from rl --set rl.objective.algorithm=dapo\n\n\
-        Ctrl-C stops with a checkpoint; --resume keeps what is finished and goes on. A stage is a [[stage]] with\n\
-        a name, a kind (worked, pretrain, sft, grpo, sample, distill or eval) and the recipe of that kind, where\n\
-        \"stage:NAME\" is what an earlier stage made. --from and --only remove what the stage had made before.")]
+        A stage is a [[stage]] with a name, a kind (worked, pretrain, sft, grpo, sample, eval) and the\n\
+        recipe of that kind, where \"stage:NAME\" is the folder of an earlier stage. Ctrl-C stops with a\n\
+        checkpoint; --resume goes on. --from and --only remove what the stages had made before.")]
     Make(Make),
     /// Talk to a model in the terminal
     #[command(after_help = "Examples:\n  \
