@@ -2,7 +2,8 @@
 # Made with torch 2.15.0, transformers 5.23.0, trl 1.16.0 (requirements.txt).
 """What TRL's GRPOTrainer reaches on shape A of the training benchmark, on CPU.
 
-    python scripts/bench_trl.py [--modes f32,bf16,...] [--threads 2] [--steps 3] [--warm-up 1] [--timeout 200] [--json FILE]
+    python scripts/bench_trl.py [--modes f32,bf16,...] [--threads 2] [--steps 3] [--warm-up 1]
+        [--others 1] [--timeout 200] [--json FILE]
 
 One step is 16 prompts of 6 tokens, 8 answers each of exactly 48 new tokens (the end token is kept from being sampled),
 a reward that is a function of the token ids (the share of even ones: it differs within every group), one update with
@@ -21,7 +22,9 @@ Modes, each in a process of its own:
 
 A step's time goes from one update's end to the next's; `generation_s` is the time in `generate`, `train_s` that in
 `training_step`'s forward and backward and in the optimizer, `other_s` the rest (decoding, rewards, advantages, logs).
-Medians over the steps after the warm-up. A mode that fails or takes longer than `--timeout` stands with what it
+Medians over the steps after the warm-up; `others` is the largest share of the machine that other processes took in
+one of them. With `--others 0.1` steps in which they took more are not counted, and a mode goes on until it has its
+steps or runs out of time: for a machine that is not one's own. A mode that fails or takes longer than `--timeout` stands with what it
 finished.
 """
 
@@ -56,7 +59,7 @@ def even_share(completion_ids, **_):
     return [sum(1 for token in ids if token % 2 == 0) / len(ids) for ids in completion_ids]
 
 
-def child(mode, threads, steps):
+def child(mode, threads, warm_up, steps, most_others):
     import random
 
     import torch
@@ -100,7 +103,7 @@ def child(mode, threads, steps):
             return out
 
     class Clock(TrainerCallback):
-        since, machine, own = None, None, None
+        since, machine, own, counted = None, None, None, 0
 
         def start(self):
             marks.update(generation=0.0, forward_backward=0.0, optimizer=0.0, lengths=[])
@@ -124,7 +127,10 @@ def child(mode, threads, steps):
             if self.machine is not None:
                 machine, own = busy_s()
                 others = max(0.0, (machine - self.machine - (own - self.own)) / (total * os.cpu_count()))
-            emit(step_s=total, generation_s=marks["generation"], train_s=train,
+            counts = state.global_step > warm_up and (others or 0.0) <= most_others
+            self.counted += counts
+            control.should_training_stop = self.counted >= steps
+            emit(counts=counts, step_s=total, generation_s=marks["generation"], train_s=train,
                  other_s=total - marks["generation"] - train, others=others,
                  peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
             self.start()
@@ -150,7 +156,7 @@ def child(mode, threads, steps):
                 save_strategy="no",
                 disable_tqdm=True,
                 logging_steps=1,
-                max_steps=steps,
+                max_steps=1000,  # the clock stops it
                 per_device_train_batch_size=micro,
                 gradient_accumulation_steps=answers // micro,
                 num_generations=ANSWERS,
@@ -182,7 +188,7 @@ def child(mode, threads, steps):
 
 def measure(mode, options):
     command = [sys.executable, os.path.abspath(__file__), "--child", mode, "--threads", str(options.threads),
-               "--steps", str(options.warm_up + options.steps)]
+               "--steps", str(options.steps), "--warm-up", str(options.warm_up), "--others", str(options.others)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                start_new_session=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
     ended = None
@@ -206,8 +212,9 @@ def measure(mode, options):
             records.append(record)
         else:
             result.update(record)
-    timed = records[options.warm_up:]
+    timed = [record for record in records if record["counts"]]
     if timed:
+        result["steps"] = records
         result |= {key: statistics.median(record[key] for record in timed)
                    for key in ("step_s", "generation_s", "train_s", "other_s")}
         result["generation_tok_s"] = PROMPTS * ANSWERS * NEW_TOKENS / result["generation_s"]
@@ -220,7 +227,7 @@ def measure(mode, options):
 
 def show(result):
     if "step_s" not in result:
-        print(f"{result['mode']:12} {result['ended'] or 'no step after the warm-up'}", flush=True)
+        print(f"{result['mode']:12} {result['ended'] or 'no step that counts'}", flush=True)
         return
     others = f"{result['others']:6.0%}" if result["others"] is not None else f"{'-':>6}"
     print(f"{result['mode']:12} {result['step_s']:7.2f} {result['best_step_s']:7.2f} {result['generation_s']:10.2f}"
@@ -234,12 +241,13 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3, help="timed steps")
     parser.add_argument("--warm-up", type=int, default=1)
+    parser.add_argument("--others", type=float, default=1.0, help="most of the machine that others may take in a step")
     parser.add_argument("--timeout", type=float, default=200.0, help="seconds for one mode")
     parser.add_argument("--json", help="write every figure to this file")
     parser.add_argument("--child", choices=MODES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        return child(options.child, options.threads, options.steps)
+        return child(options.child, options.threads, options.warm_up, options.steps, options.others)
     modes = options.modes.split(",")
     if not set(modes) <= set(MODES):
         parser.error(f"modes are {','.join(MODES)}")
