@@ -49,7 +49,8 @@ fn extract(text: &str) -> &str {
         }
     }
     let text = text.trim();
-    for lead in ["Answer:", "answer:", "The answer is", "the answer is", "答案:", "答案：", "答案是"] {
+    for lead in ["Answer:", "answer:", "The answer is", "the answer is", "答案:", "答案：", "答案是"]
+    {
         if let Some(rest) = text.strip_prefix(lead) {
             return rest.trim();
         }

@@ -21,8 +21,8 @@
 
 pub mod answer;
 mod draw;
-mod family;
 mod families;
+mod family;
 pub mod number;
 mod suite;
 pub mod tasks;

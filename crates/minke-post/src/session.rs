@@ -204,7 +204,7 @@ pub fn run(
 ) -> Result<Outcome> {
     let Base { folder, loaded, cpu } = base;
     let before = if resume { find(setup, &folder, on_event)? } else { None };
-    let (stop_ids, bos) = (loaded.stop_ids(), loaded.bos());
+    let (mut stop_ids, bos) = (loaded.stop_ids(), loaded.bos());
     let template = match &setup.template {
         Some(template) => Some(template.clone()),
         None => loaded.template()?,
@@ -212,6 +212,13 @@ pub fn run(
     let Some(tokenizer) = loaded.tokenizer else {
         return Err(PostError::unsuitable(loaded.folder.display().to_string(), "the model has no tokenizer"));
     };
+    // a template may end turns with a token that the model's config does not know of
+    if let Some(end) =
+        template.as_ref().map(|template| template.end_of_turn(&tokenizer)).transpose()?.flatten()
+        && !stop_ids.contains(&end)
+    {
+        stop_ids.push(end);
+    }
     let counts = spec::parameters(&loaded.model.config);
     let course = Course::new(&setup.optim, setup.steps * stage.updates());
     let trainer = Trainer::new(loaded.model, &Settings::from(&setup.optim), course);

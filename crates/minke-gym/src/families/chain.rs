@@ -5,11 +5,14 @@ use crate::{Care, Draw, Family, Work, number};
 /// See the module.
 pub struct Chain;
 
+/// Up to this level chains are modulo ten and only add and subtract.
+const DECIMAL: u32 = 5;
+
 /// A key, read: modulus, start, steps.
 struct Steps {
     modulus: i64,
     start: i64,
-    steps: Vec<(char, i64)>,
+    operations: Vec<(char, i64)>,
 }
 
 impl Steps {
@@ -22,7 +25,7 @@ impl Steps {
             let operand = word[1..].parse().expect("a key of this family");
             (word.as_bytes()[0] as char, operand)
         };
-        Self { modulus, start, steps: words.map(step).collect() }
+        Self { modulus, start, operations: words.map(step).collect() }
     }
 
     /// The value after a step.
@@ -36,7 +39,7 @@ impl Steps {
     }
 
     fn result(&self) -> i64 {
-        self.steps.iter().fold(self.start, |value, &step| self.after(value, step))
+        self.operations.iter().fold(self.start, |value, &step| self.after(value, step))
     }
 }
 
@@ -54,10 +57,11 @@ impl Family for Chain {
     }
 
     fn key(&self, level: u32, draw: &mut Draw) -> String {
-        let modulus = draw.between(7, 10);
+        // the last digit first, which needs no other table than everyone's
+        let modulus = if level <= DECIMAL { 10 } else { draw.between(7, 10) };
         let mut key = format!("{modulus} {}", draw.between(0, modulus - 1));
         for _ in 0..=level {
-            let op = *draw.pick(&['+', '-', '*']);
+            let op = *draw.pick(if level <= DECIMAL { &['+', '-'][..] } else { &['+', '-', '*'] });
             let operand = draw.between(if op == '*' { 2 } else { 1 }, modulus - 1);
             key += &format!(" {op}{operand}");
         }
@@ -65,8 +69,8 @@ impl Family for Chain {
     }
 
     fn prompt(&self, key: &str, draw: &mut Draw) -> String {
-        let Steps { modulus, start, steps } = Steps::read(key);
-        let steps: Vec<String> = steps.iter().map(|(op, operand)| format!("{op}{operand}")).collect();
+        let Steps { modulus, start, operations } = Steps::read(key);
+        let steps: Vec<String> = operations.iter().map(|(op, operand)| format!("{op}{operand}")).collect();
         let steps = steps.join(" ");
         match draw.below(2) {
             0 => format!("mod {modulus}: start {start}, then {steps} = ?"),
@@ -88,7 +92,7 @@ impl Family for Chain {
         let mut value = chain.start;
         let group = if care == Care::Full { 1 } else { 3 };
         if care != Care::None {
-            for steps in chain.steps.chunks(group) {
+            for steps in chain.operations.chunks(group) {
                 let before = value;
                 value = steps.iter().fold(value, |value, &step| chain.after(value, step));
                 let steps: Vec<String> = steps.iter().map(|(op, operand)| format!("{op}{operand}")).collect();
@@ -98,4 +102,3 @@ impl Family for Chain {
         Some(Work { thought: thought.trim_end().to_owned(), answer: chain.result().to_string() })
     }
 }
-

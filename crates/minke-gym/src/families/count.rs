@@ -77,7 +77,9 @@ impl Family for Count {
         let step = |part: &[char]| {
             let part: String = part.iter().collect();
             so_far += count(letter, &part);
-            format!("{part} {so_far}")
+            // one letter beside the one that is sought, or a few at once without it
+            let sought = if at_once == 1 { letter.to_string() } else { " ".to_owned() };
+            format!("{part}{sought}{so_far}")
         };
         let steps: Vec<String> = letters.chunks(at_once).map(step).collect();
         Some(Work { thought: steps.join(" "), answer: self.answer(key) })
@@ -103,7 +105,7 @@ mod tests {
     #[test]
     fn thoughts_are_as_written_here() {
         let thought = |care| Count.work("a banana", care, &mut Draw::new(0, 0)).unwrap().thought;
-        assert_eq!(thought(Care::Full), "b 0 a 1 n 1 a 2 n 2 a 3");
+        assert_eq!(thought(Care::Full), "ba0 aa1 na1 aa2 na2 aa3");
         assert_eq!(thought(Care::Brief), "bana 2 na 3");
     }
 }

@@ -15,8 +15,10 @@ const FEWEST: usize = 3;
 const BELOW: u64 = 100;
 /// Items at once with little care.
 const AT_ONCE: usize = 3;
+/// Up to this level there are only numbers to be sorted.
+const PLAIN: u32 = 4;
 /// Up to this level words differ in their first letter.
-const PLAIN_WORDS: u32 = 4;
+const PLAIN_WORDS: u32 = 6;
 
 /// What is asked.
 #[derive(Clone, Copy, PartialEq)]
@@ -87,7 +89,8 @@ impl Family for Sort {
 
     fn key(&self, level: u32, draw: &mut Draw) -> String {
         let count = FEWEST + level as usize - 1;
-        let kind = draw.below(20);
+        // first numbers, up or down; then also the k-th smallest, and words
+        let kind = draw.below(if level <= PLAIN { 13 } else { 20 });
         let mut items: Vec<String> = Vec::new();
         if kind < 16 {
             let mut numbers: Vec<u64> = Vec::new();

@@ -6,7 +6,7 @@ use crate::{Care, Draw, Split, families, problem};
 
 #[test]
 fn names_are_unique_and_found() {
-    let names: BTreeSet<&str> = families().iter().map(|family| family.name()).collect();
+    let names: BTreeSet<&str> = families().iter().copied().map(crate::Family::name).collect();
     assert_eq!(names.len(), families().len());
     for name in names {
         assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'), "{name}");
@@ -29,9 +29,14 @@ fn answers_pass_and_others_do_not() {
                 }
                 // another problem's answer may be right by chance, but not as a rule
                 let other = problem(*family, level, Split::Train, 2, index);
-                fooled += usize::from(other.key != one.key && family.verify(&one.key, &family.answer(&other.key)));
+                fooled +=
+                    usize::from(other.key != one.key && family.verify(&one.key, &family.answer(&other.key)));
             }
-            assert!(fooled <= 28, "{} level {level}: {fooled} of 40 answers of other problems pass", family.name());
+            assert!(
+                fooled <= 28,
+                "{} level {level}: {fooled} of 40 answers of other problems pass",
+                family.name()
+            );
         }
     }
 }
@@ -46,7 +51,12 @@ fn problems_repeat_and_splits_share_none() {
             let (train, held_out) = (keys(Split::Train, 1), keys(Split::HeldOut, 1));
             assert_eq!(train, keys(Split::Train, 1));
             assert!(train.is_disjoint(&held_out), "{} level {level}", family.name());
-            assert!(held_out.len() >= 12, "{} level {level}: {} held-out problems", family.name(), held_out.len());
+            assert!(
+                held_out.len() >= 12,
+                "{} level {level}: {} held-out problems",
+                family.name(),
+                held_out.len()
+            );
         }
     }
 }
@@ -70,6 +80,10 @@ fn worked_answers_are_right_and_care_takes_lines() {
                 brief += short.thought.len();
             }
         }
-        assert!(full == 0 || full > brief, "{}: {full} bytes with full care, {brief} in brief", family.name());
+        assert!(
+            full == 0 || full > brief,
+            "{}: {full} bytes with full care, {brief} in brief",
+            family.name()
+        );
     }
 }

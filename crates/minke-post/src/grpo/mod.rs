@@ -14,6 +14,8 @@ mod objective;
 mod recipe;
 mod reward;
 mod rollout;
+#[cfg(test)]
+mod tests;
 
 use std::ops::ControlFlow;
 use std::sync::atomic::AtomicBool;

@@ -208,7 +208,7 @@ impl Stage for Sft<'_> {
                 temperature: eval.temperature as f32,
                 max_tokens: eval.max_tokens,
                 seed: eval.seed,
-                stop_ids: stop_ids(shop)?,
+                stop_ids: shop.stop_ids.clone(),
                 ..EvalSettings::default()
             };
             let report = eval::evaluate(
@@ -234,7 +234,7 @@ impl Stage for Sft<'_> {
         let Some(template) = shop.template.clone().filter(|_| !sample.prompts.is_empty()) else {
             return Ok(Vec::new());
         };
-        let stop_ids = stop_ids(shop)?;
+        let stop_ids = shop.stop_ids.clone();
         let context = shop.trainer.model.config.max_position_embeddings;
         let mut requests = Vec::new();
         let mut opened = Vec::new();
@@ -280,21 +280,6 @@ impl Stage for Sft<'_> {
         }
         Err("it learned from other samples than these; start a new run with --out".to_owned())
     }
-}
-
-/// The tokens that end an answer: the model's, and the one by which the template ends a turn.
-///
-/// # Errors
-/// A template that refuses a plain question.
-pub fn stop_ids(shop: &Workshop) -> Result<Vec<u32>> {
-    let mut ids = shop.stop_ids.clone();
-    if let Some(template) = &shop.template
-        && let Some(end) = template.end_of_turn(&shop.tokenizer)?
-        && !ids.contains(&end)
-    {
-        ids.push(end);
-    }
-    Ok(ids)
 }
 
 /// Mean loss of the held-out samples' marked tokens, nats; of the first batches that hold `most` tokens.
