@@ -70,6 +70,17 @@ pub fn peak_rss_bytes() -> Option<u64> {
     Some(kib * 1024)
 }
 
+/// Memory that new allocations can take without swapping, where the system tells: what is free or can be freed, at most
+/// what the process's control group may hold.
+pub fn available_bytes() -> Option<u64> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
+    let limit = limit.and_then(|text| text.trim().parse().ok()).unwrap_or(u64::MAX);
+    Some((kib * 1024).min(limit))
+}
+
 /// The middle of some measurements; the upper of two middles.
 ///
 /// # Panics
@@ -97,6 +108,7 @@ mod tests {
         let held = vec![1u8; 64 << 20];
         black_box(&held);
         assert!(peak_rss_bytes().unwrap() >= 64 << 20);
+        assert!(available_bytes().unwrap() > 1 << 20);
     }
 
     #[test]

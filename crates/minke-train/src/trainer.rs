@@ -183,6 +183,20 @@ impl Trainer {
     /// # Errors
     /// A loss or a gradient that is not finite; the weights are then as before.
     pub fn step(&mut self, cpu: &Cpu, batch: &[TrainBatch]) -> Result<StepReport> {
+        self.step_by(cpu, batch, &mut |model, at, options| model.train_step(cpu, &batch[at], options))
+    }
+
+    /// One step whose passes are not the usual one: `pass(model, m, options)` goes forward and backward through
+    /// micro-batch m, adds to `params.grad` what `options` scale, and gives its sums.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`].
+    pub fn step_by(
+        &mut self,
+        cpu: &Cpu,
+        batch: &[TrainBatch],
+        pass: &mut dyn FnMut(&mut Model, usize, &LossOptions) -> StepStats,
+    ) -> Result<StepReport> {
         let step = self.optimizer.steps() + 1;
         let Course { mtp_loss_weight, balance_alpha, .. } = self.course;
         let modules = batch.first().map_or(0, |micro| micro.mtp.len());
@@ -198,8 +212,8 @@ impl Trainer {
             balance_alpha: (balance_alpha * share(batch.len())) as f32,
         };
         let mut totals = Totals::default();
-        for micro in batch {
-            totals.add(&self.model.train_step(cpu, micro, &options));
+        for micro in 0..batch.len() {
+            totals.add(&pass(&mut self.model, micro, &options));
         }
         let loss = totals.loss * share(tokens);
         let Update { rates, grad_norm, .. } = self.update(cpu, loss, &totals.load)?;

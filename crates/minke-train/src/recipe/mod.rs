@@ -22,7 +22,7 @@ use std::path::Path;
 pub use document::Document;
 pub use error::{Frame, RecipeError};
 use minke_model::config::Config;
-use model::GivenModel;
+pub use model::{GivenModel, model};
 use reader::Places;
 pub use reader::{BYTES, Section, TOKENS, Units};
 use sections::GivenTrain;
@@ -101,7 +101,7 @@ impl Recipe {
         root.finish()?;
         let run = sections::run(&mut run_section, document.name())?;
         run_section.finish()?;
-        let model = model::read(model_section)?;
+        let model = model(model_section)?;
         let train = sections::train(train_section)?;
         let sample = sections::sample(sample_section)?;
         let data = sections::data(data_section, document.folder())?;
@@ -166,8 +166,7 @@ impl Recipe {
             });
         };
         let GivenTrain { mut train, tokens } = self.train.clone();
-        let config = model::config(&self.model, vocab_size, train.sequence_length)
-            .map_err(|source| self.impossible(source))?;
+        let config = self.model.config(vocab_size, train.sequence_length)?;
         train.tokens = tokens.unwrap_or_else(|| model::tokens(&config));
         let optim = &mut train.optim;
         // a recipe cannot say 0
@@ -231,23 +230,6 @@ impl Recipe {
             frame: self.places.get(key).map(|place| self.texts.frame(place)),
             hint: String::new(),
         }
-    }
-
-    /// Points a config's error at the key that gave the field, or at what it was derived from.
-    fn impossible(&self, source: minke_model::config::ConfigError) -> RecipeError {
-        let field = source.field().split('.').next().unwrap_or_default().to_owned();
-        let own = self.places.get(&format!("model.{field}"));
-        let derived_from =
-            || ["model.hidden_size", "model.depth", "model"].iter().find_map(|key| self.places.get(*key));
-        let hint = match own {
-            Some(_) => String::new(),
-            None => format!(
-                "`{field}` was derived, from model.depth = {} where nothing else is given; it can be given in [model]",
-                self.model.depth
-            ),
-        };
-        let frame = own.or_else(derived_from).map(|place| self.texts.frame(place));
-        RecipeError::Model { source, frame, hint }
     }
 }
 

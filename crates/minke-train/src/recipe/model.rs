@@ -21,21 +21,29 @@
 //! The learning rates and the token budget follow from the model: `lr = 0.003 sqrt(192 / d)`,
 //! `muon_lr = 0.005`, and twenty tokens for each active parameter outside the embedding.
 
+use std::collections::BTreeMap;
+
 use minke_model::config::{Config, ConfigError, Family};
 use minke_model::spec;
 use serde_json::{Map, Value, json};
 
-use super::error::RecipeError;
+use super::error::{Frame, RecipeError};
 use super::reader::Section;
 use super::tree::{Kind, Node};
 
-/// `[model]` as given.
-#[derive(Debug, Clone)]
-pub(super) struct GivenModel {
+/// `[model]` as given: what a model shall be, but for its vocabulary and the length of its sequences.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GivenModel {
+    /// The architecture.
     pub family: Family,
+    /// The dial.
     pub depth: usize,
     /// Given fields, by Hugging Face name, not yet checked.
-    pub fields: Map<String, Value>,
+    pub(super) fields: Map<String, Value>,
+    /// What the section is called.
+    section: String,
+    /// Where the fields, the dial and (without a name) the section stand.
+    frames: BTreeMap<String, Box<Frame>>,
 }
 
 /// Fields of every family.
@@ -92,7 +100,11 @@ pub(super) fn fields(family: Family) -> Vec<&'static str> {
     [&COMMON, deepseek, own].concat()
 }
 
-pub(super) fn read(mut section: Section) -> Result<GivenModel, RecipeError> {
+/// Reads `[model]`, or a section like it.
+///
+/// # Errors
+/// Unknown keys and families, and a depth out of bounds; the fields are checked by [`GivenModel::config`].
+pub fn model(mut section: Section) -> Result<GivenModel, RecipeError> {
     let families = Family::ALL.map(|family| (family.model_type(), family));
     let family = section.choice("family", &families)?.unwrap_or(Family::DeepseekV3);
     let depth = section.integer("depth", 1, 128)?.unwrap_or(6) as usize;
@@ -104,8 +116,77 @@ pub(super) fn read(mut section: Section) -> Result<GivenModel, RecipeError> {
             given.insert(field.to_owned(), if none { Value::Null } else { json_value(node) });
         }
     }
+    let places = given.keys().map(String::as_str).chain(["depth", ""]);
+    let frames = places.filter_map(|key| Some((key.to_owned(), section.frame(key)?))).collect();
+    let path = section.path().to_owned();
     section.finish()?;
-    Ok(GivenModel { family, depth, fields: given })
+    Ok(GivenModel { family, depth, fields: given, section: path, frames })
+}
+
+impl GivenModel {
+    /// The whole config for `vocab_size` tokens, where the section does not say them, in sequences of
+    /// `sequence_length`.
+    ///
+    /// # Errors
+    /// An impossible model, reported at the key that says so or at the one that it was derived from.
+    pub fn config(&self, vocab_size: usize, sequence_length: usize) -> Result<Config, RecipeError> {
+        config(self, vocab_size, sequence_length).map_err(|source| self.impossible(source))
+    }
+
+    /// A field as given, by its Hugging Face name.
+    pub fn given(&self, field: &str) -> Option<&Value> {
+        self.fields.get(field)
+    }
+
+    /// The section with every field said, for a config that [`GivenModel::config`] gave; reading it gives the same.
+    pub fn table(&self, config: &Config) -> toml::Table {
+        let json = config.to_json();
+        let mut table = toml::Table::new();
+        table.insert("family".to_owned(), self.family.model_type().into());
+        table.insert("depth".to_owned(), toml::Value::Integer(self.depth as i64));
+        for field in fields(self.family) {
+            match toml_value(&json[field]) {
+                Some(value) => table.insert(field.to_owned(), value),
+                None if field == "q_lora_rank" => table.insert(field.to_owned(), toml::Value::Integer(0)),
+                None => None,
+            };
+        }
+        table
+    }
+
+    /// Points a config's error at the key that gave the field, or at what it was derived from.
+    fn impossible(&self, source: ConfigError) -> RecipeError {
+        let field = source.field().split('.').next().unwrap_or_default().to_owned();
+        let own = self.frames.get(&field);
+        let hint = match own {
+            Some(_) => String::new(),
+            None => format!(
+                "`{field}` was derived, from {section}.depth = {} where nothing else is given; it can be given in [{section}]",
+                self.depth,
+                section = self.section
+            ),
+        };
+        let derived_from = || ["hidden_size", "depth", ""].iter().find_map(|key| self.frames.get(*key));
+        let frame = own.or_else(derived_from).cloned();
+        RecipeError::Model { source, frame, hint }
+    }
+}
+
+/// A JSON value of the config; null has no TOML.
+fn toml_value(value: &Value) -> Option<toml::Value> {
+    Some(match value {
+        Value::Null => return None,
+        Value::Bool(flag) => toml::Value::Boolean(*flag),
+        Value::Number(number) => match number.as_i64() {
+            Some(integer) => toml::Value::Integer(integer),
+            None => toml::Value::Float(number.as_f64()?),
+        },
+        Value::String(text) => toml::Value::String(text.clone()),
+        Value::Array(values) => toml::Value::Array(values.iter().filter_map(toml_value).collect()),
+        Value::Object(object) => toml::Value::Table(
+            object.iter().filter_map(|(key, value)| Some((key.clone(), toml_value(value)?))).collect(),
+        ),
+    })
 }
 
 fn json_value(node: &Node) -> Value {
@@ -128,11 +209,7 @@ fn json_value(node: &Node) -> Value {
 }
 
 /// Derives what is not given and checks the whole.
-pub(super) fn config(
-    given: &GivenModel,
-    vocab_size: usize,
-    sequence_length: usize,
-) -> Result<Config, ConfigError> {
+fn config(given: &GivenModel, vocab_size: usize, sequence_length: usize) -> Result<Config, ConfigError> {
     let depth = given.depth;
     let mut object = given.fields.clone();
     object.insert("model_type".to_owned(), json!(given.family.model_type()));

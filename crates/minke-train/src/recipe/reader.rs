@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use super::error::RecipeError;
+use super::error::{Frame, RecipeError};
 use super::tree::{Entry, Kind, Node, Place, Texts};
 
 /// Where each key that the recipe gives stands, by dotted name.
@@ -38,6 +38,17 @@ impl<'a> Section<'a> {
         };
         self.places.borrow_mut().insert(self.dotted(key), place);
         Some(&entry.node)
+    }
+
+    /// Where a key stands, if it was given and asked for; the section itself where the key is empty.
+    pub(super) fn frame(&self, key: &str) -> Option<Box<Frame>> {
+        let key = if key.is_empty() { self.path.clone() } else { self.dotted(key) };
+        self.places.borrow().get(&key).map(|place| self.texts.frame(place))
+    }
+
+    /// The section's dotted name.
+    pub(super) fn path(&self) -> &str {
+        &self.path
     }
 
     /// An error about the value of a key.
