@@ -129,6 +129,12 @@ pub enum Bench {
         minke bench train recipes/bench-a.toml\n  \
         minke bench train recipes/bench-a.toml --steps 20 --threads 1 --json")]
     Train(BenchTrain),
+    /// Steps of reinforcement learning: sampling, and learning from it
+    #[command(after_help = "Examples:\n  \
+        minke bench grpo recipes/bench-a.toml\n  \
+        minke bench grpo recipes/bench-a.toml --prompts 32 --new-tokens 128 --json\n\n\
+        The model and optimizer are the recipe's, with random weights; prompts are random tokens.")]
+    Grpo(BenchGrpo),
 }
 
 /// What can be done with the problems.
@@ -354,6 +360,33 @@ pub struct BenchTrain {
     pub recipe: RecipeArgs,
     /// Steps to measure, after warming up
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub steps: u32,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub threads: Threads,
+}
+
+/// `minke bench grpo`.
+#[derive(Debug, Args)]
+pub struct BenchGrpo {
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+    /// Prompts of a step
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub prompts: u32,
+    /// Answers to each prompt
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(2..=4096))]
+    pub group: u32,
+    /// Tokens of a prompt
+    #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub prompt_tokens: u32,
+    /// Tokens of an answer
+    #[arg(long, value_name = "N", default_value_t = 48, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub new_tokens: u32,
+    /// Steps to measure, after one to warm up
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub steps: u32,
     /// Print one JSON object
     #[arg(long)]

@@ -115,7 +115,7 @@ pub struct Recipe {
 }
 
 /// What reinforcement learning starts from: small steps of AdamW, at one rate.
-const OPTIM: Optim = Optim {
+pub(crate) const OPTIM: Optim = Optim {
     optimizer: Optimizer::AdamW,
     lr: 2e-4,
     muon_lr: 2e-3,
@@ -186,7 +186,8 @@ impl Recipe {
         model.finish()?;
         let tasks_part = read_tasks(&mut tasks)?;
         tasks.finish()?;
-        let (rollout_part, resample) = read_rollout(&mut rollout)?;
+        let rollout_part = read_rollout(&mut rollout, 2)?;
+        let resample = rollout.integer("resample", 0, 1 << 10)?.unwrap_or(1) as usize;
         rollout.finish()?;
         let number =
             |s: &mut Section, key, default| -> Result<f64> { Ok(s.not_negative(key)?.unwrap_or(default)) };
@@ -268,7 +269,7 @@ fn is_free(key: &str) -> bool {
             .any(|name| key.strip_prefix("train.") == Some(name))
 }
 
-fn read_tasks(s: &mut Section) -> Result<Tasks> {
+pub(crate) fn read_tasks(s: &mut Section) -> Result<Tasks> {
     let forms = [("chat", FormName::Chat), ("worked", FormName::Worked), ("plain", FormName::Plain)];
     let long = [("refuse", LongPrompts::Refuse), ("skip", LongPrompts::Skip), ("cut", LongPrompts::Cut)];
     let suite =
@@ -284,18 +285,18 @@ fn read_tasks(s: &mut Section) -> Result<Tasks> {
     })
 }
 
-fn read_rollout(s: &mut Section) -> Result<(RolloutSettings, usize)> {
+/// `[rollout]`, with at least `least` answers to a prompt.
+pub(crate) fn read_rollout(s: &mut Section, least: u64) -> Result<RolloutSettings> {
     let positive = "a number above 0";
-    let settings = RolloutSettings {
+    Ok(RolloutSettings {
         prompts: s.integer("prompts", 1, 1 << 16)?.unwrap_or(16) as usize,
-        group: s.integer("group", 2, 1 << 12)?.unwrap_or(8) as usize,
+        group: s.integer("group", least, 1 << 12)?.unwrap_or(8) as usize,
         max_tokens: s.integer("max_tokens", 1, 1 << 24)?.unwrap_or(256) as usize,
         temperature: s.float("temperature", positive, |t| t > 0.0)?.unwrap_or(1.0) as f32,
         top_p: s.float("top_p", "a share above 0, at most 1", |p| p > 0.0 && p <= 1.0)?.unwrap_or(1.0) as f32,
         top_k: s.integer("top_k", 0, 1 << 24)?.unwrap_or(0) as usize,
         concurrency: s.integer("concurrency", 1, 1 << 16)?.unwrap_or(256) as usize,
-    };
-    Ok((settings, s.integer("resample", 0, 1 << 10)?.unwrap_or(1) as usize))
+    })
 }
 
 fn read_objective(s: &mut Section) -> Result<Objective> {

@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::reward::{Grade, Reward};
 use crate::error::Result;
 use crate::eval::Prompter;
+use crate::metrics::Values;
 use crate::session::Workshop;
 
 /// How answers are sampled.
@@ -241,5 +242,23 @@ impl RolloutStats {
             }
         }
         self.seconds += since.elapsed().as_secs_f64();
+    }
+
+    /// Adds what answers were like to named numbers.
+    pub fn put_into(&self, values: &mut Values) {
+        let answers = self.answers as f64;
+        let share = |n: usize| n as f64 / answers;
+        values.put("reward", self.reward / answers);
+        values.put("right", share(self.right));
+        values.put("formed", share(self.formed));
+        values.put("unanswered", share(self.unanswered));
+        values.put("cut", share(self.cut));
+        values.put("verifier_errors", self.verifier_errors as f64);
+        values.put("tokens", share(self.tokens));
+        values.put("thought", share(self.thought));
+        values.put("entropy", self.surprise / self.tokens as f64);
+        values.put("groups", self.groups as f64);
+        values.put("rollout_tok_s", self.tokens as f64 / self.seconds);
+        values.put("rollout_s", self.seconds);
     }
 }

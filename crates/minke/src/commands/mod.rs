@@ -40,6 +40,7 @@ pub fn run(command: &Command) -> Result<(), Failure> {
         Command::Gym(gym) => gym::run(gym),
         Command::Bench(Bench::Infer(args)) => bench_infer::run(args),
         Command::Bench(Bench::Train(args)) => train::bench(args),
+        Command::Bench(Bench::Grpo(args)) => post::bench(args),
     }
 }
 

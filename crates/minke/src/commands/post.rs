@@ -6,13 +6,15 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use minke_post::events::{Event, Started};
+use minke_post::grpo::bench::{self, Figures};
 use minke_post::metrics::{Sample, Values};
 use minke_post::session::Outcome;
 use minke_train::pretrain::Options;
 use serde::Serialize;
 
+use super::threads;
 use super::train::{duration, json_line, options};
-use crate::cli::Train;
+use crate::cli::{BenchGrpo, Train};
 use crate::failure::Failure;
 use crate::interrupt::{self, Work};
 use crate::output::{self, count, percent};
@@ -268,6 +270,45 @@ fn shown(sample: &Sample) -> String {
     let verdict = if sample.verdict.is_empty() { String::new() } else { format!("  [{}]", sample.verdict) };
     let text = output::printable(sample.text.trim()).replace('\n', "\n      ");
     format!("step {} | {}\n      {text}{verdict}", sample.step, output::printable(&sample.prompt))
+}
+
+/// Runs `minke bench grpo`.
+pub fn bench(args: &BenchGrpo) -> Result<(), Failure> {
+    let figures = bench::run(&bench::Options {
+        recipe: args.recipe.recipe.clone(),
+        overrides: args.recipe.set.clone(),
+        prompts: args.prompts as usize,
+        group: args.group as usize,
+        prompt_tokens: args.prompt_tokens as usize,
+        new_tokens: args.new_tokens as usize,
+        steps: args.steps as usize,
+        threads: threads(args.threads),
+    })?;
+    if args.json { output::json(&figures) } else { output::text(&bench_text(args, &figures)) }
+}
+
+fn bench_text(args: &BenchGrpo, figures: &Figures) -> String {
+    let size = format!(
+        "{} prompts x {} answers, {} + {} tokens",
+        args.prompts, args.group, args.prompt_tokens, args.new_tokens
+    );
+    let exact = match figures.bits_differ {
+        0 => "every log-probability is the sampler's, to the bit".to_owned(),
+        n => format!("{n} log-probabilities differ"),
+    };
+    let mut text = output::table(&[
+        ("machine", format!("{} threads, {}", figures.threads, figures.level)),
+        ("step", format!("{:.3} s, median of {}: {size}", figures.step_s, figures.steps)),
+        ("rollout", format!("{:.3} s, {:.0} tokens/s", figures.rollout_s, figures.rollout_tok_s)),
+        ("training", format!("{:.3} s, {:.0} tokens/s", figures.train_s, figures.train_tok_s)),
+        ("trainer", exact),
+        ("peak memory", figures.peak_rss_bytes.map_or("unknown".to_owned(), |n| output::bytes(n as f64))),
+    ]);
+    text.push_str("\nwhere training goes                    ms\n");
+    for (name, ms) in &figures.profile {
+        text.push_str(&format!("  {name:30} {ms:8.2}\n"));
+    }
+    text
 }
 
 #[cfg(test)]
