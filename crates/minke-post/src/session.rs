@@ -170,12 +170,21 @@ pub struct Base {
 /// # Errors
 /// The folder is taken or holds something else; the model cannot be loaded.
 pub fn open(setup: &Setup, options: &Options, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Base> {
-    let folder = RunFolder::take(Path::new(&setup.run.out), options.resume)?;
-    let loaded = load_model(&setup.model, setup.precision)?;
-    for note in &loaded.notes {
+    let base = fresh(setup, options, || Ok(load_model(&setup.model, setup.precision)?))?;
+    for note in &base.loaded.notes {
         on_event(Event::Warning { text: note });
     }
-    Ok(Base { folder, loaded, cpu: Cpu::detect(options.threads) })
+    Ok(base)
+}
+
+/// Takes the run's folder for a model that `make` gives, such as one with fresh weights, which must be the same ones
+/// whenever the run is resumed.
+///
+/// # Errors
+/// The folder is taken or holds something else; what `make` says.
+pub fn fresh(setup: &Setup, options: &Options, make: impl FnOnce() -> Result<Loaded>) -> Result<Base> {
+    let folder = RunFolder::take(Path::new(&setup.run.out), options.resume)?;
+    Ok(Base { folder, loaded: make()?, cpu: Cpu::detect(options.threads) })
 }
 
 impl Base {
@@ -187,6 +196,11 @@ impl Base {
     /// The machine.
     pub fn cpu(&self) -> &Cpu {
         &self.cpu
+    }
+
+    /// The run's folder.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 }
 

@@ -14,14 +14,13 @@ pub mod pack;
 pub mod recipe;
 
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use minke_data::template::{ChatTemplate, Message, Thinking};
-use minke_gym::{Split, Suite, Task};
+use minke_gym::Task;
 use minke_infer::{Engine, Request, Sampling};
-use minke_model::TrainBatch;
+use minke_model::{LossOptions, Model, StepStats, TrainBatch};
 use minke_train::pretrain::Options;
 use minke_train::recipe::Document;
 use serde_json::{Value, json};
@@ -30,10 +29,10 @@ use crate::error::{PostError, Result};
 use crate::eval::{self, EvalSettings, Prompter};
 use crate::events::Event;
 use crate::metrics::{Sample, Values};
-use crate::session::{self, Outcome, Setup, Stage, Workshop};
+use crate::session::{self, Base, Outcome, Setup, Stage, Workshop};
 use data::{Counts, ReadSettings};
-use pack::Batches;
-use recipe::{Examination, Recipe};
+use pack::{Batches, StepBatches};
+use recipe::Recipe;
 
 /// Reads the recipe and trains to its end or until `stop`.
 ///
@@ -58,92 +57,121 @@ pub fn run(options: &Options, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<
         recipe: recipe.to_toml(),
         free: recipe::is_free,
     };
-    let examination = recipe.eval.as_ref().map(|eval| tasks(eval, document.folder())).transpose()?;
+    let examination = recipe.examination(document.folder())?;
     let base = session::open(&setup, options, on_event)?;
-    let loaded = base.loaded();
-    let place = loaded.folder.display().to_string();
-    let Some(tokenizer) = &loaded.tokenizer else {
-        return Err(PostError::unsuitable(place, "the model has no tokenizer"));
-    };
-    let template = match &setup.template {
-        Some(template) => template.clone(),
-        None => loaded.template()?.ok_or_else(|| {
-            let known = ChatTemplate::builtin_names().join(", ");
-            PostError::unsuitable(
-                &place,
-                format!("the model has no chat template; set model.template to one of {known}"),
-            )
-        })?,
-    };
-    let missing = template.missing_tokens(tokenizer);
-    if !missing.is_empty() {
-        let text = format!(
-            "the template {} writes {}, which the tokenizer has as text only",
-            template.place(),
-            missing.join(", ")
-        );
-        on_event(Event::Warning { text: &text });
-    }
-    let context = loaded.model.config.max_position_embeddings;
-    if recipe.train.sequence_length > context {
-        return Err(PostError::unsuitable(
-            "train.sequence_length",
-            format!(
-                "expected at most the model's context of {context}, got {}",
-                recipe.train.sequence_length
-            ),
-        ));
-    }
-    let settings = ReadSettings {
-        tokenizer,
-        template: &template,
-        sequence_length: recipe.train.sequence_length,
-        vocabulary: loaded.model.config.vocab_size,
-        overlong: recipe.data.overlong,
-        max_bad_lines: recipe.data.max_bad_lines,
-        threads: base.cpu().threads(),
-    };
-    let paths = recipe.data.paths()?;
-    let read = data::read(&paths, &settings, &mut |done, total| {
-        on_event(Event::Progress { what: "reading", done, total });
-    })?;
-    for text in read.counts.warnings() {
-        on_event(Event::Warning { text: &text });
-    }
-    let (counts, fingerprint) = (read.counts, read.fingerprint.clone());
-    let (training, held_out) = read.split(recipe.data.validation_share)?;
-    let mtp_depth = loaded.model.config.num_nextn_predict_layers;
-    let train = &recipe.train;
-    let capacity = train.sequence_length * train.batch_size;
-    let mut batches = Batches::new(training, capacity, train.accumulation, mtp_depth, recipe.run.seed);
-    setup.steps = match train.steps {
-        Some(steps) => steps,
-        None => batches.steps_of(train.epochs),
-    };
-    setup.template = Some(template);
-    let held_out = pack::in_order(&held_out, capacity, mtp_depth);
-    let mut stage = Sft { recipe: &recipe, batches, held_out, examination, counts, fingerprint };
+    let mut stage = Sft::new(&recipe, examination, &mut setup, &base, on_event)?;
     session::run(&setup, base, &mut stage, options.resume, stop, on_event)
 }
 
-fn tasks(eval: &Examination, folder: Option<&Path>) -> Result<Vec<Task>> {
-    let suite = match folder {
-        Some(folder) => Suite::parse_in(&eval.suite, folder),
-        None => Suite::parse(&eval.suite),
-    };
-    suite
-        .and_then(|suite| suite.tasks(Split::HeldOut, eval.per_level, eval.seed))
-        .map_err(|error| PostError::unsuitable("eval.suite", error.to_string()))
-}
-
-struct Sft<'a> {
+/// A model that learns from examples.
+pub(crate) struct Sft<'a> {
     recipe: &'a Recipe,
-    batches: Batches,
+    /// What each step learns from.
+    pub batches: Batches,
     held_out: Vec<TrainBatch>,
     examination: Option<Vec<Task>>,
     counts: Counts,
     fingerprint: String,
 }
+
+impl<'a> Sft<'a> {
+    /// Reads the examples for a model; says in `setup` how many steps there are and by which template.
+    pub fn new(
+        recipe: &'a Recipe,
+        examination: Option<Vec<Task>>,
+        setup: &mut Setup,
+        base: &Base,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Self> {
+        let loaded = base.loaded();
+        let place = loaded.folder.display().to_string();
+        let Some(tokenizer) = &loaded.tokenizer else {
+            return Err(PostError::unsuitable(place, "the model has no tokenizer"));
+        };
+        let template = match &setup.template {
+            Some(template) => template.clone(),
+            None => loaded.template()?.ok_or_else(|| {
+                let known = ChatTemplate::builtin_names().join(", ");
+                PostError::unsuitable(
+                    &place,
+                    format!("the model has no chat template; set model.template to one of {known}"),
+                )
+            })?,
+        };
+        let missing = template.missing_tokens(tokenizer);
+        if !missing.is_empty() {
+            let text = format!(
+                "the template {} writes {}, which the tokenizer has as text only",
+                template.place(),
+                missing.join(", ")
+            );
+            on_event(Event::Warning { text: &text });
+        }
+        let context = loaded.model.config.max_position_embeddings;
+        if recipe.train.sequence_length > context {
+            return Err(PostError::unsuitable(
+                "train.sequence_length",
+                format!(
+                    "expected at most the model's context of {context}, got {}",
+                    recipe.train.sequence_length
+                ),
+            ));
+        }
+        let settings = ReadSettings {
+            tokenizer,
+            template: &template,
+            sequence_length: recipe.train.sequence_length,
+            vocabulary: loaded.model.config.vocab_size,
+            overlong: recipe.data.overlong,
+            max_bad_lines: recipe.data.max_bad_lines,
+            threads: base.cpu().threads(),
+        };
+        let paths = recipe.data.paths()?;
+        let read = data::read(&paths, &settings, &mut |done, total| {
+            on_event(Event::Progress { what: "reading", done, total });
+        })?;
+        for text in read.counts.warnings() {
+            on_event(Event::Warning { text: &text });
+        }
+        let (counts, fingerprint) = (read.counts, read.fingerprint.clone());
+        let (training, held_out) = read.split(recipe.data.validation_share)?;
+        let mtp_depth = loaded.model.config.num_nextn_predict_layers;
+        let train = &recipe.train;
+        let capacity = train.sequence_length * train.batch_size;
+        let mut batches = Batches::new(training, capacity, train.accumulation, mtp_depth, recipe.run.seed);
+        setup.steps = match train.steps {
+            Some(steps) => steps,
+            None => batches.steps_of(train.epochs),
+        };
+        setup.template = Some(template);
+        let held_out = pack::in_order(&held_out, capacity, mtp_depth);
+        Ok(Self { recipe, batches, held_out, examination, counts, fingerprint })
+    }
+
+    /// One step whose passes `pass` makes; see [`minke_train::trainer::Trainer::step_by`].
+    pub fn learn(&mut self, shop: &mut Workshop, step: &StepBatches, pass: Pass<'_>) -> Result<Values> {
+        let begin = Instant::now();
+        let report = shop.trainer.step_by(&shop.cpu, &step.micro, pass)?;
+        let tokens: usize = step.micro.iter().map(|batch| batch.tokens.len()).sum();
+        let mut values = Values::default();
+        values.put("loss", report.loss);
+        if let Some(loss) = report.mtp_loss {
+            values.put("mtp_loss", loss);
+        }
+        values.put("lr", report.rates.adamw);
+        values.put("grad_norm", report.grad_norm);
+        values.put("epoch", step.epoch);
+        values.put("tokens", tokens as f64);
+        values.put("tok_s", tokens as f64 / begin.elapsed().as_secs_f64().max(1e-9));
+        if let Some(most) = busiest(&report.counts) {
+            values.put("max_violation", most - 1.0);
+        }
+        Ok(values)
+    }
+}
+
+/// Forward and backward of a micro-batch, by its number.
+pub(crate) type Pass<'a> = &'a mut dyn FnMut(&mut Model, usize, &LossOptions) -> StepStats;
 
 impl Stage for Sft<'_> {
     fn facts(&self) -> Vec<(String, String)> {
@@ -170,24 +198,9 @@ impl Stage for Sft<'_> {
     }
 
     fn turn(&mut self, shop: &mut Workshop, turn: u64, _: &mut dyn FnMut(Event<'_>)) -> Result<Values> {
-        let begin = Instant::now();
         let step = self.batches.step(turn);
-        let report = shop.trainer.step(&shop.cpu, &step.micro)?;
-        let tokens: usize = step.micro.iter().map(|batch| batch.tokens.len()).sum();
-        let mut values = Values::default();
-        values.put("loss", report.loss);
-        if let Some(loss) = report.mtp_loss {
-            values.put("mtp_loss", loss);
-        }
-        values.put("lr", report.rates.adamw);
-        values.put("grad_norm", report.grad_norm);
-        values.put("epoch", step.epoch);
-        values.put("tokens", tokens as f64);
-        values.put("tok_s", tokens as f64 / begin.elapsed().as_secs_f64().max(1e-9));
-        if let Some(most) = busiest(&report.counts) {
-            values.put("max_violation", most - 1.0);
-        }
-        Ok(values)
+        let cpu = shop.cpu.clone();
+        self.learn(shop, &step, &mut |model, at, options| model.train_step(&cpu, &step.micro[at], options))
     }
 
     fn evaluate(

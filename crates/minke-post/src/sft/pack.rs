@@ -67,6 +67,8 @@ pub fn in_order(samples: &[Sample], capacity: usize, mtp_depth: usize) -> Vec<Tr
 pub struct StepBatches {
     /// Micro-batches whose gradients add up.
     pub micro: Vec<TrainBatch>,
+    /// The samples of each, by their numbers.
+    pub samples: Vec<Vec<u32>>,
     /// Epochs done when the step is.
     pub epoch: f64,
 }
@@ -111,6 +113,11 @@ impl Batches {
         Self { samples, capacity, accumulation, mtp_depth, seed, begins: vec![0], current: None }
     }
 
+    /// What is learned from.
+    pub fn samples(&self) -> &[Sample] {
+        &self.samples
+    }
+
     /// Samples of an epoch.
     pub fn len(&self) -> usize {
         self.samples.len()
@@ -141,13 +148,15 @@ impl Batches {
         }
         let Epoch { order, ends, .. } = self.current.as_ref().expect("it was made above");
         let last = (first + self.accumulation).min(ends.len());
-        let micro = (first..last).map(|at| {
+        let samples = (first..last).map(|at| {
             let begin = if at == 0 { 0 } else { ends[at - 1] };
-            let part = &order[begin..ends[at]];
-            pack(part.iter().map(|&sample| &self.samples[sample as usize]), self.mtp_depth)
+            order[begin..ends[at]].to_vec()
         });
+        let samples: Vec<Vec<u32>> = samples.collect();
+        let packed =
+            |part: &Vec<u32>| pack(part.iter().map(|&sample| &self.samples[sample as usize]), self.mtp_depth);
         let done = ends[last - 1] as f64 / order.len() as f64;
-        StepBatches { micro: micro.collect(), epoch: number as f64 + done }
+        StepBatches { micro: samples.iter().map(packed).collect(), samples, epoch: number as f64 + done }
     }
 
     fn learn_next(&mut self) {

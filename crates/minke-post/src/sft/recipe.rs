@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use minke_data::template::ChatTemplate;
+use minke_gym::{Split, Suite, Task};
 use minke_model::Precision;
 use minke_train::recipe::{self, Document, Optim, Optimizer, RecipeError, Run, Section, located, optim, run};
 use minke_train::schedule::Decay;
@@ -16,7 +17,7 @@ use crate::session::Rhythm;
 const MOST_STEPS: u64 = 1 << 40;
 
 /// Fine-tuning: small steps, no weight decay, a linear end.
-const OPTIM: Optim = Optim {
+pub(crate) const OPTIM: Optim = Optim {
     optimizer: Optimizer::AdamW,
     lr: 1e-4,
     muon_lr: 2e-3,
@@ -184,7 +185,7 @@ impl Recipe {
             run,
             model: model(model_section, document)?,
             data: data(data_section, folder)?,
-            train: train(train_section)?,
+            train: train(train_section, OPTIM)?,
             eval: if given_eval { Some(examination(eval_section)?) } else { None },
             sample: asking(sample_section)?,
         })
@@ -196,6 +197,22 @@ impl Recipe {
     /// There is neither a built-in one nor a file of that name, or it is broken.
     pub fn template(&self) -> Result<Option<ChatTemplate>> {
         self.model.template.as_deref().map(template).transpose()
+    }
+
+    /// The tasks that the model is examined with.
+    ///
+    /// # Errors
+    /// There are none such.
+    pub fn examination(&self, folder: Option<&Path>) -> Result<Option<Vec<Task>>> {
+        let Some(eval) = &self.eval else { return Ok(None) };
+        let suite = match folder {
+            Some(folder) => Suite::parse_in(&eval.suite, folder),
+            None => Suite::parse(&eval.suite),
+        };
+        let tasks = suite
+            .and_then(|suite| suite.tasks(Split::HeldOut, eval.per_level, eval.seed))
+            .map_err(|error| PostError::unsuitable("eval.suite", error.to_string()))?;
+        Ok(Some(tasks))
     }
 
     /// The precision that the recipe names.
@@ -255,7 +272,7 @@ fn model(mut s: Section, document: &Document) -> Result<ModelGiven, RecipeError>
     Ok(given)
 }
 
-fn data(mut s: Section, folder: Option<&Path>) -> Result<Data, RecipeError> {
+pub(crate) fn data(mut s: Section, folder: Option<&Path>) -> Result<Data, RecipeError> {
     let mut sources = Vec::new();
     for mut source in s.sections("sources")? {
         let path = source.text("path")?.ok_or_else(|| source.missing("path", "a JSONL file"))?;
@@ -277,7 +294,7 @@ fn data(mut s: Section, folder: Option<&Path>) -> Result<Data, RecipeError> {
     Ok(data)
 }
 
-fn train(mut s: Section) -> Result<Train> {
+pub(crate) fn train(mut s: Section, defaults: Optim) -> Result<Train> {
     let epochs = s.integer("epochs", 1, 1 << 20)?;
     let steps = s.integer("steps", 1, MOST_STEPS)?;
     if let (Some(epochs), Some(_)) = (epochs, steps) {
@@ -289,7 +306,7 @@ fn train(mut s: Section) -> Result<Train> {
         accumulation: s.integer("accumulation", 1, 1 << 16)?.unwrap_or(1) as usize,
         epochs: epochs.unwrap_or(1),
         steps,
-        optim: optim(&mut s, OPTIM)?,
+        optim: optim(&mut s, defaults)?,
         eval_tokens: s.integer("eval_tokens", 1, 1 << 40)?.unwrap_or(65_536),
         rhythm: rhythm(&mut s, 50)?,
     };
@@ -301,7 +318,7 @@ fn train(mut s: Section) -> Result<Train> {
     Ok(train)
 }
 
-fn examination(mut s: Section) -> Result<Examination, RecipeError> {
+pub(crate) fn examination(mut s: Section) -> Result<Examination, RecipeError> {
     let examination = Examination {
         suite: s
             .text("suite")?
@@ -316,7 +333,7 @@ fn examination(mut s: Section) -> Result<Examination, RecipeError> {
     Ok(examination)
 }
 
-fn asking(mut s: Section) -> Result<Asking, RecipeError> {
+pub(crate) fn asking(mut s: Section) -> Result<Asking, RecipeError> {
     let asking = Asking {
         prompts: s.texts("prompts")?.unwrap_or_default(),
         tokens: s.integer("tokens", 1, 1 << 16)?.unwrap_or(128) as usize,
