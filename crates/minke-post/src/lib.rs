@@ -1,6 +1,7 @@
 //! From a base model to one that thinks: SFT, reinforcement learning, distillation, evaluation.
 
 pub mod asking;
+pub mod distill;
 pub mod error;
 pub mod eval;
 pub mod events;

@@ -4,7 +4,7 @@ use std::path::Path;
 use minke_data::Tokenizer;
 use minke_data::template::ChatTemplate;
 use minke_data::tokenizer::TrainOptions;
-use minke_model::{Config, Precision};
+use minke_model::{Config, Model, Precision};
 use minke_train::checkpoint::save_model;
 use minke_train::metrics::read;
 

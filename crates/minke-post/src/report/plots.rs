@@ -30,7 +30,7 @@ struct Wanted {
     evaluations: &'static [(&'static str, &'static str)],
 }
 
-const WANTED: [Wanted; 12] = [
+const WANTED: [Wanted; 13] = [
     Wanted {
         file: "reward.svg",
         caption: "Reward of the answers that were learned from",
@@ -102,6 +102,14 @@ const WANTED: [Wanted; 12] = [
         bounds: Bounds::Values,
         steps: &[("loss", "training"), ("mtp_loss", "multi-token prediction")],
         evaluations: &[("loss", "held out"), ("held_out_loss", "held out")],
+    },
+    Wanted {
+        file: "divergence.svg",
+        caption: "Distance of the student from its teacher",
+        axis: "divergence (nats per token)",
+        bounds: Bounds::Zero,
+        steps: &[("divergence", "divergence")],
+        evaluations: &[],
     },
     Wanted {
         file: "gradient.svg",
