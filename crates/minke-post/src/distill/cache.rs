@@ -52,6 +52,9 @@ pub struct Cache {
     starts: Vec<u64>,
 }
 
+/// Loads the teacher, when it is needed after all.
+pub type Load<'a> = &'a mut dyn FnMut(&mut dyn FnMut(Event<'_>)) -> Result<Model>;
+
 /// How building ended.
 pub enum Built {
     /// The cache is there.
@@ -84,7 +87,7 @@ impl<'a> Entry<'a> {
     }
 
     fn path(&self, extension: &str) -> PathBuf {
-        let name: String = self.key[..12].iter().map(|byte| format!("{byte:02x}")).collect();
+        let name: String = blake3::Hash::from_bytes(self.key).to_hex().chars().take(24).collect();
         self.folder.join(format!("{name}.{extension}"))
     }
 
@@ -114,7 +117,7 @@ impl<'a> Entry<'a> {
         cpu: &Cpu,
         stop: &AtomicBool,
         on_event: &mut dyn FnMut(Event<'_>),
-        load: &mut dyn FnMut(&mut dyn FnMut(Event<'_>)) -> Result<Model>,
+        load: Load<'_>,
     ) -> Result<Built> {
         let path = self.path("teacher");
         if !path.is_file() && !self.build(&path, cpu, stop, on_event, load)? {
@@ -129,7 +132,7 @@ impl<'a> Entry<'a> {
         cpu: &Cpu,
         stop: &AtomicBool,
         on_event: &mut dyn FnMut(Event<'_>),
-        load: &mut dyn FnMut(&mut dyn FnMut(Event<'_>)) -> Result<Model>,
+        load: Load<'_>,
     ) -> Result<bool> {
         fs::create_dir_all(&self.folder).map_err(PostError::io("create", &self.folder))?;
         let path = self.path("part");

@@ -91,7 +91,7 @@ impl Stage for Logits<'_> {
             });
         }
         let Telling { divergence, temperature, .. } = self.telling;
-        let mut values = self.sft.learn(shop, &step, &mut |model, at, options| {
+        let mut values = Sft::learn(shop, &step, &mut |model, at, options| {
             model.distill_step(&cpu, &step.micro[at], options, &told[at], divergence, temperature)
         })?;
         // evaluations give a cross entropy as `loss`, which this is not

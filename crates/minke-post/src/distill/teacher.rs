@@ -61,8 +61,7 @@ impl Known {
     /// Tokenizers or vocabularies that differ, saying both.
     pub fn speaks_with(&self, student: &Self) -> Result<()> {
         let short = |tokenizer: &Tokenizer| {
-            let digits: String =
-                tokenizer.fingerprint()[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+            let digits = &blake3::Hash::from_bytes(tokenizer.fingerprint()).to_hex()[..8];
             format!("{} tokens, fingerprint {digits}", tokenizer.vocab_size())
         };
         let reason = if self.tokenizer.fingerprint() != student.tokenizer.fingerprint() {

@@ -318,17 +318,18 @@ impl Stage for Grpo {
         // one task of each kind: the same ones each time, so that they can be compared
         let mut tasks: Vec<(usize, Task, Vec<u32>)> = Vec::new();
         for task in self.examined.iter().rev() {
-            if tasks.iter().all(|(_, known, _)| known.name != task.name) && tasks.len() < 4 {
-                if let (Some(prompt), _) = self.prompt(shop, &prompter, task)? {
-                    tasks.push((0, task.clone(), prompt));
-                }
+            if tasks.iter().all(|(_, known, _)| known.name != task.name)
+                && tasks.len() < 4
+                && let (Some(prompt), _) = self.prompt(shop, &prompter, task)?
+            {
+                tasks.push((0, task.clone(), prompt));
             }
         }
         let settings = RolloutSettings { group: 1, ..self.recipe.rollout };
         let groups = roll(shop, &prompter, &settings, &self.recipe.reward, tasks, u64::MAX >> 1)?;
         Ok(groups
             .iter()
-            .flat_map(|group| group.answers.first().map(|answer| sample(group, answer)))
+            .filter_map(|group| group.answers.first().map(|answer| sample(group, answer)))
             .collect())
     }
 

@@ -149,7 +149,7 @@ impl<'a> Sft<'a> {
     }
 
     /// One step whose passes `pass` makes; see [`minke_train::trainer::Trainer::step_by`].
-    pub fn learn(&mut self, shop: &mut Workshop, step: &StepBatches, pass: Pass<'_>) -> Result<Values> {
+    pub fn learn(shop: &mut Workshop, step: &StepBatches, pass: Pass<'_>) -> Result<Values> {
         let begin = Instant::now();
         let report = shop.trainer.step_by(&shop.cpu, &step.micro, pass)?;
         let tokens: usize = step.micro.iter().map(|batch| batch.tokens.len()).sum();
@@ -200,7 +200,7 @@ impl Stage for Sft<'_> {
     fn turn(&mut self, shop: &mut Workshop, turn: u64, _: &mut dyn FnMut(Event<'_>)) -> Result<Values> {
         let step = self.batches.step(turn);
         let cpu = shop.cpu.clone();
-        self.learn(shop, &step, &mut |model, at, options| model.train_step(&cpu, &step.micro[at], options))
+        Self::learn(shop, &step, &mut |model, at, options| model.train_step(&cpu, &step.micro[at], options))
     }
 
     fn evaluate(
