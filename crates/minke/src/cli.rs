@@ -37,8 +37,8 @@ pub enum Command {
         minke make recipes/tiny-r1.toml --set rl.train.steps=50 --out runs/short\n  \
         minke make recipes/tiny-r1.toml --resume\n  \
         minke make recipes/tiny-r1.toml --from rl --set rl.objective.algorithm=dapo\n\n\
-        A stage is a [[stage]] with a name, a kind (worked, pretrain, sft, grpo, sample, eval) and the\n\
-        recipe of that kind, where \"stage:NAME\" is the folder of an earlier stage. Ctrl-C stops with a\n\
+        A stage is a [[stage]] with a name, a kind (worked, pretrain, sft, grpo, sample, distill, eval) and\n\
+        the recipe of that kind, where \"stage:NAME\" is the folder of an earlier stage. Ctrl-C stops with a\n\
         checkpoint; --resume goes on. --from and --only remove what the stages had made before.")]
     Make(Make),
     /// Talk to a model in the terminal
@@ -96,6 +96,19 @@ pub enum Command {
         [model]\n  path = \"runs/rl\"\n  [tasks]\n  suite = \"core:1-3\"\n  [keep]\n  which = \"shortest\"\n\n\
         answers.jsonl in the run's folder is what minke sft learns from.")]
     Sample(Train),
+    /// Let a student learn from a teacher
+    #[command(after_help = "Examples:\n  \
+        minke distill student.toml\n  \
+        minke distill student.toml --set distill.divergence=reverse --out runs/reverse\n  \
+        minke distill student.toml --resume\n\n\
+        A recipe names a teacher, a student (or the sizes of a fresh one), and how it learns:\n  \
+        [teacher]\n  path = \"runs/rl\"\n  [student.model]             # or [student] with a path\n  \
+        family = \"llama\"\n  depth = 4\n  [distill]\n  mode = \"logits\"\n  [data]\n  \
+        sources = [{ path = \"runs/lessons/answers.jsonl\" }]\n\n\
+        sequences learns the teacher's answers, logits what it takes to be likely at each place of them,\n\
+        on_policy (with [tasks] and [rollout] as in grpo) what it says of the student's own answers.\n\
+        Both must have the same tokenizer; their architectures may differ.")]
+    Distill(Train),
     /// Ask a model tasks and count the right answers
     #[command(after_help = "Examples:\n  \
         minke eval runs/tiny-r1 core\n  \

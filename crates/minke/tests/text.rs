@@ -21,6 +21,7 @@ fn help_of_every_command() {
         "sft",
         "grpo",
         "sample",
+        "distill",
         "eval",
         "gym",
         "gym list",
@@ -29,6 +30,7 @@ fn help_of_every_command() {
         "bench",
         "bench infer",
         "bench train",
+        "bench grpo",
     ] {
         let mut args: Vec<&str> = command.split_whitespace().collect();
         args.push("--help");

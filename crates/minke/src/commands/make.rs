@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use minke_post::make::{self, Event, Failed, Kind, Options, Outcome, Runner, StageResult};
 use minke_post::metrics::Values;
-use minke_post::{grpo, sft, stages};
+use minke_post::{distill, grpo, sft, stages};
 use minke_train::pretrain;
 use minke_train::recipe::{Document, Recipe};
 use serde_json::json;
@@ -20,7 +20,7 @@ use crate::interrupt::{self, Work};
 use crate::output::{self, percent};
 
 /// The kinds of stages.
-const KINDS: [Kind; 6] = [
+const KINDS: [Kind; 7] = [
     Kind { name: "worked", command: None, makes_model: false, paths: &[], models: &[] },
     Kind {
         name: "pretrain",
@@ -49,6 +49,20 @@ const KINDS: [Kind; 6] = [
         makes_model: false,
         paths: &[],
         models: &["model.path", "model.template", "tasks.suite"],
+    },
+    Kind {
+        name: "distill",
+        command: Some("distill"),
+        makes_model: true,
+        paths: &["data.sources.*.path", "distill.cache"],
+        models: &[
+            "teacher.path",
+            "student.path",
+            "student.template",
+            "eval.suite",
+            "tasks.suite",
+            "tasks.eval_suite",
+        ],
     },
     Kind {
         name: "eval",
@@ -127,6 +141,7 @@ impl Runner for Stages {
             "sft" => drop(sft::recipe::Recipe::read(&Document::load(recipe, &[])?)?),
             "grpo" => drop(grpo::Recipe::load(recipe, &[], None)?),
             "sample" => drop(minke_post::sample::Recipe::load(recipe, &[])?),
+            "distill" => drop(distill::Recipe::load(recipe, &[], None)?),
             "eval" => drop(stages::exam::Recipe::load(recipe, &[])?),
             other => unreachable!("{other} is not among the kinds"),
         }
@@ -143,6 +158,7 @@ impl Runner for Stages {
             "sft" => self.post(options, sft::run),
             "grpo" => self.post(options, grpo::run),
             "sample" => self.sample(options),
+            "distill" => self.post(options, distill::run),
             "eval" => self.eval(options),
             other => unreachable!("{other} is not among the kinds"),
         }

@@ -32,6 +32,7 @@ pub fn run(command: &Command) -> Result<(), Failure> {
         Command::Grpo(args) => post::run(args, minke_post::grpo::run),
         Command::Make(args) => make::run(args),
         Command::Sample(args) => sample::run(args),
+        Command::Distill(args) => post::run(args, minke_post::distill::run),
         Command::Chat(args) => chat::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Score(args) => score::run(args),
