@@ -1,7 +1,7 @@
 """A GRPO step of Minke beside one of TRL's GRPOTrainer, in turn on the same machine: 16 prompts, 8 answers, 48 tokens.
 
     cargo build --release
-    python scripts/bench_grpo_compare.py [--rounds 3] [--modes f32,bf16,pure-bf16] [--precisions bf16,f32] [--threads 2]
+    python scripts/bench_grpo_compare.py [--rounds 3] [--modes f32,decode-f32,both-f32] [--precisions bf16,f32] [--threads 2]
 
 First `scripts/bench_trl.py` runs every mode once and the fastest one stands for TRL. Then each round runs
 `minke bench grpo recipes/bench-a.toml` once for every precision and TRL's best mode once. Prints the medians over the
@@ -39,7 +39,7 @@ def trl(modes, steps, threads, timeout):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--modes", default="f32,bf16,pure-bf16", help="of bench_trl.py")
+    parser.add_argument("--modes", default="f32,decode-f32,both-f32", help="of bench_trl.py")
     parser.add_argument("--precisions", default="bf16,f32", help="of Minke")
     parser.add_argument("--steps", type=int, default=3, help="timed steps of a run")
     parser.add_argument("--rounds", type=int, default=3)

@@ -2,7 +2,7 @@
 # Made with torch 2.15.0, transformers 5.23.0, trl 1.16.0 (requirements.txt).
 """What TRL's GRPOTrainer reaches on shape A of the training benchmark, on CPU.
 
-    python scripts/bench_trl.py [--modes f32,bf16,...] [--threads 2] [--steps 3] [--warm-up 1]
+    python scripts/bench_trl.py [--modes f32,bf16,...] [--threads 2] [--steps 3] [--warm-up 2]
         [--others 1] [--timeout 200] [--json FILE]
 
 One step is 16 prompts of 6 tokens, 8 answers each of exactly 48 new tokens (the end token is kept from being sampled),
@@ -16,8 +16,9 @@ Modes, each in a process of its own:
     f32            f32 throughout
     bf16           TRL's `bf16`: f32 weights, autocast in training
     pure-bf16      the model, its gradients and AdamW's state in bf16
-    static-f32     f32 with the static KV cache and generation's compiled decoding step
-    compile-f32    f32 with the model compiled in training (`torch_compile`)
+    decode-f32     f32, decoding with the static KV cache and a compiled forward pass (TRL leaves this out: set after it)
+    compile-f32    f32 with the model compiled in training (`torch_compile`), decoding as in f32
+    both-f32       f32, both of them compiled
     micro-f32      f32 in micro-batches of 32
 
 A step's time goes from one update's end to the next's; `generation_s` is the time in `generate`, `train_s` that in
@@ -41,7 +42,7 @@ import time
 
 from bench_torch import SHAPES, busy_s, emit
 
-MODES = ("f32", "bf16", "pure-bf16", "static-f32", "compile-f32", "micro-f32")
+MODES = ("f32", "bf16", "pure-bf16", "decode-f32", "compile-f32", "both-f32", "micro-f32")
 PROMPTS, ANSWERS, PROMPT_TOKENS, NEW_TOKENS = 16, 8, 6, 48
 
 
@@ -139,6 +140,7 @@ def child(mode, threads, warm_up, steps, most_others):
             if logs and "frac_reward_zero_std" in logs:
                 emit(groups_without_signal=logs["frac_reward_zero_std"], grad_norm=float(logs.get("grad_norm", 0.0)))
 
+    decode = mode in ("decode-f32", "both-f32")
     answers = PROMPTS * ANSWERS
     micro = answers // 4 if mode.startswith("micro") else answers
     rng = random.Random(0)
@@ -171,16 +173,19 @@ def child(mode, threads, warm_up, steps, most_others):
                 weight_decay=0.1,
                 gradient_checkpointing=False,
                 dataloader_pin_memory=False,
-                torch_compile=mode.startswith("compile"),
-                cache_implementation="static" if mode.startswith("static") else None,
+                torch_compile=mode in ("compile-f32", "both-f32"),
+                cache_implementation="static" if decode else None,
                 generation_kwargs=generation,
             ),
             train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in prompts]),
             processing_class=tokenizer(config.vocab_size),
             callbacks=[Clock()],
         )
-        if mode.startswith("static"):
-            trainer.generation_config.disable_compile = False  # TRL turns it off whatever the cache
+        if decode:
+            # TRL turns compiling off whatever the cache, and transformers leaves it to accelerators
+            trainer.generation_config.disable_compile = False
+            trainer.generation_config.compile_config = transformers.CompileConfig()
+            trainer.generation_config.compile_config._compile_all_devices = True
         emit(parameters=sum(p.numel() for p in model.parameters()), torch=torch.__version__,
              transformers=transformers.__version__, trl=trl.__version__)
         trainer.train()
@@ -237,10 +242,10 @@ def show(result):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--modes", default="f32,bf16")
+    parser.add_argument("--modes", default="f32,bf16,pure-bf16,decode-f32,compile-f32,both-f32")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3, help="timed steps")
-    parser.add_argument("--warm-up", type=int, default=1)
+    parser.add_argument("--warm-up", type=int, default=2, help="steps, the first compiles")
     parser.add_argument("--others", type=float, default=1.0, help="most of the machine that others may take in a step")
     parser.add_argument("--timeout", type=float, default=200.0, help="seconds for one mode")
     parser.add_argument("--json", help="write every figure to this file")
