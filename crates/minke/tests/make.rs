@@ -92,6 +92,23 @@ samples = 2
 max_tokens = 16
 
 [[stage]]
+name = "student"
+kind = "distill"
+teacher.path = "stage:rl"
+[stage.student.model]
+family = "llama"
+depth = 1
+[stage.distill]
+mode = "logits"
+cache = "said"
+[[stage.data.sources]]
+path = "stage:worked/cold.jsonl"
+[stage.train]
+sequence_length = 192
+batch_size = 2
+steps = 3
+
+[[stage]]
 name = "exam"
 kind = "eval"
 [stage.model]
@@ -132,12 +149,12 @@ fn a_pipeline_ends_in_a_model_that_the_other_commands_use() {
     let short = "rl.train.steps=2";
     let run = minke(&["make", text(&recipe), "--out", text(&out), "--set", short]);
     assert_eq!(run.code, 0, "{}", run.err);
-    assert!(run.out.contains("worked, base, cold, rl, lessons, exam"), "{}", run.out);
+    assert!(run.out.contains("worked, base, cold, rl, lessons, student, exam"), "{}", run.out);
     assert!(run.out.contains("minke chat "), "{}", run.out);
-    for expected in ["== stage 4 of 6: rl (grpo)", "== exam took "] {
+    for expected in ["== stage 4 of 7: rl (grpo)", "== exam took "] {
         assert!(run.err.contains(expected), "{expected}: {}", run.err);
     }
-    assert!(weights(&out) == weights(&out.join("rl")), "the published model is the last one");
+    assert!(weights(&out) == weights(&out.join("student")), "the published model is the last one");
     for file in ["report.md", "plots/pass.svg", "rl/report.md", "cold/report.md", "lessons/answers.jsonl"] {
         assert!(out.join(file).is_file(), "{file}");
     }
@@ -147,11 +164,19 @@ fn a_pipeline_ends_in_a_model_that_the_other_commands_use() {
     let stage = out.join("stages/cold.toml");
     good(&["sft", text(&stage), "--out", text(&bench.out("alone"))]);
     assert!(weights(&bench.out("alone")) == weights(&out.join("cold")));
+    assert_eq!(
+        fs::read_dir(bench.0.path().join("said")).unwrap().count(),
+        1,
+        "a cache lies beside the recipe"
+    );
+    let stage = out.join("stages/student.toml");
+    good(&["distill", text(&stage), "--out", text(&bench.out("student"))]);
+    assert!(weights(&bench.out("student")) == weights(&out.join("student")));
     // nothing is left to do, and nothing is done
     let args = ["make", text(&recipe), "--out", text(&out), "--set", short, "--resume", "--json"];
     let lines = good(&args);
     let events: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(events.iter().filter(|event| event["make"]["event"] == "skipped").count(), 6, "{lines}");
+    assert_eq!(events.iter().filter(|event| event["make"]["event"] == "skipped").count(), 7, "{lines}");
     assert_eq!(events.last().unwrap()["event"], "made");
     // another recipe is another model
     let run = minke(&["make", text(&recipe), "--out", text(&out), "--resume"]);
@@ -212,7 +237,7 @@ fn pipelines_that_cannot_be_made_say_why() {
         (&["--set", "rl.train.stepz=3"][..], "stage rl: unknown key `stepz` in [train]"),
         (&["--set", "rl.objective.algorithm=ppo"], "\"grpo\""),
         (&["--set", "exam.eval.suite=chian"], "no suite or family is called \"chian\""),
-        (&["--set", "lr.train.steps=3"], "the stages are worked, base, cold, rl, lessons, exam"),
+        (&["--set", "lr.train.steps=3"], "the stages are worked, base, cold, rl, lessons, student, exam"),
         (&["--set", "cold.model.path=stage:rl"], "stage:NAME of an earlier stage (worked, base)"),
         (&["--only", "exam"], "needs stage `rl`"),
         (&["--from", "nothing"], "there is no such stage"),
