@@ -336,6 +336,43 @@ fn teachers_that_cannot_teach_are_refused() {
 }
 
 #[test]
+fn a_teacher_that_no_memory_holds_is_refused_before_it_is_loaded() {
+    let place = Place::new(DType::F32);
+    let config = fs::read(place.at("teacher/config.json")).unwrap();
+    let mut value: Value = serde_json::from_slice(&config).unwrap();
+    value["num_hidden_layers"] = 500.into();
+    value["hidden_size"] = 16384.into();
+    value["moe_intermediate_size"] = 65536.into();
+    // there are no weights at all: nobody may look for them
+    fs::create_dir(place.at("giant")).unwrap();
+    fs::write(place.at("giant/config.json"), value.to_string()).unwrap();
+    fs::copy(place.at("teacher/tokenizer.json"), place.at("giant/tokenizer.json")).unwrap();
+    let logits = "mode = 'logits'\n[teacher.precision]\nhead = 'bf16'";
+    for (distill, more) in
+        [("mode = 'on_policy'\n[teacher.precision]\nhead = 'bf16'", TASKS), (logits, WRITTEN)]
+    {
+        let mut options = place.options("hopeless", FRESH, distill, more);
+        options.overrides.push("teacher.path=giant".to_owned());
+        let error = refusal(&options);
+        assert!(
+            error.starts_with("teacher.path: the teacher takes") && error.contains("are left"),
+            "{error}"
+        );
+        assert!(!place.at("hopeless").exists(), "nothing was begun");
+    }
+}
+
+#[test]
+fn modules_that_predict_ahead_learn_beside_the_teacher_s_word() {
+    let place = Place::new(DType::F32);
+    let more = format!("{WRITTEN}steps = 20\nlr = 0.01\n");
+    for (out, distill) in [("likely", "mode = 'logits'"), ("written", "mode = 'sequences'")] {
+        let losses = all(&go(&place.options(out, COPY, distill, &more), None), "mtp_loss");
+        assert!(losses.last().unwrap() < &(losses[0] * 0.9), "{out}: {losses:?}");
+    }
+}
+
+#[test]
 fn recipes_say_all_and_what_is_wrong() {
     let place = Place::new(DType::F32);
     let load = |options: &Options| Recipe::load(&options.recipe, &options.overrides, None);
