@@ -19,40 +19,37 @@ fn result((a, op, b): (i64, char, i64)) -> i64 {
     if op == '+' { a + b } else { a - b }
 }
 
-/// The lines of `a + b` from the right, `digits` at a time: `7+5+0=12 w2 c1` (write 2, carry 1).
+/// The lines of `a + b` from the right, `digits` at a time: `7+5+0=12` (write 2, carry 1 to the next line's third
+/// summand; the last line writes all that it has).
 pub fn sum_lines(mut a: i64, mut b: i64, digits: u32) -> String {
     let base = 10_i64.pow(digits);
     let (mut carry, mut lines) = (0, String::new());
     while a > 0 || b > 0 {
         let (x, y) = (a % base, b % base);
         let sum = x + y + carry;
-        let before = carry;
+        let written = written(sum, a >= base || b >= base, digits);
+        lines += &format!("{x}+{y}+{carry}={written}\n");
         (a, b, carry) = (a / base, b / base, sum / base);
-        let written = written(sum % base, a > 0 || b > 0 || carry > 0, digits);
-        lines += &format!("{x}+{y}+{before}={sum} w{written} c{carry}\n");
-    }
-    if carry > 0 {
-        lines += &format!("w{carry}\n");
     }
     lines
 }
 
-/// The lines of `a - b` for `a >= b` from the right: `2-5-1=-4 w6 b1` (write 6, borrow 1).
+/// The lines of `a - b` for `a >= b` from the right: `12-5-1=6` (ten borrowed, so the next line takes one more away).
 fn difference_lines(mut a: i64, mut b: i64, digits: u32) -> String {
     let base = 10_i64.pow(digits);
     let (mut borrow, mut lines) = (0, String::new());
     while a > 0 || b > 0 {
         let (x, y) = (a % base, b % base);
-        let difference = x - y - borrow;
-        let before = borrow;
-        (a, b, borrow) = (a / base, b / base, i64::from(difference < 0));
-        let written = written(difference.rem_euclid(base), a > 0, digits);
-        lines += &format!("{x}-{y}-{before}={difference} w{written} b{borrow}\n");
+        let borrows = x < y + borrow;
+        let x = x + if borrows { base } else { 0 };
+        let written = written(x - y - borrow, a >= base, digits);
+        lines += &format!("{x}-{y}-{borrow}={written}\n");
+        (a, b, borrow) = (a / base, b / base, i64::from(borrows));
     }
     lines
 }
 
-/// What a line writes: all its digits where others stand before them.
+/// A line's result, with all its digits where others stand before them.
 fn written(value: i64, more: bool, digits: u32) -> String {
     if more { format!("{value:0width$}", width = digits as usize) } else { value.to_string() }
 }
@@ -122,12 +119,12 @@ mod tests {
     #[test]
     fn worked_by_hand() {
         assert_eq!(Addition.answer("457+385"), "842");
-        assert_eq!(thought("457+385", Care::Full), "7+5+0=12 w2 c1\n5+8+1=14 w4 c1\n4+3+1=8 w8 c0");
-        assert_eq!(thought("95+7", Care::Full), "5+7+0=12 w2 c1\n9+0+1=10 w0 c1\nw1");
-        assert_eq!(thought("5001+999", Care::Brief), "1+999+0=1000 w000 c1\n5+0+1=6 w6 c0");
+        assert_eq!(thought("457+385", Care::Full), "7+5+0=12\n5+8+1=14\n4+3+1=8");
+        assert_eq!(thought("95+7", Care::Full), "5+7+0=12\n9+0+1=10");
+        assert_eq!(thought("5001+999", Care::Brief), "1+999+0=1000\n5+0+1=6");
         assert_eq!(Addition.answer("103-98"), "5");
-        assert_eq!(thought("103-98", Care::Full), "3-8-0=-5 w5 b1\n0-9-1=-10 w0 b1\n1-0-1=0 w0 b0");
-        assert_eq!(thought("12005-998", Care::Brief), "5-998-0=-993 w007 b1\n12-0-1=11 w11 b0");
+        assert_eq!(thought("103-98", Care::Full), "13-8-0=5\n10-9-1=0\n1-0-1=0");
+        assert_eq!(thought("12005-998", Care::Brief), "1005-998-0=007\n12-0-1=11");
     }
 
     #[test]
@@ -148,9 +145,18 @@ mod tests {
             let draw = &mut Draw::new(9, index);
             let key = Addition.key(1 + (index % 8) as u32, draw);
             for care in [Care::Full, Care::Brief] {
-                let written: Vec<String> = thought(&key, care)
+                let digits = if care == Care::Full { 1 } else { BRIEF_DIGITS as usize };
+                let lines = thought(&key, care);
+                let count = lines.lines().count();
+                let written: Vec<String> = lines
                     .lines()
-                    .map(|line| line[line.find('w').unwrap() + 1..].split(' ').next().unwrap().to_owned())
+                    .enumerate()
+                    .map(|(at, line)| {
+                        let result = line.split('=').next_back().unwrap();
+                        // all but the last digits are carried on, but for the last line
+                        let from = if at + 1 < count { result.len().saturating_sub(digits) } else { 0 };
+                        result[from..].to_owned()
+                    })
                     .collect();
                 let joined: String = written.into_iter().rev().collect();
                 assert!(Addition.verify(&key, &joined), "{key}: {joined}");

@@ -96,7 +96,7 @@ impl Family for Chain {
                 let before = value;
                 value = steps.iter().fold(value, |value, &step| chain.after(value, step));
                 let steps: Vec<String> = steps.iter().map(|(op, operand)| format!("{op}{operand}")).collect();
-                thought += &format!("{before} {} = {value}\n", steps.join(" "));
+                thought += &format!("{before}{}={value}\n", steps.join(""));
             }
         }
         Some(Work { thought: thought.trim_end().to_owned(), answer: chain.result().to_string() })

@@ -118,7 +118,7 @@ mod tests {
         assert_eq!(thought("26*347", Care::Brief), "347*6=2082\n347*20=6940\n2082+6940=9022");
         let full = "347*6\n7*6+0=42 w2 c4\n4*6+4=28 w8 c2\n3*6+2=20 w0 c2\nw2\n=2082\n\
                     347*20\nw0\n7*2+0=14 w4 c1\n4*2+1=9 w9 c0\n3*2+0=6 w6 c0\n=6940\n\
-                    2082+6940\n2+0+0=2 w2 c0\n8+4+0=12 w2 c1\n0+9+1=10 w0 c1\n2+6+1=9 w9 c0\n=9022";
+                    2082+6940\n2+0+0=2\n8+4+0=12\n0+9+1=10\n2+6+1=9\n=9022";
         assert_eq!(thought("347*26", Care::Full), full);
         assert_eq!(thought("30*41", Care::Brief), "41*30=1230");
         assert_eq!(thought("7*8", Care::Full), "8*7\n8*7+0=56 w6 c5\nw5\n=56");

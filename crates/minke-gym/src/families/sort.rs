@@ -177,7 +177,7 @@ impl Family for Sort {
         let mut left = items.shown.clone();
         let step = |taken: &[&str]| {
             left.retain(|item| !taken.contains(item));
-            let bar = if left.is_empty() { "" } else { " | " };
+            let bar = if left.is_empty() { "" } else { "|" };
             format!("{}{bar}{}", taken.join(" "), left.join(" "))
         };
         let lines: Vec<String> = items.taken().chunks(at_once).map(step).collect();
@@ -240,10 +240,9 @@ mod tests {
             let shown = Items::read(key).shown;
             shown.into_iter().filter(|item| !out.contains(item)).collect::<Vec<_>>().join(" ")
         };
-        let full =
-            format!("1 | {}\n3 | {}\n4 | {}\n9", left(&["1"]), left(&["1", "3"]), left(&["1", "3", "4"]));
+        let full = format!("1|{}\n3|{}\n4|{}\n9", left(&["1"]), left(&["1", "3"]), left(&["1", "3", "4"]));
         assert_eq!(thought(key, Care::Full), full);
-        assert_eq!(thought(key, Care::Brief), "1 3 4 | 9\n9");
+        assert_eq!(thought(key, Care::Brief), "1 3 4|9\n9");
         assert_eq!(thought("nth 2 1 3 4 9", Care::Full).lines().count(), 2);
     }
 }
