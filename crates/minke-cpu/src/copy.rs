@@ -193,10 +193,10 @@ pub fn put_rows(cpu: &Cpu, x: View<'_>, d: usize, rows: &[u32], out: ViewMut<'_>
     rows::expect_len("put_rows", "x", x.len(), rows.len() * d);
     let shared = SharedView::new(out);
     rows::over_tiles(cpu, rows.len(), d, |from, to| {
-        for i in from..to {
+        for (i, &row) in (from as u32..).zip(&rows[from..to]) {
             // SAFETY: rows ascend, so each is written by one task.
-            let out = unsafe { shared.slice(rows[i] as usize * d, d) };
-            cpu.dispatch(TakeRows { x, d, rows: &[i as u32], out });
+            let out = unsafe { shared.slice(row as usize * d, d) };
+            cpu.dispatch(TakeRows { x, d, rows: &[i], out });
         }
     });
 }

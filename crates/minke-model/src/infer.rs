@@ -126,10 +126,14 @@ impl Model {
         let mut cx = Context::inference(cpu, &mut self.params);
         let h = self.net.trunk(&mut cx, &mut pass, &tokens.into());
         if wanted.is_empty() {
+            self.timers.merge(&cx.timers);
             return (Vec::new(), pass.routes);
         }
         let mut rows = Tensor::uninit(wanted.len(), h.value.cols(), h.value.dtype());
         copy::take_rows(cpu, h.value.view(), h.value.cols(), &wanted, rows.view_mut());
-        (ops::head_logits(&mut cx, &rows, self.net.head).f32().to_vec(), pass.routes)
+        let head = self.net.head;
+        let logits = cx.timed("head", |cx| ops::head_logits(cx, &rows, head).f32().to_vec());
+        self.timers.merge(&cx.timers);
+        (logits, pass.routes)
     }
 }

@@ -12,6 +12,7 @@ use minke_model::{Model, Precision};
 use minke_num::rng;
 use minke_train::optim::Settings;
 use minke_train::recipe::Recipe;
+use minke_tensor::Timers;
 use minke_train::trainer::{Course, Trainer};
 use serde::Serialize;
 
@@ -64,8 +65,10 @@ pub struct Figures {
     pub level: &'static str,
     /// Steps that counted.
     pub steps: usize,
-    /// Parts of the update, in milliseconds a step, the longest first.
-    pub profile: Vec<(&'static str, f64)>,
+    /// Parts of the rollout, in milliseconds a step, the longest first.
+    pub rollout_profile: Vec<(&'static str, f64)>,
+    /// Parts of the update.
+    pub train_profile: Vec<(&'static str, f64)>,
 }
 
 /// Measures steps on random weights and prompts: sample groups, reward the share of even tokens, one update.
@@ -96,9 +99,10 @@ pub fn run(options: &Options) -> Result<Figures> {
     };
     let (mut rollouts, mut updates, mut bits_differ) = (Vec::new(), Vec::new(), 0);
     let answers = options.prompts * options.group;
+    let mut profiles = [Timers::default(), Timers::default()];
     for step in 0..=options.steps as u64 {
         if step == 1 {
-            trainer.model.timers = minke_tensor::Timers::default();
+            profiles = [Timers::default(), Timers::default()];
         }
         let prompt = |prompt: u64| -> Vec<u32> {
             (0..options.prompt_tokens as u64)
@@ -130,10 +134,12 @@ pub fn run(options: &Options) -> Result<Figures> {
             })
             .collect();
         let sampled = start.elapsed().as_secs_f64();
+        profiles[0].merge(&std::mem::take(&mut trainer.model.timers));
         let groups: Vec<Vec<&Answer>> =
             graded.chunks(options.group).map(|group| group.iter().collect()).collect();
         let learned = learner.learn(&cpu, &mut trainer, &groups)?;
         let whole = start.elapsed().as_secs_f64();
+        profiles[1].merge(&std::mem::take(&mut trainer.model.timers));
         bits_differ += learned.bits_differ();
         if step > 0 {
             rollouts.push(sampled);
@@ -144,7 +150,10 @@ pub fn run(options: &Options) -> Result<Figures> {
     let wholes: Vec<f64> = rollouts.iter().zip(&updates).map(|(a, b)| a + b).collect();
     let new_tokens = answers * options.new_tokens;
     let rows = answers * (options.prompt_tokens + options.new_tokens - 1);
-    let profile = trainer.model.timers.table().into_iter();
+    let [rollout_profile, train_profile] = profiles.map(|timers| {
+        let ms = |span: std::time::Duration| span.as_secs_f64() * 1e3 / options.steps.max(1) as f64;
+        timers.table().into_iter().map(|(name, span, _)| (name, ms(span))).collect()
+    });
     Ok(Figures {
         step_s: median(&wholes),
         rollout_s,
@@ -157,8 +166,7 @@ pub fn run(options: &Options) -> Result<Figures> {
         threads: cpu.threads(),
         level: cpu.level().name(),
         steps: options.steps,
-        profile: profile
-            .map(|(name, span, _)| (name, span.as_secs_f64() * 1e3 / options.steps.max(1) as f64))
-            .collect(),
+        rollout_profile,
+        train_profile,
     })
 }

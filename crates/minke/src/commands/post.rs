@@ -304,9 +304,11 @@ fn bench_text(args: &BenchGrpo, figures: &Figures) -> String {
         ("trainer", exact),
         ("peak memory", figures.peak_rss_bytes.map_or("unknown".to_owned(), |n| output::bytes(n as f64))),
     ]);
-    text.push_str("\nwhere training goes                    ms\n");
-    for (name, ms) in &figures.profile {
-        text.push_str(&format!("  {name:30} {ms:8.2}\n"));
+    for (part, profile) in [("rollout", &figures.rollout_profile), ("training", &figures.train_profile)] {
+        text.push_str(&format!("\n{:35} ms\n", format!("where {part} goes")));
+        for (name, ms) in profile {
+            text.push_str(&format!("  {name:30} {ms:8.2}\n"));
+        }
     }
     text
 }
