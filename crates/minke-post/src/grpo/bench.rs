@@ -10,9 +10,9 @@ use minke_infer::machine::{median, peak_rss_bytes};
 use minke_infer::{Engine, Request, Sampling};
 use minke_model::{Model, Precision};
 use minke_num::rng;
+use minke_tensor::Timers;
 use minke_train::optim::Settings;
 use minke_train::recipe::Recipe;
-use minke_tensor::Timers;
 use minke_train::trainer::{Course, Trainer};
 use serde::Serialize;
 

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use minke_gym::Task;
-use minke_gym::answer::{END_THINK, Parts};
+use minke_gym::answer::{END_THINK, Parts, THINK};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -22,13 +22,18 @@ pub struct Lesson {
 }
 
 impl Lesson {
-    /// What an answer teaches, its question not yet filled in; `None` when nothing is said.
+    /// What an answer teaches, its question not yet filled in; `None` when nothing is said, or a tag of thinking stands
+    /// where none belongs.
     ///
     /// A chat keeps all that was said after the thought (`whole`), other forms the answer alone.
     pub fn of(parts: &Parts<'_>, text: &str, whole: bool) -> Option<Self> {
         let answer = parts.answer?;
         let content = if whole { text.rsplit(END_THINK).next().unwrap_or(text).trim() } else { answer };
         let thought = parts.thought.map(|thought| thought.trim().to_owned());
+        let tagged = |text: &str| text.contains(THINK) || text.contains(END_THINK);
+        if tagged(content) || thought.as_deref().is_some_and(tagged) {
+            return None;
+        }
         Some(Self { prompt: String::new(), thought, content: content.to_owned() })
     }
 
@@ -59,6 +64,8 @@ pub struct Counts {
     pub verifier_errors: usize,
     /// Tasks with at least one right answer.
     pub solved: usize,
+    /// Right answers that are no lessons, such as with a thought that was closed twice.
+    pub malformed: usize,
     /// Right answers that another one of the same task equals to the letter.
     pub duplicates: usize,
     /// Lessons.
@@ -68,8 +75,8 @@ pub struct Counts {
 impl Counts {
     /// Rows for people.
     pub fn facts(&self) -> Vec<(String, String)> {
-        let Self { tasks, samples, right, no_answer, too_long, verifier_errors, solved, duplicates, kept } =
-            *self;
+        let Self { tasks, samples, right, no_answer, too_long, verifier_errors, solved, .. } = *self;
+        let Self { malformed, duplicates, kept, .. } = *self;
         let share = |part: usize, of: usize| {
             if of == 0 {
                 part.to_string()
@@ -85,9 +92,12 @@ impl Counts {
             ("duplicates", duplicates.to_string()),
             ("kept", kept.to_string()),
         ];
-        for (name, number) in
-            [("without an answer", no_answer), ("too long", too_long), ("verifier errors", verifier_errors)]
-        {
+        for (name, number) in [
+            ("without an answer", no_answer),
+            ("too long", too_long),
+            ("verifier errors", verifier_errors),
+            ("malformed", malformed),
+        ] {
             if number > 0 {
                 rows.push((name, share(number, samples)));
             }
@@ -127,7 +137,10 @@ pub fn choose(
         let mut seen = HashSet::new();
         let mut different = Vec::new();
         for answer in right {
-            let Some(lesson) = lesson(answer) else { continue };
+            let Some(lesson) = lesson(answer) else {
+                counts.malformed += 1;
+                continue;
+            };
             if seen.insert((lesson.thought.clone(), lesson.content.clone())) {
                 different.push((answer.tokens, Lesson { prompt: task.prompt.clone(), ..lesson }));
             } else {

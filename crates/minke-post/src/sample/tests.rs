@@ -64,6 +64,7 @@ fn right_answers_are_chosen_once_each() {
         too_long: 1,
         verifier_errors: 1,
         solved: 1,
+        malformed: 0,
         duplicates: 1,
         kept: 2,
     };
@@ -180,5 +181,14 @@ fn recipes_that_are_wrong_say_where() {
     ] {
         let error = message(&overrides);
         assert!(error.contains(expected), "{expected}: {error}");
+    }
+}
+
+#[test]
+fn a_thought_that_was_closed_twice_is_no_lesson() {
+    let of = |text: &str| Lesson::of(&minke_gym::answer::split(text, true), text, true);
+    assert_eq!(of("1+1</think>2").unwrap().thought.as_deref(), Some("1+1"));
+    for text in ["1+1</think>2</think>2", "<think>1</think>2</think>2", "1</think>2 <think>"] {
+        assert_eq!(of(text), None, "{text}");
     }
 }
