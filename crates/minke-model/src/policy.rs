@@ -59,7 +59,7 @@ impl Model {
         cpu: &Cpu,
         batch: &PolicyBatch,
         loss: &LossOptions,
-        slope: &mut dyn FnMut(usize, &[f32], &mut [f32]),
+        slope: &mut ops::Slope<'_>,
     ) -> PolicyStats {
         let (rows, labels, groups) = labelled(&batch.rows);
         let mut log_probs = Vec::new();

@@ -21,4 +21,4 @@ pub use linear::{concat, linear};
 pub use loss::{HeadLoss, head_logits, head_loss, head_losses};
 pub use moe::{MoeWeights, Routed, moe_ffn};
 pub use norm::{add_rmsnorm, rmsnorm};
-pub use policy::{PolicyRows, head_distill, head_likeliest, head_policy};
+pub use policy::{PolicyRows, Slope, head_distill, head_likeliest, head_policy};

@@ -13,6 +13,9 @@ use crate::context::{Context, Var};
 use crate::store::{WeightId, compute};
 use crate::tensor::Tensor;
 
+/// Writes dL/dlog p of each token of a sequence, given its number and the tokens' log-probabilities.
+pub type Slope<'a> = dyn FnMut(usize, &[f32], &mut [f32]) + 'a;
+
 /// The rows of a call that count: those that predict a sampled token.
 #[derive(Clone, Copy, Debug)]
 pub struct PolicyRows<'a> {
@@ -37,7 +40,7 @@ pub fn head_policy(
     x: &Var,
     w: WeightId,
     policy: PolicyRows<'_>,
-    slope: &mut dyn FnMut(usize, &[f32], &mut [f32]),
+    slope: &mut Slope<'_>,
 ) -> Vec<f32> {
     let PolicyRows { labels, groups, temperature, kept, .. } = policy;
     let limit = chunk_rows(cx.store.rows(w));
