@@ -118,7 +118,7 @@ pub fn run(args: &Chat) -> Result<(), Failure> {
     };
     let (bos, mut stop_ids) = (loaded.bos(), loaded.stop_ids());
     let turns = match loaded.template()? {
-        Some(template) => Some(Turns::new(template, &tokenizer, &mut stop_ids)?),
+        Some(template) => Some(Turns::new(template, &tokenizer, &mut stop_ids)),
         None => None,
     };
     let cpu = Cpu::detect(threads(args.model.threads));

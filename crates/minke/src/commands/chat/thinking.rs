@@ -9,6 +9,7 @@ const PLAIN: &str = "\x1b[22m";
 
 /// Makes a stream of text safe for a terminal and shows what stands between `<think>` and `</think>` dim; without a
 /// terminal text goes through unchanged.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact about the text so far")]
 pub struct Painter {
     painted: bool,
     thinking: bool,

@@ -21,11 +21,7 @@ pub struct Asked {
 
 impl Turns {
     /// An empty conversation; the token that ends a turn joins `stop_ids`.
-    pub fn new(
-        template: ChatTemplate,
-        tokenizer: &Tokenizer,
-        stop_ids: &mut Vec<u32>,
-    ) -> Result<Self, Failure> {
+    pub fn new(template: ChatTemplate, tokenizer: &Tokenizer, stop_ids: &mut Vec<u32>) -> Self {
         // a template that refuses the probe has said nothing about how turns end
         if let Ok(Some(end)) = template.end_of_turn(tokenizer)
             && !stop_ids.contains(&end)
@@ -39,7 +35,7 @@ impl Turns {
                 missing.join(", ")
             ));
         }
-        Ok(Self { template, messages: Vec::new() })
+        Self { template, messages: Vec::new() }
     }
 
     /// Begins anew.
