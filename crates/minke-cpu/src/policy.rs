@@ -382,7 +382,7 @@ mod tests {
             for k in [1, 4, w] {
                 everywhere("likeliest", |cpu| {
                     let top = likeliest(cpu, &x, w, k);
-                    let mut all = vec![0.0; 3];
+                    let mut all = [0.0; 3];
                     for (r, row) in x.chunks(w).enumerate() {
                         let mut order: Vec<u32> = (0..w as u32).collect();
                         order.sort_by(|a, b| row[*b as usize].total_cmp(&row[*a as usize]).then(a.cmp(b)));
