@@ -10,7 +10,7 @@ fn names_are_unique_and_found() {
     assert_eq!(names.len(), families().len());
     for name in names {
         assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'), "{name}");
-        assert_eq!(super::family(name).map(|family| family.name()), Some(name));
+        assert_eq!(super::family(name).map(crate::Family::name), Some(name));
     }
 }
 

@@ -117,10 +117,7 @@ pub fn run(args: &Chat) -> Result<(), Failure> {
         .hint("minke score reads token ids"));
     };
     let (bos, mut stop_ids) = (loaded.bos(), loaded.stop_ids());
-    let turns = match loaded.template()? {
-        Some(template) => Some(Turns::new(template, &tokenizer, &mut stop_ids)),
-        None => None,
-    };
+    let turns = loaded.template()?.map(|template| Turns::new(template, &tokenizer, &mut stop_ids));
     let cpu = Cpu::detect(threads(args.model.threads));
     let engine = Engine::new(&mut loaded.model, &cpu, Some(&tokenizer));
     let most = engine.context() / 2;
