@@ -115,7 +115,8 @@ pub struct Timing {
 pub struct Generation {
     /// The tokens added, without the one that stopped it; those of a stop string are in it.
     pub tokens: Vec<u32>,
-    /// Natural logarithm of each token's probability, before temperature and filters.
+    /// Natural logarithm of each token's probability, before temperature and filters; empty where the engine goes
+    /// [`Engine::without_log_probs`].
     pub log_probs: Vec<f32>,
     /// Their text up to the stop string; empty without a tokenizer.
     pub text: String,
@@ -213,6 +214,7 @@ pub struct Engine<'a> {
     sampler: Sampler,
     timing: Timing,
     traced: bool,
+    log_probs: bool,
 }
 
 impl<'a> Engine<'a> {
@@ -220,13 +222,19 @@ impl<'a> Engine<'a> {
     pub fn new(model: &'a mut Model, cpu: &'a Cpu, tokenizer: Option<&'a Tokenizer>) -> Self {
         let context = model.config.max_position_embeddings;
         let (sampler, timing) = (Sampler::default(), Timing::default());
-        Self { model, cpu, tokenizer, context, sampler, timing, traced: false }
+        Self { model, cpu, tokenizer, context, sampler, timing, traced: false, log_probs: true }
     }
 
     /// Makes every answer carry its [`Trace`].
     #[must_use]
     pub fn traced(self) -> Self {
         Self { traced: true, ..self }
+    }
+
+    /// Leaves [`Generation::log_probs`] out, which may cost a pass over the vocabulary for each token.
+    #[must_use]
+    pub fn without_log_probs(self) -> Self {
+        Self { log_probs: false, ..self }
     }
 
     /// Tokens that fit into one sequence, prompt and answer together.
@@ -352,13 +360,11 @@ impl<'a> Engine<'a> {
         if self.traced {
             trace_routes(running, &read, &routes);
         }
-        let w = self.model.config.vocab_size;
+        let (w, context) = (self.model.config.vocab_size, self.context);
         let choices = self.choose(running, &wanted, &logits)?;
-        let mut log_probs = vec![0.0; wanted.len()];
-        let ids: Vec<u32> = choices.iter().map(|choice| choice.id).collect();
-        loss::log_probs(self.cpu, &logits, w, &ids, &mut log_probs);
+        let log_probs = self.log_probs.then(|| log_probs(self.cpu, &logits, w, &choices));
         let mut flow = ControlFlow::Continue(());
-        for ((&at, choice), log_prob) in wanted.iter().zip(choices).zip(log_probs) {
+        for (row, (&at, choice)) in wanted.iter().zip(choices).enumerate() {
             let sequence = &mut running[at];
             let id = choice.id;
             if self.traced {
@@ -366,8 +372,8 @@ impl<'a> Engine<'a> {
                 sequence.trace.log_probs.push(choice.log_prob);
                 sequence.trace.kept.push(choice.kept);
             }
-            let text = sequence.take(id, log_prob, self.context);
-            let tokens = sequence.log_probs.len();
+            let text = sequence.take(id, log_probs.as_ref().map(|all| all[row]), context);
+            let tokens = sequence.tokens();
             if on_delta(Delta { request: at, text: &text, tokens }).is_break() {
                 flow = ControlFlow::Break(());
             }
@@ -433,7 +439,9 @@ impl<'a> Engine<'a> {
             for (i, &row) in rows.iter().enumerate() {
                 // an infinite logit leaves nothing to draw, and no number at all is an error
                 let id = if ids[i] == u32::MAX { likeliest(row)? } else { ids[i] };
-                choices[row] = Choice { id, log_prob: log_probs[i], kept: kept.row(i).to_vec() };
+                let kept = kept.row(i).to_vec();
+                let plain = temperature == 1.0 && kept.is_empty() && id == ids[i];
+                choices[row] = Choice { id, log_prob: log_probs[i], plain, kept };
             }
         }
         Ok(choices)
@@ -504,8 +512,23 @@ struct Choice {
     id: u32,
     /// Of the distribution that it was drawn from; 0 where there was no draw.
     log_prob: f32,
+    /// Whether that is the model's own distribution.
+    plain: bool,
     /// What filters left; nothing where all was left.
     kept: Vec<u32>,
+}
+
+/// The log-probability of each choice before temperature and filters. Where there were none the draw has said it, to
+/// the bit, and its row is not gone through again.
+fn log_probs(cpu: &Cpu, logits: &[f32], w: usize, choices: &[Choice]) -> Vec<f32> {
+    let labels: Vec<u32> =
+        choices.iter().map(|choice| if choice.plain { loss::IGNORED } else { choice.id }).collect();
+    let mut log_probs = vec![0.0; choices.len()];
+    loss::log_probs(cpu, logits, w, &labels, &mut log_probs);
+    for (log_prob, choice) in log_probs.iter_mut().zip(choices).filter(|(_, choice)| choice.plain) {
+        *log_prob = choice.log_prob;
+    }
+    log_probs
 }
 
 /// Notes for each sequence to which experts its rows were sent.
@@ -525,14 +548,19 @@ fn trace_routes(running: &mut [Running<'_>], read: &[(usize, usize)], routes: &[
 }
 
 impl Running<'_> {
+    /// Tokens of the answer.
+    fn tokens(&self) -> usize {
+        self.all.len() - self.request.prompt.len()
+    }
+
     /// Takes a token into the answer and gives the text that is sure now.
-    fn take(&mut self, id: u32, log_prob: f32, context: usize) -> String {
+    fn take(&mut self, id: u32, log_prob: Option<f32>, context: usize) -> String {
         if self.request.stop_ids.contains(&id) {
             self.stop = Some(StopReason::Token(id));
             return String::new();
         }
         self.all.push(id);
-        self.log_probs.push(log_prob);
+        self.log_probs.extend(log_prob);
         let piece = self.decoder.as_mut().map(|decoder| decoder.step(id)).unwrap_or_default();
         let (text, found) = self.matcher.push(&piece);
         self.text.push_str(&text);
@@ -540,7 +568,7 @@ impl Running<'_> {
             // what follows in the same token is not part of the answer
             self.decoder = None;
             Some(StopReason::String(stop))
-        } else if self.log_probs.len() >= self.request.max_tokens {
+        } else if self.tokens() >= self.request.max_tokens {
             Some(StopReason::MaxTokens)
         } else if self.all.len() >= context {
             Some(StopReason::Context)
@@ -552,7 +580,7 @@ impl Running<'_> {
 
     /// Gives out what was held back: half a character, or the beginning of a stop string.
     fn finish(mut self, at: usize, on_delta: &mut dyn FnMut(Delta<'_>) -> ControlFlow<()>) -> Generation {
-        let mut stop = self.stop.unwrap_or(StopReason::Cancelled);
+        let mut stop = self.stop.take().unwrap_or(StopReason::Cancelled);
         if let Some(decoder) = self.decoder.take() {
             let (mut rest, found) = self.matcher.push(&decoder.finish());
             match found {
@@ -561,7 +589,7 @@ impl Running<'_> {
             }
             if !rest.is_empty() {
                 // the answer is over: there is nothing left to break off
-                let _ = on_delta(Delta { request: at, text: &rest, tokens: self.log_probs.len() });
+                let _ = on_delta(Delta { request: at, text: &rest, tokens: self.tokens() });
             }
             self.text.push_str(&rest);
         }

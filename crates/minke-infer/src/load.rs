@@ -79,8 +79,6 @@ pub struct Loaded {
     pub tokenizer: Option<Tokenizer>,
     /// What the folder suggests for generation.
     pub generation: GenerationDefaults,
-    /// The Jinja template that turns messages into a prompt; a base model has none.
-    pub chat_template: Option<String>,
     /// What the user should know, such as announced tensors that are absent.
     pub notes: Vec<String>,
     /// Where it was found.
@@ -88,12 +86,7 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Whether the model only continues text: there is no chat template.
-    pub fn is_base(&self) -> bool {
-        self.chat_template.is_none()
-    }
-
-    /// The chat template, compiled.
+    /// The chat template that turns messages into a prompt, read from the folder; a base model has none.
     ///
     /// # Errors
     /// There is one, and it is broken.
@@ -132,7 +125,6 @@ pub fn load_model(argument: &str, precision: Option<Precision>) -> Result<Loaded
     let folder = resolve_model(argument)?;
     let config = read_config(&folder)?;
     let generation = generation_defaults(&folder)?;
-    let chat_template = chat_template(&folder)?;
     let tokenizer_file = folder.join("tokenizer.json");
     let tokenizer = if tokenizer_file.is_file() { Some(Tokenizer::load(&tokenizer_file)?) } else { None };
     let weights = WeightFolder::open(&folder)?;
@@ -147,7 +139,7 @@ pub fn load_model(argument: &str, precision: Option<Precision>) -> Result<Loaded
             model.config.vocab_size
         ));
     }
-    Ok(Loaded { model, tokenizer, generation, chat_template, notes, folder })
+    Ok(Loaded { model, tokenizer, generation, notes, folder })
 }
 
 /// Reads and checks the `config.json` of a folder.
@@ -221,26 +213,6 @@ fn generation_defaults(folder: &Path) -> Result<GenerationDefaults, LoadModelErr
         min_p: number("min_p", 1.0)?,
         eos,
     })
-}
-
-fn chat_template(folder: &Path) -> Result<Option<String>, LoadModelError> {
-    let own = folder.join("chat_template.jinja");
-    if own.is_file() {
-        return read_text(&own).map(Some);
-    }
-    let config = folder.join("tokenizer_config.json");
-    if !config.is_file() {
-        return Ok(None);
-    }
-    let value = read_json(&config)?;
-    let template = match value.get("chat_template") {
-        Some(Value::Array(named)) => named
-            .iter()
-            .find(|entry| entry.get("name").and_then(Value::as_str) == Some("default"))
-            .and_then(|entry| entry.get("template")),
-        other => other,
-    };
-    Ok(template.and_then(Value::as_str).map(str::to_owned))
 }
 
 /// The weights of a folder as the model reads them.

@@ -1,4 +1,4 @@
-//! From a row of logits to a token.
+//! How tokens are chosen: the settings, and the filters over a row of logits. The draw is in `minke_cpu::policy`.
 
 /// How tokens are chosen.
 ///

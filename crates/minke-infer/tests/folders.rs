@@ -26,7 +26,7 @@ fn load(folder: &Path) -> Result<Loaded, String> {
 fn suggestions_and_templates_are_read() {
     let folder = copy();
     let plain = load(folder.path()).unwrap();
-    assert!(plain.is_base() && plain.tokenizer.is_none());
+    assert!(plain.template().unwrap().is_none() && plain.tokenizer.is_none());
     assert_eq!(plain.generation, GenerationDefaults::default());
     assert_eq!(plain.stop_ids(), plain.model.config.eos_token_id);
 
@@ -37,7 +37,7 @@ fn suggestions_and_templates_are_read() {
         r#"{"chat_template": [{"name": "tools", "template": "a"}, {"name": "default", "template": "b"}]}"#;
     fs::write(folder.path().join("tokenizer_config.json"), named).unwrap();
     let full = load(folder.path()).unwrap();
-    assert_eq!(full.chat_template.as_deref(), Some("b"));
+    assert_eq!(full.template().unwrap().unwrap().source(), "b");
     assert_eq!((full.generation.temperature, full.generation.top_k), (Some(0.6), Some(0)));
     assert!(full.stop_ids().contains(&7) && full.stop_ids().contains(&2));
 
@@ -56,7 +56,6 @@ fn files_that_are_wrong_are_named() {
             "`temperature`: expected a number from 0 to 100, got \"hot\"",
         ),
         ("generation_config.json", r#"{"eos_token_id": -1}"#, "`eos_token_id`"),
-        ("tokenizer_config.json", "[", "expected JSON"),
         ("tokenizer.json", "{}", "not a tokenizer"),
         ("config.json", "nonsense", "expected JSON"),
         ("config.json", r#"{"model_type": "gpt2"}"#, "unknown family \"gpt2\""),
@@ -66,5 +65,21 @@ fn files_that_are_wrong_are_named() {
         fs::write(folder.path().join(file), content).unwrap();
         let text = load(folder.path()).err().unwrap();
         assert!(text.contains(file) && text.contains(expected), "{file}: {text}");
+    }
+}
+
+#[test]
+fn a_template_is_read_where_messages_are_and_by_one_reader() {
+    let folder = copy();
+    let config = folder.path().join("tokenizer_config.json");
+    fs::write(&config, r#"{"chat_template": [{"name": "tools", "template": "a"}]}"#).unwrap();
+    assert_eq!(load(folder.path()).unwrap().template().unwrap().unwrap().source(), "a");
+    // text can be continued without it
+    for (content, expected) in [("[", "not JSON"), (r#"{"chat_template": 3}"#, "neither text nor a list")] {
+        fs::write(&config, content).unwrap();
+        let error = load(folder.path()).unwrap().template().unwrap_err();
+        assert!(error.is_user_error());
+        let text = error.to_string();
+        assert!(text.contains("tokenizer_config.json") && text.contains(expected), "{text}");
     }
 }

@@ -93,6 +93,54 @@ fn generation_says_the_log_probs_that_scoring_gives() {
 }
 
 #[test]
+fn a_plain_draw_says_the_log_probs_that_scoring_gives_whatever_is_drawn_beside_it() {
+    for name in ["v3_groups_published", "llama_gqa"] {
+        for dtype in [DType::F32, DType::Bf16] {
+            let mut model = loaded(name, dtype).model;
+            let plain =
+                |seed| Request { sampling: Sampling { seed, ..Sampling::default() }, ..request(seed, 9, 96) };
+            let filtered = Request {
+                sampling: Sampling { top_k: 5, seed: 4, ..Sampling::default() },
+                ..request(4, 9, 96)
+            };
+            let greedy = Request { sampling: Sampling::greedy(), ..request(5, 9, 96) };
+            let mixed = [plain(1), filtered, plain(2), request(3, 9, 96), greedy];
+            let cpu = Cpu::detect(2);
+            for requests in [&mixed[..], &mixed[..1]] {
+                let generations =
+                    Engine::new(&mut model, &cpu, None).traced().generate(requests, &mut silent).unwrap();
+                for (request, generation) in requests.iter().zip(&generations) {
+                    let whole = [&request.prompt[..], &generation.tokens].concat();
+                    let scores = Engine::new(&mut model, &cpu, None).score(&whole, &mut |_| {}).unwrap();
+                    let tail: Vec<u32> =
+                        scores[request.prompt.len() - 1..].iter().map(|x| x.to_bits()).collect();
+                    assert_eq!(tail, bits(generation), "{name}, {dtype:?}, {:?}", request.sampling);
+                    let drawn: Vec<u32> = generation.trace.log_probs.iter().map(|x| x.to_bits()).collect();
+                    let is_plain =
+                        request.sampling == Sampling { seed: request.sampling.seed, ..Sampling::default() };
+                    assert_eq!(drawn == tail, is_plain, "{name}, {dtype:?}, {:?}", request.sampling);
+                }
+                // nothing else changes where nobody asks for them
+                let mut engine = Engine::new(&mut model, &cpu, None).traced().without_log_probs();
+                let mut counts = Vec::new();
+                let without = engine
+                    .generate(requests, &mut |delta| {
+                        counts.push(delta.tokens);
+                        ControlFlow::Continue(())
+                    })
+                    .unwrap();
+                let expected: Vec<usize> = (1..=12).flat_map(|tokens| vec![tokens; requests.len()]).collect();
+                assert_eq!(counts, expected);
+                for (with, without) in generations.iter().zip(without) {
+                    assert!(without.log_probs.is_empty());
+                    assert_eq!(*with, Generation { log_probs: with.log_probs.clone(), ..without });
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn a_session_reads_only_what_is_new_and_changes_nothing() {
     let mut model = loaded("v3_yarn_parameters", DType::F32).model;
     let cpu = Cpu::detect(0);

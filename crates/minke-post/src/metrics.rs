@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use minke_train::metrics::Line;
+use minke_train::metrics::{Balance, Line};
 use serde::{Deserialize, Serialize};
 
 /// Named numbers after a step. Names are those of the field: `reward`, `pass@1`, `pass@1/FAMILY`,
@@ -22,6 +22,16 @@ impl Values {
     pub fn put(&mut self, name: impl Into<String>, value: f64) {
         if value.is_finite() {
             self.values.insert(name.into(), value);
+        }
+    }
+
+    /// Adds how evenly experts were used, from the tokens that each got, `[layers][e]`; nothing where there are none.
+    pub fn put_balance<'a>(&mut self, counts: impl IntoIterator<Item = &'a Vec<u64>>) {
+        let counts: Vec<Vec<u64>> = counts.into_iter().cloned().collect();
+        if !counts.is_empty() {
+            let balance = Balance::from_counts(&counts);
+            self.put("max_violation", balance.max_violation);
+            self.put("dead_experts", balance.dead_experts as f64);
         }
     }
 

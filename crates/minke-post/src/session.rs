@@ -22,7 +22,7 @@ use minke_train::checkpoint::{self, State};
 use minke_train::metrics::MetricsWriter;
 use minke_train::optim::Settings;
 use minke_train::pretrain::Options;
-use minke_train::recipe::{Optim, Run};
+use minke_train::recipe::{Optim, RecipeError, Run, Section};
 use minke_train::run_folder::{self, RunFolder};
 use minke_train::trainer::{Course, Trainer};
 use minke_train::{TrainError, resume};
@@ -45,6 +45,24 @@ pub struct Rhythm {
     pub checkpoint_every: u64,
     /// Checkpoints kept.
     pub keep: usize,
+}
+
+/// Most steps of a run.
+pub(crate) const MOST_STEPS: u64 = 1 << 40;
+
+impl Rhythm {
+    /// Reads its keys, where `every` stands for those that are not given.
+    ///
+    /// # Errors
+    /// Values out of bounds.
+    pub(crate) fn read(s: &mut Section, every: u64) -> Result<Self, RecipeError> {
+        Ok(Self {
+            eval_every: s.integer("eval_every", 0, MOST_STEPS)?.unwrap_or(every),
+            sample_every: s.integer("sample_every", 0, MOST_STEPS)?.unwrap_or(every),
+            checkpoint_every: s.integer("checkpoint_every", 0, MOST_STEPS)?.unwrap_or(every),
+            keep: s.integer("keep", 1, 1 << 16)?.unwrap_or(2) as usize,
+        })
+    }
 }
 
 /// What the loop needs to know of a stage's recipe.
@@ -248,7 +266,11 @@ pub fn run(
         })?;
     }
     run_folder::replace(&folder.recipe(), setup.recipe.as_bytes())?;
-    let metrics = MetricsWriter::resume(&folder.metrics(), first)?;
+    let metrics = match &before {
+        Some(_) => MetricsWriter::resume(&folder.metrics(), first)?,
+        // what was shown before the first step is shown again
+        None => MetricsWriter::restart(&folder.metrics())?,
+    };
     on_event(Event::Started(&Started {
         kind: setup.kind,
         name: setup.run.name.clone(),
@@ -414,5 +436,23 @@ impl Session<'_> {
         (self.on_event)(Event::Checkpoint { step, path: &path });
         self.saved = Some(path);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use minke_train::resume::is_free_everywhere;
+
+    use super::*;
+
+    #[test]
+    fn when_things_happen_may_change_in_any_run_that_is_resumed() {
+        let rhythm = Rhythm { eval_every: 1, sample_every: 2, checkpoint_every: 3, keep: 4 };
+        let keys: Vec<String> = toml::Table::try_from(rhythm).unwrap().keys().cloned().collect();
+        assert_eq!(keys.len(), 4);
+        for key in keys {
+            assert!(is_free_everywhere(&format!("train.{key}")), "{key}");
+        }
+        assert!(!is_free_everywhere("train.steps") && !is_free_everywhere("run.seed"));
     }
 }

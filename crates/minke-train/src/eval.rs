@@ -84,8 +84,8 @@ pub fn samples(
             stop_ids: tokenizer.eos().into_iter().collect(),
         });
     }
-    let answers =
-        Engine::new(model, cpu, Some(tokenizer)).generate(&requests, &mut |_| ControlFlow::Continue(()))?;
+    let mut engine = Engine::new(model, cpu, Some(tokenizer)).without_log_probs();
+    let answers = engine.generate(&requests, &mut |_| ControlFlow::Continue(()))?;
     Ok(answers.into_iter().map(|answer| answer.text).collect())
 }
 

@@ -196,13 +196,25 @@ impl<R: Line> MetricsWriter<R> {
     /// # Errors
     /// When it cannot be read or written, or holds a complete line that is no record; it is then unchanged.
     pub fn resume(path: &Path, step: u64) -> Result<Self, MetricsError> {
+        Self::keep(path, |record| record.step() <= step)
+    }
+
+    /// Begins a file anew for a run that left no checkpoint: whatever records it holds are dropped.
+    ///
+    /// # Errors
+    /// As [`MetricsWriter::resume`].
+    pub fn restart(path: &Path) -> Result<Self, MetricsError> {
+        Self::keep(path, |_| false)
+    }
+
+    fn keep(path: &Path, stays: impl Fn(&R) -> bool) -> Result<Self, MetricsError> {
         if !path.try_exists().map_err(io_error("look at", path))? {
             return Self::create(path);
         }
         let temporary = path.with_extension("jsonl.tmp");
         let mut kept = BufWriter::new(File::create(&temporary).map_err(io_error("create", &temporary))?);
         for_each_line(path, |line, record: R| {
-            if record.step() > step {
+            if !stays(&record) {
                 return Ok(());
             }
             kept.write_all(line).and_then(|()| kept.write_all(b"\n")).map_err(io_error("write", &temporary))
@@ -333,6 +345,16 @@ mod tests {
                 assert_eq!(fs::read(&path).unwrap(), whole, "checkpoint {checkpoint}, cut {cut}");
             }
         }
+    }
+
+    #[test]
+    fn restarting_keeps_nothing_and_still_refuses_what_is_not_ours() {
+        let (_folder, path) = folder_with(&[evaluation(0), step(1)]);
+        MetricsWriter::<Record>::restart(&path).unwrap().append(&evaluation(0)).unwrap();
+        assert_eq!(read::<Record>(&path).unwrap(), [evaluation(0)]);
+        fs::write(&path, "somebody's\n").unwrap();
+        assert!(MetricsWriter::<Record>::restart(&path).is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"somebody's\n");
     }
 
     #[test]

@@ -6,19 +6,25 @@ use std::path::Path;
 use crate::error::{Result, TrainError};
 use crate::recipe::Resolved;
 
-/// Keys that change no weight: they may differ. What `data` says beyond how documents are cut is judged by the
-/// fingerprint of the prepared data.
-fn is_free(key: &str) -> bool {
-    const FREE: [&str; 7] = [
+/// Keys that change no weight in any kind of run, so that they may differ: what it is called, where it lies, and when it
+/// shows and saves something.
+pub fn is_free_everywhere(key: &str) -> bool {
+    const FREE: [&str; 6] = [
         "run.name",
         "run.out",
         "train.eval_every",
-        "train.eval_tokens",
         "train.sample_every",
         "train.checkpoint_every",
         "train.keep",
     ];
     FREE.contains(&key)
+}
+
+/// Keys that change no weight of pretraining. What `data` says beyond how documents are cut is judged by the
+/// fingerprint of the prepared data.
+fn is_free(key: &str) -> bool {
+    is_free_everywhere(key)
+        || key == "train.eval_tokens"
         || key.starts_with("sample.")
         || key.starts_with("data.") && !matches!(key, "data.document_borders" | "data.random")
 }

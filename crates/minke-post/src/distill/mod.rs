@@ -137,7 +137,6 @@ fn open(
             model: Model::random(student.config.clone(), precision, setup.run.seed),
             tokenizer: Some(teacher.tokenizer.clone()),
             generation: GenerationDefaults::default(),
-            chat_template: setup.template.as_ref().map(|template| template.source().to_owned()),
             notes: Vec::new(),
             folder: setup.run.out.clone().into(),
         })

@@ -9,15 +9,14 @@
 
 use std::time::Instant;
 
-use minke_model::{LossOptions, Model};
-use minke_train::metrics::Balance;
+use minke_model::Model;
 use minke_train::trainer::{self, Load};
 use serde_json::{Value, json};
 
 use super::logits::same_teacher;
 use crate::error::Result;
 use crate::events::Event;
-use crate::grpo::{Answer, Drawn, Grpo, batch, passes};
+use crate::grpo::{Answer, Beside, Drawn, Grpo, batch, passes};
 use crate::metrics::{Sample, Values};
 use crate::session::{Stage, Workshop};
 
@@ -51,16 +50,8 @@ impl OnPolicy {
     /// Forward and backward of all answers, in passes; gradients are left in the trainer.
     fn learn(&mut self, shop: &mut Workshop, answers: &[&Answer]) -> Learned {
         let temperature = self.grpo.recipe.rollout.temperature;
-        let course = shop.trainer.course();
-        let modules = shop.trainer.model.config.num_nextn_predict_layers;
-        let (weight, alpha) = (course.mtp_loss_weight, course.balance_alpha);
-        let modules = if weight > 0.0 { modules } else { 0 };
         let tokens: usize = answers.iter().map(|answer| answer.len()).sum();
-        let options = LossOptions {
-            loss_scale: 0.0,
-            mtp_scale: vec![(weight / (modules.max(1) * tokens) as f64) as f32; modules],
-            balance_alpha: alpha as f32,
-        };
+        let beside = Beside::of(&shop.trainer, answers);
         let mut learned = Learned { tokens, ..Learned::default() };
         for pass in passes(answers.iter().copied(), self.grpo.recipe.train.rows_per_pass) {
             let part = &answers[pass];
@@ -70,7 +61,8 @@ impl OnPolicy {
             for answer in part {
                 starts.push(starts.last().expect("it begins with one") + answer.len());
             }
-            let rows = batch(part, temperature, modules);
+            let rows = batch(part, temperature, beside.modules);
+            let options = beside.options(part.len());
             let stats =
                 shop.trainer.model.policy_step(&shop.cpu, &rows, &options, &mut |s, log_probs, out| {
                     let sampled = &part[s].generation.trace.log_probs;
@@ -136,12 +128,7 @@ impl Stage for OnPolicy {
             if learned.mtp_tokens > 0 {
                 values.put("mtp_loss", learned.mtp_loss / learned.mtp_tokens as f64);
             }
-            let counts: Vec<Vec<u64>> = learned.load.into_iter().map(|(_, counts)| counts).collect();
-            if !counts.is_empty() {
-                let balance = Balance::from_counts(&counts);
-                values.put("max_violation", balance.max_violation);
-                values.put("dead_experts", balance.dead_experts as f64);
-            }
+            values.put_balance(learned.load.iter().map(|(_, counts)| counts));
         }
         values.put("train_s", training.elapsed().as_secs_f64());
         values.put("tok_s", drawn.stats.tokens as f64 / start.elapsed().as_secs_f64());

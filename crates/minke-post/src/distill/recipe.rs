@@ -10,11 +10,9 @@ use serde::Serialize;
 use super::logits::Telling;
 use super::teacher::Known;
 use crate::error::{PostError, Result};
-use crate::grpo::{self, RolloutSettings, Tasks, model_path, precision, rhythm};
-use crate::session::{Rhythm, Setup};
+use crate::grpo::{self, RolloutSettings, Tasks, model_path, precision};
+use crate::session::{MOST_STEPS, Rhythm, Setup};
 use crate::sft::recipe as sft;
-
-const MOST_STEPS: u64 = 1 << 40;
 
 /// Where fresh weights begin; those that were trained before take smaller steps.
 const FRESH_LR: f64 = 1e-3;
@@ -392,7 +390,7 @@ fn read_train(mut s: Section, defaults: Optim) -> Result<RolloutTrain, PostError
         steps: s.integer("steps", 1, MOST_STEPS)?.unwrap_or(100),
         rows_per_pass: s.integer("rows_per_pass", 1, 1 << 24)?.unwrap_or(8192) as usize,
         optim: recipe::optim(&mut s, defaults)?,
-        rhythm: rhythm(&mut s, 20)?,
+        rhythm: Rhythm::read(&mut s, 20)?,
     };
     s.finish()?;
     Ok(train)

@@ -189,6 +189,22 @@ fn a_student_that_is_judged_comes_nearer_to_its_teacher() {
 }
 
 #[test]
+fn judging_does_not_depend_on_how_answers_are_cut_into_passes() {
+    let place = Place::new(DType::F32);
+    let norm = |rows: usize| {
+        let more = format!("{TASKS}steps = 1\nsequence_balance_alpha = 50\n");
+        let mut options = place.options(&format!("rows{rows}"), COPY, "mode = 'on_policy'", &more);
+        options.overrides.push(format!("train.rows_per_pass={rows}"));
+        all(&go(&options, None), "grad_norm")[0]
+    };
+    let whole = norm(8192);
+    for rows in [1, 110] {
+        let cut = norm(rows);
+        assert!((cut / whole - 1.0).abs() < 1e-4, "{rows} rows a pass: {cut}, in one pass {whole}");
+    }
+}
+
+#[test]
 fn runs_go_on_bit_for_bit_in_every_mode() {
     let place = Place::new(DType::Bf16);
     let modes = [

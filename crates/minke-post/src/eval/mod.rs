@@ -158,7 +158,7 @@ pub fn evaluate_logged(
     on_progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<EvalReport> {
     let exam = Exam { tokenizer, prompter, tasks, settings, close: tokenizer.id_of("</think>") };
-    let mut engine = Engine::new(model, cpu, Some(tokenizer));
+    let mut engine = Engine::new(model, cpu, Some(tokenizer)).without_log_probs();
     let prompts: Vec<Vec<u32>> =
         tasks.iter().map(|task| prompter.prompt(tokenizer, task)).collect::<Result<_>>()?;
     let names: Vec<String> = prompts.iter().map(|prompt| prompt_name(prompt)).collect();

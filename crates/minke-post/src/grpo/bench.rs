@@ -119,7 +119,7 @@ pub fn run(options: &Options) -> Result<Figures> {
             })
             .collect();
         let start = Instant::now();
-        let mut engine = Engine::new(&mut trainer.model, &cpu, None).traced();
+        let mut engine = Engine::new(&mut trainer.model, &cpu, None).traced().without_log_probs();
         let generations = engine.generate(&requests, &mut |_| ControlFlow::Continue(()))?;
         let graded: Vec<Answer> = requests
             .into_iter()

@@ -2,8 +2,7 @@
 
 use minke_cpu::Cpu;
 use minke_model::{LossOptions, Model};
-use minke_train::metrics::Balance;
-use minke_train::trainer::{self, Load, Trainer};
+use minke_train::trainer::{self, Course, Load, Trainer};
 
 use super::objective::{Objective, Sampled, Terms, Totals};
 use super::rollout::{Answer, batch};
@@ -33,6 +32,40 @@ struct Lesson<'a> {
     answer: &'a Answer,
     advantage: f64,
     reference: Option<Vec<f32>>,
+}
+
+/// What is learned beside an objective: MTP modules, and an even use of experts. Both are means over all answers of an
+/// update, into whatever passes these are cut.
+pub(crate) struct Beside {
+    /// MTP modules that learn.
+    pub modules: usize,
+    mtp_scale: f64,
+    /// Of one answer.
+    balance_alpha: f64,
+}
+
+impl Beside {
+    /// For an update on answers, of which none is empty.
+    pub fn of(trainer: &Trainer, answers: &[&Answer]) -> Self {
+        let Course { mtp_loss_weight, balance_alpha, .. } = *trainer.course();
+        let modules = if mtp_loss_weight > 0.0 { trainer.model.config.num_nextn_predict_layers } else { 0 };
+        let tokens: usize = answers.iter().map(|answer| answer.len()).sum();
+        Self {
+            modules,
+            mtp_scale: mtp_loss_weight / (modules.max(1) * tokens) as f64,
+            balance_alpha: balance_alpha / answers.len() as f64,
+        }
+    }
+
+    /// The weights of a pass on some of the answers.
+    pub fn options(&self, answers: usize) -> LossOptions {
+        LossOptions {
+            loss_scale: 0.0,
+            mtp_scale: vec![self.mtp_scale as f32; self.modules],
+            // the balance loss of a pass is a mean over its sequences
+            balance_alpha: (self.balance_alpha * answers as f64) as f32,
+        }
+    }
 }
 
 /// What the updates of a rollout amounted to.
@@ -134,21 +167,13 @@ impl Learner {
         if taught.is_empty() {
             return Ok(());
         }
-        let modules = trainer.model.config.num_nextn_predict_layers;
-        let weight = trainer.course().mtp_loss_weight;
-        let modules = if weight > 0.0 { modules } else { 0 };
-        let balance_alpha = trainer.course().balance_alpha;
-        let tokens: usize = taught.iter().map(|lesson| lesson.answer.len()).sum();
-        let options = LossOptions {
-            loss_scale: 0.0,
-            mtp_scale: vec![(weight / (modules.max(1) * tokens) as f64) as f32; modules],
-            balance_alpha: balance_alpha as f32,
-        };
+        let answers: Vec<&Answer> = taught.iter().map(|lesson| lesson.answer).collect();
+        let beside = Beside::of(trainer, &answers);
         let (mut loss, mut load) = (0.0, Vec::new());
-        for pass in passes(taught.iter().map(|lesson| lesson.answer), self.rows_per_pass) {
-            let part = &taught[pass];
-            let answers: Vec<&Answer> = part.iter().map(|lesson| lesson.answer).collect();
-            let batch = batch(&answers, self.temperature, modules);
+        for pass in passes(answers.iter().copied(), self.rows_per_pass) {
+            let (part, answers) = (&taught[pass.clone()], &answers[pass]);
+            let batch = batch(answers, self.temperature, beside.modules);
+            let options = beside.options(answers.len());
             let mut terms = Terms::default();
             let stats = trainer.model.policy_step(cpu, &batch, &options, &mut |s, log_probs, out| {
                 let lesson = &part[s];
@@ -171,7 +196,7 @@ impl Learner {
             learned.mtp_tokens += stats.stats.mtp_tokens.iter().sum::<usize>();
             trainer::add_load(&mut load, &stats.stats.expert_load);
             if first {
-                learned.compare(&answers, &stats.log_probs, &stats.stats.routes, terms.drift);
+                learned.compare(answers, &stats.log_probs, &stats.stats.routes, terms.drift);
             }
         }
         let update = trainer.update(cpu, loss, &load)?;
@@ -209,12 +234,7 @@ impl Learned {
         if self.mtp_tokens > 0 {
             values.put("mtp_loss", self.mtp_loss / self.mtp_tokens as f64);
         }
-        let counts: Vec<Vec<u64>> = self.load.iter().map(|(_, counts)| counts.clone()).collect();
-        if !counts.is_empty() {
-            let balance = Balance::from_counts(&counts);
-            values.put("max_violation", balance.max_violation);
-            values.put("dead_experts", balance.dead_experts as f64);
-        }
+        values.put_balance(self.load.iter().map(|(_, counts)| counts));
     }
 
     /// Trainer against sampler, at the same weights.

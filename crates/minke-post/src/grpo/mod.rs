@@ -31,13 +31,11 @@ use minke_train::pretrain::Options;
 use serde_json::Value;
 
 pub use curriculum::Curriculum;
-pub(crate) use learn::passes;
+pub(crate) use learn::{Beside, passes};
 pub use learn::{Learned, Learner};
 pub use objective::{Algorithm, Normalization, Objective, Ratio, Sampled, Terms, Totals};
 pub use recipe::{FormName, LongPrompts, Recipe};
-pub(crate) use recipe::{
-    ModelPart, OPTIM, Tasks, Train, model_path, precision, read_rollout, read_tasks, rhythm,
-};
+pub(crate) use recipe::{ModelPart, OPTIM, Tasks, Train, model_path, precision, read_rollout, read_tasks};
 pub use reward::{Grade, Reward};
 pub use rollout::{Answer, Group, RolloutSettings, RolloutStats, batch, roll};
 

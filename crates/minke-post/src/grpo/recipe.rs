@@ -6,13 +6,14 @@ use minke_data::template::ChatTemplate;
 use minke_gym::Suite;
 use minke_model::Precision;
 use minke_train::recipe::{self, Document, Optim, Optimizer, Run, Section};
+use minke_train::resume::is_free_everywhere;
 use serde::Serialize;
 
 use super::objective::{Algorithm, Normalization, Objective, Ratio};
 use super::reward::Reward;
 use super::rollout::RolloutSettings;
 use crate::error::{PostError, Result};
-use crate::session::{Rhythm, Setup};
+use crate::session::{MOST_STEPS, Rhythm, Setup};
 
 /// What becomes of a prompt that leaves no room for an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -129,18 +130,6 @@ pub(crate) const OPTIM: Optim = Optim {
     ..Optim::PRETRAIN
 };
 
-const MOST_STEPS: u64 = 1 << 40;
-
-/// `eval_every`, `sample_every`, `checkpoint_every` and `keep`, as every stage has them.
-pub(crate) fn rhythm(s: &mut Section, every: u64) -> Result<Rhythm> {
-    Ok(Rhythm {
-        eval_every: s.integer("eval_every", 0, MOST_STEPS)?.unwrap_or(every),
-        sample_every: s.integer("sample_every", 0, MOST_STEPS)?.unwrap_or(every),
-        checkpoint_every: s.integer("checkpoint_every", 0, MOST_STEPS)?.unwrap_or(every),
-        keep: s.integer("keep", 1, 1 << 16)?.unwrap_or(2) as usize,
-    })
-}
-
 /// `precision`, if the recipe has it.
 pub(crate) fn precision(document: &Document, root: &mut Section) -> Result<Option<recipe::Precision>> {
     let given = recipe::precision(root)?;
@@ -206,7 +195,7 @@ impl Recipe {
             epochs: train.integer("epochs", 1, 1 << 16)?.unwrap_or(1) as usize,
             rows_per_pass: train.integer("rows_per_pass", 1, 1 << 24)?.unwrap_or(8192) as usize,
             optim: recipe::optim(&mut train, OPTIM)?,
-            rhythm: rhythm(&mut train, 20)?,
+            rhythm: Rhythm::read(&mut train, 20)?,
         };
         train.finish()?;
         if train_part.minibatches > rollout_part.prompts {
@@ -262,11 +251,9 @@ impl Recipe {
 
 /// Keys that change no weight.
 fn is_free(key: &str) -> bool {
-    matches!(key, "run.name" | "run.out" | "model.path" | "train.rows_per_pass" | "rollout.concurrency")
+    is_free_everywhere(key)
         || key.starts_with("tasks.eval_")
-        || ["eval_every", "sample_every", "checkpoint_every", "keep"]
-            .iter()
-            .any(|name| key.strip_prefix("train.") == Some(name))
+        || matches!(key, "model.path" | "train.rows_per_pass" | "rollout.concurrency")
 }
 
 pub(crate) fn read_tasks(s: &mut Section) -> Result<Tasks> {

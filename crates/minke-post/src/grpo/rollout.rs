@@ -132,7 +132,8 @@ pub fn roll(
     }
     let mut generations: Vec<Generation> = Vec::with_capacity(requests.len());
     for wave in requests.chunks(settings.concurrency.max(1)) {
-        let mut engine = Engine::new(&mut shop.trainer.model, &shop.cpu, Some(&shop.tokenizer)).traced();
+        let engine = Engine::new(&mut shop.trainer.model, &shop.cpu, Some(&shop.tokenizer));
+        let mut engine = engine.traced().without_log_probs();
         generations.extend(engine.generate(wave, &mut |_| ControlFlow::Continue(()))?);
     }
     let mut generations = generations.into_iter();
@@ -207,7 +208,7 @@ pub struct RolloutStats {
     pub cut: usize,
     /// Whose verifier could not say.
     pub verifier_errors: usize,
-    /// Sum of rewards.
+    /// Sum of rewards of those that were judged.
     pub reward: f64,
     /// Tokens sampled.
     pub tokens: usize,
@@ -244,12 +245,13 @@ impl RolloutStats {
         self.seconds += since.elapsed().as_secs_f64();
     }
 
-    /// Adds what answers were like to named numbers.
+    /// Adds what answers were like to named numbers; `reward` and `right` are of those that were judged.
     pub fn put_into(&self, values: &mut Values) {
-        let answers = self.answers as f64;
-        let share = |n: usize| n as f64 / answers;
-        values.put("reward", self.reward / answers);
-        values.put("right", share(self.right));
+        // where no verifier could say anything there is no number, which is not 0
+        let judged = (self.answers - self.verifier_errors) as f64;
+        let share = |n: usize| n as f64 / self.answers as f64;
+        values.put("reward", self.reward / judged);
+        values.put("right", self.right as f64 / judged);
         values.put("formed", share(self.formed));
         values.put("unanswered", share(self.unanswered));
         values.put("cut", share(self.cut));
@@ -260,5 +262,31 @@ impl RolloutStats {
         values.put("groups", self.groups as f64);
         values.put("rollout_tok_s", self.tokens as f64 / self.seconds);
         values.put("rollout_s", self.seconds);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_verifier_could_judge_counts_neither_as_right_nor_as_wrong() {
+        let stats = RolloutStats {
+            answers: 8,
+            right: 1,
+            formed: 4,
+            verifier_errors: 6,
+            reward: 1.2,
+            ..RolloutStats::default()
+        };
+        let mut values = Values::default();
+        stats.put_into(&mut values);
+        assert_eq!((values.get("right"), values.get("reward")), (Some(0.5), Some(0.6)));
+        // what needs no verifier is of all answers
+        assert_eq!((values.get("formed"), values.get("verifier_errors")), (Some(0.5), Some(6.0)));
+
+        let mut none = Values::default();
+        RolloutStats { answers: 6, verifier_errors: 6, ..RolloutStats::default() }.put_into(&mut none);
+        assert_eq!((none.get("right"), none.get("reward"), none.get("formed")), (None, None, Some(0.0)));
     }
 }

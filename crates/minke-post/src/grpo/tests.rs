@@ -107,6 +107,26 @@ fn later_updates_of_a_rollout_drift_and_weights_move() {
 }
 
 #[test]
+fn an_update_does_not_depend_on_how_answers_are_cut_into_passes() {
+    let folder = tempfile::tempdir().unwrap();
+    model(&folder.path().join("model"), minke_model::DType::F32);
+    let norm = |rows: usize| {
+        let _ = fs::remove_dir_all(folder.path().join("run"));
+        // even experts above all
+        let more = format!(
+            "{SIGNAL}[train]\nsteps = 1\nlr = 0.001\nsequence_balance_alpha = 50\nrows_per_pass = {rows}\n"
+        );
+        let (_, steps) = go(&recipe(folder.path(), &more), None);
+        steps[0].get("grad_norm").unwrap()
+    };
+    let whole = norm(8192);
+    for rows in [1, 200] {
+        let cut = norm(rows);
+        assert!((cut / whole - 1.0).abs() < 1e-4, "{rows} rows a pass: {cut}, in one pass {whole}");
+    }
+}
+
+#[test]
 fn a_run_that_was_stopped_goes_on_bit_for_bit() {
     let weights =
         |outcome: &Outcome| fs::read(outcome.model.as_ref().unwrap().join("model.safetensors")).unwrap();

@@ -11,6 +11,7 @@
 use std::path::Path;
 
 use minke_train::recipe::{self, Document, Run};
+use minke_train::resume::is_free_everywhere;
 use serde::Serialize;
 use toml::Table;
 
@@ -155,6 +156,6 @@ impl Recipe {
 
     /// Keys that may differ when a run is resumed: they change no answer.
     pub fn is_free(key: &str) -> bool {
-        key.starts_with("keep.") || matches!(key, "run.name" | "run.out" | "sample.concurrency")
+        is_free_everywhere(key) || key.starts_with("keep.") || key == "sample.concurrency"
     }
 }

@@ -163,9 +163,7 @@ impl<'a> Sft<'a> {
         values.put("epoch", step.epoch);
         values.put("tokens", tokens as f64);
         values.put("tok_s", tokens as f64 / begin.elapsed().as_secs_f64().max(1e-9));
-        if let Some(most) = busiest(&report.counts) {
-            values.put("max_violation", most - 1.0);
-        }
+        values.put_balance(&report.counts);
         Ok(values)
     }
 }
@@ -273,6 +271,7 @@ impl Stage for Sft<'_> {
             });
         }
         let answers = Engine::new(&mut shop.trainer.model, &shop.cpu, Some(&shop.tokenizer))
+            .without_log_probs()
             .generate(&requests, &mut |_| ControlFlow::Continue(()))?;
         let text = |open: bool, text: &str| if open { format!("<think>{text}") } else { text.to_owned() };
         let sample = |((prompt, answer), open): ((&String, &minke_infer::Generation), bool)| Sample {
@@ -308,16 +307,6 @@ fn held_out_loss(shop: &mut Workshop, batches: &[TrainBatch], most: u64) -> Opti
         seen += batch.tokens.len() as u64;
     }
     (labels > 0).then(|| sum / labels as f64)
-}
-
-/// Tokens of the busiest expert over those of the mean one, in the layer where it is most.
-fn busiest(counts: &[Vec<u64>]) -> Option<f64> {
-    let share = |layer: &Vec<u64>| {
-        let total: u64 = layer.iter().sum();
-        let most = layer.iter().max().copied().unwrap_or(0);
-        (total > 0).then(|| most as f64 * layer.len() as f64 / total as f64)
-    };
-    counts.iter().filter_map(share).reduce(f64::max)
 }
 
 #[cfg(test)]

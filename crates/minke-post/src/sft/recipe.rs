@@ -6,15 +6,14 @@ use minke_data::template::ChatTemplate;
 use minke_gym::{Split, Suite, Task};
 use minke_model::Precision;
 use minke_train::recipe::{self, Document, Optim, Optimizer, RecipeError, Run, Section, located, optim, run};
+use minke_train::resume::is_free_everywhere;
 use minke_train::schedule::Decay;
 use serde::Serialize;
 
 use super::data::Overlong;
 use crate::error::{PostError, Result};
-use crate::grpo::{model_path, precision, rhythm};
-use crate::session::Rhythm;
-
-const MOST_STEPS: u64 = 1 << 40;
+use crate::grpo::{model_path, precision};
+use crate::session::{MOST_STEPS, Rhythm};
 
 /// Fine-tuning: small steps, no weight decay, a linear end.
 pub(crate) const OPTIM: Optim = Optim {
@@ -148,19 +147,9 @@ pub struct Recipe {
 
 /// Keys that change no weight; which samples there are is judged by their fingerprint.
 pub fn is_free(key: &str) -> bool {
-    const FREE: [&str; 8] = [
-        "run.name",
-        "run.out",
-        "train.eval_every",
-        "train.eval_tokens",
-        "train.sample_every",
-        "train.checkpoint_every",
-        "train.keep",
-        "data.max_bad_lines",
-    ];
-    FREE.contains(&key)
+    is_free_everywhere(key)
         || ["sample.", "eval.", "data.sources"].iter().any(|section| key.starts_with(section))
-        || matches!(key, "eval" | "sample")
+        || matches!(key, "eval" | "sample" | "train.eval_tokens" | "data.max_bad_lines")
 }
 
 impl Recipe {
@@ -308,7 +297,7 @@ pub(crate) fn train(mut s: Section, defaults: Optim) -> Result<Train> {
         steps,
         optim: optim(&mut s, defaults)?,
         eval_tokens: s.integer("eval_tokens", 1, 1 << 40)?.unwrap_or(65_536),
-        rhythm: rhythm(&mut s, 50)?,
+        rhythm: Rhythm::read(&mut s, 50)?,
     };
     if train.sequence_length * train.batch_size > 1 << 28 {
         let got = format!("{} tokens", train.sequence_length * train.batch_size);

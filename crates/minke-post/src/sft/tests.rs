@@ -7,9 +7,11 @@ use minke_data::Tokenizer;
 use minke_data::tokenizer::TrainOptions;
 use minke_model::{Config, DType, IGNORE, Model, Precision};
 use minke_train::checkpoint;
+use minke_train::metrics::Line;
 
 use super::data::{Overlong, conversation, read};
 use super::*;
+use crate::metrics::Record;
 
 fn tokenizer() -> Tokenizer {
     let sample = vec!["what is 1 + 2? 3 is what the sum is, and so on 0123456789\n".repeat(20)];
@@ -274,8 +276,9 @@ fn a_run_learns_and_goes_on_bit_for_bit() {
         let (mut losses, mut samples) = (Vec::new(), Vec::new());
         let outcome =
             run(&options(recipe.clone(), Some(path.join(out)), resume), &stop, &mut |event| match event {
-                Event::Step { metrics, .. } if metrics.step == until => {
-                    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+                Event::Step { metrics, .. } => {
+                    assert!(metrics.get("max_violation").is_some() && metrics.get("dead_experts").is_some());
+                    stop.store(metrics.step == until, std::sync::atomic::Ordering::Relaxed);
                 }
                 Event::Evaluation(values) => {
                     assert!(values.get("pass@1").is_some());
@@ -308,6 +311,35 @@ fn a_run_learns_and_goes_on_bit_for_bit() {
         .unwrap_err()
         .to_string();
     assert!(error.contains("other samples"), "{error}");
+}
+
+#[test]
+fn a_run_that_was_killed_before_its_first_checkpoint_begins_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let tokenizer = tokenizer();
+    let base = model(&tokenizer, "v3_mtp1", DType::F32);
+    checkpoint::save_model(&path.join("base"), &base, &tokenizer, None).unwrap();
+    file(path, "a.jsonl", &sums(20));
+    let recipe = recipe(path, "[sample]\nprompts = ['what is 1 + 2?']\ntokens = 4\n");
+    let told = |resume: bool| {
+        let stop = AtomicBool::new(false);
+        run(&options(recipe.clone(), None, resume), &stop, &mut |event| {
+            if let Event::Step { metrics, .. } = event
+                && metrics.step == 2
+            {
+                stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            }
+        })
+        .unwrap();
+        let records: Vec<Record> = minke_train::metrics::read(&path.join("run/metrics.jsonl")).unwrap();
+        records.iter().map(|record| (std::mem::discriminant(record), record.step())).collect::<Vec<_>>()
+    };
+    let first = told(false);
+    assert_eq!(first.iter().map(|(_, step)| *step).collect::<Vec<_>>(), [0, 0, 1, 2]);
+    // as if it had been killed: what a step 0 showed is there, and no checkpoint
+    fs::remove_dir_all(path.join("run/checkpoints")).unwrap();
+    assert_eq!(told(true), first, "each record once");
 }
 
 #[test]
