@@ -11,6 +11,7 @@ mod post;
 mod progress;
 mod sample;
 mod score;
+mod screen;
 mod train;
 
 use std::io::Read;

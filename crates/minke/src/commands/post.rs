@@ -1,10 +1,7 @@
 //! `minke sft`, `grpo` and `distill`: the terminal's side of post-training.
 
-use std::io::{IsTerminal, Write};
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use minke_post::events::{Event, Started};
 use minke_post::grpo::bench::{self, Figures};
 use minke_post::metrics::{Sample, Values};
@@ -12,15 +9,13 @@ use minke_post::session::Outcome;
 use minke_train::pretrain::Options;
 use serde::Serialize;
 
+use super::screen::Screen;
 use super::threads;
 use super::train::{duration, json_line, options};
 use crate::cli::{BenchGrpo, Train};
 use crate::failure::Failure;
 use crate::interrupt::{self, Work};
 use crate::output::{self, count, percent};
-
-/// Without a terminal steps are told about at this pace.
-const LINE_EVERY: Duration = Duration::from_secs(5);
 
 /// A stage of post-training: what its command runs.
 pub type Run = fn(&Options, &AtomicBool, &mut dyn FnMut(Event<'_>)) -> minke_post::Result<Outcome>;
@@ -138,17 +133,14 @@ fn figures(values: &Values, shown: &[(&str, &str, As)]) -> String {
 /// Shows a stage: bars on a terminal, plain lines elsewhere, JSON when asked.
 pub struct Watcher {
     json: bool,
-    terminal: bool,
-    bar: ProgressBar,
+    screen: Screen,
     /// What the last bar said of the step, kept while something else is shown in its place.
     message: String,
-    last_line: Option<Instant>,
 }
 
 impl Watcher {
     pub fn new(json: bool) -> Self {
-        let terminal = !json && std::io::stderr().is_terminal();
-        Self { json, terminal, bar: ProgressBar::hidden(), message: String::new(), last_line: None }
+        Self { json, screen: Screen::new(), message: String::new() }
     }
 
     pub fn see(&mut self, event: &Event<'_>) {
@@ -161,9 +153,7 @@ impl Watcher {
         }
         match event {
             Event::Progress { what, done, total } => {
-                if self.terminal {
-                    self.bar.set_message(format!("{what} {done}/{total}\n{}", self.message));
-                }
+                self.screen.bar().set_message(format!("{what} {done}/{total}\n{}", self.message));
             }
             Event::Started(started) => self.started(started),
             Event::Step { metrics, steps, remaining_s } => self.step(metrics, *steps, *remaining_s),
@@ -205,42 +195,29 @@ impl Watcher {
         if started.step > 0 {
             self.line(&format!("continuing after step {}", started.step));
         }
-        if self.terminal {
-            let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} {msg}")
-                .expect("the template is fixed and valid");
-            self.bar = ProgressBar::with_draw_target(Some(started.steps), ProgressDrawTarget::stderr())
-                .with_style(style);
-            self.bar.set_position(started.step);
-        }
+        self.screen.draw(started.steps, "{wide_bar} {pos}/{len} {msg}");
+        self.screen.bar().set_position(started.step);
     }
 
     fn step(&mut self, metrics: &Values, steps: u64, remaining_s: f64) {
         let figures = figures(metrics, &SHOWN);
         let left = duration(remaining_s);
-        if self.terminal {
-            self.bar.set_position(metrics.step);
+        if self.screen.is_terminal() {
+            self.screen.bar().set_position(metrics.step);
             self.message = figures;
-            self.bar.set_message(format!("{left} left\n{}", self.message));
-            return;
-        }
-        let due = self.last_line.is_none_or(|last| last.elapsed() >= LINE_EVERY);
-        if due || metrics.step == steps {
-            self.last_line = Some(Instant::now());
-            self.line(&format!("step {}/{steps}: {figures}, {left} left", metrics.step));
+            self.screen.bar().set_message(format!("{left} left\n{}", self.message));
+        } else {
+            let at = metrics.step;
+            self.screen.line_when_due(at == steps, || format!("step {at}/{steps}: {figures}, {left} left"));
         }
     }
 
-    /// Prints a line to standard error, above the bar where there is one.
     fn line(&self, line: &str) {
-        self.bar.suspend(|| {
-            // where standard error is closed there is no one to tell
-            let _ = writeln!(std::io::stderr().lock(), "{line}");
-        });
+        self.screen.line(line);
     }
 
     pub fn end(&mut self) {
-        self.bar.finish_and_clear();
-        self.bar = ProgressBar::hidden();
+        self.screen.end();
     }
 }
 
