@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use minke_data::{
-    DataSettings, Evaluation, Loader, LoaderOptions, SourceSpec, TokenizerSpec, TrainOptions, compress,
-    prepare,
+    DataSettings, Evaluation, Loader, LoaderOptions, Packing, SourceSpec, TokenizerSpec, TrainOptions,
+    compress, prepare,
 };
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -41,8 +41,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         prepared.folder.display()
     );
     println!("{:?}", prepared.stats);
-    let options =
-        LoaderOptions { sequence_len: 256, batch: 16, seed: 1, mtp_depth: 1, document_borders: true };
+    let options = LoaderOptions {
+        sequence_len: 256,
+        batch: 16,
+        seed: 1,
+        mtp_depth: 1,
+        document_borders: true,
+        packing: Packing::Stream,
+    };
     let bytes_per_token = prepared.train.text_bytes() as f64 / prepared.train.tokens() as f64;
     println!("train: {} tokens, {bytes_per_token:.3} bytes per token", prepared.train.tokens());
     let loader = Loader::new(prepared.train, options)?;

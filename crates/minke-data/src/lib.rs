@@ -40,7 +40,7 @@ pub mod template;
 pub mod tokenizer;
 
 pub use error::{Error, Result};
-pub use loader::{Batch, Evaluation, Loader, LoaderOptions, NO_LABEL, Segment};
+pub use loader::{Batch, Evaluation, Loader, LoaderOptions, NO_LABEL, Packing, Segment};
 pub use paths::expand_path;
 pub use prepare::{DataSettings, Prepared, TokenizerSpec, prepare};
 pub use progress::{Progress, Stage};

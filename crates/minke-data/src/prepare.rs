@@ -12,6 +12,8 @@
 //! A source's `weight` says how often its documents are read per epoch. Copies are written in rounds (all
 //! documents once, then those that are due again), so two copies never stand side by side.
 //! Held-out documents are written once, as shards and as plain text for the compression yardstick.
+//!
+//! The tokenizer learns from whole texts, prompts included.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -28,7 +30,7 @@ use crate::tokenizer::{Tokenizer, TrainOptions};
 use crate::{Error, Progress, Result, Stage};
 
 /// Changes whenever the same sources would give other shards.
-const CACHE_VERSION: u32 = 1;
+const CACHE_VERSION: u32 = 2;
 /// Tokens per shard file.
 const SHARD_TOKENS: u64 = 1 << 28;
 /// Text that is tokenised together.
@@ -161,6 +163,7 @@ fn scan(corpus: &Corpus, settings: &DataSettings, progress: &mut dyn FnMut(Progr
 
 fn add_to_fingerprint(hasher: &mut blake3::Hasher, document: &Document) {
     hasher.update(&document.hash);
+    hasher.update(&(document.prompt_bytes as u64).to_le_bytes());
     hasher.update(&(document.source as u64).to_le_bytes());
     // the group is what of the path reaches the shards
     let group = document.group.as_deref().unwrap_or_default();
@@ -252,10 +255,10 @@ fn write(
             match scan.split.side(split_key(&document, settings.split_by_group)) {
                 Side::Validation if round == 0 => {
                     text.write_all(document.text.as_bytes()).map_err(Error::io("write", &text_path))?;
-                    validation.push(document.text, settings.threads)?;
+                    validation.push(document, settings.threads)?;
                 }
                 Side::Training if copies(&document, weight) > round => {
-                    train.push(document.text, settings.threads)?;
+                    train.push(document, settings.threads)?;
                 }
                 Side::Validation | Side::Training => {}
             }
@@ -287,7 +290,7 @@ struct Output<'a> {
     tokenizer: &'a Tokenizer,
     writer: Option<ShardWriter>,
     files: Vec<String>,
-    waiting: Vec<String>,
+    waiting: Vec<Document>,
     waiting_bytes: usize,
 }
 
@@ -297,16 +300,30 @@ impl<'a> Output<'a> {
         Self { folder, name, tokenizer, writer: None, files, waiting, waiting_bytes: 0 }
     }
 
-    fn push(&mut self, text: String, threads: usize) -> Result<()> {
-        self.waiting_bytes += text.len();
-        self.waiting.push(text);
+    fn push(&mut self, document: Document, threads: usize) -> Result<()> {
+        self.waiting_bytes += document.text.len();
+        self.waiting.push(document);
         if self.waiting_bytes >= BATCH_BYTES { self.flush(threads) } else { Ok(()) }
     }
 
     fn flush(&mut self, threads: usize) -> Result<()> {
-        let texts = std::mem::take(&mut self.waiting);
+        let documents = std::mem::take(&mut self.waiting);
         self.waiting_bytes = 0;
-        for (text, ids) in texts.iter().zip(self.tokenizer.encode_batch(&texts, threads)?) {
+        // a prompt is encoded apart from what follows it, as it is when a model is asked: no token spans the border
+        let parts: Vec<&str> = documents
+            .iter()
+            .flat_map(|document| {
+                let (prompt, rest) = document.text.split_at(document.prompt_bytes);
+                [(document.prompt_bytes > 0).then_some(prompt), Some(rest)]
+            })
+            .flatten()
+            .collect();
+        let mut encoded = self.tokenizer.encode_batch(&parts, threads)?.into_iter();
+        let mut next = || encoded.next().expect("every part was encoded");
+        for document in &documents {
+            let mut ids = if document.prompt_bytes > 0 { next() } else { Vec::new() };
+            let context = ids.len();
+            ids.extend(next());
             let mut writer = if let Some(writer) = self.writer.take() {
                 writer
             } else {
@@ -315,7 +332,7 @@ impl<'a> Output<'a> {
                 self.files.push(name);
                 writer
             };
-            writer.push(&ids, text.len() as u64)?;
+            writer.push(&ids, context, (document.text.len() - document.prompt_bytes) as u64)?;
             if writer.tokens() >= SHARD_TOKENS {
                 writer.finish()?;
             } else {
@@ -482,6 +499,40 @@ mod tests {
         assert_ne!(prepare(&other, &mut |_| {}).unwrap().folder, first.folder);
         fs::write(data.path().join("pkg0-1.0.0/lib.rs"), "changed").unwrap();
         assert_ne!(prepare(&settings, &mut |_| {}).unwrap().folder, first.folder);
+    }
+
+    #[test]
+    fn a_prompt_is_context_to_the_token() {
+        let (data, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let path = data.path().join("pairs.jsonl");
+        let lines = |border: usize| {
+            let lines = (10..60).map(|i| {
+                let text = format!("what follows {i}: what follows {}", i + 1);
+                let (prompt, completion) = text.split_at(border);
+                serde_json::json!({ "prompt": prompt, "completion": completion }).to_string()
+            });
+            lines.collect::<Vec<_>>().join("\n")
+        };
+        // in the middle of a word that is a token
+        let border = "what follows 10: wh".len();
+        fs::write(&path, lines(border)).unwrap();
+        let settings = settings(&path, cache.path());
+        let prepared = prepare(&settings, &mut |_| {}).unwrap();
+        let (shards, tokenizer) = (&prepared.train, &prepared.tokenizer);
+        assert!(shards.documents() > 30 && shards.has_context());
+        for span in (0..shards.documents()).map(|number| shards.document(number)) {
+            let mut ids = vec![0; (span.tokens.end - span.tokens.start) as usize];
+            shards.read(span.tokens.start, &mut ids).unwrap();
+            let (context, rest) = ids.split_at(span.context as usize);
+            let (prompt, rest) = (tokenizer.decode(&context[1..], true), tokenizer.decode(rest, true));
+            assert_eq!((prompt.len(), rest.len() as u64), (border, span.text_bytes));
+            assert_eq!(tokenizer.encode(&prompt).unwrap(), context[1..], "as when a model is asked");
+        }
+        // another border in the same texts is other data; none is the text itself
+        fs::write(&path, lines(border - 2)).unwrap();
+        assert_ne!(prepare(&settings, &mut |_| {}).unwrap().folder, prepared.folder);
+        fs::write(&path, lines(0)).unwrap();
+        assert!(!prepare(&settings, &mut |_| {}).unwrap().train.has_context());
     }
 
     #[test]

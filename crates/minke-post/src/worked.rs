@@ -12,14 +12,15 @@ use serde_json::json;
 
 use crate::error::{PostError, Result};
 
-/// What stands between a question and its answer in a [`Format::Text`] without a thought.
+/// What begins the completion of a [`Format::Text`] without a thought, up to its answer.
 pub(crate) const EMPTY_THOUGHT: &str = "T:\nA:";
 
 /// How lines are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
-    /// `{"text": "Q: ...\nT: ...\nA: ...\n"}`, for pretraining.
+    /// `{"prompt": "Q: ...\n", "completion": "T: ...\nA: ...\n"}`, for pretraining; the prompt is what an
+    /// examination in the form [`crate::eval::Form::Worked`] gives, and only what follows it is learned.
     Text,
     /// `{"messages": [...]}` with the thought in `reasoning_content`, for SFT.
     Chat,
@@ -163,8 +164,13 @@ pub(crate) fn question(prompt: &str) -> String {
 impl Worked {
     /// As text: `Q: prompt`, `T: thought` and `A: answer`, each from the beginning of a line.
     pub fn text(&self) -> String {
+        question(&self.prompt) + &self.completion()
+    }
+
+    /// The text behind the question.
+    pub fn completion(&self) -> String {
         let space = if self.thought.is_empty() { "" } else { " " };
-        format!("{}T:{space}{}\nA: {}\n", question(&self.prompt), self.thought, self.answer)
+        format!("T:{space}{}\nA: {}\n", self.thought, self.answer)
     }
 }
 
@@ -230,7 +236,7 @@ fn line(settings: &Settings, cells: &[(&'static dyn Family, u32)], number: u64) 
     }
     let (one, shown) = worked(settings, cells, number);
     let value = match settings.format {
-        Format::Text => json!({ "text": one.text() }),
+        Format::Text => json!({ "prompt": question(&one.prompt), "completion": one.completion() }),
         Format::Chat | Format::Task => json!({ "messages": [
             { "role": "user", "content": one.prompt },
             { "role": "assistant", "reasoning_content": one.thought, "content": one.answer },
@@ -309,9 +315,9 @@ mod tests {
         for care in ["full", "brief", "none"] {
             let settings = settings("chain:1-3", care, Format::Text);
             for (one, line) in problems(&settings).unwrap().zip(lines(&settings)) {
-                let text = line["text"].as_str().unwrap();
-                assert_eq!(text, one.text());
-                let rest = text.strip_prefix(&question(&one.prompt)).unwrap();
+                assert_eq!(line["prompt"], question(&one.prompt));
+                let rest = line["completion"].as_str().unwrap();
+                assert_eq!(question(&one.prompt) + rest, one.text());
                 assert_eq!(split(rest), Parts { thought: Some(&one.thought), answer: Some(&one.answer) });
                 assert_eq!(one.thought.is_empty(), care == "none", "{one:?}");
                 assert_eq!(rest.starts_with(EMPTY_THOUGHT), care == "none");

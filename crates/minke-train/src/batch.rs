@@ -5,25 +5,36 @@ use minke_model::config::Config;
 use minke_model::{IGNORE, MtpTargets, TrainBatch};
 use minke_num::rng;
 
-/// Flattens the rows of a loader's batch.
+/// Flattens the segments of a loader's batch, one behind the other; positions in none, which whole documents left empty,
+/// are left out, so they cost nothing and no expert is counted for them.
 ///
-/// Position i of row b becomes token `b t + i`; segments keep to their rows. Module k of `mtp_depth` reads the token
-/// k places on and is asked for the one after it.
+/// Where segments cover all, position i of row b becomes token `b t + i`. Module k of `mtp_depth` reads the token k
+/// places on and is asked for the one after it.
 pub fn from_rows(batch: &minke_data::Batch) -> TrainBatch {
     // both crates mark an absent label by the same number
     const { assert!(minke_data::NO_LABEL == IGNORE) };
     let (t, wide) = (batch.sequence_len, batch.sequence_len + 1 + batch.mtp_depth);
-    let segments = batch.segments.iter();
-    let module = |k: usize| MtpTargets {
-        tokens: (0..batch.rows).flat_map(|row| &batch.windows_bt[row * wide + k..][..t]).copied().collect(),
-        labels: batch.labels_bt[k].clone(),
+    // what lies in rows of `width`, from `shift` places on
+    let gathered = |rows: &[u32], width: usize, shift: usize| -> Vec<u32> {
+        let places = batch.segments.iter().map(|s| &rows[s.row * width + s.start + shift..][..s.len]);
+        places.flatten().copied().collect()
     };
+    let mut start = 0;
+    let segments = batch.segments.iter().map(|&minke_data::Segment { len, .. }| {
+        start += len;
+        Segment { start: start - len, len }
+    });
     TrainBatch {
-        tokens: batch.tokens_bt.clone(),
-        positions: batch.positions_bt.clone(),
-        segments: segments.map(|s| Segment { start: s.row * t + s.start, len: s.len }).collect(),
-        labels: batch.labels_bt[0].clone(),
-        mtp: (1..=batch.mtp_depth).map(module).collect(),
+        tokens: gathered(&batch.tokens_bt, t, 0),
+        positions: gathered(&batch.positions_bt, t, 0),
+        segments: segments.collect(),
+        labels: gathered(&batch.labels_bt[0], t, 0),
+        mtp: (1..=batch.mtp_depth)
+            .map(|k| MtpTargets {
+                tokens: gathered(&batch.windows_bt, wide, k),
+                labels: gathered(&batch.labels_bt[k], t, 0),
+            })
+            .collect(),
     }
 }
 
@@ -79,5 +90,16 @@ mod tests {
         assert_eq!(got.labels, batch.labels_bt[0]);
         assert_eq!(got.mtp[0].tokens, [2, 3, 4, 7, 8, 9]);
         assert_eq!(got.mtp[0].labels, batch.labels_bt[1]);
+        // what is in no segment is not there
+        let segments = vec![batch.segments[0], batch.segments[2]];
+        let got = from_rows(&minke_data::Batch { segments, ..batch });
+        let segments: Vec<_> = got.segments.iter().map(|s| (s.start, s.len)).collect();
+        assert_eq!(segments, [(0, 2), (2, 3)]);
+        assert_eq!((got.tokens, got.positions), (vec![1, 2, 6, 7, 8], vec![0, 1, 0, 1, 2]));
+        assert_eq!(got.labels, [2, none, 7, 8, 9]);
+        assert_eq!(
+            (&got.mtp[0].tokens[..], &got.mtp[0].labels[..]),
+            (&[2, 3, 7, 8, 9][..], &[none, none, 8, 9, none][..])
+        );
     }
 }

@@ -28,6 +28,8 @@ pub struct Started {
     pub train_tokens: u64,
     /// Tokens held out.
     pub held_out_tokens: u64,
+    /// Share of the positions of a step that stay empty, since whole documents do not fill every window.
+    pub padding_share: f64,
     /// Threads that compute.
     pub threads: usize,
     /// Instruction-set level.

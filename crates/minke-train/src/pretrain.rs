@@ -274,6 +274,7 @@ impl<'a> Session<'a> {
             seed: recipe.run.seed,
             mtp_depth: recipe.config.num_nextn_predict_layers,
             document_borders: recipe.data.document_borders,
+            packing: recipe.data.packing,
         };
         let loader = Loader::new(prepared.train.clone(), loading)?;
         let held_out = prepared
@@ -320,6 +321,7 @@ impl<'a> Session<'a> {
             active_parameters: counts.active,
             train_tokens: session.prepared.train.tokens(),
             held_out_tokens: session.prepared.validation.as_ref().map_or(0, minke_data::ShardSet::tokens),
+            padding_share: session.loader.padding_share(),
             threads: session.cpu.threads(),
             level: session.cpu.level().name(),
             gemm_peak_gflops: session.gemm_peak_gflops,
@@ -463,9 +465,12 @@ impl<'a> Session<'a> {
             None => self.score_held_out(self.recipe.train.eval_tokens.max(FINAL_EVAL_TOKENS))?,
         };
         let bytes = score.map_or(0, |score| score.bytes);
+        // where only a part of every document is predicted, compressing the whole is another task
+        let whole = self.prepared.validation.as_ref().is_some_and(|shards| !shards.has_context());
         let zstd = match &self.prepared.validation_text {
-            Some(path) if bytes > 0 => {
-                // the evaluation read the stream from its start, so this is the text that it read
+            Some(path) if bytes > 0 && whole => {
+                // the evaluation read the stream from its start, so this is the text that it read; whole documents it read
+                // a few windows sooner or later
                 let text = fs::File::open(path).map_err(TrainError::io("read", path))?.take(bytes);
                 Some(compress::zstd_bits_per_byte(text).map_err(TrainError::io("compress", path))?)
             }

@@ -26,7 +26,8 @@ fn is_free(key: &str) -> bool {
     is_free_everywhere(key)
         || key == "train.eval_tokens"
         || key.starts_with("sample.")
-        || key.starts_with("data.") && !matches!(key, "data.document_borders" | "data.random")
+        || key.starts_with("data.")
+            && !matches!(key, "data.document_borders" | "data.packing" | "data.random")
 }
 
 fn leaves(text: &str) -> Result<BTreeMap<String, String>, String> {
@@ -121,6 +122,9 @@ mod tests {
         for part in ["runs/a", "run.seed: was 0, is 3", "train.lr: was", "is 0.5", "precision", "--out"] {
             assert!(error.contains(part), "{error}");
         }
+        let whole = recipe(&["data.packing=whole"]);
+        let error = check_recipe(Path::new("runs/a"), &stored, &whole).unwrap_err().to_string();
+        assert!(error.contains("data.packing: was \"stream\", is \"whole\""), "{error}");
         let error = check_recipe(Path::new("runs/a"), "[[[", &free).unwrap_err().to_string();
         assert!(error.contains("no recipe any more"), "{error}");
     }

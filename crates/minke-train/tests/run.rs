@@ -260,6 +260,51 @@ fn stopped_killed_and_resumed_runs_end_in_the_same_bits() {
     assert_eq!(bits(&outcome), reference);
 }
 
+#[test]
+fn whole_documents_of_prompts_and_completions_are_learned() {
+    let place = Place::new();
+    let lines = (0..600_u64).map(|i| {
+        // the questions say nothing about each other, so only answers can be learned
+        let word = |at| ["sea", "deep", "krill", "sings"][minke_num::rng::below(3, i, at, 4) as usize];
+        let prompt = format!("{i}: {}\n", (0..6).map(word).collect::<Vec<_>>().join(" "));
+        serde_json::json!({ "prompt": prompt, "completion": "it is a minke whale\n" }).to_string()
+    });
+    fs::write(place.path("text/pairs.jsonl"), lines.collect::<Vec<_>>().join("\n")).unwrap();
+    let options = |out: &str, resume: bool| {
+        let mut options = Options { resume, ..place.options(out, 2) };
+        let overrides = [
+            "data.sources=[{ path = \"text/pairs.jsonl\" }]",
+            "data.packing=whole",
+            "train.sequence_length=64",
+            "train.tokens=7680",
+        ];
+        options.overrides = overrides.map(str::to_owned).to_vec();
+        options
+    };
+    let mut empty = 0.0;
+    let outcome = pretrain::run(&options("whole", false), &AtomicBool::new(false), &mut |event| {
+        if let Event::Started(started) = event {
+            empty = started.padding_share;
+        }
+    })
+    .unwrap();
+    assert!((0.001..0.4).contains(&empty), "{empty}");
+    let steps = steps_of(&outcome.folder);
+    // the constant answer is all that counts
+    assert!(steps[29].loss < 0.5, "{} to {}", steps[0].loss, steps[29].loss);
+    let finished = outcome.finished.as_ref().unwrap();
+    assert!(finished.bits_per_byte.unwrap() < 0.5);
+    assert_eq!(finished.zstd_bits_per_byte, None, "the same task cannot be given to it");
+
+    let (stopped, _) = run(&options("stopped", false), Some(7)).unwrap();
+    assert_eq!(stopped.step, 7);
+    assert_eq!(bits(&finish(&options("stopped", true))), bits(&outcome));
+    let mut other = options("stopped", true);
+    other.overrides.push("data.packing=stream".to_owned());
+    let error = run(&other, None).unwrap_err().to_string();
+    assert!(error.contains("data.packing: was \"whole\", is \"stream\""), "{error}");
+}
+
 /// Does something to a checkpoint's folder.
 type Harm = fn(&Path);
 

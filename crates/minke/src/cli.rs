@@ -534,7 +534,7 @@ pub struct GymWrite {
     /// Steps that thoughts take: full, brief, none, mix, or weights such as full=1,none=3
     #[arg(long, value_name = "CARE", default_value = "full")]
     pub care: String,
-    /// Text to pretrain on, chats for SFT, or tasks to ask
+    /// Prompts and completions to pretrain on, chats for SFT, or tasks to ask
     #[arg(long, value_enum, default_value = "text")]
     pub format: LineFormat,
     /// Names the problems

@@ -140,7 +140,8 @@ fn problems_are_listed_shown_and_written() {
     };
     let texts = write(&["--count", "2k", "--care", "mix"]);
     assert_eq!(texts.len(), 2000);
-    let empty = texts.iter().filter(|line| line["text"].as_str().unwrap().contains("\nT:\nA: ")).count();
+    let empty =
+        texts.iter().filter(|line| line["completion"].as_str().unwrap().starts_with("T:\nA: ")).count();
     assert!((700..1100).contains(&empty), "{empty}");
     let chats = write(&["--count", "30", "--format", "chat"]);
     assert_eq!(chats[0]["messages"][1]["role"], "assistant");

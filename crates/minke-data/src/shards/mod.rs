@@ -1,7 +1,7 @@
 //! Shards: tokenised documents in files that are mapped, not read.
 //!
-//! A shard is a header, the tokens of its documents one after the other, and an index with the start and the
-//! text length of every document:
+//! A shard is a header, the tokens of its documents one after the other, and an index with the start, the text
+//! length and the context of every document:
 //!
 //! ```text
 //! offset 0     magic "MINKTOKS", version, bytes per token (2 or 4), flags
@@ -11,13 +11,17 @@
 //!        112   zeros up to 128
 //! offset 128   tokens, little-endian; zeros up to a multiple of 8
 //!              start of each document in tokens, u64
-//!              text of each document in bytes, u64
+//!              text of each document behind its context in bytes, u64
+//!              context of each document in tokens, u64
 //! ```
 //!
 //! Tokens take two bytes when the vocabulary fits. A document is `bos, text, eos` with those of the two that the
 //! tokenizer has (at least one). The text's length in bytes is kept so that a loss can be stated in bits per
 //! byte: the number of bits is the model's, the number of bytes is the text's, and neither depends on how the
 //! tokenizer cuts.
+//!
+//! The context of a document is what stands at its beginning only to be read, such as a question: that many tokens,
+//! `bos` included, are no labels, and their text counts no bytes. Most documents have none.
 //!
 //! A reader trusts nothing: sizes must add up to the file's length with checked arithmetic, starts must
 //! ascend from 0, and every token is compared with the vocabulary as it is read. [`ShardSet::verify`] also
@@ -32,8 +36,10 @@ pub use read::{DocumentSpan, ShardSet};
 pub use write::ShardWriter;
 
 const MAGIC: [u8; 8] = *b"MINKTOKS";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER_BYTES: usize = 128;
+/// What the index holds of one document.
+const INDEX_BYTES: u64 = 24;
 const FLAG_BOS: u32 = 1;
 const FLAG_EOS: u32 = 2;
 
@@ -74,7 +80,8 @@ impl Header {
         let u32_at = |at: usize| u32::from_le_bytes(*bytes[at..].first_chunk().expect("inside the header"));
         let u64_at = |at: usize| u64::from_le_bytes(*bytes[at..].first_chunk().expect("inside the header"));
         if u32_at(8) != VERSION {
-            return Err(format!("expected version {VERSION}, got {}", u32_at(8)));
+            let got = u32_at(8);
+            return Err(format!("expected version {VERSION}, got {got}; delete it to make it again"));
         }
         let header = Self {
             token_bytes: u32_at(12),
@@ -102,7 +109,7 @@ impl Header {
         let tokens_end =
             self.tokens.checked_mul(u64::from(self.token_bytes))?.checked_add(HEADER_BYTES as u64)?;
         let index = tokens_end.checked_next_multiple_of(8)?;
-        Some((index, index.checked_add(self.documents.checked_mul(16)?)?))
+        Some((index, index.checked_add(self.documents.checked_mul(INDEX_BYTES)?)?))
     }
 }
 

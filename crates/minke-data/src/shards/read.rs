@@ -30,8 +30,10 @@ struct Shard {
 pub struct DocumentSpan {
     /// Its tokens, bos and eos included.
     pub tokens: Range<u64>,
-    /// The length of its text.
+    /// The length of its text behind the context.
     pub text_bytes: u64,
+    /// Tokens at its beginning, bos included, that are read and not learned; 0 for most.
+    pub context: u64,
 }
 
 impl Shard {
@@ -55,10 +57,16 @@ impl Shard {
             }
             previous = Some(start);
         }
+        for at in 0..header.documents {
+            let (length, context) = (shard.end(at) - shard.start(at), shard.context(at));
+            if context > length {
+                return Err(fail(format!("document {at} has {length} tokens and {context} of context")));
+            }
+        }
         Ok(shard)
     }
 
-    /// The `at`-th number of the index: starts, then text lengths.
+    /// The `at`-th number of the index: starts, then text lengths, then contexts.
     fn entry(&self, at: u64) -> u64 {
         let at = self.index + at as usize * 8;
         u64::from_le_bytes(*self.map[at..].first_chunk().expect("the layout was checked at opening"))
@@ -68,8 +76,16 @@ impl Shard {
         self.entry(document)
     }
 
+    fn end(&self, document: u64) -> u64 {
+        if document + 1 == self.header.documents { self.header.tokens } else { self.start(document + 1) }
+    }
+
     fn text_bytes(&self, document: u64) -> u64 {
         self.entry(self.header.documents + document)
+    }
+
+    fn context(&self, document: u64) -> u64 {
+        self.entry(2 * self.header.documents + document)
     }
 
     /// Copies tokens; the caller keeps inside the shard.
@@ -133,9 +149,14 @@ impl ShardSet {
         *self.document_starts.last().expect("there is an end")
     }
 
-    /// Bytes of text in all.
+    /// Bytes of text in all, contexts left out.
     pub fn text_bytes(&self) -> u64 {
         self.shards.iter().flat_map(|shard| (0..shard.header.documents).map(|at| shard.text_bytes(at))).sum()
+    }
+
+    /// Whether some document begins with a context.
+    pub fn has_context(&self) -> bool {
+        self.shards.iter().any(|shard| (0..shard.header.documents).any(|at| shard.context(at) > 0))
     }
 
     /// The vocabulary that every token is below.
@@ -207,9 +228,11 @@ impl ShardSet {
         let at = self.document_starts.partition_point(|&first| first <= number) - 1;
         let (shard, local, base) =
             (&self.shards[at], number - self.document_starts[at], self.token_starts[at]);
-        let last = local + 1 == shard.header.documents;
-        let end = if last { shard.header.tokens } else { shard.start(local + 1) };
-        DocumentSpan { tokens: base + shard.start(local)..base + end, text_bytes: shard.text_bytes(local) }
+        DocumentSpan {
+            tokens: base + shard.start(local)..base + shard.end(local),
+            text_bytes: shard.text_bytes(local),
+            context: shard.context(local),
+        }
     }
 
     /// Reads everything and compares it with the content hashes.

@@ -11,12 +11,18 @@ pub(crate) fn byte_tokenizer() -> Tokenizer {
 
 /// Documents whose text tokens count up from 16, so that a token tells where it came from.
 pub(crate) fn write_counting(path: &Path, lengths: &[usize], first: usize) {
+    let documents: Vec<(usize, usize)> = lengths.iter().map(|&length| (length, 0)).collect();
+    write_with_contexts(path, &documents, first);
+}
+
+/// The same, of lengths with how much of them is context.
+pub(crate) fn write_with_contexts(path: &Path, documents: &[(usize, usize)], first: usize) {
     let mut writer = ShardWriter::create(path, &byte_tokenizer()).unwrap();
     let mut next = first;
-    for &length in lengths {
+    for &(length, context) in documents {
         let ids: Vec<u32> = (0..length).map(|i| 16 + ((next + i) % 250) as u32).collect();
         next += length;
-        writer.push(&ids, length as u64 * 3).unwrap();
+        writer.push(&ids, context, (length - context) as u64 * 3).unwrap();
     }
     writer.finish().unwrap();
 }
@@ -61,6 +67,22 @@ fn what_is_written_is_read_across_shards() {
 }
 
 #[test]
+fn contexts_are_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.shard");
+    write_with_contexts(&path, &[(5, 2), (4, 0), (3, 3)], 0);
+    let set = ShardSet::open(&[&path]).unwrap();
+    set.verify().unwrap();
+    let spans: Vec<_> =
+        (0..3).map(|at| set.document(at)).map(|span| (span.context, span.text_bytes)).collect();
+    // bos belongs to the context
+    assert_eq!(spans, [(3, 9), (0, 12), (4, 0)]);
+    assert!(set.has_context() && set.text_bytes() == 21);
+    write_counting(&path, &[5], 0);
+    assert!(!ShardSet::open(&[&path]).unwrap().has_context());
+}
+
+#[test]
 fn damaged_shards_are_errors_with_their_path() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.shard");
@@ -80,10 +102,11 @@ fn damaged_shards_are_errors_with_their_path() {
         bad[at..at + bytes.len()].copy_from_slice(bytes);
         bad
     };
-    let index = good.len() - 3 * 16;
+    let index = good.len() - 3 * INDEX_BYTES as usize;
     for (at, bytes, why) in [
         (0, &b"NOTTOKEN"[..], "not a shard"),
         (8, &9u32.to_le_bytes()[..], "version"),
+        (8, &1u32.to_le_bytes()[..], "expected version 2, got 1; delete it"),
         (12, &3u32.to_le_bytes()[..], "bytes per token"),
         (16, &64u32.to_le_bytes()[..], "flags"),
         (24, &u64::MAX.to_le_bytes()[..], "impossible"),
@@ -94,6 +117,8 @@ fn damaged_shards_are_errors_with_their_path() {
         (index, &1u64.to_le_bytes()[..], "out of order"),
         (index + 8, &0u64.to_le_bytes()[..], "out of order"),
         (index + 16, &u64::MAX.to_le_bytes()[..], "out of order"),
+        (index + 48, &33u64.to_le_bytes()[..], "document 0 has 32 tokens and 33 of context"),
+        (index + 64, &u64::MAX.to_le_bytes()[..], "of context"),
     ] {
         let text = open(&with(at, bytes)).unwrap_err().to_string();
         assert!(text.contains(why) && text.contains("a.shard"), "{why}: {text}");
@@ -112,8 +137,8 @@ fn an_unfinished_shard_never_appears() {
     write_counting(&path, &[3], 0);
     let before = fs::read(&path).unwrap();
     let mut writer = ShardWriter::create(&path, &byte_tokenizer()).unwrap();
-    writer.push(&[20; 1000], 1000).unwrap();
-    assert!(writer.push(&[272], 1).is_err());
+    writer.push(&[20; 1000], 0, 1000).unwrap();
+    assert!(writer.push(&[272], 0, 1).is_err());
     drop(writer);
     assert_eq!(fs::read(&path).unwrap(), before);
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);

@@ -17,6 +17,7 @@ pub struct ShardWriter {
     hasher: blake3::Hasher,
     starts: Vec<u64>,
     text_bytes: Vec<u64>,
+    contexts: Vec<u64>,
     buffer: Vec<u8>,
 }
 
@@ -45,18 +46,34 @@ impl ShardWriter {
         };
         let mut file = AtomicFile::create(&path)?;
         file.write(&[0; HEADER_BYTES])?;
-        let (hasher, starts, text_bytes, buffer) =
-            (blake3::Hasher::new(), Vec::new(), Vec::new(), Vec::new());
-        Ok(Self { file, path, header, bos, eos, hasher, starts, text_bytes, buffer })
+        Ok(Self {
+            file,
+            path,
+            header,
+            bos,
+            eos,
+            hasher: blake3::Hasher::new(),
+            starts: Vec::new(),
+            text_bytes: Vec::new(),
+            contexts: Vec::new(),
+            buffer: Vec::new(),
+        })
     }
 
-    /// Appends a document: its ids without bos and eos, and the length of its text.
+    /// Appends a document: its ids without bos and eos, how many of them are context (0 for a document without), and
+    /// the length of the text behind these.
     ///
     /// # Errors
     /// I/O, or an id outside the vocabulary.
-    pub fn push(&mut self, ids: &[u32], text_bytes: u64) -> Result<()> {
+    ///
+    /// # Panics
+    /// If there are more ids of context than ids.
+    pub fn push(&mut self, ids: &[u32], context: usize, text_bytes: u64) -> Result<()> {
+        assert!(context <= ids.len(), "context of {context} of {} ids", ids.len());
         self.starts.push(self.header.tokens);
         self.text_bytes.push(text_bytes);
+        let bos = usize::from(self.bos.is_some());
+        self.contexts.push(if context == 0 { 0 } else { (bos + context) as u64 });
         self.buffer.clear();
         for &id in self.bos.iter().chain(ids).chain(&self.eos) {
             if u64::from(id) >= self.header.vocab_size {
@@ -88,7 +105,7 @@ impl ShardWriter {
         let written = self.header.tokens * u64::from(self.header.token_bytes);
         self.buffer.clear();
         self.buffer.resize((written.next_multiple_of(8) - written) as usize, 0);
-        for value in self.starts.iter().chain(&self.text_bytes) {
+        for value in self.starts.iter().chain(&self.text_bytes).chain(&self.contexts) {
             self.buffer.extend_from_slice(&value.to_le_bytes());
         }
         self.hasher.update(&self.buffer);

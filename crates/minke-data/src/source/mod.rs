@@ -15,8 +15,9 @@
 //! invalid UTF-8 is replaced and counted, and a source that gives nothing at all is an error with its name.
 //!
 //! A text file that is named by itself (not found in a folder) may be large: it is cut into documents of
-//! [`PIECE_BYTES`] at paragraph or line ends, so that a single book can be split and shuffled. Table rows
-//! with `messages`, or `prompt` and `completion` or `answer`, become plain text, as pretraining wants them.
+//! [`PIECE_BYTES`] at paragraph or line ends, so that a single book can be split and shuffled. Lines of JSON with
+//! `messages`, or with `prompt` and `answer`, become plain text. Of those with the strings `prompt` and `completion`
+//! the text is both, one behind the other, and only the completion is learned ([`Document::prompt_bytes`]).
 
 mod list;
 mod records;
@@ -77,6 +78,8 @@ impl Default for SourceSpec {
 pub struct Document {
     /// The text; never empty.
     pub text: String,
+    /// How much of the text, from its beginning, is a prompt: read, not learned. 0 for most.
+    pub prompt_bytes: usize,
     /// The position of its source in the recipe.
     pub source: usize,
     /// The file's path below the source's root, with `/`.
@@ -191,7 +194,7 @@ struct OpenFile<'a> {
 /// What one look at a file gave.
 #[derive(Debug)]
 pub(crate) enum Record {
-    Text { text: String, invalid_utf8: bool },
+    Text { text: String, prompt_bytes: usize, invalid_utf8: bool },
     TooLarge,
     Empty,
 }
@@ -224,7 +227,7 @@ impl Documents<'_> {
                 }
                 Some(Record::TooLarge) => self.stats.skipped_large += 1,
                 Some(Record::Empty) => self.stats.empty += 1,
-                Some(Record::Text { text, invalid_utf8 }) => {
+                Some(Record::Text { text, prompt_bytes, invalid_utf8 }) => {
                     let hash = *blake3::hash(text.as_bytes()).as_bytes();
                     let short = *hash.first_chunk().expect("32 bytes hold 16");
                     if !self.seen.insert(short) {
@@ -236,7 +239,7 @@ impl Documents<'_> {
                     self.stats.invalid_utf8 += u64::from(invalid_utf8);
                     self.source_bytes += text.len() as u64;
                     let (path, group) = (file.relative.clone(), file.group.clone());
-                    return Ok(Some(Document { text, source: file.source, path, hash, group }));
+                    return Ok(Some(Document { text, prompt_bytes, source: file.source, path, hash, group }));
                 }
             }
         }
@@ -355,7 +358,7 @@ pub(crate) fn text_record(bytes: Vec<u8>) -> Record {
     if text.starts_with('\u{feff}') {
         text.drain(..'\u{feff}'.len_utf8());
     }
-    if text.trim().is_empty() { Record::Empty } else { Record::Text { text, invalid_utf8 } }
+    if text.trim().is_empty() { Record::Empty } else { Record::Text { text, prompt_bytes: 0, invalid_utf8 } }
 }
 
 #[cfg(test)]

@@ -129,8 +129,10 @@ impl JsonLines {
         let invalid = std::str::from_utf8(&bytes).is_err();
         let line = String::from_utf8_lossy(&bytes);
         let value: Value = serde_json::from_str(&line).map_err(|error| fail(format!("not JSON: {error}")))?;
-        let text = plain_text(&value, &self.field).map_err(fail)?;
-        Ok(Some(bounded(text.into_bytes(), invalid, self.limit_bytes)))
+        Ok(Some(match parts(&value, &self.field).map_err(fail)? {
+            Parts::Text(text) => bounded(text.into_bytes(), invalid, self.limit_bytes),
+            Parts::Pair { prompt, completion } => pair(prompt, completion, invalid, self.limit_bytes),
+        }))
     }
 }
 
@@ -139,8 +141,45 @@ fn bounded(bytes: Vec<u8>, invalid: bool, limit_bytes: u64) -> Record {
         return Record::TooLarge;
     }
     match text_record(bytes) {
-        Record::Text { text, invalid_utf8 } => Record::Text { text, invalid_utf8: invalid_utf8 || invalid },
+        Record::Text { text, prompt_bytes, invalid_utf8 } => {
+            Record::Text { text, prompt_bytes, invalid_utf8: invalid_utf8 || invalid }
+        }
         other => other,
+    }
+}
+
+/// A prompt and what is to be learned behind it; without the latter there is nothing.
+fn pair(prompt: &str, completion: &str, invalid: bool, limit_bytes: u64) -> Record {
+    if completion.is_empty() {
+        return Record::Empty;
+    }
+    let whole = [prompt, completion].concat();
+    let whole_bytes = whole.len();
+    match bounded(whole.into_bytes(), invalid, limit_bytes) {
+        Record::Text { text, invalid_utf8, .. } => {
+            // a byte-order mark at the beginning is gone
+            let prompt_bytes = prompt.len().saturating_sub(whole_bytes - text.len());
+            Record::Text { text, prompt_bytes, invalid_utf8 }
+        }
+        other => other,
+    }
+}
+
+/// What a record says.
+#[derive(Debug, PartialEq)]
+enum Parts<'a> {
+    Text(String),
+    Pair { prompt: &'a str, completion: &'a str },
+}
+
+/// A record as a prompt with its completion where it has these as strings, and no text and no messages; else as plain
+/// text.
+fn parts<'a>(value: &'a Value, field: &str) -> Result<Parts<'a>, String> {
+    let string = |key: &str| value.get(key).and_then(Value::as_str);
+    let plain = value.get(field).is_some() || value.get("messages").is_some();
+    match (string("prompt"), string("completion")) {
+        (Some(prompt), Some(completion)) if !plain => Ok(Parts::Pair { prompt, completion }),
+        _ => plain_text(value, field).map(Parts::Text),
     }
 }
 
@@ -287,7 +326,6 @@ mod tests {
     fn records_become_plain_text() {
         let cases = [
             (json!({"text": "a"}), "a"),
-            (json!({"prompt": "2+2=", "completion": "4"}), "2+2=4"),
             (json!({"prompt": "2+2?", "answer": "4"}), "2+2?\n\n4"),
             (
                 json!({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}),
@@ -311,6 +349,32 @@ mod tests {
         ] {
             assert!(plain_text(&value, "text").is_err(), "{value}");
         }
+    }
+
+    #[test]
+    fn a_prompt_with_its_completion_stays_two_parts() {
+        let both = json!({"prompt": "2+2=", "completion": "4", "level": 1});
+        assert_eq!(parts(&both, "text").unwrap(), Parts::Pair { prompt: "2+2=", completion: "4" });
+        for plain in [
+            json!({"prompt": "2+2=", "completion": "4", "body": "x"}),
+            json!({"prompt": "2+2=", "completion": "4", "messages": [{"role": "user", "content": "x"}]}),
+            json!({"prompt": [{"role": "user", "content": "x"}], "completion": "4"}),
+        ] {
+            assert!(matches!(parts(&plain, "body").unwrap(), Parts::Text(text) if text.contains('x')));
+        }
+        assert!(parts(&json!({"prompt": "x", "completion": 4}), "text").is_err());
+        let read = |prompt, completion| match pair(prompt, completion, false, 20) {
+            Record::Text { text, prompt_bytes, .. } => {
+                Some((text[..prompt_bytes].to_owned(), text[prompt_bytes..].to_owned()))
+            }
+            Record::TooLarge | Record::Empty => None,
+        };
+        let two = |a: &str, b: &str| Some((a.to_owned(), b.to_owned()));
+        assert_eq!(read("ä", "b"), two("ä", "b"));
+        assert_eq!(read("", "b"), two("", "b"));
+        assert_eq!(read("\u{feff}a", "b"), two("a", "b"));
+        assert_eq!(read("", "\u{feff}b"), two("", "b"));
+        assert_eq!([read("a", ""), read(" ", "\n"), read("0123456789", "0123456789x")], [None, None, None]);
     }
 
     #[test]

@@ -162,6 +162,23 @@ fn json_lines_are_documents_and_bad_ones_are_placed() {
 }
 
 #[test]
+fn prompts_with_completions_keep_their_border() {
+    let folder = tempfile::tempdir().unwrap();
+    let lines = [
+        r#"{"prompt": "Q: 1+1\n", "completion": "A: 2\n"}"#,
+        r#"{"prompt": "Q: 1", "completion": "+1\nA: 2\n"}"#,
+        r#"{"prompt": "Q: 2+2\n", "completion": ""}"#,
+        r#"{"text": "plain", "prompt": "a", "completion": "b"}"#,
+    ];
+    write(folder.path(), "pairs.jsonl", lines.join("\n"));
+    let (documents, stats) = read(&[spec(&folder.path().join("pairs.jsonl"))]);
+    let seen: Vec<(&str, usize)> = documents.iter().map(|d| (d.text.as_str(), d.prompt_bytes)).collect();
+    assert_eq!(seen, [("Q: 1+1\nA: 2\n", 7), ("plain", 0)]);
+    // the same whole text is a duplicate wherever it is cut, and nothing to learn is nothing
+    assert_eq!((stats.duplicates, stats.empty), (1, 1));
+}
+
+#[test]
 fn a_long_text_named_alone_is_cut_and_nothing_is_lost() {
     let folder = tempfile::tempdir().unwrap();
     let lines: Vec<String> = (0..9000)

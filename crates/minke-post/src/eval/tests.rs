@@ -210,6 +210,23 @@ fn thoughts_are_told_from_answers() {
     let text = |prompter: &Prompter| tokenizer.decode(&prompter.prompt(&tokenizer, &task).unwrap(), false);
     assert_eq!(text(&worked(true)), format!("Q: {}\n", task.prompt));
     assert_eq!(text(&worked(false)), format!("Q: {}\nT:\nA:", task.prompt));
+    // token for token: a training text encodes its prompt and its completion apart
+    let settings = crate::worked::Settings {
+        suite: Suite::parse("core:1-2").unwrap(),
+        count: 60,
+        mix: crate::worked::Mix::only(minke_gym::Care::None),
+        split: Split::Train,
+        seed: 1,
+        format: crate::worked::Format::Text,
+    };
+    for one in crate::worked::problems(&settings).unwrap() {
+        let encode = |text: &str| tokenizer.encode(text).unwrap();
+        let prompt = encode(&crate::worked::question(&one.prompt));
+        let whole = [prompt.clone(), encode(&one.completion())].concat();
+        let task = Task { prompt: one.prompt, ..task.clone() };
+        assert_eq!(worked(true).prompt(&tokenizer, &task).unwrap(), prompt);
+        assert!(whole.starts_with(&worked(false).prompt(&tokenizer, &task).unwrap()));
+    }
     let names: Vec<String> = [worked(true), worked(false)].iter().map(Prompter::name).collect();
     assert_ne!(names[0], names[1]);
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use minke_data::Packing;
 use minke_model::DType;
 use serde::Serialize;
 
@@ -47,6 +48,8 @@ pub struct Data {
     pub validation_share: f64,
     /// Whether attention stops at the borders of documents.
     pub document_borders: bool,
+    /// How documents come into windows; whole ones need borders.
+    pub packing: Packing,
     /// A `tokenizer.json` to use, its path treated as [`Source::path`] is.
     pub tokenizer: Option<String>,
     /// Size of the vocabulary to train when no tokenizer is given.
@@ -267,12 +270,25 @@ pub(super) fn data(mut section: Section, folder: Option<&Path>) -> Result<Data, 
             .float("validation_share", "a number from 0 to 0.5", |share| (0.0..=0.5).contains(&share))?
             .unwrap_or(if random { 0.0 } else { 0.02 }),
         document_borders: section.flag("document_borders")?.unwrap_or(true),
+        packing: section.choice("packing", &Packing::CHOICES)?.unwrap_or_default(),
         tokenizer: section.text("tokenizer")?.map(|path| located(path, folder)),
         vocab_size: section
             .integer("vocab_size", SMALLEST_VOCABULARY as u64, 1 << 24)?
             .map(|size| size as usize),
         max_bytes: section.count("max_bytes", &BYTES)?,
     };
+    if data.packing == Packing::Whole && !data.document_borders {
+        let expected =
+            "\"stream\", or data.document_borders = true: attention must stop where a document ends";
+        return Err(section.conflict("packing", "\"whole\"", expected));
+    }
+    if data.packing == Packing::Whole && data.random {
+        return Err(section.conflict(
+            "packing",
+            "\"whole\"",
+            "\"stream\", since random tokens are no documents",
+        ));
+    }
     if data.vocab_size.is_some() && (data.random || data.tokenizer.is_some()) {
         let expected = "no value, since no tokenizer is trained (the model's is model.vocab_size)";
         return Err(section.conflict("vocab_size", "a size", expected));

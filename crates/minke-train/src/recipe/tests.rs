@@ -146,6 +146,7 @@ fn the_resolved_recipe_resolves_to_itself() {
         resolve(RANDOM, &["model.family=llama", "model.eos_token_id=[1,2]", "train.lr=1e-7"]),
         resolve(RANDOM, &["model.family=deepseek_v2", "precision=f32", "sample.prompts=['a\\n', \"b\\n\"]"]),
         resolve(roles, &[]),
+        resolve("[[data.sources]]\npath = '/a'\n", &["data.packing=whole"]),
     ];
     let names = ["bench-a.toml", "bench-b.toml", "bench-c.toml", "quickstart.toml", "debug.toml"];
     all.extend(names.map(shipped));
@@ -209,7 +210,7 @@ fn the_vocabulary_comes_from_one_place() {
 #[test]
 fn messages_point_at_the_place() {
     let sources = "[[data.sources]]\npath = '/a'\n";
-    let cases: [(&str, &[&str]); 28] = [
+    let cases: [(&str, &[&str]); 31] = [
         ("[run\nname = 1", &[]),
         ("[train]\nlr = 0.1\nlr = 0.2", &[]),
         ("[trian]\nlr = 0.1\n", &[]),
@@ -238,6 +239,9 @@ fn messages_point_at_the_place() {
         (RANDOM, &["train.sequence_length=2"]),
         (RANDOM, &["train.tokens=1000"]),
         (RANDOM, &["train.lrr=0.1"]),
+        (sources, &["data.packing=half"]),
+        (sources, &["data.packing=whole", "data.document_borders=false"]),
+        (RANDOM, &["data.packing=whole"]),
     ];
     let text: Vec<String> = cases.iter().map(|(text, overrides)| error(text, overrides)).collect();
     assert_snapshot!(text.join("\n\n"));

@@ -111,6 +111,7 @@ fn write_data(w: &mut Writer, resolved: &Resolved) {
     w.put("random", data.random);
     w.put("validation_share", float(data.validation_share));
     w.put("document_borders", data.document_borders);
+    w.put("packing", string(data.packing.name()));
     if let Some(tokenizer) = &data.tokenizer {
         w.put("tokenizer", string(tokenizer));
     }

@@ -1,23 +1,17 @@
 //! `minke pretrain` and `minke bench train`: the terminal's side of training.
 
-use std::io::{IsTerminal, Write};
-use std::time::{Duration, Instant};
-
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use minke_train::bench::{self, Figures};
 use minke_train::events::{Event, Started};
 use minke_train::metrics::Step;
 use minke_train::pretrain::{self, Outcome};
 use serde::Serialize;
 
+use super::screen::Screen;
 use super::threads;
 use crate::cli::{BenchTrain, Train};
 use crate::failure::Failure;
 use crate::interrupt::{self, Work};
 use crate::output::{self, bytes, count, percent};
-
-/// Without a terminal steps are told about at this pace.
-const LINE_EVERY: Duration = Duration::from_secs(5);
 
 /// Runs `minke pretrain`.
 pub fn pretrain(args: &Train) -> Result<(), Failure> {
@@ -103,17 +97,14 @@ pub fn json_line(value: &impl Serialize) -> Result<(), Failure> {
 /// Shows a run: a bar on a terminal, plain lines elsewhere, JSON when asked.
 pub struct Watcher {
     json: bool,
-    terminal: bool,
-    bar: ProgressBar,
+    screen: Screen,
     /// The stage of the data that the bar stands for.
     stage: Option<&'static str>,
-    last_line: Option<Instant>,
 }
 
 impl Watcher {
     pub fn new(json: bool) -> Self {
-        let terminal = !json && std::io::stderr().is_terminal();
-        Self { json, terminal, bar: ProgressBar::hidden(), stage: None, last_line: None }
+        Self { json, screen: Screen::new(), stage: None }
     }
 
     pub fn see(&mut self, event: &Event<'_>) {
@@ -163,22 +154,20 @@ impl Watcher {
 
     fn data(&mut self, stage: &'static str, done_bytes: u64, total_bytes: u64) {
         if self.stage != Some(stage) {
-            self.end();
             self.stage = Some(stage);
             let what = match stage {
                 "scan" => "reading sources",
                 "train_tokenizer" => "training the tokenizer",
                 _ => "tokenising",
             };
-            if self.terminal {
-                self.bar = bar(total_bytes, "{msg:24} {wide_bar} {bytes}/{total_bytes}");
-                self.bar.set_message(what);
-            } else {
+            self.screen.draw(total_bytes, "{msg:24} {wide_bar} {bytes}/{total_bytes}");
+            self.screen.bar().set_message(what);
+            if !self.screen.is_terminal() {
                 self.line(&format!("{what}: up to {}", bytes(total_bytes as f64)));
             }
         }
-        self.bar.set_length(total_bytes);
-        self.bar.set_position(done_bytes);
+        self.screen.bar().set_length(total_bytes);
+        self.screen.bar().set_position(done_bytes);
     }
 
     fn started(&mut self, started: &Started) {
@@ -197,6 +186,10 @@ impl Watcher {
             count(started.train_tokens as f64),
             count(started.held_out_tokens as f64),
         ));
+        if started.padding_share > 0.0 {
+            let share = percent(started.padding_share);
+            self.line(&format!("whole documents leave {share} of the positions empty"));
+        }
         self.line(&format!(
             "machine: {} threads, {}, matrix products at {:.0} GFLOP/s; run in {}",
             started.threads,
@@ -207,10 +200,8 @@ impl Watcher {
         if started.step > 0 {
             self.line(&format!("continuing after step {}", started.step));
         }
-        if self.terminal {
-            self.bar = bar(started.steps, "{wide_bar} {pos}/{len} {msg}");
-            self.bar.set_position(started.step);
-        }
+        self.screen.draw(started.steps, "{wide_bar} {pos}/{len} {msg}");
+        self.screen.bar().set_position(started.step);
     }
 
     fn step(&mut self, metrics: &Step, steps: u64, remaining_s: f64) {
@@ -222,35 +213,22 @@ impl Watcher {
             metrics.tok_s,
             duration(remaining_s)
         );
-        if self.terminal {
-            self.bar.set_position(metrics.step);
-            self.bar.set_message(figures);
-            return;
-        }
-        let due = self.last_line.is_none_or(|last| last.elapsed() >= LINE_EVERY);
-        if due || metrics.step == steps {
-            self.last_line = Some(Instant::now());
-            self.line(&format!("step {}/{steps}: {figures}", metrics.step));
+        if self.screen.is_terminal() {
+            self.screen.bar().set_position(metrics.step);
+            self.screen.bar().set_message(figures);
+        } else {
+            let at = metrics.step;
+            self.screen.line_when_due(at == steps, || format!("step {at}/{steps}: {figures}"));
         }
     }
 
-    /// Prints a line to standard error, above the bar where there is one.
     fn line(&self, line: &str) {
-        self.bar.suspend(|| {
-            // where standard error is closed there is no one to tell
-            let _ = writeln!(std::io::stderr().lock(), "{line}");
-        });
+        self.screen.line(line);
     }
 
     pub fn end(&mut self) {
-        self.bar.finish_and_clear();
-        self.bar = ProgressBar::hidden();
+        self.screen.end();
     }
-}
-
-fn bar(length: u64, template: &str) -> ProgressBar {
-    let style = ProgressStyle::with_template(template).expect("the templates are fixed and valid");
-    ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr()).with_style(style)
 }
 
 /// Seconds as a person says them.
