@@ -313,7 +313,6 @@ impl Recipe {
             model: grpo::ModelPart { path: String::new(), template: None, reference: None },
             tasks,
             rollout,
-            resample: 0,
             // shown beside the divergence, never learned from
             reward: grpo::Reward { right: 1.0, format: 0.0, overlong_buffer: 0, overlong: 0.0 },
             objective: grpo::Algorithm::Grpo.into(),

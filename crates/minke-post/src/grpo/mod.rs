@@ -171,7 +171,7 @@ impl Grpo {
     ) -> Result<(Vec<Group>, RolloutStats, usize)> {
         let wanted = self.recipe.rollout.prompts;
         let (mut kept, mut drawn) = (Vec::new(), Drawn::default());
-        for _ in 0..=self.recipe.resample {
+        for _ in 0..=self.recipe.rollout.resample.unwrap_or(0) {
             let groups = self.round(shop, turn, wanted - kept.len(), &mut drawn)?;
             on_event(Event::Progress { what: "rollout", done: kept.len() as u64, total: wanted as u64 });
             kept.extend(groups.into_iter().filter(Group::has_signal));

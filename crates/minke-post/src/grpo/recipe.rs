@@ -105,8 +105,6 @@ pub struct Recipe {
     pub tasks: Tasks,
     /// Sampling.
     pub rollout: RolloutSettings,
-    /// More rounds of prompts in a step while groups without signal leave it short.
-    pub resample: usize,
     /// What answers are worth.
     pub reward: Reward,
     /// What is trained for.
@@ -175,8 +173,8 @@ impl Recipe {
         model.finish()?;
         let tasks_part = read_tasks(&mut tasks)?;
         tasks.finish()?;
-        let rollout_part = read_rollout(&mut rollout, 2)?;
         let resample = rollout.integer("resample", 0, 1 << 10)?.unwrap_or(1) as usize;
+        let rollout_part = RolloutSettings { resample: Some(resample), ..read_rollout(&mut rollout, 2)? };
         rollout.finish()?;
         let number =
             |s: &mut Section, key, default| -> Result<f64> { Ok(s.not_negative(key)?.unwrap_or(default)) };
@@ -210,7 +208,6 @@ impl Recipe {
             model: model_part,
             tasks: tasks_part,
             rollout: rollout_part,
-            resample,
             reward: reward_part,
             objective: objective_part,
             train: train_part,
@@ -283,6 +280,7 @@ pub(crate) fn read_rollout(s: &mut Section, least: u64) -> Result<RolloutSetting
         top_p: s.float("top_p", "a share above 0, at most 1", |p| p > 0.0 && p <= 1.0)?.unwrap_or(1.0) as f32,
         top_k: s.integer("top_k", 0, 1 << 24)?.unwrap_or(0) as usize,
         concurrency: s.integer("concurrency", 1, 1 << 16)?.unwrap_or(256) as usize,
+        resample: None,
     })
 }
 

@@ -31,6 +31,10 @@ pub struct RolloutSettings {
     pub top_k: usize,
     /// Answers that are written at once, at most.
     pub concurrency: usize,
+    /// More rounds of prompts in a step while groups without signal leave it short; none where signal is not asked
+    /// for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resample: Option<usize>,
 }
 
 /// An answer, graded.

@@ -155,6 +155,16 @@ fn a_run_that_was_stopped_goes_on_bit_for_bit() {
 }
 
 #[test]
+fn a_resolved_recipe_reads_as_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let resolved = |path: &Path| Recipe::load(path, &[], None).unwrap().setup().unwrap().recipe;
+    let first = resolved(&recipe(folder.path(), "[objective]\nalgorithm = \"dapo\"\n").recipe);
+    let written = folder.path().join("written.toml");
+    fs::write(&written, &first).unwrap();
+    assert_eq!(resolved(&written), first);
+}
+
+#[test]
 fn recipes_that_cannot_be_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     model(&folder.path().join("model"), minke_model::DType::F32);
