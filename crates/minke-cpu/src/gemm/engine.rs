@@ -185,25 +185,32 @@ impl<S: Simd> Engine<S> {
     /// Packs `rows` rows of `w` (each contiguous along the depth) as the columns of one panel.
     #[inline(always)]
     pub fn pack_transposed(self, w: View<'_>, k: usize, first: usize, rows: usize, out: &mut [u32]) {
-        for p in 0..self.steps(k) {
-            out[p * PANEL + rows..(p + 1) * PANEL].fill(0);
-        }
-        for c in 0..rows {
-            let row = w.slice((first + c) * k, (first + c + 1) * k);
-            if self.pairs {
+        if self.pairs {
+            for p in 0..self.steps(k) {
+                out[p * PANEL + rows..(p + 1) * PANEL].fill(0);
+            }
+            for c in 0..rows {
+                let row = w.slice((first + c) * k, (first + c + 1) * k);
                 for p in 0..k.div_ceil(2) {
                     let high = if 2 * p + 1 < k { half_at(row, 2 * p + 1) } else { 0 };
                     out[p * PANEL + c] = u32::from(half_at(row, 2 * p)) | u32::from(high) << 16;
                 }
-                continue;
             }
-            // rounded sixteen at a time, then stored across
-            let mut wide = [0.0; LANES];
+            return;
+        }
+        let out: &mut [f32] = bytemuck::cast_slice_mut(out);
+        for left in (0..PANEL).step_by(LANES) {
             for p in (0..k).step_by(LANES) {
-                let n = LANES.min(k - p);
-                self.s.store(self.load(row, p, n), &mut wide);
-                for (i, x) in wide[..n].iter().enumerate() {
-                    out[(p + i) * PANEL + c] = x.to_bits();
+                let depth = LANES.min(k - p);
+                let mut block = [self.s.zero(); LANES];
+                for (c, v) in block.iter_mut().enumerate().take(rows.saturating_sub(left)) {
+                    let row = (first + left + c) * k;
+                    *v = self.load(w.slice(row, row + k), p, depth);
+                }
+                let turned = self.s.transpose(block);
+                for (i, v) in turned.into_iter().enumerate().take(depth) {
+                    let to = &mut out[(p + i) * PANEL + left..][..LANES];
+                    self.s.store(v, to.try_into().expect("sixteen"));
                 }
             }
         }

@@ -95,6 +95,46 @@ impl<const HAS_DOT: bool> Simd for Avx512<HAS_DOT> {
         unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr(), mask, x) }
     }
     #[inline(always)]
+    fn transpose(self, rows: [__m512; LANES]) -> [__m512; LANES] {
+        unsafe {
+            // pairs of rows, then pairs of pairs, within each quarter of the registers: after that, quarter q of
+            // `fours[4 b + r]` is rows 4 b to 4 b + 3 of column 4 q + r (loops, not closures: see `scratch`)
+            let mut pairs = rows;
+            for i in (0..LANES).step_by(2) {
+                pairs[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
+                pairs[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+            }
+            let mut fours = pairs;
+            for i in (0..LANES).step_by(4) {
+                for half in 0..2 {
+                    let a = _mm512_castps_pd(pairs[i + half]);
+                    let b = _mm512_castps_pd(pairs[i + half + 2]);
+                    fours[i + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+                    fours[i + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+                }
+            }
+            // quarters 0 and 2, then 1 and 3, of two registers
+            macro_rules! even {
+                ($a:expr, $b:expr) => {
+                    _mm512_shuffle_f32x4::<0b10_00_10_00>($a, $b)
+                };
+            }
+            macro_rules! odd {
+                ($a:expr, $b:expr) => {
+                    _mm512_shuffle_f32x4::<0b11_01_11_01>($a, $b)
+                };
+            }
+            let mut out = fours;
+            for r in 0..4 {
+                let (low, high) = (even!(fours[r], fours[4 + r]), even!(fours[8 + r], fours[12 + r]));
+                (out[r], out[8 + r]) = (even!(low, high), odd!(low, high));
+                let (low, high) = (odd!(fours[r], fours[4 + r]), odd!(fours[8 + r], fours[12 + r]));
+                (out[4 + r], out[12 + r]) = (even!(low, high), odd!(low, high));
+            }
+            out
+        }
+    }
+    #[inline(always)]
     fn load_bf16(self, x: &[bf16; LANES]) -> __m512 {
         unsafe {
             let words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast()));

@@ -111,6 +111,24 @@ pub trait Simd: Copy + Send + Sync + 'static {
         out.copy_from_slice(&full[..n]);
     }
 
+    /// Sixteen rows of sixteen turned over: lane `j` of row `i` becomes lane `i` of row `j`.
+    #[inline(always)]
+    fn transpose(self, rows: [Self::V; LANES]) -> [Self::V; LANES] {
+        let mut from = [[0.0; LANES]; LANES];
+        for (row, out) in rows.into_iter().zip(&mut from) {
+            self.store(row, out);
+        }
+        let mut out = rows;
+        for (j, out) in out.iter_mut().enumerate() {
+            let mut column = [0.0; LANES];
+            for (x, row) in column.iter_mut().zip(&from) {
+                *x = row[j];
+            }
+            *out = self.load(&column);
+        }
+        out
+    }
+
     /// `x` rounded to bf16 and widened again.
     #[inline(always)]
     fn round_bf16(self, x: Self::V) -> Self::V {

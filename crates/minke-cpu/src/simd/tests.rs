@@ -43,6 +43,12 @@ impl Kernel for Everything<'_> {
         let mut part = [9.0; 7];
         s.store_part(b, &mut part[..3]);
         bits.extend(part.map(f32::to_bits));
+        let rows = std::array::from_fn(|i| s.fma(a, s.splat(i as f32), b));
+        for row in s.transpose(rows) {
+            let mut out = [0.0; LANES];
+            s.store(row, &mut out);
+            bits.extend(out.map(|x| if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() }));
+        }
         if self.0.iter().all(|x| x.is_finite()) {
             bits.push(s.sum(a).to_bits());
             bits.push(s.max_lane(a).to_bits());

@@ -230,8 +230,8 @@ impl Workspace {
         for _ in 0..ITERATIONS {
             packed.pack_nt(cpu, View::F32(x), 1, m, n, Compute::F32);
             matmul(cpu, Operand::new(View::F32(x), n), &one, packed, ViewMut::F32(gram), false);
-            // the gram matrix is symmetric to the bit, so A A' is A A
-            packed.pack_nt(cpu, View::F32(gram), 1, m, m, Compute::F32);
+            // symmetric to the bit: as it lies it is its transpose, and that is the faster way to pack
+            packed.pack_nn(cpu, View::F32(gram), 1, m, m, Compute::F32);
             matmul(cpu, Operand::new(View::F32(gram), m), &one, packed, ViewMut::F32(poly), false);
             for (poly, gram) in poly.iter_mut().zip(&*gram) {
                 *poly = c * *poly + b * gram;
