@@ -7,7 +7,7 @@ use crate::{Care, Draw, Family, Work};
 pub struct Reverse;
 
 /// Letters at each level.
-const LENGTHS: [usize; 8] = [3, 4, 5, 6, 8, 10, 12, 15];
+const LENGTHS: [usize; 8] = [4, 6, 8, 10, 12, 15, 18, 22];
 /// Letters at once with little care.
 const AT_ONCE: usize = 3;
 
@@ -51,7 +51,7 @@ impl Family for Reverse {
         let thought = match care {
             Care::Full => {
                 let numbered: Vec<String> =
-                    letters.iter().enumerate().map(|(at, letter)| format!("{} {letter}", at + 1)).collect();
+                    letters.iter().enumerate().map(|(at, letter)| format!("{}{letter}", at + 1)).collect();
                 let back: Vec<&str> = numbered.iter().rev().map(String::as_str).collect();
                 format!("{}\n{}", numbered.join(" "), back.join(" "))
             }
@@ -87,7 +87,7 @@ mod tests {
     #[test]
     fn thoughts_are_as_written_here() {
         let thought = |care| Reverse.work("kqza", care, &mut Draw::new(0, 0)).unwrap().thought;
-        assert_eq!(thought(Care::Full), "1 k 2 q 3 z 4 a\n4 a 3 z 2 q 1 k");
+        assert_eq!(thought(Care::Full), "1k 2q 3z 4a\n4a 3z 2q 1k");
         assert_eq!(thought(Care::Brief), "kqz zqk\na a");
     }
 }
