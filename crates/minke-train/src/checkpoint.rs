@@ -104,6 +104,12 @@ pub fn write_model(
             generation[key] = id.clone();
         }
     }
+    // other programs stop at what this file names, and a template may end turns with a token of its own
+    if let Some(end) = template.map(|template| template.end_of_turn(tokenizer)).transpose()?.flatten()
+        && !model.config.eos_token_id.contains(&end)
+    {
+        generation["eos_token_id"] = json!([&model.config.eos_token_id[..], &[end]].concat());
+    }
     write_json(&folder.join("config.json"), &config)?;
     write_json(&folder.join("generation_config.json"), &generation)?;
     tokenizer.save(folder)?;

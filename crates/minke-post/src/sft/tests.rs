@@ -314,6 +314,26 @@ fn a_run_learns_and_goes_on_bit_for_bit() {
 }
 
 #[test]
+fn a_folder_names_the_token_that_ends_a_turn() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokenizer = tokenizer();
+    let base = model(&tokenizer, "v3_mtp1", DType::F32);
+    let ends = |out: &str, template: Option<&ChatTemplate>| {
+        checkpoint::save_model(&folder.path().join(out), &base, &tokenizer, template).unwrap();
+        minke_infer::load_model(&folder.path().join(out).display().to_string(), None).unwrap().stop_ids()
+    };
+    let text = ends("text", None);
+    assert_eq!(ends("minke", Some(&ChatTemplate::named("minke").unwrap())), text);
+    let own =
+        "{% for message in messages %}{{ '<|assistant|>' + message.content + '<|system|>' }}{% endfor %}";
+    let own = ends("own", Some(&ChatTemplate::new("own", own).unwrap()));
+    assert!(
+        own.contains(&tokenizer.id_of("<|system|>").unwrap()) && text.iter().all(|id| own.contains(id)),
+        "{own:?}"
+    );
+}
+
+#[test]
 fn a_run_that_was_killed_before_its_first_checkpoint_begins_anew() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();

@@ -119,7 +119,7 @@ pub fn run(args: &Chat) -> Result<(), Failure> {
     let (bos, mut stop_ids) = (loaded.bos(), loaded.stop_ids());
     let turns = loaded.template()?.map(|template| Turns::new(template, &tokenizer, &mut stop_ids));
     let cpu = Cpu::detect(threads(args.model.threads));
-    let engine = Engine::new(&mut loaded.model, &cpu, Some(&tokenizer));
+    let engine = Engine::new(&mut loaded.model, &cpu, Some(&tokenizer)).without_log_probs();
     let most = engine.context() / 2;
     let tokens = args.sampling.n.map_or(TOKENS.min(most), |n| (n as usize).min(engine.context() - 1)).max(1);
     let mut input = Input::open()?;
