@@ -118,7 +118,7 @@ impl Task {
 
 /// The families of `core`, the main suite of small reasoning models: short questions, answers that take many small
 /// steps of which none is hard.
-pub const CORE: [&str; 4] = ["addition", "chain", "count", "reverse"];
+pub const CORE: [&str; 3] = ["addition", "chain", "count"];
 /// The levels of `core`.
 pub const CORE_LEVELS: RangeInclusive<u32> = 1..=4;
 

@@ -35,6 +35,13 @@ impl Values {
         }
     }
 
+    /// Adds how many updates of a step changed nothing, where there are any.
+    pub fn put_skipped(&mut self, updates: u64) {
+        if updates > 0 {
+            self.put("skipped", updates as f64);
+        }
+    }
+
     /// The number of a name.
     pub fn get(&self, name: &str) -> Option<f64> {
         self.values.get(name).copied()

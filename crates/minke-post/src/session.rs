@@ -356,7 +356,8 @@ impl Session<'_> {
             if due(step, sample_every) {
                 self.sample(step)?;
             }
-            if due(step, checkpoint_every) {
+            // an update that was skipped may be the work of weights that are no good any more
+            if due(step, checkpoint_every) && (step == steps || self.shop.trainer.skipped_in_a_row() == 0) {
                 self.save(step)?;
                 saved_at = Some(step);
             }
@@ -398,6 +399,9 @@ impl Session<'_> {
         let pace = self.start.elapsed().as_secs_f64() / (step + 1 - first) as f64;
         let remaining_s = pace * (self.setup.steps - step - 1) as f64;
         (self.on_event)(Event::Step { metrics: &values, steps: self.setup.steps, remaining_s });
+        if let Some(text) = self.shop.trainer.skip_warning() {
+            (self.on_event)(Event::Warning { text: &text });
+        }
         Ok(self.metrics.append(&Record::Step(values))?)
     }
 

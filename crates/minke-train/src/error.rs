@@ -77,15 +77,17 @@ pub enum TrainError {
         /// Why it cannot be used here, and what to do.
         reason: String,
     },
-    /// Numbers ran away.
+    /// Numbers ran away and did not come back.
     #[error(
-        "step {step}: the {what} is not finite, so the weights were left as they were before it\n  = help: a lower `train.lr` or `train.muon_lr`, a longer `train.warmup_share` or a smaller `train.clip` may hold it; checkpoints up to here are whole"
+        "step {step}: the {what} is not finite, {in_a_row} times in a row; the weights are those before the first of them, and so is the newest checkpoint\n  = help: a lower `train.lr` or `train.muon_lr`, a longer `train.warmup_share` or a smaller `train.clip` may hold it; `train.skip_limit` says how many such steps are skipped"
     )]
     Diverged {
         /// The step that was tried, from 1.
         step: u64,
         /// What ran away.
         what: &'static str,
+        /// Steps without a finite loss and gradient, this one included.
+        in_a_row: u64,
     },
 }
 

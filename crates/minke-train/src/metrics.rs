@@ -73,6 +73,9 @@ pub struct Step {
     /// Norm of the gradient before clipping.
     #[serde(deserialize_with = "null_as_nan")]
     pub grad_norm: f64,
+    /// Whether the step changed nothing, because its loss or gradient is not finite.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub skipped: bool,
     /// Tokens per second of this step.
     pub tok_s: f64,
     /// Share of the machine's matrix-product peak that the step's FLOPs reached.
@@ -293,6 +296,7 @@ mod tests {
             balance_loss: None,
             lr: 1e-3,
             grad_norm: 0.7,
+            skipped: false,
             tok_s: 1234.5,
             gemm_share: Some(0.4),
             elapsed_s: 3.25,

@@ -349,7 +349,8 @@ impl<'a> Session<'a> {
             if samples || last {
                 self.sample(step)?;
             }
-            if saves {
+            // a step that was skipped may be the work of weights that are no good any more
+            if saves && (last || self.trainer.skipped_in_a_row() == 0) {
                 self.save(step)?;
                 saved_at = Some(step);
             }
@@ -385,6 +386,7 @@ impl<'a> Session<'a> {
             balance_loss: (!report.counts.is_empty()).then_some(report.balance_loss),
             lr: report.rates.adamw,
             grad_norm: report.grad_norm,
+            skipped: report.skipped.is_some(),
             tok_s,
             gemm_share: Some(reached / self.gemm_peak_gflops),
             elapsed_s: self.elapsed_s(),
@@ -393,6 +395,9 @@ impl<'a> Session<'a> {
         let pace = self.start.elapsed().as_secs_f64() / (report.step - self.first) as f64;
         let remaining_s = pace * (steps - report.step) as f64;
         (self.on_event)(Event::Step { metrics: &metrics, steps, remaining_s });
+        if let Some(text) = self.trainer.skip_warning() {
+            (self.on_event)(Event::Warning { text: &text });
+        }
         Ok(self.metrics.append(&Record::Step(metrics))?)
     }
 

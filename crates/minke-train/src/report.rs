@@ -108,6 +108,11 @@ impl Report {
             }
             rows.push(("training loss at the end".to_owned(), format!("{:.4} nats per token", step.loss)));
         }
+        let skipped =
+            self.records.iter().filter(|record| matches!(record, Record::Step(step) if step.skipped)).count();
+        if skipped > 0 {
+            rows.push(("steps skipped for what was not finite".to_owned(), grouped(skipped as u64)));
+        }
         if let Some((loss, _)) = self.last_evaluation() {
             rows.push(("held-out loss".to_owned(), format!("{loss:.4} nats per token")));
         }

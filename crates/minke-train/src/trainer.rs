@@ -28,6 +28,8 @@ pub struct Course {
     pub schedule: Schedule,
     /// Norm that gradients are clipped to; 0 for no clipping.
     pub clip: f64,
+    /// Steps in a row that are skipped because a loss or a gradient is not finite; one more is an error.
+    pub skip_limit: u64,
     /// Weight lambda of the mean loss of the MTP modules.
     pub mtp_loss_weight: f64,
     /// Speed gamma of the router's bias.
@@ -50,6 +52,7 @@ impl Course {
             rates: Rates { adamw: optim.lr, muon: optim.muon_lr },
             schedule: optim.schedule(),
             clip: optim.clip,
+            skip_limit: optim.skip_limit,
             mtp_loss_weight: optim.mtp_loss_weight,
             bias_update_speed: optim.bias_update_speed,
             balance_alpha: optim.sequence_balance_alpha,
@@ -72,6 +75,8 @@ pub struct StepReport {
     pub rates: Rates,
     /// Norm of the gradient before clipping.
     pub grad_norm: f64,
+    /// What was not finite, if the step was skipped for it.
+    pub skipped: Option<&'static str>,
     /// Tokens per expert over the whole batch, by layer with experts.
     pub counts: Vec<Vec<u64>>,
 }
@@ -82,6 +87,8 @@ pub struct Trainer {
     pub model: Model,
     optimizer: Optimizer,
     course: Course,
+    /// Steps skipped since the last that was not.
+    skipped: u64,
 }
 
 /// What an update did.
@@ -93,6 +100,8 @@ pub struct Update {
     pub rates: Rates,
     /// Norm of the gradient before clipping.
     pub grad_norm: f64,
+    /// What was not finite, if the update was skipped for it.
+    pub skipped: Option<&'static str>,
 }
 
 /// The bias of a layer's router, if it has one, and the tokens that each expert got.
@@ -145,12 +154,28 @@ impl Trainer {
     pub fn new(mut model: Model, settings: &Settings, course: Course) -> Self {
         let optimizer = Optimizer::new(settings, &model.params.entries);
         model.params.zero_grad();
-        Self { model, optimizer, course }
+        Self { model, optimizer, course, skipped: 0 }
     }
 
     /// Steps done.
     pub fn steps_done(&self) -> u64 {
         self.optimizer.steps()
+    }
+
+    /// Steps skipped in a row, up to now.
+    pub fn skipped_in_a_row(&self) -> u64 {
+        self.skipped
+    }
+
+    /// What a person is told when the last update was skipped; nothing when it was not.
+    pub fn skip_warning(&self) -> Option<String> {
+        let Self { skipped, course: Course { skip_limit, .. }, .. } = self;
+        let update = self.steps_done();
+        (*skipped > 0).then(|| {
+            format!(
+                "update {update}: a loss or a gradient is not finite, so nothing was changed: {skipped} in a row of {skip_limit} that are borne"
+            )
+        })
     }
 
     /// The course of the run.
@@ -181,7 +206,7 @@ impl Trainer {
     /// tokens of the whole batch.
     ///
     /// # Errors
-    /// A loss or a gradient that is not finite; the weights are then as before.
+    /// As [`Trainer::update`].
     pub fn step(&mut self, cpu: &Cpu, batch: &[TrainBatch]) -> Result<StepReport> {
         self.step_by(cpu, batch, &mut |model, at, options| model.train_step(cpu, &batch[at], options))
     }
@@ -190,7 +215,7 @@ impl Trainer {
     /// micro-batch m, adds to `params.grad` what `options` scale, and gives its sums.
     ///
     /// # Errors
-    /// As [`Trainer::step`].
+    /// As [`Trainer::update`].
     pub fn step_by(
         &mut self,
         cpu: &Cpu,
@@ -216,7 +241,7 @@ impl Trainer {
             totals.add(&pass(&mut self.model, micro, &options));
         }
         let loss = totals.loss * share(tokens);
-        let Update { rates, grad_norm, .. } = self.update(cpu, loss, &totals.load)?;
+        let Update { rates, grad_norm, skipped, .. } = self.update(cpu, loss, &totals.load)?;
         let mtp_losses: f64 = totals.mtp.iter().zip(&mtp_tokens).map(|(sum, &n)| sum * share(n)).sum();
         Ok(StepReport {
             step,
@@ -225,6 +250,7 @@ impl Trainer {
             balance_loss: totals.balance,
             rates,
             grad_norm,
+            skipped,
             counts: totals.load.into_iter().map(|(_, counts)| counts).collect(),
         })
     }
@@ -232,21 +258,30 @@ impl Trainer {
     /// The second half of a step: norm and clipping of the gradient that lies in `model.params.grad`, the optimizer,
     /// and the router's bias by `load`, the tokens per expert of the whole batch by layer.
     ///
+    /// Where the loss or the gradient is not finite, the step is counted and nothing else: weights, the optimizer's
+    /// state and the router's bias stay, and the gradient is dropped.
+    ///
     /// # Errors
-    /// A loss or a gradient that is not finite; the weights are then as before, and the gradient is dropped.
+    /// More such steps in a row than the course allows.
     pub fn update(&mut self, cpu: &Cpu, loss: f64, load: &[Load]) -> Result<Update> {
         let start = Instant::now();
         let step = self.optimizer.steps() + 1;
         let Course { clip, bias_update_speed, .. } = self.course;
         let grad_norm = sum_squares(cpu, &self.model.params.grad).sqrt();
-        for (what, value) in [("loss", loss), ("gradient", grad_norm)] {
-            if !value.is_finite() {
-                self.model.params.zero_grad();
-                return Err(TrainError::Diverged { step, what });
-            }
-        }
         let factor = self.course.schedule.factor(step - 1, self.course.steps);
         let rates = Rates { adamw: self.course.rates.adamw * factor, muon: self.course.rates.muon * factor };
+        let runaway =
+            [("loss", loss), ("gradient", grad_norm)].into_iter().find(|(_, value)| !value.is_finite());
+        if let Some((what, _)) = runaway {
+            self.model.params.zero_grad();
+            self.skipped += 1;
+            if self.skipped > self.course.skip_limit {
+                return Err(TrainError::Diverged { step, what, in_a_row: self.skipped });
+            }
+            self.optimizer.set_steps(step);
+            return Ok(Update { step, rates, grad_norm, skipped: Some(what) });
+        }
+        self.skipped = 0;
         // the formula of torch.nn.utils.clip_grad_norm_
         let scale = if clip > 0.0 { (clip / (grad_norm + 1e-6)).min(1.0) } else { 1.0 };
         let store = &mut *self.model.params;
@@ -260,7 +295,7 @@ impl Trainer {
         self.model.params.zero_grad();
         self.model.weights_changed();
         self.model.timers.add("optimizer", start.elapsed());
-        Ok(Update { step, rates, grad_norm })
+        Ok(Update { step, rates, grad_norm, skipped: None })
     }
 }
 
@@ -281,7 +316,48 @@ fn balance(bias_e: &mut [f32], counts: &[u64], gamma: f32) {
 
 #[cfg(test)]
 mod tests {
+    use minke_model::{Config, DType, Precision};
+
     use super::*;
+    use crate::{batch, recipe};
+
+    #[test]
+    fn a_gradient_that_is_not_finite_changes_nothing_but_the_count() {
+        let config = r#"{"model_type": "deepseek_v3", "vocab_size": 64, "hidden_size": 32, "max_position_embeddings": 64, "intermediate_size": 32,
+            "moe_intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "n_routed_experts": 4,
+            "num_experts_per_tok": 2, "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "kv_lora_rank": 16, "q_lora_rank": null,
+            "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "first_k_dense_replace": 1}"#;
+        let config = Config::from_json(&serde_json::from_str(config).unwrap()).unwrap();
+        let cpu = Cpu::detect(2);
+        let optim = Optim { lr: 0.01, muon_lr: 0.01, skip_limit: 1, ..recipe::Optim::PRETRAIN };
+        let model = Model::random(config.clone(), Precision::uniform(DType::F32), 1);
+        let mut trainer = Trainer::new(model, &Settings::from(&optim), Course::new(&optim, 10));
+        let batch = |step| [batch::random(&config, 2, 16, 1, step)];
+        let all = |trainer: &Trainer| {
+            let state = trainer.optimizer.state().into_iter().flat_map(|(_, _, x)| x.to_vec());
+            trainer.model.params.data.iter().copied().chain(state).map(f32::to_bits).collect::<Vec<_>>()
+        };
+        trainer.step(&cpu, &batch(0)).unwrap();
+        let before = all(&trainer);
+        let spoiled = |trainer: &mut Trainer| {
+            let batch = batch(1);
+            trainer.step_by(&cpu, &batch, &mut |model, at, options| {
+                let stats = model.train_step(&cpu, &batch[at], options);
+                model.params.grad[7] = f32::NAN;
+                stats
+            })
+        };
+        let report = spoiled(&mut trainer).unwrap();
+        assert_eq!((report.step, report.skipped, trainer.steps_done()), (2, Some("gradient"), 2));
+        assert!(all(&trainer) == before && trainer.skip_warning().unwrap().contains("1 in a row"));
+        // the next is a step as any other, and what was skipped before it is forgiven
+        let report = trainer.step(&cpu, &batch(2)).unwrap();
+        assert!(report.skipped.is_none() && report.grad_norm.is_finite() && trainer.skip_warning().is_none());
+        assert!(all(&trainer) != before);
+        spoiled(&mut trainer).unwrap();
+        let error = spoiled(&mut trainer).unwrap_err();
+        assert!(matches!(error, TrainError::Diverged { step: 5, what: "gradient", in_a_row: 2 }), "{error}");
+    }
 
     #[test]
     fn bias_moves_against_the_load() {

@@ -69,6 +69,7 @@ fn losses(folder: &Path, cpu: &Cpu, apart: bool) -> Vec<f64> {
         rates: Rates { adamw: 1e-3, muon: 0.0 },
         schedule: Schedule { warmup_share: 0.0, decay_share: 0.0, decay: Decay::Linear, final_share: 1.0 },
         clip: 0.0,
+        skip_limit: 0,
         mtp_loss_weight: MTP_LOSS_WEIGHT,
         bias_update_speed: 0.0,
         balance_alpha: 0.0,

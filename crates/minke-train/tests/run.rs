@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use minke_infer::load_model;
 use minke_train::TrainError;
 use minke_train::events::Event;
-use minke_train::metrics::{self, Record, Step};
+use minke_train::metrics::{self, Line, Record, Step};
 use minke_train::pretrain::{self, Options, Outcome};
 
 /// Steps of the recipe below.
@@ -443,15 +443,24 @@ fn what_cannot_be_written_loses_nothing() {
 fn a_run_that_diverges_says_so_and_keeps_its_checkpoints() {
     let place = Place::new();
     let mut options = place.options("diverges", 2);
-    let set = ["train.lr=1e30", "train.muon_lr=1e30", "train.checkpoint_every=1", "train.eval_every=0"];
+    let set = [
+        "train.lr=1e30",
+        "train.muon_lr=1e30",
+        "train.checkpoint_every=1",
+        "train.eval_every=0",
+        "train.skip_limit=2",
+    ];
     options.overrides = set.map(str::to_owned).to_vec();
     let error = run(&options, None).unwrap_err();
-    let TrainError::Diverged { step, .. } = &error else { panic!("{error}") };
+    let TrainError::Diverged { step, in_a_row: 3, .. } = &error else { panic!("{error}") };
     let message = error.to_string();
-    assert!(message.contains("is not finite") && message.contains("train.lr"), "{message}");
-    // what went before is on the disk, whole
-    let kept = checkpoints(&place.path("runs/diverges"));
-    assert_eq!(kept.last(), Some(&format!("step-{}", step - 1)));
+    assert!(message.contains("is not finite, 3 times") && message.contains("train.lr"), "{message}");
+    // what went before is on the disk, whole, and nothing of the steps that were skipped
+    let folder = place.path("runs/diverges");
+    assert_eq!(checkpoints(&folder).last(), Some(&format!("step-{}", step - 3)));
+    let records: Vec<Record> = minke_train::metrics::read(&folder.join("metrics.jsonl")).unwrap();
+    let skipped = records.iter().filter(|record| matches!(record, Record::Step(step) if step.skipped));
+    assert_eq!(skipped.map(Line::step).collect::<Vec<_>>(), [step - 2, step - 1]);
 }
 
 #[test]

@@ -122,6 +122,7 @@ impl Stage for OnPolicy {
             values.put("divergence", divergence);
             values.put("grad_norm", update.grad_norm);
             values.put("lr", update.rates.adamw);
+            values.put_skipped(update.skipped.is_some().into());
             // both are 0 to the bit: one engine
             values.put("kl_rollout", learned.drift / tokens);
             values.put("bits_differ", learned.drifted as f64 / tokens);

@@ -77,6 +77,7 @@ pub struct Learned {
     tokens: usize,
     updates: usize,
     grad_norm: f64,
+    skipped: u64,
     lr: f64,
     /// Of the first update alone, where trainer and sampler have the same weights.
     drift: f64,
@@ -203,6 +204,7 @@ impl Learner {
         learned.loss += loss;
         learned.updates += 1;
         learned.grad_norm += update.grad_norm;
+        learned.skipped += u64::from(update.skipped.is_some());
         learned.lr = update.rates.adamw;
         learned.load = load;
         Ok(())
@@ -223,6 +225,7 @@ impl Learned {
         values.put("loss", self.loss / self.updates as f64);
         values.put("grad_norm", self.grad_norm / self.updates as f64);
         values.put("lr", self.lr);
+        values.put_skipped(self.skipped);
         values.put("clipped", self.clipped as f64 / self.tokens as f64);
         // both are 0 to the bit: one engine
         values.put("kl_rollout", self.drift / self.compared as f64);

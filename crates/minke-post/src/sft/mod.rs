@@ -160,6 +160,7 @@ impl<'a> Sft<'a> {
         }
         values.put("lr", report.rates.adamw);
         values.put("grad_norm", report.grad_norm);
+        values.put_skipped(report.skipped.is_some().into());
         values.put("epoch", step.epoch);
         values.put("tokens", tokens as f64);
         values.put("tok_s", tokens as f64 / begin.elapsed().as_secs_f64().max(1e-9));

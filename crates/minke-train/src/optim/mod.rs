@@ -114,7 +114,7 @@ impl Optimizer {
         self.steps
     }
 
-    /// Sets the count of steps, when state is restored.
+    /// Sets the count of steps: when state is restored, or a step is skipped.
     pub fn set_steps(&mut self, steps: u64) {
         self.steps = steps;
     }

@@ -95,6 +95,8 @@ pub struct Optim {
     pub final_lr_share: f64,
     /// Norm that gradients are clipped to; 0 for no clipping.
     pub clip: f64,
+    /// Steps in a row that are skipped because a loss or a gradient is not finite; one more ends the run.
+    pub skip_limit: u64,
     /// Weight of the multi-token-prediction loss.
     pub mtp_loss_weight: f64,
     /// Speed gamma of the router's bias update.
@@ -331,6 +333,7 @@ pub fn optim(s: &mut Section, defaults: Optim) -> Result<Optim, RecipeError> {
         decay: s.choice("decay", &decays)?.unwrap_or(defaults.decay),
         final_lr_share: s.share("final_lr_share")?.unwrap_or(defaults.final_lr_share),
         clip: s.not_negative("clip")?.unwrap_or(defaults.clip),
+        skip_limit: s.integer("skip_limit", 0, 1 << 32)?.unwrap_or(defaults.skip_limit),
         mtp_loss_weight: s.not_negative("mtp_loss_weight")?.unwrap_or(defaults.mtp_loss_weight),
         bias_update_speed: s.not_negative("bias_update_speed")?.unwrap_or(defaults.bias_update_speed),
         sequence_balance_alpha: s
@@ -354,6 +357,7 @@ impl Optim {
         decay: Decay::OneMinusSqrt,
         final_lr_share: 0.0,
         clip: 1.0,
+        skip_limit: 10,
         mtp_loss_weight: 0.3,
         bias_update_speed: 0.001,
         sequence_balance_alpha: 0.0001,

@@ -23,6 +23,7 @@ fn records(steps: u64) -> Vec<Record> {
             balance_loss: Some(1e-4),
             lr: 0.003 * schedule.factor(step - 1, steps),
             grad_norm: 1.0,
+            skipped: false,
             tok_s: 9000.0 + 800.0 * noise,
             gemm_share: Some(0.5),
             elapsed_s: step as f64 * 0.5,
