@@ -1,18 +1,21 @@
 //! Gradients: one task per (sequence, key head), blocks of keys outside, tiles of query rows inside.
 
 use crate::cpu::Cpu;
-use crate::gemm::tile::{PANEL, Tile};
+use crate::gemm::Compute;
+use crate::gemm::engine::{Engine, Rows, Words};
+use crate::gemm::tile::PANEL;
+use crate::rows::load;
 use crate::scratch::with_scratch;
 use crate::simd::{Kernel, LANES, Simd};
-use crate::view::View;
+use crate::view::{DType, View};
 
 use super::forward::lanes;
 use super::math::{exp2, product};
-use super::pack::{HeadRows, SharedRows, pack_columns, pack_panels, quad_len};
-use super::{AttentionShape, BLOCK, Segment};
+use super::pack::{HeadRows, SharedRows};
+use super::{AttentionShape, BLOCK, Segment, compute};
 
-/// Query rows of a tile: the depth of the products that make the gradients of keys and values, and a multiple of the
-/// widest register tile.
+/// Query rows of a tile: the depth of the products that make the gradients of keys and values; even, and a multiple of
+/// the widest register tile.
 const TILE: usize = 28;
 
 /// What the gradients are made from.
@@ -33,6 +36,8 @@ pub fn run(
     segments: &[Segment],
     outputs: &[SharedRows; 3],
 ) {
+    let Inputs { q, k, v, d_out, .. } = inputs;
+    let compute = compute(cpu, [q, k, v, d_out].iter().all(|x| x.dtype() == DType::Bf16));
     cpu.run(segments.len() * shape.kv_heads, |task| {
         let (segment, kv_head) = (segments[task / shape.kv_heads], task % shape.kv_heads);
         if segment.len == 0 {
@@ -41,47 +46,52 @@ pub fn run(
         let rows = segment.len * shape.group();
         with_scratch(Parts::sizes(shape, rows).iter().sum(), |scratch| {
             let parts = Parts::split(shape, rows, scratch);
-            cpu.dispatch(Task { shape, inputs, segment, kv_head, rows, outputs, parts });
+            let task = Task { shape, inputs, segment, kv_head, rows, compute, outputs, parts };
+            cpu.level().dispatch_product(task);
         });
     });
 }
 
-/// The working memory of a task. Rows are (position, query head of the group).
+/// The working memory of a task. Rows are (position, query head of the group); what products read is words of the
+/// task's engine: f32, or bf16 pairs.
 struct Parts<'a> {
-    /// Queries times scale and log2(e), `[rows][qk]`.
-    q: &'a mut [f32],
-    /// Queries in panels, `[ceil(qk / 32)][rows][32]`.
-    q_panels: &'a mut [f32],
+    /// Queries, `[rows][qk]`, and in panels, `[ceil(qk / 32)][rows][32]`.
+    q: &'a mut [u32],
+    q_panels: &'a mut [u32],
     /// Gradients of the outputs, `[rows][v]`, and in panels.
-    d_out: &'a mut [f32],
-    d_out_panels: &'a mut [f32],
+    d_out: &'a mut [u32],
+    d_out_panels: &'a mut [u32],
     /// Logarithms (base 2) of the rows' sums, and `rowsum(d_out * out)`.
     lse: &'a mut [f32],
     delta: &'a mut [f32],
     /// Gradients of the queries, `[rows][qk padded to vectors]`.
     d_q: &'a mut [f32],
     /// One block of keys as columns, of keys as rows, of values as columns.
-    k_columns: &'a mut [f32],
-    k_panels: &'a mut [f32],
-    v_columns: &'a mut [f32],
+    k_columns: &'a mut [u32],
+    k_panels: &'a mut [u32],
+    v_columns: &'a mut [u32],
     /// Gradients of the block's keys and values, padded to vectors.
     d_k: &'a mut [f32],
     d_v: &'a mut [f32],
-    /// Scores, then probabilities, of one tile; and their gradients.
-    p: &'a mut [f32],
-    d_s: &'a mut [f32],
-    /// Four rows being transposed.
-    quad: &'a mut [f32],
+    /// One tile's scores and gradients of probabilities, `[TILE][BLOCK]`.
+    scores: &'a mut [f32],
+    d_p: &'a mut [f32],
+    /// Probabilities and gradients of scores with the depth along the rows, and the latter along the keys.
+    p: &'a mut [u32],
+    d_s: &'a mut [u32],
+    d_s_along: &'a mut [u32],
 }
 
 impl<'a> Parts<'a> {
-    fn sizes(shape: &AttentionShape, rows: usize) -> [usize; 15] {
+    /// For f32 words, the larger. Each a multiple of a vector, so that all start on a cache line.
+    fn sizes(shape: &AttentionShape, rows: usize) -> [usize; 17] {
         let AttentionShape { qk_dim: qk, v_dim: v, .. } = *shape;
+        let even = rows.next_multiple_of(2);
         [
             rows * qk,
-            rows * qk.next_multiple_of(PANEL),
+            even * qk.next_multiple_of(PANEL),
             rows * v,
-            rows * v.next_multiple_of(PANEL),
+            even * v.next_multiple_of(PANEL),
             rows,
             rows,
             rows * qk.next_multiple_of(LANES),
@@ -92,12 +102,14 @@ impl<'a> Parts<'a> {
             BLOCK * v.next_multiple_of(LANES),
             TILE * BLOCK,
             TILE * BLOCK,
-            quad_len(qk.max(v)),
+            TILE * BLOCK,
+            TILE * BLOCK,
+            TILE * BLOCK,
         ]
         .map(|x| x.next_multiple_of(LANES))
     }
 
-    fn split(shape: &AttentionShape, rows: usize, mut scratch: &'a mut [f32]) -> Self {
+    fn split(shape: &AttentionShape, rows: usize, mut scratch: &'a mut [u32]) -> Self {
         let parts = Self::sizes(shape, rows).map(|len| {
             let (part, rest) = std::mem::take(&mut scratch).split_at_mut(len);
             scratch = rest;
@@ -116,10 +128,14 @@ impl<'a> Parts<'a> {
             v_columns,
             d_k,
             d_v,
+            scores,
+            d_p,
             p,
             d_s,
-            quad,
+            d_s_along,
         ] = parts;
+        let [lse, delta, d_q, d_k, d_v, scores, d_p] =
+            [lse, delta, d_q, d_k, d_v, scores, d_p].map(bytemuck::cast_slice_mut);
         Self {
             q,
             q_panels,
@@ -133,9 +149,11 @@ impl<'a> Parts<'a> {
             v_columns,
             d_k,
             d_v,
+            scores,
+            d_p,
             p,
             d_s,
-            quad,
+            d_s_along,
         }
     }
 }
@@ -146,6 +164,7 @@ struct Task<'a> {
     segment: Segment,
     kv_head: usize,
     rows: usize,
+    compute: Compute,
     outputs: &'a [SharedRows; 3],
     parts: Parts<'a>,
 }
@@ -155,9 +174,10 @@ impl Kernel for Task<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        self.start(s);
+        let engine = Engine::new(s, self.compute);
+        self.start(engine);
         for block in 0..self.segment.len.div_ceil(BLOCK) {
-            self.block(s, block);
+            self.block(engine, block);
         }
         let AttentionShape { qk_dim: qk, scale, .. } = *self.shape;
         let rows = self.query_rows(self.inputs.q, qk);
@@ -193,46 +213,56 @@ impl Task<'_> {
 
     /// Packs what belongs to the query rows.
     #[inline(always)]
-    fn start<S: Simd>(&mut self, s: S) {
-        let AttentionShape { qk_dim: qk, v_dim: v, scale, .. } = *self.shape;
-        let factor = (f64::from(scale) * std::f64::consts::LOG2_E) as f32;
+    fn start<S: Simd>(&mut self, engine: Engine<S>) {
+        let s = engine.simd();
+        let AttentionShape { qk_dim: qk, v_dim: v, .. } = *self.shape;
         let q = self.query_rows(self.inputs.q, qk);
         let out = self.query_rows(self.inputs.out, v);
         let d_out = self.query_rows(self.inputs.d_out, v);
+        let (q_steps, v_steps) = (engine.steps(qk), engine.steps(v));
         let parts = &mut self.parts;
         for r in 0..self.rows {
-            q.read(s, r, factor, &mut parts.q[r * qk..]);
-            let d_row = &mut parts.d_out[r * v..][..v];
-            d_out.read(s, r, 1.0, d_row);
-            let row = &mut parts.quad[..v];
-            out.read(s, r, 1.0, row);
+            engine.pack_row(q.row(r), &mut parts.q[r * q_steps..][..q_steps]);
+            engine.pack_row(d_out.row(r), &mut parts.d_out[r * v_steps..][..v_steps]);
+            let (x, y) = (out.row(r), d_out.row(r));
             let mut sum = s.zero();
-            for (x, y) in row.chunks(LANES).zip(d_row.chunks(LANES)) {
-                sum = s.fma(s.load_part(x, 0.0), s.load_part(y, 0.0), sum);
+            for i in (0..v).step_by(LANES) {
+                let n = LANES.min(v - i);
+                sum = s.fma(load(s, x, i, n), load(s, y, i, n), sum);
             }
             parts.delta[r] = s.sum(sum);
             parts.lse[r] = self.inputs.lse[out.at(r) / v] * std::f32::consts::LOG2_E;
         }
-        pack_panels(s, &q, 0, self.rows, self.rows * PANEL, parts.q_panels);
-        pack_panels(s, &d_out, 0, self.rows, self.rows * PANEL, parts.d_out_panels);
+        let panel = engine.steps(self.rows) * PANEL;
+        engine.pack_strips(&q, 0..self.rows, 0..qk, PANEL, panel, parts.q_panels);
+        engine.pack_strips(&d_out, 0..self.rows, 0..v, PANEL, panel, parts.d_out_panels);
         parts.d_q.fill(0.0);
     }
 
     /// All that one block of keys takes part in.
     #[inline(always)]
-    fn block<S: Simd>(&mut self, s: S, block: usize) {
+    fn block<S: Simd>(&mut self, engine: Engine<S>, block: usize) {
+        let s = engine.simd();
         let AttentionShape { qk_dim: qk, v_dim: v, scale, .. } = *self.shape;
+        let factor = (f64::from(scale) * std::f64::consts::LOG2_E) as f32;
         let (qk_pad, v_pad) = (qk.next_multiple_of(LANES), v.next_multiple_of(LANES));
         let (qk_vecs, v_vecs) = (qk.div_ceil(LANES), v.div_ceil(LANES));
+        let (qk_steps, v_steps, block_steps) = (engine.steps(qk), engine.steps(v), engine.steps(BLOCK));
         let from = block * BLOCK;
         let count = (self.segment.len - from).min(BLOCK);
         let keys = self.key_rows(self.inputs.k, qk);
         let values = self.key_rows(self.inputs.v, v);
         let (group, last_row) = (self.shape.group(), self.rows);
+        let rows_panel = engine.steps(last_row) * PANEL;
         let parts = &mut self.parts;
-        pack_columns(s, &keys, from, count, parts.quad, parts.k_columns);
-        pack_columns(s, &values, from, count, parts.quad, parts.v_columns);
-        pack_panels(s, &keys, from, count, BLOCK * PANEL, parts.k_panels);
+        for (first, (k, v)) in (0..count).step_by(PANEL).zip(
+            parts.k_columns.chunks_mut(qk_steps * PANEL).zip(parts.v_columns.chunks_mut(v_steps * PANEL)),
+        ) {
+            let positions = from + first..from + count.min(first + PANEL);
+            engine.pack_columns(&keys, positions.clone(), k);
+            engine.pack_columns(&values, positions, v);
+        }
+        engine.pack_strips(&keys, from..from + count, 0..qk, PANEL, block_steps * PANEL, parts.k_panels);
         parts.d_k.fill(0.0);
         parts.d_v.fill(0.0);
         let mut row = from * group;
@@ -242,58 +272,68 @@ impl Task<'_> {
             let sees = |r: usize| (row + r) / group + 1 - from;
             let (least, visible) = (sees(0), sees(rows - 1).min(BLOCK));
             let vecs = visible.div_ceil(LANES);
-            let scores = |a: &[f32], depth: usize, b: &[f32], c: &mut [f32]| Tile {
-                depth,
-                a: a[row * depth..(row + rows) * depth].as_ptr(),
-                a_row: depth,
+            let scores = |a: &[u32], steps: usize, b: &[u32], c: &mut [f32]| Words {
+                steps,
+                a: a[row * steps..(row + rows) * steps].as_ptr(),
+                a_row: steps,
                 a_step: 1,
-                b: b[..BLOCK * depth].as_ptr(),
+                b: b[..BLOCK * steps].as_ptr(),
                 c: c[..TILE * BLOCK].as_mut_ptr(),
                 c_row: BLOCK,
-                accumulate: false,
+                ..Words::NOWHERE
             };
-            let s_tile = scores(parts.q, qk, parts.k_columns, parts.p);
-            let d_p_tile = scores(parts.d_out, v, parts.v_columns, parts.d_s);
-            // SAFETY: the columns are two panels as deep as the rows are wide; `p` and `d_s` have room for the tile.
+            let s_tile = scores(parts.q, qk_steps, parts.k_columns, parts.scores);
+            let d_p_tile = scores(parts.d_out, v_steps, parts.v_columns, parts.d_p);
+            // SAFETY: the columns are two panels as deep as the rows are wide; the tiles have room for `TILE` rows.
             unsafe {
-                product(s, s_tile, rows, vecs, qk * PANEL);
-                product(s, d_p_tile, rows, vecs, v * PANEL);
+                product(engine, s_tile, rows, vecs, qk_steps * PANEL);
+                product(engine, d_p_tile, rows, vecs, v_steps * PANEL);
             }
-            let (lse, delta) = (&parts.lse[row..row + rows], &parts.delta[row..row + rows]);
+            let tile = ScoreTile {
+                scores: &parts.scores[..rows * BLOCK],
+                d_p: &parts.d_p[..rows * BLOCK],
+                p: parts.p,
+                d_s: parts.d_s,
+                d_s_along: parts.d_s_along,
+                lse: &parts.lse[row..row + rows],
+                delta: &parts.delta[row..row + rows],
+            };
             if least >= BLOCK {
-                score_gradients::<S, false>(s, parts.p, parts.d_s, lse, delta, vecs, sees);
+                score_gradients::<S, false>(engine, tile, factor, sees);
             } else {
-                score_gradients::<S, true>(s, parts.p, parts.d_s, lse, delta, vecs, sees);
+                score_gradients::<S, true>(engine, tile, factor, sees);
             }
             // keys by width: the tile's rows are the depth
-            let key_gradient = |a: &[f32], b: &[f32], c: &mut [f32], width: usize| Tile {
-                depth: rows,
+            let key_gradient = |a: &[u32], b: &[u32], c: &mut [f32], width: usize| Words {
+                steps: engine.steps(rows),
                 a: a.as_ptr(),
                 a_row: 1,
                 a_step: BLOCK,
-                b: b[row * PANEL..].as_ptr(),
+                b: b[engine.steps(row) * PANEL..].as_ptr(),
                 c: c[..BLOCK * width].as_mut_ptr(),
                 c_row: width,
                 accumulate: true,
+                ..Words::NOWHERE
             };
             let d_v_tile = key_gradient(parts.p, parts.d_out_panels, parts.d_v, v_pad);
             let d_k_tile = key_gradient(parts.d_s, parts.q_panels, parts.d_k, qk_pad);
-            let d_q_tile = Tile {
-                depth: visible,
-                a: parts.d_s.as_ptr(),
-                a_row: BLOCK,
+            let d_q_tile = Words {
+                steps: engine.steps(visible),
+                a: if engine.pairs() { parts.d_s_along.as_ptr() } else { parts.d_s.as_ptr() },
+                a_row: block_steps,
                 a_step: 1,
                 b: parts.k_panels.as_ptr(),
                 c: parts.d_q[row * qk_pad..(row + rows) * qk_pad].as_mut_ptr(),
                 c_row: qk_pad,
                 accumulate: true,
+                ..Words::NOWHERE
             };
             // SAFETY: panels of the rows are `last_row` deep and begin here at `row`; `d_k` and `d_v` have a block of
             // rows, of which `visible` are touched; `d_q` was sliced to these rows; `k_panels` are a block deep.
             unsafe {
-                product(s, d_v_tile, visible, v_vecs, last_row * PANEL);
-                product(s, d_k_tile, visible, qk_vecs, last_row * PANEL);
-                product(s, d_q_tile, rows, qk_vecs, BLOCK * PANEL);
+                product(engine, d_v_tile, visible, v_vecs, rows_panel);
+                product(engine, d_k_tile, visible, qk_vecs, rows_panel);
+                product(engine, d_q_tile, rows, qk_vecs, block_steps * PANEL);
             }
             row += rows;
         }
@@ -307,39 +347,91 @@ impl Task<'_> {
     }
 }
 
-/// `p = 2^(scores - lse)`, `d_s = p * (d_p - delta)`, in place; keys that a row does not see give exact zeros.
+/// The scores of one tile and what becomes of them.
+struct ScoreTile<'a> {
+    scores: &'a [f32],
+    d_p: &'a [f32],
+    p: &'a mut [u32],
+    d_s: &'a mut [u32],
+    d_s_along: &'a mut [u32],
+    lse: &'a [f32],
+    delta: &'a [f32],
+}
+
+/// `p = 2^(factor * scores - lse)`, `d_s = p * (d_p - delta)`; keys that a row does not see give exact zeros.
+///
+/// As f32 words, both are `[rows][BLOCK]`. As pairs, words join two rows; `d_s` is also written with words that join two
+/// keys, which is what the gradient of the queries runs along.
 #[inline(always)]
 fn score_gradients<S: Simd, const MASKED: bool>(
-    s: S,
-    p: &mut [f32],
-    d_s: &mut [f32],
-    lse: &[f32],
-    delta: &[f32],
-    vecs: usize,
+    engine: Engine<S>,
+    tile: ScoreTile,
+    factor: f32,
     sees: impl Fn(usize) -> usize,
 ) {
-    let lanes = lanes(s);
+    const VECS: usize = BLOCK / LANES;
+    let s = engine.simd();
+    let (lanes, factor) = (lanes(s), s.splat(factor));
     // an infinite `lse` of hostile input must not leave the range of `exp2`
     let most = s.splat(127.0);
-    let (p, _) = p.as_chunks_mut::<BLOCK>();
-    let (d_s, _) = d_s.as_chunks_mut::<BLOCK>();
-    for (r, (((p, d_s), &lse), &delta)) in p.iter_mut().zip(d_s).zip(lse).zip(delta).enumerate() {
-        let (p, _) = p.as_chunks_mut::<LANES>();
-        let (d_s, _) = d_s.as_chunks_mut::<LANES>();
+    let (scores, _) = tile.scores.as_chunks::<BLOCK>();
+    let (d_p, _) = tile.d_p.as_chunks::<BLOCK>();
+    let (p, _) = bytemuck::cast_slice_mut::<u32, f32>(tile.p).as_chunks_mut::<BLOCK>();
+    let (d_s, _) = bytemuck::cast_slice_mut::<u32, f32>(tile.d_s).as_chunks_mut::<BLOCK>();
+    let along = tile.d_s_along.chunks_exact_mut(BLOCK / 2);
+    // the row above, which waits for its partner
+    let (mut p_above, mut d_s_above) = ([s.zero(); VECS], [s.zero(); VECS]);
+    for (r, (((scores, d_p), (&lse, &delta)), along)) in
+        scores.iter().zip(d_p).zip(tile.lse.iter().zip(tile.delta)).zip(along).enumerate()
+    {
+        let (scores, _) = scores.as_chunks::<LANES>();
+        let (d_p, _) = d_p.as_chunks::<LANES>();
         let limit = s.splat(if MASKED { sees(r).min(BLOCK) as f32 } else { 0.0 });
         let (lse, delta) = (s.splat(lse), s.splat(delta));
-        for v in 0..BLOCK / LANES {
-            if MASKED && v >= vecs {
-                break;
-            }
-            let mut weight = exp2(s, s.min(most, s.sub(s.load(&p[v]), lse)));
-            let mut change = s.mul(weight, s.sub(s.load(&d_s[v]), delta));
+        let (mut weight, mut change) = ([s.zero(); VECS], [s.zero(); VECS]);
+        for v in 0..VECS {
+            let score = s.sub(s.mul(s.load(&scores[v]), factor), lse);
+            weight[v] = exp2(s, s.min(most, score));
+            change[v] = s.mul(weight[v], s.sub(s.load(&d_p[v]), delta));
             if MASKED {
-                weight = s.select_lt(lanes[v], limit, weight, s.zero());
-                change = s.select_lt(lanes[v], limit, change, s.zero());
+                weight[v] = s.select_lt(lanes[v], limit, weight[v], s.zero());
+                change[v] = s.select_lt(lanes[v], limit, change[v], s.zero());
             }
-            s.store(weight, &mut p[v]);
-            s.store(change, &mut d_s[v]);
         }
+        if !engine.pairs() {
+            store(s, weight, &mut p[r]);
+            store(s, change, &mut d_s[r]);
+            continue;
+        }
+        engine.store_along(change, along);
+        if r % 2 == 1 {
+            store_pairs(s, p_above, weight, &mut p[r / 2]);
+            store_pairs(s, d_s_above, change, &mut d_s[r / 2]);
+        }
+        (p_above, d_s_above) = (weight, change);
+    }
+    let rows = tile.lse.len();
+    if engine.pairs() && rows % 2 == 1 {
+        store_pairs(s, p_above, [s.zero(); VECS], &mut p[rows / 2]);
+        store_pairs(s, d_s_above, [s.zero(); VECS], &mut d_s[rows / 2]);
+    }
+}
+
+#[inline(always)]
+fn store<S: Simd, const VECS: usize>(s: S, x: [S::V; VECS], out: &mut [f32; BLOCK]) {
+    for (x, out) in x.into_iter().zip(out.as_chunks_mut::<LANES>().0) {
+        s.store(x, out);
+    }
+}
+
+#[inline(always)]
+fn store_pairs<S: Simd, const VECS: usize>(
+    s: S,
+    low: [S::V; VECS],
+    high: [S::V; VECS],
+    out: &mut [f32; BLOCK],
+) {
+    for ((low, high), out) in low.into_iter().zip(high).zip(out.as_chunks_mut::<LANES>().0) {
+        s.store(s.pairs_across(low, high), out);
     }
 }

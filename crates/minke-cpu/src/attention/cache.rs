@@ -2,17 +2,23 @@
 
 use minke_num::bf16;
 
+use crate::gemm::engine::Engine;
 use crate::gemm::tile::PANEL;
 use crate::scratch::AlignedBuf;
+use crate::simd::Simd;
 use crate::view::{DType, View};
 
 use super::{AttentionShape, BLOCK};
 
+/// Panels of a block's keys.
+const KEY_PANELS: usize = BLOCK / PANEL;
+
 /// The keys and values of one sequence in one layer.
 ///
 /// Blocks of [`BLOCK`] positions, each with, per key head, the keys as columns of two panels `[2][qk][32]` and the
-/// values as rows of panels `[ceil(v / 32)][64][32]`. In a bf16 cache values are rounded when they are appended: to
-/// the same that a bf16 training step holds.
+/// values as rows of panels `[ceil(v / 32)][64][32]`, as words of a product's right operand: f32, or pairs of bf16
+/// along the depth (neighbours of a key; neighbouring positions of a value). In a bf16 cache values are rounded when
+/// they are appended: to the same that a bf16 training step holds.
 #[derive(Clone)]
 pub struct KvCache {
     kv_heads: usize,
@@ -52,21 +58,29 @@ impl KvCache {
 
     /// Memory that one block of [`BLOCK`] positions takes.
     pub fn block_bytes(shape: &AttentionShape, dtype: DType) -> usize {
-        (Self::new(shape, dtype).block_len() * dtype.size_bytes()).next_multiple_of(64)
+        (Self::new(shape, dtype).block_words() * size_of::<u32>()).next_multiple_of(64)
     }
 
-    /// Elements of the keys of one head in one block.
-    pub(super) fn keys_len(&self) -> usize {
-        BLOCK * self.qk_dim
+    /// Words that hold a depth of `k`.
+    fn steps(&self, k: usize) -> usize {
+        match self.dtype {
+            DType::F32 => k,
+            DType::Bf16 => k.div_ceil(2),
+        }
     }
 
-    /// Elements of keys and values of one head in one block.
-    fn head_len(&self) -> usize {
-        self.keys_len() + BLOCK * self.v_dim.next_multiple_of(PANEL)
+    /// Words of the keys of one head in one block.
+    fn key_words(&self) -> usize {
+        KEY_PANELS * self.steps(self.qk_dim) * PANEL
     }
 
-    fn block_len(&self) -> usize {
-        self.kv_heads * self.head_len()
+    /// Words of keys and values of one head in one block.
+    fn head_words(&self) -> usize {
+        self.key_words() + self.v_dim.div_ceil(PANEL) * self.steps(BLOCK) * PANEL
+    }
+
+    fn block_words(&self) -> usize {
+        self.kv_heads * self.head_words()
     }
 
     pub(super) fn check(&self, what: &str, shape: &AttentionShape) {
@@ -75,13 +89,11 @@ impl KvCache {
         assert!(got == expected, "{what}: cache of (kv heads, qk, v) {got:?}, expected {expected:?}");
     }
 
-    /// Keys and values of one head in one block, back to back.
-    pub(super) fn block(&self, block: usize, kv_head: usize) -> View<'_> {
-        let (start, end) = (kv_head * self.head_len(), (kv_head + 1) * self.head_len());
-        match self.dtype {
-            DType::F32 => View::F32(&self.blocks[block].view(self.block_len())[start..end]),
-            DType::Bf16 => View::Bf16(&self.blocks[block].view(self.block_len())[start..end]),
-        }
+    /// Keys and values of one head in one block.
+    pub(super) fn head(&self, block: usize, kv_head: usize) -> HeadBlock<'_> {
+        let words = &self.blocks[block].view::<u32>(self.block_words())[kv_head * self.head_words()..];
+        let (keys, values) = words[..self.head_words()].split_at(self.key_words());
+        HeadBlock { dtype: self.dtype, keys, values }
     }
 
     /// Appends positions: `k` `[m, kv * qk]` and `v` `[m, kv * v]`, of either dtype.
@@ -98,44 +110,51 @@ impl KvCache {
             v.len()
         );
         for row in 0..rows {
-            let (k, v) =
-                (k.slice(row * k_width, (row + 1) * k_width), v.slice(row * v_width, (row + 1) * v_width));
-            self.push(k, v);
+            let (block, i) = (self.len / BLOCK, self.len % BLOCK);
+            if block == self.blocks.len() {
+                self.blocks.push(AlignedBuf::default());
+            }
+            for head in 0..self.kv_heads {
+                let (k_at, v_at) = (row * k_width + head * self.qk_dim, row * v_width + head * self.v_dim);
+                let (k, v) = (k.slice(k_at, k_at + self.qk_dim), v.slice(v_at, v_at + self.v_dim));
+                self.put(block, i, head, k, v);
+            }
+            self.len += 1;
         }
     }
 
-    fn push(&mut self, k: View, v: View) {
-        let (block, i) = (self.len / BLOCK, self.len % BLOCK);
-        if block == self.blocks.len() {
-            self.blocks.push(AlignedBuf::default());
+    /// Writes position `i` of a block.
+    fn put(&mut self, block: usize, i: usize, head: usize, k: View, v: View) {
+        let (head_words, block_words) = (self.head_words(), self.block_words());
+        let (key_words, key_steps) = (self.key_words(), self.steps(self.qk_dim));
+        let (value_steps, step) = (self.steps(BLOCK), self.steps(i + 1) - 1);
+        let words = &mut self.blocks[block].get::<u32>(block_words)[head * head_words..][..head_words];
+        let (keys, values) = words.split_at_mut(key_words);
+        let column = keys[i / PANEL * key_steps * PANEL + i % PANEL..].iter_mut().step_by(PANEL);
+        match (self.dtype, k) {
+            (DType::F32, View::F32(k)) => column.zip(k).for_each(|(w, k)| *w = k.to_bits()),
+            (DType::F32, View::Bf16(k)) => column.zip(k).for_each(|(w, k)| *w = k.to_f32().to_bits()),
+            (DType::Bf16, View::F32(k)) => {
+                let pair = |k: &[f32]| pair(bf16::from_f32(k[0]), k.get(1).map_or(bf16::ZERO, |&k| bf16::from_f32(k)));
+                column.zip(k.chunks(2)).for_each(|(w, k)| *w = pair(k));
+            }
+            (DType::Bf16, View::Bf16(k)) => {
+                let pair = |k: &[bf16]| pair(k[0], k.get(1).copied().unwrap_or_default());
+                column.zip(k.chunks(2)).for_each(|(w, k)| *w = pair(k));
+            }
         }
-        let layout = Layout {
-            heads: self.kv_heads,
-            qk: self.qk_dim,
-            v: self.v_dim,
-            head_len: self.head_len(),
-            keys_len: self.keys_len(),
-        };
-        let len = self.block_len();
-        let buf = &mut self.blocks[block];
-        let widened = bf16::to_f32;
-        match (self.dtype, k, v) {
-            (DType::F32, View::F32(k), View::F32(v)) => layout.put(buf.get(len), i, k, v, |x| x, |x| x),
-            (DType::F32, View::F32(k), View::Bf16(v)) => layout.put(buf.get(len), i, k, v, |x| x, widened),
-            (DType::F32, View::Bf16(k), View::F32(v)) => layout.put(buf.get(len), i, k, v, widened, |x| x),
-            (DType::F32, View::Bf16(k), View::Bf16(v)) => layout.put(buf.get(len), i, k, v, widened, widened),
-            (DType::Bf16, View::F32(k), View::F32(v)) => {
-                layout.put(buf.get(len), i, k, v, bf16::from_f32, bf16::from_f32);
+        for panel in 0..v.len().div_ceil(PANEL) {
+            let v = v.slice(panel * PANEL, v.len().min((panel + 1) * PANEL));
+            let line = values[(panel * value_steps + step) * PANEL..].iter_mut();
+            match (self.dtype, v) {
+                (DType::F32, View::F32(v)) => line.zip(v).for_each(|(w, v)| *w = v.to_bits()),
+                (DType::F32, View::Bf16(v)) => line.zip(v).for_each(|(w, v)| *w = v.to_f32().to_bits()),
+                (DType::Bf16, View::F32(v)) => {
+                    line.zip(v).for_each(|(w, &v)| *w = joined(*w, i, bf16::from_f32(v)));
+                }
+                (DType::Bf16, View::Bf16(v)) => line.zip(v).for_each(|(w, &v)| *w = joined(*w, i, v)),
             }
-            (DType::Bf16, View::F32(k), View::Bf16(v)) => {
-                layout.put(buf.get(len), i, k, v, bf16::from_f32, |x| x);
-            }
-            (DType::Bf16, View::Bf16(k), View::F32(v)) => {
-                layout.put(buf.get(len), i, k, v, |x| x, bf16::from_f32);
-            }
-            (DType::Bf16, View::Bf16(k), View::Bf16(v)) => layout.put(buf.get(len), i, k, v, |x| x, |x| x),
         }
-        self.len += 1;
     }
 
     /// Forgets all positions from `len` on, as when speculated tokens are rejected; gives back the memory of blocks
@@ -147,41 +166,64 @@ impl KvCache {
         assert!(len <= self.len, "cache truncate: {len} positions of {}", self.len);
         self.len = len;
         self.blocks.truncate(len.div_ceil(BLOCK));
+        if self.dtype == DType::Bf16 && len % 2 == 1 {
+            // the value beside the last one is multiplied with a probability of zero: it must be a number
+            let (head_words, key_words, block_words) = (self.head_words(), self.key_words(), self.block_words());
+            let (step, steps) = (len % BLOCK / 2, self.steps(BLOCK));
+            let block = self.blocks[len / BLOCK].get::<u32>(block_words);
+            for head in block.chunks_mut(head_words) {
+                for panel in head[key_words..].chunks_mut(steps * PANEL) {
+                    panel[step * PANEL..][..PANEL].iter_mut().for_each(|w| *w &= 0xffff);
+                }
+            }
+        }
     }
 }
 
-/// Where a position goes in a block.
-struct Layout {
-    heads: usize,
-    qk: usize,
-    v: usize,
-    head_len: usize,
-    keys_len: usize,
+fn pair(low: bf16, high: bf16) -> u32 {
+    u32::from(low.to_bits()) | u32::from(high.to_bits()) << 16
 }
 
-impl Layout {
-    /// Writes position `i` of a block.
-    fn put<T, K: Copy, V: Copy>(
-        &self,
-        block: &mut [T],
-        i: usize,
-        k: &[K],
-        v: &[V],
-        key: impl Fn(K) -> T,
-        value: impl Fn(V) -> T,
-    ) {
-        for head in 0..self.heads {
-            let (keys, values) = block[head * self.head_len..][..self.head_len].split_at_mut(self.keys_len);
-            let column = &mut keys[i / PANEL * self.qk * PANEL + i % PANEL..];
-            for (x, &k) in column.iter_mut().step_by(PANEL).zip(&k[head * self.qk..][..self.qk]) {
-                *x = key(k);
-            }
-            for (panel, v) in v[head * self.v..][..self.v].chunks(PANEL).enumerate() {
-                let line = &mut values[(panel * BLOCK + i) * PANEL..];
-                for (x, &v) in line.iter_mut().zip(v) {
-                    *x = value(v);
-                }
-            }
+/// The pair of positions of which `value` is number `i`; a first one stands beside zero.
+fn joined(word: u32, i: usize, value: bf16) -> u32 {
+    if i.is_multiple_of(2) { pair(value, bf16::ZERO) } else { word & 0xffff | u32::from(value.to_bits()) << 16 }
+}
+
+/// Keys and values of one head in one block.
+pub(super) struct HeadBlock<'a> {
+    dtype: DType,
+    keys: &'a [u32],
+    values: &'a [u32],
+}
+
+impl<'a> HeadBlock<'a> {
+    /// Keys and values, where they are words of this engine.
+    #[inline(always)]
+    pub fn words<S: Simd>(&self, engine: Engine<S>) -> Option<(&'a [u32], &'a [u32])> {
+        ((self.dtype == DType::Bf16) == engine.pairs()).then_some((self.keys, self.values))
+    }
+
+    /// Pairs of bf16 as the f32 words of `keys` and `values`.
+    #[inline(always)]
+    pub fn widen(&self, qk_dim: usize, keys: &mut [u32], values: &mut [u32]) {
+        let panel = qk_dim.div_ceil(2) * PANEL;
+        for (from, to) in self.keys.chunks(panel).zip(keys.chunks_mut(qk_dim * PANEL)) {
+            widen(from, to);
+        }
+        widen(self.values, values);
+    }
+}
+
+/// Every line of pairs as two lines.
+#[inline(always)]
+fn widen(from: &[u32], to: &mut [u32]) {
+    for (from, to) in from.as_chunks::<PANEL>().0.iter().zip(to.chunks_mut(2 * PANEL)) {
+        let (low, high) = to.split_at_mut(PANEL);
+        for (w, low) in from.iter().zip(low) {
+            *low = w << 16;
+        }
+        for (w, high) in from.iter().zip(high) {
+            *high = w & 0xffff_0000;
         }
     }
 }

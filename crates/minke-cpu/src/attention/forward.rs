@@ -1,15 +1,17 @@
 //! The one forward routine: rows of queries against blocks of keys, with a running maximum and sum.
 
 use crate::cpu::{Cpu, SharedMut};
-use crate::gemm::tile::{MAX_ROWS, PANEL, Tile};
+use crate::gemm::Compute;
+use crate::gemm::engine::{Engine, Rows, Words};
+use crate::gemm::tile::{MAX_ROWS, PANEL};
 use crate::scratch::with_scratch;
 use crate::simd::{Kernel, LANES, Simd};
-use crate::view::View;
+use crate::view::{DType, View};
 
 use super::cache::KvCache;
 use super::math::{exp2, log2, product};
-use super::pack::{HeadRows, SharedRows, pack_columns, pack_panels, quad_len, widen};
-use super::{AttentionShape, BLOCK};
+use super::pack::{HeadRows, SharedRows};
+use super::{AttentionShape, BLOCK, compute};
 
 /// Rows (positions times query heads of a group) of the largest task. Long sequences are cut so that few heads keep
 /// all threads busy; each cut packs the keys before it again, so the pieces are large.
@@ -29,6 +31,15 @@ pub enum Keys<'a> {
     Rows { k: View<'a>, v: View<'a> },
     /// Packed blocks.
     Cache(&'a KvCache),
+}
+
+impl Keys<'_> {
+    fn are_bf16(&self) -> bool {
+        match self {
+            Keys::Rows { k, v } => k.dtype() == DType::Bf16 && v.dtype() == DType::Bf16,
+            Keys::Cache(cache) => cache.dtype() == DType::Bf16,
+        }
+    }
 }
 
 /// Rows of queries of one sequence.
@@ -60,6 +71,8 @@ pub fn run<'a>(
     lse: Option<SharedMut<f32>>,
 ) {
     let group = shape.group();
+    let halves = (0..sequences).all(|i| sequence(i).keys.are_bf16());
+    let compute = compute(cpu, halves && q.dtype() == DType::Bf16);
     let most = (0..sequences).map(|i| pieces(sequence(i).len * group).0).max().unwrap_or(0);
     let per_piece = sequences * shape.kv_heads;
     cpu.run(per_piece * most, |task| {
@@ -75,31 +88,32 @@ pub fn run<'a>(
         let count = size.min(rows - first);
         with_scratch(Parts::sizes(shape, count).iter().sum(), |scratch| {
             let parts = Parts::split(shape, count, scratch);
-            cpu.dispatch(Task { shape, q, sequence, kv_head, first, count, out, lse, parts });
+            let task = Task { shape, q, sequence, kv_head, first, count, compute, out, lse, parts };
+            cpu.level().dispatch_product(task);
         });
     });
 }
 
-/// The working memory of a task.
+/// The working memory of a task. What products read is words of the task's engine: f32, or bf16 pairs.
 struct Parts<'a> {
-    /// Queries times scale, `[count][qk]`.
-    q: &'a mut [f32],
+    /// Queries, `[count][qk]`.
+    q: &'a mut [u32],
     /// Unnormalised outputs, `[count][v padded to vectors]`.
     acc: &'a mut [f32],
     /// Sums of probabilities by lane.
     sums: &'a mut [f32],
     /// Running maxima.
     max: &'a mut [f32],
-    /// Scores, then probabilities, of one tile.
+    /// Scores of one tile, `[MAX_ROWS][BLOCK]`.
     scores: &'a mut [f32],
+    /// Their probabilities.
+    p: &'a mut [u32],
     /// One block of keys and one of values.
-    block: &'a mut [f32],
-    /// Four rows being transposed.
-    quad: &'a mut [f32],
+    block: &'a mut [u32],
 }
 
 impl<'a> Parts<'a> {
-    /// Each a multiple of a vector, so that all start on a cache line.
+    /// For f32 words, the larger. Each a multiple of a vector, so that all start on a cache line.
     fn sizes(shape: &AttentionShape, count: usize) -> [usize; 7] {
         [
             count * shape.qk_dim,
@@ -107,19 +121,20 @@ impl<'a> Parts<'a> {
             count * LANES,
             count,
             MAX_ROWS * BLOCK,
+            MAX_ROWS * BLOCK,
             BLOCK * (shape.qk_dim + shape.v_dim.next_multiple_of(PANEL)),
-            quad_len(shape.qk_dim),
         ]
         .map(|x| x.next_multiple_of(LANES))
     }
 
-    fn split(shape: &AttentionShape, count: usize, mut scratch: &'a mut [f32]) -> Self {
-        let [q, acc, sums, max, scores, block, quad] = Self::sizes(shape, count).map(|len| {
+    fn split(shape: &AttentionShape, count: usize, mut scratch: &'a mut [u32]) -> Self {
+        let [q, acc, sums, max, scores, p, block] = Self::sizes(shape, count).map(|len| {
             let (part, rest) = std::mem::take(&mut scratch).split_at_mut(len);
             scratch = rest;
             part
         });
-        Self { q, acc, sums, max, scores, block, quad }
+        let [acc, sums, max, scores] = [acc, sums, max, scores].map(bytemuck::cast_slice_mut);
+        Self { q, acc, sums, max, scores, p, block }
     }
 }
 
@@ -131,6 +146,7 @@ struct Task<'a> {
     /// First row (position times group plus head of the group) of the sequence, and how many.
     first: usize,
     count: usize,
+    compute: Compute,
     out: &'a SharedRows,
     lse: Option<SharedMut<f32>>,
     parts: Parts<'a>,
@@ -141,16 +157,19 @@ impl Kernel for Task<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
+        let engine = Engine::new(s, self.compute);
         let AttentionShape { qk_dim: qk, v_dim, scale, .. } = *self.shape;
+        let factor = (f64::from(scale) * std::f64::consts::LOG2_E) as f32;
         let (group, before) = (self.shape.group(), self.sequence.before);
         let (v_vecs, v_pad) = (v_dim.div_ceil(LANES), v_dim.next_multiple_of(LANES));
-        self.start(s, (f64::from(scale) * std::f64::consts::LOG2_E) as f32);
+        let (q_steps, p_steps) = (engine.steps(qk), engine.steps(BLOCK));
+        self.start(engine);
         let last = before + (self.first + self.count - 1) / group;
         let tile_rows = MAX_ROWS / S::TILE_ROWS * S::TILE_ROWS;
         for block in 0..=last / BLOCK {
             let from = block * BLOCK;
-            let (keys, values) = self.load_block(s, block, (last + 1 - from).min(BLOCK));
-            let Parts { q, acc, sums, max, scores, .. } = &mut self.parts;
+            let (keys, values) = self.load_block(engine, block, (last + 1 - from).min(BLOCK));
+            let Parts { q, acc, sums, max, scores, p, .. } = &mut self.parts;
             // rows before this one see none of the block
             let mut row = (from.saturating_sub(before) * group).saturating_sub(self.first);
             while row < self.count {
@@ -159,41 +178,43 @@ impl Kernel for Task<'_> {
                 let sees = |r: usize| before + (self.first + row + r) / group + 1 - from;
                 let (least, visible) = (sees(0), sees(rows - 1).min(BLOCK));
                 let vecs = visible.div_ceil(LANES);
-                let score = Tile {
-                    depth: qk,
-                    a: q[row * qk..(row + rows) * qk].as_ptr(),
-                    a_row: qk,
+                let score = Words {
+                    steps: q_steps,
+                    a: q[row * q_steps..(row + rows) * q_steps].as_ptr(),
+                    a_row: q_steps,
                     a_step: 1,
                     b: keys,
                     c: scores.as_mut_ptr(),
                     c_row: BLOCK,
-                    accumulate: false,
+                    ..Words::NOWHERE
                 };
                 // SAFETY: `keys` points at two panels of `qk` rows; the scores have room for 14 rows of a block.
-                unsafe { product(s, score, rows, vecs, qk * PANEL) };
+                unsafe { product(engine, score, rows, vecs, q_steps * PANEL) };
                 let state = State {
                     scores: &mut scores[..rows * BLOCK],
+                    p: &mut p[..rows * p_steps],
                     max: &mut max[row..row + rows],
                     sums: &mut sums[row * LANES..(row + rows) * LANES],
                     acc: &mut acc[row * v_pad..(row + rows) * v_pad],
                 };
                 if least >= BLOCK {
-                    softmax::<S, false>(s, state, vecs, v_vecs, sees);
+                    softmax::<S, false>(engine, state, factor, vecs, v_vecs, sees);
                 } else {
-                    softmax::<S, true>(s, state, vecs, v_vecs, sees);
+                    softmax::<S, true>(engine, state, factor, vecs, v_vecs, sees);
                 }
-                let mix = Tile {
-                    depth: visible,
-                    a: scores.as_ptr(),
-                    a_row: BLOCK,
+                let mix = Words {
+                    steps: engine.steps(visible),
+                    a: p.as_ptr(),
+                    a_row: p_steps,
                     a_step: 1,
                     b: values,
                     c: acc[row * v_pad..(row + rows) * v_pad].as_mut_ptr(),
                     c_row: v_pad,
                     accumulate: true,
+                    ..Words::NOWHERE
                 };
                 // SAFETY: `values` points at panels of a block's rows; `acc` was sliced to these rows.
-                unsafe { product(s, mix, rows, v_vecs, BLOCK * PANEL) };
+                unsafe { product(engine, mix, rows, v_vecs, p_steps * PANEL) };
                 row += rows;
             }
         }
@@ -204,10 +225,11 @@ impl Kernel for Task<'_> {
 impl Task<'_> {
     /// Packs the queries and empties the running state.
     #[inline(always)]
-    fn start<S: Simd>(&mut self, s: S, factor: f32) {
+    fn start<S: Simd>(&mut self, engine: Engine<S>) {
         let rows = self.head_rows(self.q, self.shape.qk_dim);
-        for (r, out) in self.parts.q.chunks_exact_mut(rows.dim).take(self.count).enumerate() {
-            rows.read(s, self.first + r, factor, out);
+        let steps = engine.steps(rows.dim);
+        for (r, out) in self.parts.q.chunks_exact_mut(steps).take(self.count).enumerate() {
+            engine.pack_row(rows.row(self.first + r), out);
         }
         self.parts.acc.fill(0.0);
         self.parts.sums.fill(0.0);
@@ -230,10 +252,15 @@ impl Task<'_> {
 
     /// Keys and values of a block's first `count` positions, packed.
     #[inline(always)]
-    fn load_block<S: Simd>(&mut self, s: S, block: usize, count: usize) -> (*const f32, *const f32) {
+    fn load_block<S: Simd>(
+        &mut self,
+        engine: Engine<S>,
+        block: usize,
+        count: usize,
+    ) -> (*const u32, *const u32) {
         let AttentionShape { kv_heads, qk_dim, v_dim, .. } = *self.shape;
-        let Parts { block: space, quad, .. } = &mut self.parts;
-        let keys_len = BLOCK * qk_dim;
+        let (panel, values_panel) = (engine.steps(qk_dim) * PANEL, engine.steps(BLOCK) * PANEL);
+        let (keys, values) = self.parts.block.split_at_mut(2 * panel);
         match self.sequence.keys {
             Keys::Rows { k, v } => {
                 let rows = |x, dim| HeadRows {
@@ -244,27 +271,21 @@ impl Task<'_> {
                     group: 1,
                     dim,
                 };
-                let (keys, values) = space.split_at_mut(keys_len);
-                pack_columns(s, &rows(k, qk_dim), block * BLOCK, count, quad, keys);
-                pack_panels(s, &rows(v, v_dim), block * BLOCK, count, BLOCK * PANEL, values);
+                let from = block * BLOCK;
+                let (k, v) = (rows(k, qk_dim), rows(v, v_dim));
+                for (first, out) in (0..count).step_by(PANEL).zip(keys.chunks_exact_mut(panel)) {
+                    engine.pack_columns(&k, from + first..from + count.min(first + PANEL), out);
+                }
+                engine.pack_strips(&v, from..from + count, 0..v_dim, PANEL, values_panel, values);
             }
-            Keys::Cache(cache) => match cache.block(block, self.kv_head) {
-                View::F32(x) => {
-                    let (keys, values) = x.split_at(keys_len);
+            Keys::Cache(cache) => {
+                let head = cache.head(block, self.kv_head);
+                if let Some((keys, values)) = head.words(engine) {
                     return (keys.as_ptr(), values.as_ptr());
                 }
-                x @ View::Bf16(_) => {
-                    let (keys, values) = space.split_at_mut(keys_len);
-                    let panels = count.div_ceil(PANEL) * PANEL * qk_dim;
-                    widen(s, x, 0, 1.0, &mut keys[..panels]);
-                    for panel in 0..v_dim.div_ceil(PANEL) {
-                        let at = panel * BLOCK * PANEL;
-                        widen(s, x, keys_len + at, 1.0, &mut values[at..at + count * PANEL]);
-                    }
-                }
-            },
+                head.widen(qk_dim, keys, values);
+            }
         }
-        let (keys, values) = space.split_at(keys_len);
         (keys.as_ptr(), values.as_ptr())
     }
 
@@ -292,36 +313,40 @@ impl Task<'_> {
 /// What belongs to the rows of one tile.
 struct State<'a> {
     scores: &'a mut [f32],
+    p: &'a mut [u32],
     max: &'a mut [f32],
     sums: &'a mut [f32],
     acc: &'a mut [f32],
 }
 
-/// Scores to probabilities relative to the running maximum, `vecs` vectors of each row, of which row `r` sees the
-/// first `sees(r)` keys.
+/// Scores times `factor` to probabilities relative to the running maximum, `vecs` vectors of each row, of which row `r`
+/// sees the first `sees(r)` keys.
 #[inline(always)]
 fn softmax<S: Simd, const MASKED: bool>(
-    s: S,
+    engine: Engine<S>,
     state: State,
+    factor: f32,
     vecs: usize,
     v_vecs: usize,
     sees: impl Fn(usize) -> usize,
 ) {
     const VECS: usize = BLOCK / LANES;
-    let lanes = lanes(s);
+    let s = engine.simd();
+    let (lanes, factor) = (lanes(s), s.splat(factor));
     let (scores, _) = state.scores.as_chunks_mut::<BLOCK>();
     let (sums, _) = state.sums.as_chunks_mut::<LANES>();
     let (acc, _) = state.acc.as_chunks_mut::<LANES>();
-    for (r, ((row, sum), max)) in scores.iter_mut().zip(sums).zip(state.max).enumerate() {
+    let p_rows = state.p.chunks_exact_mut(engine.steps(BLOCK));
+    for (r, (((row, p), sum), max)) in scores.iter_mut().zip(p_rows).zip(sums).zip(state.max).enumerate() {
         let (row, _) = row.as_chunks_mut::<LANES>();
         let limit = s.splat(if MASKED { sees(r).min(BLOCK) as f32 } else { 0.0 });
         let hidden = s.splat(f32::NEG_INFINITY);
         let mut x = [hidden; VECS];
         for v in 0..VECS {
             if !MASKED {
-                x[v] = s.load(&row[v]);
+                x[v] = s.mul(s.load(&row[v]), factor);
             } else if v < vecs {
-                x[v] = s.select_lt(lanes[v], limit, s.load(&row[v]), hidden);
+                x[v] = s.select_lt(lanes[v], limit, s.mul(s.load(&row[v]), factor), hidden);
             }
         }
         // the accumulator second: a NaN is passed over here and comes out in the sum
@@ -341,14 +366,13 @@ fn softmax<S: Simd, const MASKED: bool>(
         for v in 0..VECS {
             if !MASKED {
                 x[v] = exp2(s, s.sub(x[v], reference));
-                s.store(x[v], &mut row[v]);
             } else if v < vecs {
                 x[v] = s.select_lt(lanes[v], limit, exp2(s, s.sub(x[v], reference)), s.zero());
-                s.store(x[v], &mut row[v]);
             } else {
                 x[v] = s.zero();
             }
         }
+        engine.store_along(x, p);
         let block = s.add(s.add(x[0], x[1]), s.add(x[2], x[3]));
         s.store(s.add(s.load(sum), block), sum);
     }

@@ -1,6 +1,7 @@
 //! Powers and logarithms to base 2, and products over packed panels.
 
-use crate::gemm::tile::{self, PANEL, Tile};
+use crate::gemm::engine::{Engine, Words};
+use crate::gemm::tile::PANEL;
 use crate::simd::{LANES, Simd};
 
 /// The polynomial's coefficient of degree 1: what minimises the error, which is not ln 2 itself.
@@ -45,18 +46,19 @@ pub fn log2(x: f32) -> f32 {
     if x < f32::INFINITY { y } else { x }
 }
 
-/// Computes `rows` by `vecs` vectors (of 16 columns) of a product; panel `i` of `b` is at `tile.b + i * panel`.
+/// Computes `rows` by `vecs` vectors (of 16 columns) of a product; panel `i` of the right operand is at
+/// `w.b + i * panel`.
 ///
 /// # Safety
-/// All that the tile addresses for these sizes must be readable, and `c` writable and not shared.
+/// All that `w` addresses for these sizes must be readable, and `c` writable and not shared.
 #[inline(always)]
-pub unsafe fn product<S: Simd>(s: S, tile: Tile, rows: usize, vecs: usize, panel: usize) {
+pub unsafe fn product<S: Simd>(engine: Engine<S>, w: Words, rows: usize, vecs: usize, panel: usize) {
     const WIDTH: usize = PANEL / LANES;
     for i in 0..vecs.div_ceil(WIDTH) {
         // SAFETY: by the caller's promise; each call covers other columns.
         unsafe {
-            let part = Tile { b: tile.b.add(i * panel), c: tile.c.add(i * PANEL), ..tile };
-            tile::run(s, part, rows, (vecs - i * WIDTH).min(WIDTH));
+            let part = Words { b: w.b.add(i * panel), c: w.c.add(i * PANEL), ..w };
+            engine.tile(part, rows, (vecs - i * WIDTH).min(WIDTH));
         }
     }
 }

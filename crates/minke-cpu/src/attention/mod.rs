@@ -17,8 +17,11 @@
 //! Keys that a row must not see have score minus infinity and probability exactly zero. Tiles stop at the last key
 //! that any of their rows sees; what lies beyond (stale cache memory, padding) is not read into any sum.
 //!
-//! Scores are kept in units of log 2: the queries are scaled by `scale * log2(e)` when they are packed, and `e^x` is
-//! [`exp2`](math::exp2).
+//! Scores are scaled by `scale * log2(e)`, so that they are in units of log 2 and `e^x` is [`exp2`](math::exp2).
+//!
+//! What products read is words of [`Engine`](crate::gemm::engine::Engine), as in a matrix product: f32, or pairs of
+//! bf16 where inputs are bf16 and the machine multiplies pairs. A pair of keys is two neighbouring positions, so an odd
+//! last one stands beside a probability of zero.
 //!
 //! Dao, "FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning" (2023), algorithms 1 and 2.
 
@@ -33,6 +36,7 @@ mod reference;
 mod tests;
 
 use crate::cpu::{Cpu, SharedMut};
+use crate::gemm::Compute;
 use crate::view::{View, ViewMut};
 
 use forward::{Keys, Sequence};
@@ -95,6 +99,12 @@ impl AttentionShape {
         check_len(what, "q", q.len(), tokens, heads * qk_dim);
         tokens
     }
+}
+
+/// Products of bf16 pairs where all that is multiplied is bf16 and the machine has them: probabilities (and in the
+/// backward pass the scores' gradients) are then rounded to bf16 too. f32 everywhere else.
+fn compute(cpu: &Cpu, halves: bool) -> Compute {
+    if halves && cpu.level().has_bf16_dot() { Compute::Bf16 } else { Compute::F32 }
 }
 
 fn check_len(what: &str, name: &str, len: usize, tokens: usize, width: usize) {

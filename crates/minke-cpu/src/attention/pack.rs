@@ -1,21 +1,11 @@
-//! From token rows of either dtype to what the register tile reads, and back.
+//! Rows of heads in token rows, read and written.
 
 use minke_num::bf16;
 
 use crate::cpu::SharedMut;
-use crate::gemm::tile::PANEL;
+use crate::gemm::engine::Rows;
 use crate::simd::{LANES, Simd};
 use crate::view::{View, ViewMut};
-
-use super::BLOCK;
-
-/// Rows transposed at a time: what a four-wide shuffle can do.
-const QUAD: usize = 4;
-
-/// Elements of working memory that [`pack_columns`] needs for rows of `dim`.
-pub const fn quad_len(dim: usize) -> usize {
-    QUAD * dim
-}
 
 /// The rows (token, head of one group) of a flattened tensor, tokens ascending, heads ascending within a token.
 #[derive(Clone, Copy)]
@@ -41,11 +31,19 @@ impl HeadRows<'_> {
         ((self.token + r / self.group) * self.heads + self.head + r % self.group) * self.dim
     }
 
-    /// Row `r` times `factor`, widened.
+}
+
+impl<'a> Rows<'a> for HeadRows<'a> {
     #[inline(always)]
-    pub fn read<S: Simd>(&self, s: S, r: usize, factor: f32, out: &mut [f32]) {
+    fn cols(&self) -> usize {
+        self.dim
+    }
+
+    #[inline(always)]
+    fn row(&self, r: usize) -> View<'a> {
         prefetch(self.x, self.at(r + AHEAD), self.dim);
-        widen(s, self.x, self.at(r), factor, &mut out[..self.dim]);
+        let at = self.at(r);
+        self.x.slice(at, at + self.dim)
     }
 }
 
@@ -70,134 +68,6 @@ fn prefetch(x: View, at: usize, len: usize) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (x, at, len);
-}
-
-/// `out = factor * x[at..at + out.len()]`
-#[inline(always)]
-pub fn widen<S: Simd>(s: S, x: View, at: usize, factor: f32, out: &mut [f32]) {
-    let by = s.splat(factor);
-    let (whole, rest) = out.as_chunks_mut::<LANES>();
-    match x {
-        View::F32(x) => {
-            let (x, tail) = x[at..at + whole.len() * LANES + rest.len()].as_chunks::<LANES>();
-            for (y, x) in whole.iter_mut().zip(x) {
-                s.store(s.mul(s.load(x), by), y);
-            }
-            for (y, x) in rest.iter_mut().zip(tail) {
-                *y = x * factor;
-            }
-        }
-        View::Bf16(x) => {
-            let (x, tail) = x[at..at + whole.len() * LANES + rest.len()].as_chunks::<LANES>();
-            for (y, x) in whole.iter_mut().zip(x) {
-                s.store(s.mul(s.load_bf16(x), by), y);
-            }
-            for (y, x) in rest.iter_mut().zip(tail) {
-                *y = x.to_f32() * factor;
-            }
-        }
-    }
-}
-
-/// Four rows of four as columns.
-#[inline(always)]
-fn transposed(a: &[f32; QUAD], b: &[f32; QUAD], c: &[f32; QUAD], d: &[f32; QUAD]) -> [[f32; QUAD]; QUAD] {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_TRANSPOSE4_PS, _mm_loadu_ps, _mm_storeu_ps};
-        let mut columns = [[0.0; QUAD]; QUAD];
-        // SAFETY: SSE is part of the baseline; all rows are four floats
-        unsafe {
-            let [mut w, mut x, mut y, mut z] = [
-                _mm_loadu_ps(a.as_ptr()),
-                _mm_loadu_ps(b.as_ptr()),
-                _mm_loadu_ps(c.as_ptr()),
-                _mm_loadu_ps(d.as_ptr()),
-            ];
-            _MM_TRANSPOSE4_PS(&mut w, &mut x, &mut y, &mut z);
-            for (column, v) in columns.iter_mut().zip([w, x, y, z]) {
-                _mm_storeu_ps(column.as_mut_ptr(), v);
-            }
-        }
-        columns
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        let mut columns = [[0.0; QUAD]; QUAD];
-        for (i, column) in columns.iter_mut().enumerate() {
-            *column = [a[i], b[i], c[i], d[i]];
-        }
-        columns
-    }
-}
-
-/// `count` rows from `first` as the columns of two panels `[2][dim][PANEL]`; the vector in which the last column lies
-/// is filled up with zeros.
-#[inline(always)]
-pub fn pack_columns<S: Simd>(
-    s: S,
-    rows: &HeadRows,
-    first: usize,
-    count: usize,
-    quad: &mut [f32],
-    out: &mut [f32],
-) {
-    debug_assert!(count <= BLOCK);
-    let dim = rows.dim;
-    for j in (0..count.next_multiple_of(LANES)).step_by(QUAD) {
-        for i in 0..QUAD {
-            let row = &mut quad[i * dim..][..dim];
-            if j + i < count {
-                rows.read(s, first + j + i, 1.0, row);
-            } else {
-                row.fill(0.0);
-            }
-        }
-        let panel = &mut out[j / PANEL * dim * PANEL..][..dim * PANEL];
-        let (r0, rest) = quad.split_at(dim);
-        let (r1, rest) = rest.split_at(dim);
-        let (r2, rest) = rest.split_at(dim);
-        let r3 = &rest[..dim];
-        let column = j % PANEL;
-        let (panel, _) = panel.as_chunks_mut::<PANEL>();
-        // four by four, so that shuffles of registers do it
-        let (f0, t0) = r0.as_chunks::<QUAD>();
-        let (f1, t1) = r1.as_chunks::<QUAD>();
-        let (f2, t2) = r2.as_chunks::<QUAD>();
-        let (f3, t3) = r3.as_chunks::<QUAD>();
-        let (whole, tail) = panel.as_chunks_mut::<QUAD>();
-        for ((((line, a), b), c), d) in whole.iter_mut().zip(f0).zip(f1).zip(f2).zip(f3) {
-            for (line, quad) in line.iter_mut().zip(transposed(a, b, c, d)) {
-                line[column..column + QUAD].copy_from_slice(&quad);
-            }
-        }
-        for (i, line) in tail.iter_mut().enumerate() {
-            line[column..column + QUAD].copy_from_slice(&[t0[i], t1[i], t2[i], t3[i]]);
-        }
-    }
-}
-
-/// `count` rows from `first` as the rows of panels of columns, `panel` elements apart; missing columns are zeros.
-#[inline(always)]
-pub fn pack_panels<S: Simd>(
-    s: S,
-    rows: &HeadRows,
-    first: usize,
-    count: usize,
-    panel: usize,
-    out: &mut [f32],
-) {
-    let dim = rows.dim;
-    for (c, column) in (0..dim).step_by(PANEL).enumerate() {
-        let width = (dim - column).min(PANEL);
-        let (lines, _) = out[c * panel..][..count * PANEL].as_chunks_mut::<PANEL>();
-        for (i, line) in lines.iter_mut().enumerate() {
-            prefetch(rows.x, rows.at(first + i + AHEAD) + column, width);
-            let at = rows.at(first + i) + column;
-            widen(s, rows.x, at, 1.0, &mut line[..width]);
-            line[width..].fill(0.0);
-        }
-    }
 }
 
 /// An output that the tasks of one loop share; each writes its own rows.

@@ -219,6 +219,9 @@ fn agrees_with_the_reference() {
                     check("d_k", bound(dtype, depth, 4.0), &r.d_k.f32(), &g.d_k);
                     check("d_v", bound(dtype, depth, 4.0), &r.d_v.f32(), &g.d_v);
                     // plain f32 arithmetic in one order: the levels do not merely come close
+                    if dtype == DType::Bf16 && level.has_bf16_dot() {
+                        continue;
+                    }
                     match &first {
                         None => first = Some(r),
                         Some(first) => same(&what, &r, first),
@@ -459,31 +462,35 @@ fn caches_convert() {
     let (out, _) = rounded.forward(&cpu);
     let got = through_caches(&full, &cpu, DType::Bf16, |_, _, _| 90);
     assert_same_bits("rounded", &got, &out.f32());
-    let (out, _) = half.forward(&cpu);
+    let widened = [&half.k, &half.v].map(|x| Tensor::F32(x.f32()));
+    let [k, v] = widened;
+    let (out, _) = Case { k, v, ..half.clone() }.forward(&cpu);
     let got = through_caches(&half, &cpu, DType::F32, |_, _, _| 7);
     assert_same_bits("widened", &got, &out.f32());
 }
 
 #[test]
 fn forgotten_positions_leave_no_trace() {
-    for dtype in [DType::F32, DType::Bf16] {
+    for (dtype, kept) in [(DType::F32, 70), (DType::Bf16, 70), (DType::Bf16, 71)] {
         let case = Case::new((3, 3, 20, 12), &[100], dtype, 70);
         let x = &case.shape;
         let cpu = Cpu::detect(1);
         let (out, _) = case.forward(&cpu);
         let mut cache = KvCache::new(x, dtype);
-        append(&mut cache, &case, case.segments[0], 0, 70);
+        append(&mut cache, &case, case.segments[0], 0, kept);
         let junk = |width: usize| Tensor::filled(60 * width, f32::NAN, dtype);
         cache.append(junk(3 * 20).view(), junk(3 * 12).view());
-        assert_eq!(cache.len(), 130);
+        assert_eq!(cache.len(), kept + 60);
         let before = cache.bytes();
-        cache.truncate(70);
-        assert_eq!((cache.len(), cache.is_empty()), (70, false));
+        cache.truncate(kept);
+        assert_eq!((cache.len(), cache.is_empty()), (kept, false));
         assert!(cache.bytes() < before);
         assert_eq!(cache.bytes(), 2 * KvCache::block_bytes(x, dtype));
         let q = case.q.f32();
-        for at in 70..100 {
-            append(&mut cache, &case, case.segments[0], at, at + 1);
+        for at in kept - 1..100 {
+            if at >= kept {
+                append(&mut cache, &case, case.segments[0], at, at + 1);
+            }
             let row = Tensor::from(&q[at * 60..(at + 1) * 60], dtype);
             let mut got = Tensor::filled(36, 0.0, dtype);
             forward_cached(

@@ -11,9 +11,17 @@ use super::{Compute, Operand};
 use crate::simd::{LANES, Simd};
 use crate::view::View;
 
+/// The rows of a matrix, wherever they lie.
+pub(crate) trait Rows<'a> {
+    /// Row length.
+    fn cols(&self) -> usize;
+    /// Row `i`, `cols` elements.
+    fn row(&self, i: usize) -> View<'a>;
+}
+
 /// A packing and the tile that reads it.
 #[derive(Clone, Copy)]
-pub(super) struct Engine<S: Simd> {
+pub(crate) struct Engine<S: Simd> {
     s: S,
     /// Whether f32 inputs are rounded to bf16 first.
     round: bool,
@@ -23,7 +31,7 @@ pub(super) struct Engine<S: Simd> {
 
 /// What a tile reads and writes, in words; see [`Tile`].
 #[derive(Clone, Copy)]
-pub(super) struct Words {
+pub(crate) struct Words {
     pub steps: usize,
     pub a: *const u32,
     pub a_row: usize,
@@ -32,6 +40,25 @@ pub(super) struct Words {
     pub c: *mut f32,
     pub c_row: usize,
     pub accumulate: bool,
+    /// Where not null (pairs only): sums are rounded and go here instead; see [`DotTile`].
+    pub half: *mut bf16,
+    pub half_row: usize,
+}
+
+impl Words {
+    /// Nowhere: for what a caller does not name.
+    pub const NOWHERE: Self = Self {
+        steps: 0,
+        a: std::ptr::null(),
+        a_row: 0,
+        a_step: 0,
+        b: std::ptr::null(),
+        c: std::ptr::null_mut(),
+        c_row: 0,
+        accumulate: false,
+        half: std::ptr::null_mut(),
+        half_row: 0,
+    };
 }
 
 impl<S: Simd> Engine<S> {
@@ -39,6 +66,27 @@ impl<S: Simd> Engine<S> {
     pub fn new(s: S, compute: Compute) -> Self {
         let half = compute == Compute::Bf16;
         Self { s, round: half, pairs: half && S::DOT }
+    }
+
+    /// The witness of its instructions.
+    #[inline(always)]
+    pub fn simd(self) -> S {
+        self.s
+    }
+
+    /// Stores values along the depth as words.
+    #[inline(always)]
+    pub fn store_along<const VECS: usize>(self, x: [S::V; VECS], out: &mut [u32]) {
+        let (out, _) = bytemuck::cast_slice_mut::<u32, f32>(out).as_chunks_mut::<LANES>();
+        if self.pairs {
+            for (i, out) in out.iter_mut().enumerate().take(VECS / 2) {
+                self.s.store(self.s.pairs_along(x[2 * i], x[2 * i + 1]), out);
+            }
+        } else {
+            for (x, out) in x.into_iter().zip(out) {
+                self.s.store(x, out);
+            }
+        }
     }
 
     /// Words that hold a depth of `k`.
@@ -72,10 +120,7 @@ impl<S: Simd> Engine<S> {
     #[inline(always)]
     pub fn pack_row(self, row: View<'_>, out: &mut [u32]) {
         if self.pairs {
-            for (p, word) in out.iter_mut().enumerate() {
-                let high = if 2 * p + 1 < row.len() { half_at(row, 2 * p + 1) } else { 0 };
-                *word = u32::from(half_at(row, 2 * p)) | u32::from(high) << 16;
-            }
+            self.pack_pairs(row, bytemuck::cast_slice_mut(out));
         } else {
             let out: &mut [f32] = bytemuck::cast_slice_mut(out);
             let (whole, rest) = out[..row.len()].as_chunks_mut::<LANES>();
@@ -96,9 +141,9 @@ impl<S: Simd> Engine<S> {
     /// zeros up to a whole [`PANEL`]). Strips narrower than a panel are sixteen words longer than their steps: whole
     /// vectors are stored, the excess over what the next step will overwrite.
     #[inline(always)]
-    pub fn pack_strips(
+    pub fn pack_strips<'a>(
         self,
-        x: &Operand<'_>,
+        x: &impl Rows<'a>,
         rows: std::ops::Range<usize>,
         cols: std::ops::Range<usize>,
         pitch: usize,
@@ -106,42 +151,77 @@ impl<S: Simd> Engine<S> {
         out: &mut [u32],
     ) {
         let width = cols.len();
-        if self.pairs {
-            for (p, r) in rows.clone().step_by(2).enumerate() {
-                let low = x.row(r);
-                let high = (r + 1 < rows.end).then(|| x.row(r + 1));
-                for (strip, j) in (0..width).step_by(pitch).enumerate() {
-                    let real = pitch.min(width - j);
-                    let words = if pitch == PANEL { PANEL } else { real };
-                    let step = &mut out[strip * stride + p * words..][..words];
-                    for (i, word) in step.iter_mut().enumerate() {
-                        *word = if i < real {
-                            let high = high.map_or(0, |h| half_at(h, cols.start + j + i));
-                            u32::from(half_at(low, cols.start + j + i)) | u32::from(high) << 16
-                        } else {
-                            0
-                        };
-                    }
-                }
-            }
-            return;
-        }
         let strips = width.div_ceil(pitch);
+        let steps = self.steps(rows.len());
         // a step of a whole panel is whole vectors; nothing is stored behind it
-        let longest = if pitch == PANEL { rows.len() * PANEL } else { rows.len() * pitch.min(width) + LANES };
+        let longest = if pitch == PANEL { steps * PANEL } else { steps * pitch.min(width) + LANES };
         assert!(
             strips == 0 || (strips - 1) * stride + longest <= out.len(),
             "pack_strips: room for {strips} strips"
         );
         let out = out.as_mut_ptr().cast::<f32>();
+        // strips of whole vectors first, without a question per vector
+        let whole = if pitch == PANEL {
+            width / PANEL
+        } else {
+            (width / pitch).min((x.cols() - cols.start).saturating_sub(LANES - pitch) / pitch)
+        };
+        if self.pairs {
+            for (p, r) in rows.clone().step_by(2).enumerate() {
+                let low = x.row(r).slice(cols.start, x.cols());
+                // an odd last row is paired with itself, and zeroed below
+                let paired = r + 1 < rows.end;
+                let high = if paired { x.row(r + 1).slice(cols.start, x.cols()) } else { low };
+                // SAFETY: as below.
+                unsafe {
+                    match (low, high) {
+                        (View::Bf16(low), View::Bf16(high)) if paired => {
+                            for strip in 0..whole {
+                                let from = strip * pitch;
+                                let to = out.add(strip * stride + p * pitch);
+                                for i in (0..pitch).step_by(LANES) {
+                                    let (low, high) = (low.as_ptr().add(from + i), high.as_ptr().add(from + i));
+                                    let words = self.s.pairs_across_bf16(&*low.cast(), &*high.cast());
+                                    self.s.store(words, &mut *to.add(i).cast());
+                                }
+                            }
+                        }
+                        _ => {
+                            for strip in 0..whole {
+                                let from = strip * pitch;
+                                let to = out.add(strip * stride + p * pitch);
+                                for i in (0..pitch).step_by(LANES) {
+                                    let high =
+                                        if paired { self.load_full(high, from + i) } else { self.s.zero() };
+                                    let words = self.s.pairs_across(self.load_full(low, from + i), high);
+                                    self.s.store(words, &mut *to.add(i).cast());
+                                }
+                            }
+                        }
+                    }
+                    for strip in whole..strips {
+                        let j = strip * pitch;
+                        let real = pitch.min(width - j);
+                        let words = if pitch == PANEL { PANEL } else { real };
+                        let to = out.add(strip * stride + p * words);
+                        for i in (0..words).step_by(LANES) {
+                            let n = LANES.min(real.saturating_sub(i));
+                            let (mut a, mut b) = (self.s.zero(), self.s.zero());
+                            if n > 0 {
+                                a = self.load(low, j + i, n);
+                            }
+                            if n > 0 && paired {
+                                b = self.load(high, j + i, n);
+                            }
+                            self.s.store(self.s.pairs_across(a, b), &mut *to.add(i).cast());
+                        }
+                    }
+                }
+            }
+            return;
+        }
         for (p, r) in rows.enumerate() {
-            let row = x.row(r).slice(cols.start, x.cols);
-            // strips of whole vectors first, without a question per vector
-            let whole = if pitch == PANEL {
-                width / PANEL
-            } else {
-                (width / pitch).min(row.len().saturating_sub(LANES - pitch) / pitch)
-            };
+            let row = x.row(r).slice(cols.start, x.cols());
             // SAFETY: step p of every strip, and sixteen words more where strips are narrow, are in bounds by the
             // assertion above; whole strips are loaded from columns that the row has.
             unsafe {
@@ -182,52 +262,54 @@ impl<S: Simd> Engine<S> {
         }
     }
 
-    /// Packs `rows` rows of `w` (each contiguous along the depth) as the columns of one panel.
+    /// Packs rows `rows` of `x` (the depth runs along each) as the columns of one panel; missing columns are zeros up to
+    /// a whole vector.
     #[inline(always)]
-    pub fn pack_transposed(self, w: View<'_>, k: usize, first: usize, rows: usize, out: &mut [u32]) {
-        if self.pairs {
-            for p in 0..self.steps(k) {
-                out[p * PANEL + rows..(p + 1) * PANEL].fill(0);
-            }
-            for c in 0..rows {
-                let row = w.slice((first + c) * k, (first + c + 1) * k);
-                for p in 0..k.div_ceil(2) {
-                    let high = if 2 * p + 1 < k { half_at(row, 2 * p + 1) } else { 0 };
-                    out[p * PANEL + c] = u32::from(half_at(row, 2 * p)) | u32::from(high) << 16;
+    pub fn pack_columns<'a>(self, x: &impl Rows<'a>, rows: std::ops::Range<usize>, out: &mut [u32]) {
+        let (s, k, steps) = (self.s, x.cols(), self.steps(x.cols()));
+        let (lines, _) = bytemuck::cast_slice_mut::<u32, f32>(&mut out[..steps * PANEL]).as_chunks_mut::<PANEL>();
+        for (left, first) in (0..PANEL).step_by(LANES).zip(rows.clone().step_by(LANES)) {
+            let count = LANES.min(rows.end - first);
+            for (p, lines) in (0..steps).step_by(LANES).zip(lines.chunks_mut(LANES)) {
+                let depth = self.depth(p)..k.min(self.depth(p + LANES));
+                let mut block = [s.zero(); LANES];
+                for (c, words) in block.iter_mut().enumerate().take(count) {
+                    let row = x.row(first + c).slice(depth.start, depth.end);
+                    *words = if self.pairs { self.load_pairs(row) } else { self.load(row, 0, row.len()) };
                 }
-            }
-            return;
-        }
-        let out: &mut [f32] = bytemuck::cast_slice_mut(out);
-        for left in (0..PANEL).step_by(LANES) {
-            for p in (0..k).step_by(LANES) {
-                let depth = LANES.min(k - p);
-                let mut block = [self.s.zero(); LANES];
-                for (c, v) in block.iter_mut().enumerate().take(rows.saturating_sub(left)) {
-                    let row = (first + left + c) * k;
-                    *v = self.load(w.slice(row, row + k), p, depth);
-                }
-                let turned = self.s.transpose(block);
-                for (i, v) in turned.into_iter().enumerate().take(depth) {
-                    let to = &mut out[(p + i) * PANEL + left..][..LANES];
-                    self.s.store(v, to.try_into().expect("sixteen"));
+                let turned = s.transpose(block);
+                for (line, words) in lines.iter_mut().zip(turned) {
+                    s.store(words, (&mut line[left..left + LANES]).try_into().expect("sixteen"));
                 }
             }
         }
     }
 
-    /// The tile; see [`tile::run`]. With pairs, `c` is 32 columns wide whatever `vecs` says.
+    /// `rows` by `vecs` vectors (16 columns each; 1 or 2) of a product; see [`tile::run`].
     ///
     /// # Safety
     /// As for [`tile::run`].
     #[inline(always)]
     pub unsafe fn tile(self, w: Words, rows: usize, vecs: usize) {
-        let Words { steps, a, a_row, a_step, b, c, c_row, accumulate } = w;
+        let Words { steps, a, a_row, a_step, b, c, c_row, accumulate, half, half_row } = w;
         // SAFETY: by the caller's promise.
         unsafe {
             if self.pairs {
-                let t = DotTile { pairs: steps, a, a_row, a_step, b, c, c_row, accumulate };
-                self.s.dot_tile(t, rows);
+                for done in (0..rows).step_by(tile::MAX_ROWS) {
+                    let t = DotTile {
+                        pairs: steps,
+                        a: a.add(done * a_row),
+                        a_row,
+                        a_step,
+                        b,
+                        c: c.wrapping_add(done * c_row),
+                        c_row,
+                        accumulate,
+                        half: half.wrapping_add(done * half_row),
+                        half_row,
+                    };
+                    self.s.dot_tile(t, tile::MAX_ROWS.min(rows - done), vecs);
+                }
             } else {
                 let t = Tile { depth: steps, a: a.cast(), a_row, a_step, b: b.cast(), c, c_row, accumulate };
                 tile::run(self.s, t, rows, vecs);
@@ -235,13 +317,55 @@ impl<S: Simd> Engine<S> {
         }
     }
 
-    /// Whether the tile writes all 32 columns even when half are asked for.
+    /// Whether words are bf16 pairs: the tile can then round its sums to bf16 itself.
     #[inline(always)]
-    pub fn writes_whole_panels(self) -> bool {
+    pub fn pairs(self) -> bool {
         self.pairs
     }
 
-    /// Sixteen values of a row from column `i`, rounded if the engine rounds.
+    /// Packs values along the depth as pairs; a last one alone is paired with zero.
+    #[inline(always)]
+    fn pack_pairs(self, row: View<'_>, out: &mut [f32]) {
+        if let View::Bf16(x) = row {
+            let (from, to) = (bytemuck::cast_slice::<bf16, u8>(x), bytemuck::cast_slice_mut::<f32, u8>(out));
+            to[..from.len()].copy_from_slice(from);
+            to[from.len()..].fill(0);
+            return;
+        }
+        for (i, out) in (0..row.len()).step_by(2 * LANES).zip(out.chunks_mut(LANES)) {
+            let words = self.load_pairs(row.slice(i, row.len().min(i + 2 * LANES)));
+            self.s.store_part(words, out);
+        }
+    }
+
+    /// Up to 32 values along the depth as sixteen pairs; missing ones are zero.
+    #[inline(always)]
+    fn load_pairs(self, row: View<'_>) -> S::V {
+        let s = self.s;
+        match row {
+            View::F32(x) => {
+                let (first, second) = x.split_at(x.len().min(LANES));
+                s.pairs_along(s.load_part(first, 0.0), s.load_part(second, 0.0))
+            }
+            View::Bf16(x) => {
+                if let Some(x) = x.first_chunk() {
+                    return s.pairs_along_bf16(x);
+                }
+                let mut words = [0.0f32; LANES];
+                let from = bytemuck::cast_slice::<bf16, u8>(x);
+                bytemuck::cast_slice_mut::<f32, u8>(&mut words)[..from.len()].copy_from_slice(from);
+                s.load(&words)
+            }
+        }
+    }
+
+    /// Whether f32 words hold rounded values; pairs are rounded when they are made.
+    #[inline(always)]
+    fn rounds_words(self) -> bool {
+        self.round && !self.pairs
+    }
+
+    /// Sixteen values of a row from column `i`, rounded if words are.
     ///
     /// # Safety
     /// The row must have them.
@@ -253,14 +377,14 @@ impl<S: Simd> Engine<S> {
             match row {
                 View::F32(x) => {
                     let v = s.load(&*x.as_ptr().add(i).cast());
-                    if self.round { s.round_bf16(v) } else { v }
+                    if self.rounds_words() { s.round_bf16(v) } else { v }
                 }
                 View::Bf16(x) => s.load_bf16(&*x.as_ptr().add(i).cast()),
             }
         }
     }
 
-    /// `n` values of a row from column `i`, rounded if the engine rounds; missing lanes are zero.
+    /// `n` values of a row from column `i`, rounded if words are; missing lanes are zero.
     #[inline(always)]
     fn load(self, row: View<'_>, i: usize, n: usize) -> S::V {
         let s = self.s;
@@ -270,7 +394,7 @@ impl<S: Simd> Engine<S> {
                     Ok(full) => s.load(full),
                     Err(_) => s.load_part(&x[i..i + n], 0.0),
                 };
-                if self.round { s.round_bf16(v) } else { v }
+                if self.rounds_words() { s.round_bf16(v) } else { v }
             }
             View::Bf16(x) => match x[i..i + n].try_into() {
                 Ok(full) => s.load_bf16(full),
@@ -281,14 +405,5 @@ impl<S: Simd> Engine<S> {
                 }
             },
         }
-    }
-}
-
-/// The bits of element `i` as bf16.
-#[inline(always)]
-fn half_at(row: View<'_>, i: usize) -> u16 {
-    match row {
-        View::F32(x) => bf16::from_f32(x[i]).to_bits(),
-        View::Bf16(x) => x[i].to_bits(),
     }
 }

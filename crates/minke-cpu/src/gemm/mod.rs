@@ -14,7 +14,7 @@
 //! and adds exact products in f32: pair by pair where the machine has `vdpbf16ps`, one by one elsewhere. Every output
 //! element is one chain over ascending depth; see [`tile`].
 
-mod engine;
+pub(crate) mod engine;
 mod nt;
 mod pack;
 pub mod tile;
@@ -63,6 +63,14 @@ impl<'a> Operand<'a> {
             Some(index) => index.len(),
             None => self.view.len().checked_div(self.cols).unwrap_or(0),
         }
+    }
+
+}
+
+impl<'a> engine::Rows<'a> for Operand<'a> {
+    #[inline(always)]
+    fn cols(&self) -> usize {
+        self.cols
     }
 
     #[inline(always)]

@@ -2,7 +2,7 @@
 
 use minke_num::bf16;
 
-use super::engine::{Engine, Words};
+use super::engine::{Engine, Rows, Words};
 use super::tile::{MAX_ROWS, PANEL};
 use super::{Operand, Packed, check_offsets};
 use crate::cpu::{Cpu, SharedMut};
@@ -173,7 +173,7 @@ impl Task<'_> {
             let col = panel * PANEL;
             let width = PANEL.min(n - col);
             let vecs = width.div_ceil(LANES);
-            let direct = width == PANEL || width == LANES && !engine.writes_whole_panels();
+            let direct = width == PANEL || width == LANES;
             for i in (0..self.rows).step_by(MAX_ROWS) {
                 let rows = MAX_ROWS.min(self.rows - i);
                 if panel + 1 < self.panels.end {
@@ -191,11 +191,26 @@ impl Task<'_> {
                 unsafe {
                     let a = a.add(i * a_row);
                     let steps = to - from;
-                    let words =
-                        |c, c_row, accumulate| Words { steps, a, a_row, a_step: 1, b, c, c_row, accumulate };
+                    let words = |c, c_row, accumulate| Words {
+                        steps,
+                        a,
+                        a_row,
+                        a_step: 1,
+                        b,
+                        c,
+                        c_row,
+                        accumulate,
+                        ..Words::NOWHERE
+                    };
                     let (c, row) = match out {
                         Out::F32(c) => (c, self.first + i),
                         Out::Scratch(c) => (c, i),
+                        Out::Bf16(c) if engine.pairs() && direct => {
+                            let half = c.start().add((self.first + i) * n + col);
+                            let words = words(std::ptr::null_mut(), 0, false);
+                            engine.tile(Words { half, half_row: n, ..words }, rows, vecs);
+                            continue;
+                        }
                         Out::Bf16(c) => {
                             engine.tile(words(edge.as_mut_ptr(), PANEL, false), rows, vecs);
                             for r in 0..rows {

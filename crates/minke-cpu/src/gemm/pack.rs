@@ -104,7 +104,7 @@ impl Kernel for Task<'_> {
         let w = w.slice(group * n * k, (group + 1) * n * k);
         let width = PANEL.min(n - first);
         if transposed {
-            engine.pack_transposed(w, k, first, width, out);
+            engine.pack_columns(&Operand::new(w, k), first..first + width, out);
         } else {
             engine.pack_strips(&Operand::new(w, n), 0..k, first..first + width, PANEL, 0, out);
         }

@@ -5,6 +5,8 @@
 //! zero (or from `c`), so its bits do not depend on the tile's shape or neighbours; a sum cut into blocks of depth
 //! gives the same bits as one that is not, because storing and loading `c` in between is exact.
 
+use minke_num::bf16;
+
 use crate::simd::{LANES, Simd};
 
 /// Columns of a packed panel: row `p` of a panel is at `p * PANEL`.
@@ -34,7 +36,7 @@ pub struct Tile {
     pub accumulate: bool,
 }
 
-/// A tile of a product of bf16 pairs, 32 columns wide: `c[i][j] (+)= sum over pairs p of a[i][p] . b[p][j]`, where `.`
+/// A tile of a product of bf16 pairs: `c[i][j] (+)= sum over pairs p of a[i][p] . b[p][j]`, where `.`
 /// adds two products into an f32 accumulator (`vdpbf16ps`), pairs in ascending order.
 #[derive(Clone, Copy)]
 pub struct DotTile {
@@ -48,12 +50,16 @@ pub struct DotTile {
     pub a_step: usize,
     /// Pair `p` of column `j` is at `b + p * PANEL + j`.
     pub b: *const u32,
-    /// `c[i][j]` is at `c + i * c_row + j`; 32 columns.
+    /// `c[i][j]` is at `c + i * c_row + j`.
     pub c: *mut f32,
     /// Distance of rows of `c`.
     pub c_row: usize,
     /// Whether the sums start from what is in `c` rather than from zero.
     pub accumulate: bool,
+    /// Where not null, sums are rounded to bf16 and go to `half + i * half_row + j` instead of `c`.
+    pub half: *mut bf16,
+    /// Distance of rows of `half`.
+    pub half_row: usize,
 }
 
 /// Computes `rows` (at most [`MAX_ROWS`]) by `vecs` vectors (16 columns each; 1 or 2) of a product.

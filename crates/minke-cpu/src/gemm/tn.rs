@@ -88,7 +88,7 @@ impl Kernel for Task<'_> {
             for j in (0..cols.len()).step_by(PANEL) {
                 let width = PANEL.min(cols.len() - j);
                 let vecs = width.div_ceil(LANES);
-                let direct = width == PANEL || width == LANES && !engine.writes_whole_panels();
+                let direct = width == PANEL || width == LANES;
                 for i in (0..rows.len()).step_by(MAX_ROWS) {
                     let height = MAX_ROWS.min(rows.len() - i);
                     let first = base + (rows.start + i) * n + cols.start + j;
@@ -104,6 +104,7 @@ impl Kernel for Task<'_> {
                             c,
                             c_row,
                             accumulate: go_on,
+                            ..Words::NOWHERE
                         };
                         if direct {
                             engine.tile(words(out.start().add(first), n), height, vecs);

@@ -50,19 +50,50 @@ impl<const HAS_DOT: bool> Simd for Avx512<HAS_DOT> {
     }
 
     #[inline(always)]
-    unsafe fn dot_tile(self, tile: DotTile, rows: usize) {
+    unsafe fn dot_tile(self, tile: DotTile, rows: usize, vecs: usize) {
         macro_rules! of_rows {
-            ($($n:literal)*) => {
+            ($vecs:literal: $($n:literal)*) => {
                 match rows {
                     // SAFETY: the witness says that the instruction exists; the rest is the caller's promise.
-                    $($n => unsafe { dot_rows::<$n>(tile) },)*
+                    $($n => unsafe { dot_rows::<$n, $vecs>(tile) },)*
                     _ => unreachable!("a tile has 1 to 14 rows"),
                 }
             };
         }
-        of_rows!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+        if vecs == 2 {
+            of_rows!(2: 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+        } else {
+            of_rows!(1: 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+        }
     }
 
+    #[inline(always)]
+    fn pairs_along(self, first: __m512, second: __m512) -> __m512 {
+        if !HAS_DOT {
+            unreachable!("bf16 pairs on a level without their product");
+        }
+        // SAFETY (here and below): the witness says that the instruction exists.
+        unsafe { std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(second, first)) }
+    }
+    #[inline(always)]
+    fn pairs_along_bf16(self, x: &[bf16; 2 * LANES]) -> __m512 {
+        unsafe { _mm512_loadu_ps(x.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn pairs_across(self, low: __m512, high: __m512) -> __m512 {
+        if !HAS_DOT {
+            unreachable!("bf16 pairs on a level without their product");
+        }
+        unsafe {
+            let low = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(low));
+            let high = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(high));
+            interleaved(low, high)
+        }
+    }
+    #[inline(always)]
+    fn pairs_across_bf16(self, low: &[bf16; LANES], high: &[bf16; LANES]) -> __m512 {
+        unsafe { interleaved(_mm256_loadu_si256(low.as_ptr().cast()), _mm256_loadu_si256(high.as_ptr().cast())) }
+    }
     #[inline(always)]
     fn prefetch<T>(self, at: &T) {
         // SAFETY: a hint reads nothing.
@@ -225,12 +256,22 @@ unsafe fn rounded_bits(x: __m512) -> __m512i {
     }
 }
 
+/// Words of `low[i]` and `high[i]`.
+#[inline(always)]
+unsafe fn interleaved(low: __m256i, high: __m256i) -> __m512 {
+    // SAFETY: the witness of the caller says that AVX-512 exists.
+    unsafe {
+        let high = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(high));
+        _mm512_castsi512_ps(_mm512_or_si512(_mm512_cvtepu16_epi32(low), high))
+    }
+}
+
 /// The tile's rows are a constant, so that its sums stay in registers.
-#[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn dot_rows<const ROWS: usize>(t: DotTile) {
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+unsafe fn dot_rows<const ROWS: usize, const VECS: usize>(t: DotTile) {
     // SAFETY: by the promise of the caller of `dot_tile`.
     unsafe {
-        let mut acc = [[_mm512_setzero_ps(); 2]; ROWS];
+        let mut acc = [[_mm512_setzero_ps(); VECS]; ROWS];
         if t.accumulate {
             for (i, row) in acc.iter_mut().enumerate() {
                 for (v, x) in row.iter_mut().enumerate() {
@@ -238,24 +279,60 @@ unsafe fn dot_rows<const ROWS: usize>(t: DotTile) {
                 }
             }
         }
-        for p in 0..t.pairs {
-            let b = [0, LANES].map(|o| as_bf16(_mm512_loadu_si512(t.b.add(p * PANEL + o).cast())));
-            for (i, row) in acc.iter_mut().enumerate() {
-                let pair = t.a.add(i * t.a_row + p * t.a_step).read_unaligned();
-                let a = as_bf16(_mm512_set1_epi32(pair as i32));
-                row[0] = _mm512_dpbf16_ps(row[0], a, b[0]);
-                row[1] = _mm512_dpbf16_ps(row[1], a, b[1]);
+        // a copy of the loop for packed columns, whose rows are next to each other: addresses become constants
+        if t.a_row == 1 {
+            for p in 0..t.pairs {
+                dot_step(&mut acc, t.a.add(p * t.a_step), 1, t.b.add(p * PANEL));
+            }
+        } else {
+            for p in 0..t.pairs {
+                dot_step(&mut acc, t.a.add(p * t.a_step), t.a_row, t.b.add(p * PANEL));
             }
         }
         for (i, row) in acc.iter().enumerate() {
-            for (v, &x) in row.iter().enumerate() {
-                _mm512_storeu_ps(t.c.add(i * t.c_row + v * LANES), x);
+            if t.half.is_null() {
+                for (v, &x) in row.iter().enumerate() {
+                    _mm512_storeu_ps(t.c.add(i * t.c_row + v * LANES), x);
+                }
+            } else {
+                let out = t.half.add(i * t.half_row);
+                if VECS == 2 {
+                    let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(row[1], row[0]));
+                    _mm512_storeu_si512(out.cast(), both);
+                } else {
+                    let one = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(row[0]));
+                    _mm256_storeu_si256(out.cast(), one);
+                }
             }
         }
     }
 }
 
-#[inline(always)]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+#[inline]
+unsafe fn dot_step<const ROWS: usize, const VECS: usize>(
+    acc: &mut [[__m512; VECS]; ROWS],
+    a: *const u32,
+    a_row: usize,
+    b: *const u32,
+) {
+    // SAFETY: by the promise of the caller of `dot_tile`.
+    unsafe {
+        let mut right = [_mm512_setzero_si512(); VECS];
+        for (v, right) in right.iter_mut().enumerate() {
+            *right = _mm512_loadu_si512(b.add(v * LANES).cast());
+        }
+        for (i, row) in acc.iter_mut().enumerate() {
+            let pair = as_bf16(_mm512_set1_epi32(a.add(i * a_row).read_unaligned() as i32));
+            for (sum, &right) in row.iter_mut().zip(&right) {
+                *sum = _mm512_dpbf16_ps(*sum, pair, as_bf16(right));
+            }
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
 unsafe fn as_bf16(x: __m512i) -> __m512bh {
     // SAFETY: both are 64 bytes of plain data.
     unsafe { std::mem::transmute(x) }

@@ -39,12 +39,34 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// All that the tile addresses must be readable, `c` writable.
     unsafe fn tile(self, tile: Tile, rows: usize, vecs: usize);
 
-    /// One tile of a product of bf16 pairs, 32 columns wide; see [`crate::gemm::tile::DotTile`].
+    /// One tile of a product of bf16 pairs, `vecs` (1 or 2) vectors wide; see [`crate::gemm::tile::DotTile`].
     ///
     /// # Safety
-    /// [`Simd::DOT`] must be true, and all that the tile addresses for `rows` rows readable, `c` writable.
-    unsafe fn dot_tile(self, _tile: DotTile, _rows: usize) {
+    /// [`Simd::DOT`] must be true, and all that the tile addresses for these sizes readable, `c` and `half` writable.
+    unsafe fn dot_tile(self, _tile: DotTile, _rows: usize, _vecs: usize) {
         unreachable!("a bf16 dot product on a level without one")
+    }
+
+    /// 32 values, rounded to bf16, as sixteen words of neighbours: word `i` holds values `2 i` (low half) and `2 i + 1`.
+    /// What [`Simd::dot_tile`] reads along the depth; like it, takes subnormals for zero. Exists where [`Simd::DOT`] is.
+    fn pairs_along(self, _first: Self::V, _second: Self::V) -> Self::V {
+        unreachable!("bf16 pairs on a level without their product")
+    }
+
+    /// [`Simd::pairs_along`] of values that are bf16 already.
+    fn pairs_along_bf16(self, _x: &[bf16; 2 * LANES]) -> Self::V {
+        unreachable!("bf16 pairs on a level without their product")
+    }
+
+    /// Two rows of sixteen values, rounded to bf16, as sixteen words: word `i` holds `low[i]` and `high[i]`. See
+    /// [`Simd::pairs_along`].
+    fn pairs_across(self, _low: Self::V, _high: Self::V) -> Self::V {
+        unreachable!("bf16 pairs on a level without their product")
+    }
+
+    /// [`Simd::pairs_across`] of values that are bf16 already.
+    fn pairs_across_bf16(self, _low: &[bf16; LANES], _high: &[bf16; LANES]) -> Self::V {
+        unreachable!("bf16 pairs on a level without their product")
     }
 
     /// All lanes `x`.
