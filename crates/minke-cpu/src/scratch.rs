@@ -1,6 +1,8 @@
 //! Working memory of a thread, kept between calls: a hot path allocates nothing after its first run.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 
 /// 64 bytes, so that a buffer starts on a cache line and vector loads never straddle two.
 #[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
@@ -87,6 +89,66 @@ impl AlignedBuf {
                 self.0 = Memory::Mapped(map);
             }
         }
+    }
+}
+
+/// Memory from which blocks are cut, at least: some pages of the large kind, of which the ends may be small ones.
+const SLAB_BYTES: usize = 16 << 20;
+
+/// Blocks that are not in use, by length. Their memory is never given back: what was needed once is needed again.
+static BLOCKS: Mutex<Option<HashMap<usize, Vec<&'static mut [u32]>>>> = Mutex::new(None);
+
+/// A piece of memory of one of a few lengths that come and go in large numbers, such as the pages of a cache. Pieces are
+/// cut from slabs in large pages and used again; the contents of a new one are unspecified.
+pub struct Block(&'static mut [u32]);
+
+impl Block {
+    /// A block of `words`.
+    ///
+    /// # Panics
+    /// When the system has no memory left.
+    pub fn new(words: usize) -> Self {
+        let mut blocks = BLOCKS.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = blocks.get_or_insert_with(HashMap::new).entry(words).or_default();
+        if let Some(block) = free.pop() {
+            return Self(block);
+        }
+        let line = words.max(1).next_multiple_of(16);
+        let count = SLAB_BYTES.div_ceil(line * size_of::<u32>());
+        let slab = Box::leak(Box::<AlignedBuf>::default()).get::<u32>(count * line);
+        free.extend(slab.chunks_exact_mut(line).map(|block| &mut block[..words]).rev());
+        Self(free.pop().expect("a slab has a block"))
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        let block = std::mem::take(&mut self.0);
+        let mut blocks = BLOCKS.lock().unwrap_or_else(PoisonError::into_inner);
+        blocks.get_or_insert_with(HashMap::new).entry(block.len()).or_default().push(block);
+    }
+}
+
+impl Clone for Block {
+    fn clone(&self) -> Self {
+        let copy = Self::new(self.0.len());
+        copy.0.copy_from_slice(self.0);
+        copy
+    }
+}
+
+impl std::ops::Deref for Block {
+    type Target = [u32];
+    #[inline]
+    fn deref(&self) -> &[u32] {
+        self.0
+    }
+}
+
+impl std::ops::DerefMut for Block {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [u32] {
+        self.0
     }
 }
 

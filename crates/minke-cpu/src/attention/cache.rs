@@ -2,13 +2,17 @@
 
 use minke_num::bf16;
 
+use crate::cpu::{Cpu, SharedMut};
 use crate::gemm::engine::Engine;
 use crate::gemm::tile::PANEL;
-use crate::scratch::AlignedBuf;
+use crate::scratch::Block;
 use crate::simd::Simd;
 use crate::view::{DType, View};
 
 use super::{AttentionShape, BLOCK};
+
+/// Words of a cache line.
+const LINE: usize = 16;
 
 /// Panels of a block's keys.
 const KEY_PANELS: usize = BLOCK / PANEL;
@@ -26,7 +30,7 @@ pub struct KvCache {
     v_dim: usize,
     dtype: DType,
     len: usize,
-    blocks: Vec<AlignedBuf>,
+    blocks: Vec<Block>,
 }
 
 impl KvCache {
@@ -53,12 +57,12 @@ impl KvCache {
 
     /// Memory held.
     pub fn bytes(&self) -> usize {
-        self.blocks.iter().map(AlignedBuf::capacity_bytes).sum()
+        self.blocks.iter().map(|block| size_of_val(&**block)).sum()
     }
 
     /// Memory that one block of [`BLOCK`] positions takes.
     pub fn block_bytes(shape: &AttentionShape, dtype: DType) -> usize {
-        (Self::new(shape, dtype).block_words() * size_of::<u32>()).next_multiple_of(64)
+        Self::new(shape, dtype).block_words() * size_of::<u32>()
     }
 
     /// Words that hold a depth of `k`.
@@ -91,9 +95,26 @@ impl KvCache {
 
     /// Keys and values of one head in one block.
     pub(super) fn head(&self, block: usize, kv_head: usize) -> HeadBlock<'_> {
-        let words = &self.blocks[block].view::<u32>(self.block_words())[kv_head * self.head_words()..];
+        let words = &self.blocks[block][kv_head * self.head_words()..];
         let (keys, values) = words[..self.head_words()].split_at(self.key_words());
         HeadBlock { dtype: self.dtype, keys, values }
+    }
+
+    /// Asks for what is read after this head's part of a block: its next block, or the first of the next head.
+    #[inline(always)]
+    pub(super) fn prefetch_after<S: Simd>(&self, s: S, block: usize, kv_head: usize) {
+        let (block, kv_head) =
+            if (block + 1) * BLOCK < self.len { (block + 1, kv_head) } else { (0, kv_head + 1) };
+        if kv_head == self.kv_heads {
+            return;
+        }
+        let count = BLOCK.min(self.len - block * BLOCK);
+        let HeadBlock { keys, values, .. } = self.head(block, kv_head);
+        let keys = &keys[..count.div_ceil(PANEL) * self.steps(self.qk_dim) * PANEL];
+        keys.iter().step_by(LINE).for_each(|at| s.prefetch(at));
+        for panel in values.chunks(self.steps(BLOCK) * PANEL) {
+            panel[..self.steps(count) * PANEL].iter().step_by(LINE).for_each(|at| s.prefetch(at));
+        }
     }
 
     /// Appends positions: `k` `[m, kv * qk]` and `v` `[m, kv * v]`, of either dtype.
@@ -112,7 +133,7 @@ impl KvCache {
         for row in 0..rows {
             let (block, i) = (self.len / BLOCK, self.len % BLOCK);
             if block == self.blocks.len() {
-                self.blocks.push(AlignedBuf::default());
+                self.blocks.push(Block::new(self.block_words()));
             }
             for head in 0..self.kv_heads {
                 let (k_at, v_at) = (row * k_width + head * self.qk_dim, row * v_width + head * self.v_dim);
@@ -125,10 +146,10 @@ impl KvCache {
 
     /// Writes position `i` of a block.
     fn put(&mut self, block: usize, i: usize, head: usize, k: View, v: View) {
-        let (head_words, block_words) = (self.head_words(), self.block_words());
+        let head_words = self.head_words();
         let (key_words, key_steps) = (self.key_words(), self.steps(self.qk_dim));
         let (value_steps, step) = (self.steps(BLOCK), self.steps(i + 1) - 1);
-        let words = &mut self.blocks[block].get::<u32>(block_words)[head * head_words..][..head_words];
+        let words = &mut self.blocks[block][head * head_words..][..head_words];
         let (keys, values) = words.split_at_mut(key_words);
         let column = keys[i / PANEL * key_steps * PANEL + i % PANEL..].iter_mut().step_by(PANEL);
         match (self.dtype, k) {
@@ -168,16 +189,30 @@ impl KvCache {
         self.blocks.truncate(len.div_ceil(BLOCK));
         if self.dtype == DType::Bf16 && len % 2 == 1 {
             // the value beside the last one is multiplied with a probability of zero: it must be a number
-            let (head_words, key_words, block_words) = (self.head_words(), self.key_words(), self.block_words());
+            let (head_words, key_words) = (self.head_words(), self.key_words());
             let (step, steps) = (len % BLOCK / 2, self.steps(BLOCK));
-            let block = self.blocks[len / BLOCK].get::<u32>(block_words);
-            for head in block.chunks_mut(head_words) {
+            for head in self.blocks[len / BLOCK].chunks_mut(head_words) {
                 for panel in head[key_words..].chunks_mut(steps * PANEL) {
                     panel[step * PANEL..][..PANEL].iter_mut().for_each(|w| *w &= 0xffff);
                 }
             }
         }
     }
+}
+
+/// Appends rows `start..start + len` of `k` and `v` to each (start, len, cache), caches on all threads.
+///
+/// # Panics
+/// As [`KvCache::append`].
+pub fn append_all(cpu: &Cpu, caches: &mut [(usize, usize, &mut KvCache)], k: View, v: View) {
+    let (tasks, shared) = (caches.len(), SharedMut::new(caches));
+    cpu.run(tasks, |i| {
+        // SAFETY: each task has its own cache.
+        let (start, len, cache) = unsafe { &mut shared.slice(i, 1)[0] };
+        let (k_width, v_width) = (cache.kv_heads * cache.qk_dim, cache.kv_heads * cache.v_dim);
+        let (from, to) = (*start, *start + *len);
+        cache.append(k.slice(from * k_width, to * k_width), v.slice(from * v_width, to * v_width));
+    });
 }
 
 fn pair(low: bf16, high: bf16) -> u32 {

@@ -4,7 +4,7 @@ use crate::cpu::{Cpu, SharedMut};
 use crate::gemm::Compute;
 use crate::gemm::engine::{Engine, Rows, Words};
 use crate::gemm::tile::{MAX_ROWS, PANEL};
-use crate::scratch::with_scratch;
+use crate::scratch::take;
 use crate::simd::{Kernel, LANES, Simd};
 use crate::view::{DType, View};
 
@@ -16,6 +16,9 @@ use super::{AttentionShape, BLOCK, compute};
 /// Rows (positions times query heads of a group) of the largest task. Long sequences are cut so that few heads keep
 /// all threads busy; each cut packs the keys before it again, so the pieces are large.
 const TASK_ROWS: usize = 640;
+
+/// Rows of a sequence and key head up to which all its heads are one task.
+const FEW_ROWS: usize = 16;
 
 /// Pieces are multiples of this: whole register tiles on every level.
 const TASK_STEP: usize = 84;
@@ -74,11 +77,14 @@ pub fn run<'a>(
     let halves = (0..sequences).all(|i| sequence(i).keys.are_bf16());
     let compute = compute(cpu, halves && q.dtype() == DType::Bf16);
     let most = (0..sequences).map(|i| pieces(sequence(i).len * group).0).max().unwrap_or(0);
-    let per_piece = sequences * shape.kv_heads;
+    // few rows (decoding): a task is all heads of a sequence, so that it knows what it will read next
+    let few = (0..sequences).all(|i| sequence(i).len * group <= FEW_ROWS);
+    let heads = if few { shape.kv_heads } else { 1 };
+    let per_piece = sequences * shape.kv_heads / heads;
     cpu.run(per_piece * most, |task| {
         let piece = most - 1 - task / per_piece;
-        let (i, kv_head) = (task % per_piece / shape.kv_heads, task % shape.kv_heads);
-        let sequence = sequence(i);
+        let first_head = task % per_piece * heads;
+        let sequence = sequence(first_head / shape.kv_heads);
         let rows = sequence.len * group;
         let (_, size) = pieces(rows);
         let first = piece * size;
@@ -86,11 +92,13 @@ pub fn run<'a>(
             return;
         }
         let count = size.min(rows - first);
-        with_scratch(Parts::sizes(shape, count).iter().sum(), |scratch| {
-            let parts = Parts::split(shape, count, scratch);
+        let mut scratch = take(Parts::sizes(shape, count).iter().sum());
+        for head in first_head..first_head + heads {
+            let kv_head = head % shape.kv_heads;
+            let parts = Parts::split(shape, count, &mut scratch);
             let task = Task { shape, q, sequence, kv_head, first, count, compute, out, lse, parts };
             cpu.level().dispatch_product(task);
-        });
+        }
     });
 }
 
@@ -281,6 +289,7 @@ impl Task<'_> {
             Keys::Cache(cache) => {
                 let head = cache.head(block, self.kv_head);
                 if let Some((keys, values)) = head.words(engine) {
+                    cache.prefetch_after(engine.simd(), block, self.kv_head);
                     return (keys.as_ptr(), values.as_ptr());
                 }
                 head.widen(qk_dim, keys, values);

@@ -119,14 +119,7 @@ fn attend(
                 Attended { q, k, v, out, lse, segments }
             }
             Keys::Caches(mut caches) => {
-                let (k_row, v_row) = (k.cols(), v.cols());
-                for (start, len, cache) in &mut caches {
-                    let end = *start + *len;
-                    cache.append(
-                        k.view().slice(*start * k_row, end * k_row),
-                        v.view().slice(*start * v_row, end * v_row),
-                    );
-                }
+                kernel::append_all(cx.cpu, &mut caches, k.view(), v.view());
                 let segments: Vec<_> = caches
                     .iter()
                     .map(|(start, len, cache)| CachedSegment { start: *start, len: *len, cache })
