@@ -19,6 +19,8 @@ Modes, each in a process of its own:
     decode-f32     f32, decoding with the static KV cache and a compiled forward pass (TRL leaves this out: set after it)
     compile-f32    f32 with the model compiled in training (`torch_compile`), decoding as in f32
     both-f32       f32, both of them compiled
+    decode-bf16    as decode-f32, with autocast in training
+    both-bf16      as both-f32, with autocast in training
     micro-f32      f32 in micro-batches of 32
 
 A step's time goes from one update's end to the next's; `generation_s` is the time in `generate`, `train_s` that in
@@ -42,7 +44,7 @@ import time
 
 from bench_torch import SHAPES, busy_s, emit
 
-MODES = ("f32", "bf16", "pure-bf16", "decode-f32", "compile-f32", "both-f32", "micro-f32")
+MODES = ("f32", "bf16", "pure-bf16", "decode-f32", "compile-f32", "both-f32", "decode-bf16", "both-bf16", "micro-f32")
 PROMPTS, ANSWERS, PROMPT_TOKENS, NEW_TOKENS = 16, 8, 6, 48
 
 
@@ -140,7 +142,7 @@ def child(mode, threads, warm_up, steps, most_others):
             if logs and "frac_reward_zero_std" in logs:
                 emit(groups_without_signal=logs["frac_reward_zero_std"], grad_norm=float(logs.get("grad_norm", 0.0)))
 
-    decode = mode in ("decode-f32", "both-f32")
+    decode = mode.startswith(("decode", "both"))
     answers = PROMPTS * ANSWERS
     micro = answers // 4 if mode.startswith("micro") else answers
     rng = random.Random(0)
@@ -153,7 +155,7 @@ def child(mode, threads, warm_up, steps, most_others):
             args=trl.GRPOConfig(
                 output_dir=folder,
                 use_cpu=True,
-                bf16=mode == "bf16",
+                bf16=mode in ("bf16", "decode-bf16", "both-bf16"),
                 report_to=[],
                 save_strategy="no",
                 disable_tqdm=True,
@@ -173,7 +175,7 @@ def child(mode, threads, warm_up, steps, most_others):
                 weight_decay=0.1,
                 gradient_checkpointing=False,
                 dataloader_pin_memory=False,
-                torch_compile=mode in ("compile-f32", "both-f32"),
+                torch_compile=mode.startswith(("compile", "both")),
                 cache_implementation="static" if decode else None,
                 generation_kwargs=generation,
             ),
@@ -242,7 +244,7 @@ def show(result):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--modes", default="f32,bf16,pure-bf16,decode-f32,compile-f32,both-f32")
+    parser.add_argument("--modes", default="f32,bf16,pure-bf16,decode-f32,compile-f32,both-f32,decode-bf16,both-bf16")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3, help="timed steps")
     parser.add_argument("--warm-up", type=int, default=2, help="steps, the first compiles")

@@ -1,9 +1,11 @@
 //! Cross entropy and what else is asked of a row of logits.
 
-use crate::Cpu;
+use minke_num::bf16;
+
 use crate::cpu::SharedMut;
-use crate::rows::{self, kernel, lanes, load_f32, load_f32_or, store_f32};
+use crate::rows::{self, kernel, lanes, load_f32, load_f32_or, store, store_f32};
 use crate::softmax::{exp_below, exp_sum, natural_log, row_max};
+use crate::{Cpu, ViewMut};
 
 /// The label of a row that does not count.
 pub const IGNORED: u32 = u32::MAX;
@@ -20,19 +22,22 @@ fn check_labels(op: &str, logits: &[f32], w: usize, labels: &[u32], out: &[f32])
 kernel! {
     CrossEntropy<'a>(
         s: S, logits: &'a mut [f32], w: usize, labels: &'a [u32], scales: Scales<'a>, losses: &'a mut [f32],
-        want_grad: bool,
+        gradient: Gradient<'a>,
     ) {
+        let mut gradient = gradient;
         for (row, ((x, &label), loss)) in logits.chunks_mut(w).zip(labels).zip(losses).enumerate() {
             if label == IGNORED {
                 *loss = 0.0;
-                if want_grad {
-                    x.fill(0.0);
+                match &mut gradient {
+                    Gradient::None => {}
+                    Gradient::InPlace => x.fill(0.0),
+                    Gradient::Bf16(out) => out[row * w..(row + 1) * w].fill(bf16::ZERO),
                 }
                 continue;
             }
             let max = row_max(s, x);
             let target = x[label as usize] - max;
-            if !want_grad {
+            if matches!(gradient, Gradient::None) {
                 *loss = natural_log(exp_sum(s, x, max)) - target;
                 continue;
             }
@@ -49,11 +54,22 @@ kernel! {
                 Scales::All(scale) => scale,
                 Scales::Rows(scales) => scales[row],
             };
+            let of_label = x[label as usize] * (scale / sum) - scale;
             let factor = s.splat(scale / sum);
+            if let Gradient::Bf16(out) = &mut gradient {
+                let mut out = ViewMut::Bf16(&mut out[row * w..(row + 1) * w]);
+                lanes!(w, |i, n| {
+                    store(s, s.mul(load_f32(s, x, i, n), factor), &mut out, i, n);
+                });
+                if let ViewMut::Bf16(out) = out {
+                    out[label as usize] = bf16::from_f32(of_label);
+                }
+                continue;
+            }
             lanes!(w, |i, n| {
                 store_f32(s, s.mul(load_f32(s, x, i, n), factor), x, i, n);
             });
-            x[label as usize] -= scale;
+            x[label as usize] = of_label;
         }
     }
 }
@@ -67,11 +83,20 @@ pub enum Scales<'a> {
     Rows(&'a [f32]),
 }
 
-/// `loss = ln(sum of e^x) - x[label]`, row by row, and its gradient `scale (softmax(x) - onehot(label))` in place of
-/// the logits.
+/// Where the gradient of a row of logits goes.
+#[derive(Debug)]
+pub enum Gradient<'a> {
+    /// Nowhere; the logits stay as they are.
+    None,
+    /// In place of the logits.
+    InPlace,
+    /// Here, rounded; what the logits are then is unspecified.
+    Bf16(&'a mut [bf16]),
+}
+
+/// `loss = ln(sum of e^x) - x[label]`, row by row, and its gradient `scale (softmax(x) - onehot(label))`.
 ///
-/// logits: [n, w], labels: [n] ([`IGNORED`]: loss and gradient are 0), losses: [n] (not scaled). Without `want_grad`
-/// the logits stay as they are. Logits of any finite size are safe; NaN or +inf among them gives NaN.
+/// logits: [n, w], labels: [n] ([`IGNORED`]: loss and gradient are 0), losses: [n] (not scaled). Logits of any finite size are safe; NaN or +inf among them gives NaN.
 ///
 /// # Panics
 /// When sizes do not fit or a label is beyond the row.
@@ -82,22 +107,36 @@ pub fn cross_entropy(
     labels: &[u32],
     scales: Scales<'_>,
     losses: &mut [f32],
-    want_grad: bool,
+    gradient: Gradient<'_>,
 ) {
     check_labels("cross_entropy", logits, w, labels, losses);
     if let Scales::Rows(scales) = scales {
         rows::expect_len("cross_entropy", "scales", scales.len(), labels.len());
     }
+    let (in_place, half) = match gradient {
+        Gradient::None => (false, None),
+        Gradient::InPlace => (true, None),
+        Gradient::Bf16(out) => {
+            rows::expect_len("cross_entropy", "the gradient", out.len(), logits.len());
+            (true, Some(SharedMut::new(out)))
+        }
+    };
     let (logits, losses) = (SharedMut::new(logits), SharedMut::new(losses));
     rows::over_tiles(cpu, labels.len(), w, |from, to| {
         // SAFETY: tasks own disjoint rows.
         let (logits, losses) =
             unsafe { (logits.slice(from * w, (to - from) * w), losses.slice(from, to - from)) };
+        let gradient = match &half {
+            // SAFETY: as above.
+            Some(out) => Gradient::Bf16(unsafe { out.slice(from * w, (to - from) * w) }),
+            None if in_place => Gradient::InPlace,
+            None => Gradient::None,
+        };
         let scales = match scales {
             Scales::All(scale) => Scales::All(scale),
             Scales::Rows(scales) => Scales::Rows(&scales[from..to]),
         };
-        cpu.dispatch(CrossEntropy { logits, w, labels: &labels[from..to], scales, losses, want_grad });
+        cpu.dispatch(CrossEntropy { logits, w, labels: &labels[from..to], scales, losses, gradient });
     });
 }
 
@@ -183,7 +222,7 @@ mod tests {
     use minke_num::tolerance::{Tolerance, assert_same_bits};
 
     use super::*;
-    use crate::testing::{AWKWARD, assert_gradient, everywhere, normal, wide};
+    use crate::testing::{AWKWARD, assert_gradient, everywhere, halve, normal, wide, widen};
 
     fn log_sum(x: &[f64]) -> f64 {
         let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -215,12 +254,18 @@ mod tests {
                 let got = everywhere("cross_entropy", |cpu| {
                     let (mut d, mut losses, mut again, mut log_p) =
                         (x.clone(), vec![9.0; n], vec![9.0; n], vec![9.0; n]);
-                    cross_entropy(cpu, &mut d, w, &labels, Scales::All(0.25), &mut losses, true);
+                    cross_entropy(cpu, &mut d, w, &labels, Scales::All(0.25), &mut losses, Gradient::InPlace);
                     let mut by_row = x.clone();
-                    cross_entropy(cpu, &mut by_row, w, &labels, Scales::Rows(&[0.25; 7]), &mut losses, true);
+                    let scales = Scales::Rows(&[0.25; 7]);
+                    cross_entropy(cpu, &mut by_row, w, &labels, scales, &mut losses, Gradient::InPlace);
                     assert_same_bits("gradient scaled by row", &by_row, &d);
+                    let (mut spent, mut half) = (x.clone(), vec![bf16::ONE; n * w]);
+                    let to = Gradient::Bf16(&mut half);
+                    cross_entropy(cpu, &mut spent, w, &labels, Scales::All(0.25), &mut losses, to);
+                    assert_same_bits("rounded gradient", &widen(&half), &widen(&halve(&d)));
                     let mut kept = x.clone();
-                    cross_entropy(cpu, &mut kept, w, &labels, Scales::All(0.25), &mut again, false);
+                    let scales = Scales::All(0.25);
+                    cross_entropy(cpu, &mut kept, w, &labels, scales, &mut again, Gradient::None);
                     assert_same_bits("logits without gradient", &kept, &x);
                     assert_same_bits("loss without gradient", &again, &losses);
                     log_probs(cpu, &x, w, &labels, &mut log_p);
@@ -248,11 +293,11 @@ mod tests {
         let cpu = Cpu::detect(1);
         let mut losses = [0.0];
         let mut x = [3e38, -3e38, 0.0];
-        cross_entropy(&cpu, &mut x, 3, &[0], Scales::All(1.0), &mut losses, true);
+        cross_entropy(&cpu, &mut x, 3, &[0], Scales::All(1.0), &mut losses, Gradient::InPlace);
         assert_eq!((losses[0], x), (0.0, [0.0, 0.0, 0.0]));
         for bad in [f32::NAN, f32::INFINITY] {
             let mut x = [0.0, bad, 1.0];
-            cross_entropy(&cpu, &mut x, 3, &[0], Scales::All(1.0), &mut losses, true);
+            cross_entropy(&cpu, &mut x, 3, &[0], Scales::All(1.0), &mut losses, Gradient::InPlace);
             assert!(losses[0].is_nan());
         }
     }

@@ -1,8 +1,8 @@
 //! The head and cross entropy, fused and in chunks: the logits of a whole batch never exist at once.
 
-use minke_cpu::DType;
+use minke_cpu::{DType, ViewMut};
 use minke_cpu::gemm::{self, Operand};
-use minke_cpu::loss::{self as kernel, Scales};
+use minke_cpu::loss::{self as kernel, Gradient, Scales};
 
 use crate::context::{Context, Var};
 use crate::store::{WeightId, compute};
@@ -42,29 +42,24 @@ pub fn head_loss(
     cx.timed("head and loss", |cx| {
         chunks(cx, &x.value, w, |cx, rows, mut logits| {
             let vocabulary = logits.cols();
-            let grad = d_x.is_some();
             let (labels, losses) = (&labels[rows.clone()], &mut losses[rows.clone()]);
-            kernel::cross_entropy(
-                cx.cpu,
-                logits.f32_mut(),
-                vocabulary,
-                labels,
-                Scales::All(scale),
-                losses,
-                grad,
-            );
-            let Some(d_x) = &mut d_x else { return };
+            let scales = Scales::All(scale);
+            let Some(d_x) = &mut d_x else {
+                let (logits, to) = (logits.f32_mut(), Gradient::None);
+                return kernel::cross_entropy(cx.cpu, logits, vocabulary, labels, scales, losses, to);
+            };
+            let d_logits = logits_gradient(cx, logits, labels, scales, losses, cx.store.dtype(w));
             let offsets = [0, rows.len() as u32];
             let x = Operand::new(x.value.view().slice(rows.start * d, rows.end * d), d);
-            let d_logits = Operand::new(logits.view(), vocabulary);
+            let d_logits = Operand::new(d_logits.view(), vocabulary);
             if !frozen {
                 let compute = compute(cx.store.dtype(w));
                 gemm::matmul_tn(cx.cpu, d_logits, x, &offsets, compute, cx.store.with_grad(w).1, true);
             }
             let packed = cx.store.backward(cx.cpu, w);
             let out = match d_x.view_mut() {
-                minke_cpu::ViewMut::F32(x) => minke_cpu::ViewMut::F32(&mut x[rows.start * d..rows.end * d]),
-                minke_cpu::ViewMut::Bf16(x) => minke_cpu::ViewMut::Bf16(&mut x[rows.start * d..rows.end * d]),
+                ViewMut::F32(x) => ViewMut::F32(&mut x[rows.start * d..rows.end * d]),
+                ViewMut::Bf16(x) => ViewMut::Bf16(&mut x[rows.start * d..rows.end * d]),
             };
             gemm::matmul(cx.cpu, d_logits, &offsets, packed, out, false);
         });
@@ -76,13 +71,40 @@ pub fn head_loss(
     HeadLoss { sum, count: labels.iter().filter(|&&l| l != kernel::IGNORED).count() }
 }
 
+/// Losses of rows of logits and the logits' gradient in `dtype`, what products with the head compute in.
+pub(super) fn logits_gradient(
+    cx: &Context<'_>,
+    mut logits: Tensor,
+    labels: &[u32],
+    scales: Scales<'_>,
+    losses: &mut [f32],
+    dtype: DType,
+) -> Tensor {
+    let vocabulary = logits.cols();
+    match dtype {
+        DType::F32 => {
+            let to = Gradient::InPlace;
+            kernel::cross_entropy(cx.cpu, logits.f32_mut(), vocabulary, labels, scales, losses, to);
+            logits
+        }
+        DType::Bf16 => {
+            let mut d_logits = Tensor::uninit(logits.rows(), vocabulary, DType::Bf16);
+            let ViewMut::Bf16(out) = d_logits.view_mut() else { unreachable!("made as bf16") };
+            let to = Gradient::Bf16(out);
+            kernel::cross_entropy(cx.cpu, logits.f32_mut(), vocabulary, labels, scales, losses, to);
+            d_logits
+        }
+    }
+}
+
 /// The loss of every row, 0 where there is no label.
 pub fn head_losses(cx: &mut Context<'_>, x: &Var, w: WeightId, labels: &[u32]) -> Vec<f32> {
     let mut losses = vec![0.0; x.value.rows()];
     chunks(cx, &x.value, w, |cx, rows, mut logits| {
         let (vocabulary, losses) = (logits.cols(), &mut losses[rows.clone()]);
         let labels = &labels[rows];
-        kernel::cross_entropy(cx.cpu, logits.f32_mut(), vocabulary, labels, Scales::All(1.0), losses, false);
+        let (scales, to) = (Scales::All(1.0), Gradient::None);
+        kernel::cross_entropy(cx.cpu, logits.f32_mut(), vocabulary, labels, scales, losses, to);
     });
     losses
 }

@@ -8,7 +8,7 @@ use minke_cpu::loss::{self, Scales};
 use minke_cpu::policy::{self, Divergence, Kept, Teacher};
 use minke_cpu::{DType, ViewMut, copy};
 
-use super::loss::chunk_rows;
+use super::loss::{chunk_rows, logits_gradient};
 use crate::context::{Context, Var};
 use crate::store::{WeightId, compute};
 use crate::tensor::Tensor;
@@ -82,7 +82,7 @@ pub fn head_policy(
                 slope(sequence, &log_probs[of.clone()], &mut slopes[of]);
             }
             for part in &parts {
-                let mut logits = match kept_logits.take() {
+                let logits = match kept_logits.take() {
                     Some(logits) if parts.len() == 1 => logits,
                     _ => {
                         let mut logits = head.logits(cx, part.clone());
@@ -94,12 +94,11 @@ pub fn head_policy(
                 };
                 // cross entropy is minus log p, of logits that were divided by the temperature
                 let scales: Vec<f32> = slopes[part.clone()].iter().map(|s| -s / temperature).collect();
-                let vocabulary = logits.cols();
                 let mut again = vec![0.0; part.len()];
-                let labels = &labels[part.clone()];
-                let scales = Scales::Rows(&scales);
-                loss::cross_entropy(cx.cpu, logits.f32_mut(), vocabulary, labels, scales, &mut again, true);
-                head.backward(cx, part.clone(), &logits);
+                let (labels, scales) = (&labels[part.clone()], Scales::Rows(&scales));
+                let dtype = cx.store.dtype(w);
+                let d_logits = logits_gradient(cx, logits, labels, scales, &mut again, dtype);
+                head.backward(cx, part.clone(), &d_logits);
             }
         }
         head.finish(cx, x, policy.rows);
