@@ -1,5 +1,7 @@
 //! Cross entropy and what else is asked of a row of logits.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use minke_num::bf16;
 
 use crate::cpu::SharedMut;
@@ -23,8 +25,8 @@ kernel! {
     CrossEntropy<'a>(
         s: S, logits: &'a mut [f32], w: usize, labels: &'a [u32], scales: Scales<'a>, losses: &'a mut [f32],
         gradient: Gradient<'a>,
-    ) {
-        let mut gradient = gradient;
+    ) -> usize {
+        let (mut gradient, mut hits) = (gradient, 0);
         for (row, ((x, &label), loss)) in logits.chunks_mut(w).zip(labels).zip(losses).enumerate() {
             if label == IGNORED {
                 *loss = 0.0;
@@ -37,6 +39,7 @@ kernel! {
             }
             let max = row_max(s, x);
             let target = x[label as usize] - max;
+            hits += usize::from(target == 0.0);
             if matches!(gradient, Gradient::None) {
                 *loss = natural_log(exp_sum(s, x, max)) - target;
                 continue;
@@ -71,6 +74,7 @@ kernel! {
             });
             x[label as usize] = of_label;
         }
+        hits
     }
 }
 
@@ -94,7 +98,8 @@ pub enum Gradient<'a> {
     Bf16(&'a mut [bf16]),
 }
 
-/// `loss = ln(sum of e^x) - x[label]`, row by row, and its gradient `scale (softmax(x) - onehot(label))`.
+/// `loss = ln(sum of e^x) - x[label]`, row by row, and its gradient `scale (softmax(x) - onehot(label))`. Returns in how
+/// many rows no token was likelier than the label.
 ///
 /// logits: [n, w], labels: [n] ([`IGNORED`]: loss and gradient are 0), losses: [n] (not scaled). Logits of any finite size are safe; NaN or +inf among them gives NaN.
 ///
@@ -108,7 +113,7 @@ pub fn cross_entropy(
     scales: Scales<'_>,
     losses: &mut [f32],
     gradient: Gradient<'_>,
-) {
+) -> usize {
     check_labels("cross_entropy", logits, w, labels, losses);
     if let Scales::Rows(scales) = scales {
         rows::expect_len("cross_entropy", "scales", scales.len(), labels.len());
@@ -122,6 +127,7 @@ pub fn cross_entropy(
         }
     };
     let (logits, losses) = (SharedMut::new(logits), SharedMut::new(losses));
+    let hits = AtomicUsize::new(0);
     rows::over_tiles(cpu, labels.len(), w, |from, to| {
         // SAFETY: tasks own disjoint rows.
         let (logits, losses) =
@@ -136,8 +142,11 @@ pub fn cross_entropy(
             Scales::All(scale) => Scales::All(scale),
             Scales::Rows(scales) => Scales::Rows(&scales[from..to]),
         };
-        cpu.dispatch(CrossEntropy { logits, w, labels: &labels[from..to], scales, losses, gradient });
+        let of_tile =
+            cpu.dispatch(CrossEntropy { logits, w, labels: &labels[from..to], scales, losses, gradient });
+        hits.fetch_add(of_tile, Ordering::Relaxed);
     });
+    hits.into_inner()
 }
 
 kernel! {
@@ -265,7 +274,11 @@ mod tests {
                     assert_same_bits("rounded gradient", &widen(&half), &widen(&halve(&d)));
                     let mut kept = x.clone();
                     let scales = Scales::All(0.25);
-                    cross_entropy(cpu, &mut kept, w, &labels, scales, &mut again, Gradient::None);
+                    let hits = cross_entropy(cpu, &mut kept, w, &labels, scales, &mut again, Gradient::None);
+                    let likeliest = |(x, &label): (&[f32], &u32)| {
+                        label != IGNORED && x.iter().all(|&other| other <= x[label as usize])
+                    };
+                    assert_eq!(hits, x.chunks(w).zip(&labels).filter(|&row| likeliest(row)).count());
                     assert_same_bits("logits without gradient", &kept, &x);
                     assert_same_bits("loss without gradient", &again, &losses);
                     log_probs(cpu, &x, w, &labels, &mut log_p);

@@ -58,6 +58,8 @@ pub struct StepStats {
     pub mtp_loss_sum: Vec<f64>,
     /// Rows with a label of each MTP module.
     pub mtp_tokens: Vec<usize>,
+    /// Rows in which the label was what the module took to be likeliest: what it would have drafted.
+    pub mtp_hits: Vec<usize>,
     /// Sum of the balance losses of all layers, alpha included.
     pub balance_loss: f64,
     /// Tokens per expert of every layer with experts, MTP modules last.
@@ -126,6 +128,7 @@ impl Model {
             let loss = ops::head_loss(&mut cx, &state, net.head, &targets.labels, scale, detached);
             stats.mtp_loss_sum.push(loss.sum);
             stats.mtp_tokens.push(loss.count);
+            stats.mtp_hits.push(loss.hits);
         }
         cx.backward();
         self.timers.merge(&cx.timers);

@@ -87,6 +87,7 @@ pub struct Learned {
     routes_differ: usize,
     mtp_loss: f64,
     mtp_tokens: usize,
+    mtp_hits: usize,
     load: Vec<Load>,
     with_reference: bool,
 }
@@ -195,6 +196,7 @@ impl Learner {
             learned.tokens += stats.log_probs.len();
             learned.mtp_loss += stats.stats.mtp_loss_sum.iter().sum::<f64>();
             learned.mtp_tokens += stats.stats.mtp_tokens.iter().sum::<usize>();
+            learned.mtp_hits += stats.stats.mtp_hits.iter().sum::<usize>();
             trainer::add_load(&mut load, &stats.stats.expert_load);
             if first {
                 learned.compare(answers, &stats.log_probs, &stats.stats.routes, terms.drift);
@@ -236,6 +238,8 @@ impl Learned {
         }
         if self.mtp_tokens > 0 {
             values.put("mtp_loss", self.mtp_loss / self.mtp_tokens as f64);
+            // the share of sampled tokens that the modules would have drafted
+            values.put("mtp_hits", self.mtp_hits as f64 / self.mtp_tokens as f64);
         }
         values.put_balance(self.load.iter().map(|(_, counts)| counts));
     }

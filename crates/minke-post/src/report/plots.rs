@@ -30,7 +30,7 @@ struct Wanted {
     evaluations: &'static [(&'static str, &'static str)],
 }
 
-const WANTED: [Wanted; 13] = [
+const WANTED: [Wanted; 14] = [
     Wanted {
         file: "reward.svg",
         caption: "Reward of the answers that were learned from",
@@ -102,6 +102,14 @@ const WANTED: [Wanted; 13] = [
         bounds: Bounds::Values,
         steps: &[("loss", "training"), ("mtp_loss", "multi-token prediction")],
         evaluations: &[("loss", "held out"), ("held_out_loss", "held out")],
+    },
+    Wanted {
+        file: "mtp-hits.svg",
+        caption: "What the prediction modules would have drafted of what was sampled",
+        axis: "share of tokens",
+        bounds: Bounds::Share,
+        steps: &[("mtp_hits", "drafted")],
+        evaluations: &[],
     },
     Wanted {
         file: "divergence.svg",

@@ -1,8 +1,8 @@
 //! The head and cross entropy, fused and in chunks: the logits of a whole batch never exist at once.
 
-use minke_cpu::{DType, ViewMut};
 use minke_cpu::gemm::{self, Operand};
 use minke_cpu::loss::{self as kernel, Gradient, Scales};
+use minke_cpu::{DType, ViewMut};
 
 use crate::context::{Context, Var};
 use crate::store::{WeightId, compute};
@@ -22,6 +22,8 @@ pub struct HeadLoss {
     pub sum: f64,
     /// Rows with a label.
     pub count: usize,
+    /// Rows in which no token was likelier than the label.
+    pub hits: usize,
 }
 
 /// Cross entropy of `softmax(x Wᵀ)` against `labels` (`u32::MAX`: no label): x [n, d], W [w, d].
@@ -37,7 +39,7 @@ pub fn head_loss(
     frozen: bool,
 ) -> HeadLoss {
     let (n, d) = (x.value.rows(), x.value.cols());
-    let mut losses = vec![0.0; n];
+    let (mut losses, mut hits) = (vec![0.0; n], 0);
     let mut d_x = cx.recording().then(|| Tensor::uninit(n, d, x.value.dtype()));
     cx.timed("head and loss", |cx| {
         chunks(cx, &x.value, w, |cx, rows, mut logits| {
@@ -46,9 +48,11 @@ pub fn head_loss(
             let scales = Scales::All(scale);
             let Some(d_x) = &mut d_x else {
                 let (logits, to) = (logits.f32_mut(), Gradient::None);
-                return kernel::cross_entropy(cx.cpu, logits, vocabulary, labels, scales, losses, to);
+                hits += kernel::cross_entropy(cx.cpu, logits, vocabulary, labels, scales, losses, to);
+                return;
             };
-            let d_logits = logits_gradient(cx, logits, labels, scales, losses, cx.store.dtype(w));
+            let (d_logits, of_chunk) = logits_gradient(cx, logits, labels, scales, losses, cx.store.dtype(w));
+            hits += of_chunk;
             let offsets = [0, rows.len() as u32];
             let x = Operand::new(x.value.view().slice(rows.start * d, rows.end * d), d);
             let d_logits = Operand::new(d_logits.view(), vocabulary);
@@ -68,10 +72,10 @@ pub fn head_loss(
         cx.add_grad(x, d_x);
     }
     let sum = losses.iter().map(|&l| f64::from(l)).sum();
-    HeadLoss { sum, count: labels.iter().filter(|&&l| l != kernel::IGNORED).count() }
+    HeadLoss { sum, count: labels.iter().filter(|&&l| l != kernel::IGNORED).count(), hits }
 }
 
-/// Losses of rows of logits and the logits' gradient in `dtype`, what products with the head compute in.
+/// Losses of rows of logits, the logits' gradient in `dtype` (what products with the head compute in), and the hits.
 pub(super) fn logits_gradient(
     cx: &Context<'_>,
     mut logits: Tensor,
@@ -79,20 +83,22 @@ pub(super) fn logits_gradient(
     scales: Scales<'_>,
     losses: &mut [f32],
     dtype: DType,
-) -> Tensor {
+) -> (Tensor, usize) {
     let vocabulary = logits.cols();
     match dtype {
         DType::F32 => {
             let to = Gradient::InPlace;
-            kernel::cross_entropy(cx.cpu, logits.f32_mut(), vocabulary, labels, scales, losses, to);
-            logits
+            let hits =
+                kernel::cross_entropy(cx.cpu, logits.f32_mut(), vocabulary, labels, scales, losses, to);
+            (logits, hits)
         }
         DType::Bf16 => {
             let mut d_logits = Tensor::uninit(logits.rows(), vocabulary, DType::Bf16);
             let ViewMut::Bf16(out) = d_logits.view_mut() else { unreachable!("made as bf16") };
             let to = Gradient::Bf16(out);
-            kernel::cross_entropy(cx.cpu, logits.f32_mut(), vocabulary, labels, scales, losses, to);
-            d_logits
+            let hits =
+                kernel::cross_entropy(cx.cpu, logits.f32_mut(), vocabulary, labels, scales, losses, to);
+            (d_logits, hits)
         }
     }
 }

@@ -97,7 +97,7 @@ pub fn head_policy(
                 let mut again = vec![0.0; part.len()];
                 let (labels, scales) = (&labels[part.clone()], Scales::Rows(&scales));
                 let dtype = cx.store.dtype(w);
-                let d_logits = logits_gradient(cx, logits, labels, scales, &mut again, dtype);
+                let (d_logits, _) = logits_gradient(cx, logits, labels, scales, &mut again, dtype);
                 head.backward(cx, part.clone(), &d_logits);
             }
         }
