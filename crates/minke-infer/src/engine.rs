@@ -356,13 +356,14 @@ impl<'a> Engine<'a> {
             steps.push(Step { tokens, cache: &mut sequence.session.cache, want });
         }
         let (logits, routes) = self.model.infer_traced(self.cpu, &mut steps);
+        let logits = logits.f32();
         drop(steps);
         if self.traced {
             trace_routes(running, &read, &routes);
         }
         let (w, context) = (self.model.config.vocab_size, self.context);
-        let choices = self.choose(running, &wanted, &logits)?;
-        let log_probs = self.log_probs.then(|| log_probs(self.cpu, &logits, w, &choices));
+        let choices = self.choose(running, &wanted, logits)?;
+        let log_probs = self.log_probs.then(|| log_probs(self.cpu, logits, w, &choices));
         let mut flow = ControlFlow::Continue(());
         for (row, (&at, choice)) in wanted.iter().zip(choices).enumerate() {
             let sequence = &mut running[at];

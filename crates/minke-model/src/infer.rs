@@ -89,14 +89,14 @@ impl Model {
     /// # Panics
     /// When a token is outside the vocabulary or caches of both kinds are mixed.
     pub fn infer(&mut self, cpu: &Cpu, steps: &mut [Step<'_>]) -> Vec<f32> {
-        self.infer_traced(cpu, steps).0
+        self.infer_traced(cpu, steps).0.to_vec()
     }
 
-    /// As [`Model::infer`], with the experts that each row of the call was sent to: [rows, k] by layer with experts.
+    /// As [`Model::infer`], not copied, and with the experts that each row of the call was sent to: [rows, k] by layer with experts.
     ///
     /// # Panics
     /// As [`Model::infer`].
-    pub fn infer_traced(&mut self, cpu: &Cpu, steps: &mut [Step<'_>]) -> (Vec<f32>, Vec<Arc<[u32]>>) {
+    pub fn infer_traced(&mut self, cpu: &Cpu, steps: &mut [Step<'_>]) -> (Tensor, Vec<Arc<[u32]>>) {
         let (mut tokens, mut positions, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
         let latent = steps.first().is_some_and(|s| s.cache.latent);
         let mut sequences = Vec::new();
@@ -127,12 +127,12 @@ impl Model {
         let h = self.net.trunk(&mut cx, &mut pass, &tokens.into());
         if wanted.is_empty() {
             self.timers.merge(&cx.timers);
-            return (Vec::new(), pass.routes);
+            return (Tensor::uninit(0, self.config.vocab_size, DType::F32), pass.routes);
         }
         let mut rows = Tensor::uninit(wanted.len(), h.value.cols(), h.value.dtype());
         copy::take_rows(cpu, h.value.view(), h.value.cols(), &wanted, rows.view_mut());
         let head = self.net.head;
-        let logits = cx.timed("head", |cx| ops::head_logits(cx, &rows, head).f32().to_vec());
+        let logits = cx.timed("head", |cx| ops::head_logits(cx, &rows, head));
         self.timers.merge(&cx.timers);
         (logits, pass.routes)
     }

@@ -1,7 +1,5 @@
 //! Rollout and training are one engine: what sampled a token and what learns from it agree to the bit.
 
-use std::sync::Arc;
-
 use minke_cpu::Cpu;
 use minke_cpu::policy::{Kept, draw, temper};
 use minke_model::{
@@ -75,7 +73,8 @@ fn roll(model: &mut Model, cpu: &Cpu) -> Vec<Rollout> {
                 fed[s] = all[s].tokens.len();
             }
         }
-        let (mut logits, routes): (Vec<f32>, Vec<Arc<[u32]>>) = model.infer_traced(cpu, &mut steps);
+        let (logits, routes) = model.infer_traced(cpu, &mut steps);
+        let mut logits = logits.to_vec();
         drop(steps);
         let mut row = 0;
         for &(s, n) in &rows {

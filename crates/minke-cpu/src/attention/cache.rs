@@ -5,8 +5,9 @@ use minke_num::bf16;
 use crate::cpu::{Cpu, SharedMut};
 use crate::gemm::engine::Engine;
 use crate::gemm::tile::PANEL;
+use crate::rows::over_blocks;
 use crate::scratch::Block;
-use crate::simd::Simd;
+use crate::simd::{Kernel, Simd};
 use crate::view::{DType, View};
 
 use super::{AttentionShape, BLOCK};
@@ -156,7 +157,9 @@ impl KvCache {
             (DType::F32, View::F32(k)) => column.zip(k).for_each(|(w, k)| *w = k.to_bits()),
             (DType::F32, View::Bf16(k)) => column.zip(k).for_each(|(w, k)| *w = k.to_f32().to_bits()),
             (DType::Bf16, View::F32(k)) => {
-                let pair = |k: &[f32]| pair(bf16::from_f32(k[0]), k.get(1).map_or(bf16::ZERO, |&k| bf16::from_f32(k)));
+                let pair = |k: &[f32]| {
+                    pair(bf16::from_f32(k[0]), k.get(1).map_or(bf16::ZERO, |&k| bf16::from_f32(k)))
+                };
                 column.zip(k.chunks(2)).for_each(|(w, k)| *w = pair(k));
             }
             (DType::Bf16, View::Bf16(k)) => {
@@ -205,14 +208,48 @@ impl KvCache {
 /// # Panics
 /// As [`KvCache::append`].
 pub fn append_all(cpu: &Cpu, caches: &mut [(usize, usize, &mut KvCache)], k: View, v: View) {
-    let (tasks, shared) = (caches.len(), SharedMut::new(caches));
-    cpu.run(tasks, |i| {
-        // SAFETY: each task has its own cache.
-        let (start, len, cache) = unsafe { &mut shared.slice(i, 1)[0] };
-        let (k_width, v_width) = (cache.kv_heads * cache.qk_dim, cache.kv_heads * cache.v_dim);
-        let (from, to) = (*start, *start + *len);
-        cache.append(k.slice(from * k_width, to * k_width), v.slice(from * v_width, to * v_width));
+    let (count, shared) = (caches.len(), SharedMut::new(caches));
+    over_blocks(cpu, count, CACHES_PER_TASK, |first, end| {
+        // SAFETY: each task has its own caches.
+        let caches = unsafe { shared.slice(first, end - first) };
+        for i in 0..caches.len() {
+            if let Some((_, _, next)) = caches.get(i + 1) {
+                cpu.dispatch(Ahead(next));
+            }
+            let (start, len, cache) = &mut caches[i];
+            let (k_width, v_width) = (cache.kv_heads * cache.qk_dim, cache.kv_heads * cache.v_dim);
+            let (from, to) = (*start, *start + *len);
+            cache.append(k.slice(from * k_width, to * k_width), v.slice(from * v_width, to * v_width));
+        }
     });
+}
+
+/// Caches that one task appends to: enough that it knows what comes next.
+const CACHES_PER_TASK: usize = 8;
+
+/// Asks for the lines that the next position of a cache is written to.
+struct Ahead<'a>(&'a KvCache);
+
+impl Kernel for Ahead<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let cache = self.0;
+        let (block, i) = (cache.len / BLOCK, cache.len % BLOCK);
+        if block == cache.blocks.len() {
+            return;
+        }
+        let step = cache.steps(i + 1) - 1;
+        for head in 0..cache.kv_heads {
+            let HeadBlock { keys, values, .. } = cache.head(block, head);
+            let column = &keys[i / PANEL * cache.steps(cache.qk_dim) * PANEL + i % PANEL..];
+            column.iter().step_by(PANEL).take(cache.steps(cache.qk_dim)).for_each(|at| s.prefetch(at));
+            for panel in values.chunks(cache.steps(BLOCK) * PANEL) {
+                panel[step * PANEL..][..PANEL].iter().step_by(LINE).for_each(|at| s.prefetch(at));
+            }
+        }
+    }
 }
 
 fn pair(low: bf16, high: bf16) -> u32 {
@@ -221,7 +258,11 @@ fn pair(low: bf16, high: bf16) -> u32 {
 
 /// The pair of positions of which `value` is number `i`; a first one stands beside zero.
 fn joined(word: u32, i: usize, value: bf16) -> u32 {
-    if i.is_multiple_of(2) { pair(value, bf16::ZERO) } else { word & 0xffff | u32::from(value.to_bits()) << 16 }
+    if i.is_multiple_of(2) {
+        pair(value, bf16::ZERO)
+    } else {
+        word & 0xffff | u32::from(value.to_bits()) << 16
+    }
 }
 
 /// Keys and values of one head in one block.

@@ -30,7 +30,6 @@ impl HeadRows<'_> {
     pub fn at(&self, r: usize) -> usize {
         ((self.token + r / self.group) * self.heads + self.head + r % self.group) * self.dim
     }
-
 }
 
 impl<'a> Rows<'a> for HeadRows<'a> {

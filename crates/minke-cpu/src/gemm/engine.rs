@@ -180,7 +180,8 @@ impl<S: Simd> Engine<S> {
                                 let from = strip * pitch;
                                 let to = out.add(strip * stride + p * pitch);
                                 for i in (0..pitch).step_by(LANES) {
-                                    let (low, high) = (low.as_ptr().add(from + i), high.as_ptr().add(from + i));
+                                    let (low, high) =
+                                        (low.as_ptr().add(from + i), high.as_ptr().add(from + i));
                                     let words = self.s.pairs_across_bf16(&*low.cast(), &*high.cast());
                                     self.s.store(words, &mut *to.add(i).cast());
                                 }
@@ -267,7 +268,8 @@ impl<S: Simd> Engine<S> {
     #[inline(always)]
     pub fn pack_columns<'a>(self, x: &impl Rows<'a>, rows: std::ops::Range<usize>, out: &mut [u32]) {
         let (s, k, steps) = (self.s, x.cols(), self.steps(x.cols()));
-        let (lines, _) = bytemuck::cast_slice_mut::<u32, f32>(&mut out[..steps * PANEL]).as_chunks_mut::<PANEL>();
+        let (lines, _) =
+            bytemuck::cast_slice_mut::<u32, f32>(&mut out[..steps * PANEL]).as_chunks_mut::<PANEL>();
         for (left, first) in (0..PANEL).step_by(LANES).zip(rows.clone().step_by(LANES)) {
             let count = LANES.min(rows.end - first);
             for (p, lines) in (0..steps).step_by(LANES).zip(lines.chunks_mut(LANES)) {

@@ -64,7 +64,6 @@ impl<'a> Operand<'a> {
             None => self.view.len().checked_div(self.cols).unwrap_or(0),
         }
     }
-
 }
 
 impl<'a> engine::Rows<'a> for Operand<'a> {

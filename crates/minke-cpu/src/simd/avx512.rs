@@ -92,7 +92,9 @@ impl<const HAS_DOT: bool> Simd for Avx512<HAS_DOT> {
     }
     #[inline(always)]
     fn pairs_across_bf16(self, low: &[bf16; LANES], high: &[bf16; LANES]) -> __m512 {
-        unsafe { interleaved(_mm256_loadu_si256(low.as_ptr().cast()), _mm256_loadu_si256(high.as_ptr().cast())) }
+        unsafe {
+            interleaved(_mm256_loadu_si256(low.as_ptr().cast()), _mm256_loadu_si256(high.as_ptr().cast()))
+        }
     }
     #[inline(always)]
     fn prefetch<T>(self, at: &T) {
