@@ -38,8 +38,9 @@ pub enum Command {
         minke make recipes/tiny-r1.toml --resume\n  \
         minke make recipes/tiny-r1.toml --from rl --set rl.objective.algorithm=dapo\n\n\
         A stage is a [[stage]] with a name, a kind (worked, pretrain, sft, grpo, sample, distill, eval) and\n\
-        the recipe of that kind, where \"stage:NAME\" is the folder of an earlier stage. Ctrl-C stops with a\n\
-        checkpoint; --resume goes on. --from and --only remove what the stages had made before.")]
+        the recipe of that kind, where \"stage:NAME\" is the folder of an earlier stage, or of one in\n\
+        the folder run.after, which another recipe made. Ctrl-C stops with a checkpoint; --resume goes on.\n\
+        --from and --only remove what the stages had made before.")]
     Make(Make),
     /// Talk to a model in the terminal
     #[command(after_help = "Examples:\n  \

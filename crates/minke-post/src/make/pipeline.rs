@@ -60,12 +60,13 @@ impl Pipeline {
         let mut section = root.section("run")?;
         let run = minke_train::recipe::run(&mut section, document.name())?;
         let publish = section.text("publish")?;
+        let after = section.text("after")?.map(|path| PathBuf::from(located(path, document.folder())));
         let no_publish = |expected: &str, section: &Section<'_>, got: &str| {
             section.conflict("publish", &format!("the string {got:?}"), expected)
         };
         let mut stages: Vec<Stage> = Vec::new();
         for stage in root.sections("stage")? {
-            let stage = read(stage, run.seed, &stages, kinds)?;
+            let stage = read(stage, run.seed, &stages, kinds, after.as_deref())?;
             stages.push(stage);
         }
         if stages.is_empty() {
@@ -168,6 +169,7 @@ fn read(
     seed: u64,
     earlier: &[Stage],
     kinds: &[Kind],
+    after: Option<&Path>,
 ) -> Result<Stage, RecipeError> {
     let expected = "a name of lower-case letters, digits, - and _";
     let Some(name) = section.text("name")? else { return Err(section.missing("name", expected)) };
@@ -191,10 +193,13 @@ fn read(
     let mut inputs = BTreeSet::new();
     let mut recipe = section.rest(&mut |text| {
         if let Some(reference) = text.strip_prefix(REFERENCE) {
-            inputs.insert(input(reference, earlier)?);
+            inputs.extend(input(reference, earlier, after)?);
         }
         Ok(())
     })?;
+    if let Some(after) = after {
+        recipe.iter_mut().for_each(|(_, value)| settle(value, &inputs, after));
+    }
     let run = recipe.entry("run").or_insert_with(|| Value::Table(Table::new()));
     let Value::Table(run) = run else {
         return Err(section.conflict("run", "a value", "a table [stage.run]"));
@@ -207,19 +212,42 @@ fn read(
     Ok(Stage { name, kind, recipe, inputs })
 }
 
-/// The stage that a reference means, which must come earlier, and what is wrong with others.
-fn input(reference: &str, earlier: &[Stage]) -> Result<String, String> {
+/// The stage that a reference means, which must come earlier or (then it is none of ours) be in the folder of the
+/// pipeline that this one comes after; and what is wrong with others.
+fn input(reference: &str, earlier: &[Stage], after: Option<&Path>) -> Result<Option<String>, String> {
     let (name, file) = reference.split_once('/').map_or((reference, None), |(name, file)| (name, Some(file)));
-    if !earlier.iter().any(|stage| stage.name == name) {
+    let own = earlier.iter().any(|stage| stage.name == name);
+    let inside = |part: &str| !matches!(part, "" | "." | "..");
+    let foreign = after.filter(|after| inside(name) && after.join(name).is_dir());
+    if !own && foreign.is_none() {
         let names: Vec<&str> = earlier.iter().map(|stage| &stage.name[..]).collect();
-        let which = if names.is_empty() { "this is the first".to_owned() } else { names.join(", ") };
+        let mut which = if names.is_empty() { "this is the first".to_owned() } else { names.join(", ") };
+        if let Some(after) = after {
+            which += &format!(", or one in {}, which must have been made before", after.display());
+        }
         return Err(format!("stage:NAME of an earlier stage ({which})"));
     }
-    let inside = |part: &str| !matches!(part, "" | "." | "..");
     if file.is_some_and(|file| !file.split('/').all(inside) || file.contains('\\')) {
         return Err(format!("stage:{name}/FILE with a file inside that stage's folder"));
     }
-    Ok(name.to_owned())
+    Ok(own.then(|| name.to_owned()))
+}
+
+/// Makes paths of references to stages of the pipeline that this one comes after.
+fn settle(value: &mut Value, own: &BTreeSet<String>, after: &Path) {
+    match value {
+        Value::String(text) => {
+            if let Some(reference) = text.strip_prefix(REFERENCE)
+                && !own.contains(reference.split('/').next().unwrap_or_default())
+            {
+                let path = after.join(reference);
+                *text = std::path::absolute(&path).unwrap_or(path).display().to_string();
+            }
+        }
+        Value::Array(values) => values.iter_mut().for_each(|value| settle(value, own, after)),
+        Value::Table(table) => table.iter_mut().for_each(|(_, value)| settle(value, own, after)),
+        _ => {}
+    }
 }
 
 fn collect(value: &Value, found: &mut Vec<String>) {

@@ -298,6 +298,22 @@ fn what_a_stage_needs_must_be_there() {
 }
 
 #[test]
+fn a_pipeline_may_come_after_another() {
+    let first = Bench::new(RECIPE);
+    run(&first.options(), &mut Fake::default()).unwrap();
+    let out = first.out().display().to_string();
+    let more = "[[stage]]\nname = \"dapo\"\nkind = \"train\"\n[stage.model]\npath = \"stage:base\"\n";
+    let second = Bench::new(&format!("[run]\nafter = {out:?}\n{more}"));
+    run(&second.options(), &mut Fake::default()).unwrap();
+    let written = recipe_of(&second.out().join("stages/dapo.toml"));
+    assert_eq!(written["model"]["path"].as_str(), first.out().join("base").to_str());
+    // what the other pipeline has not made is said before anything runs
+    let third = Bench::new(&format!("[run]\nafter = {out:?}\n{}", more.replace("stage:base", "stage:bass")));
+    let error = refused(&third.options(), &mut Fake::default());
+    assert!(error.contains("this is the first, or one in") && error.contains("made before"), "{error}");
+}
+
+#[test]
 fn recipes_that_are_wrong_say_where() {
     let message = |recipe: &str, overrides: &[&str]| {
         let bench = Bench::new(recipe);
