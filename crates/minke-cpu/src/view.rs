@@ -60,6 +60,25 @@ impl<'a> View<'a> {
         }
     }
 
+    /// Asks the memory for `len` elements from `at`, which need not exist: they will be read soon.
+    #[inline(always)]
+    pub fn ask(&self, at: usize, len: usize) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            let (start, size) = match self {
+                View::F32(x) => (x.as_ptr().wrapping_add(at).cast::<i8>(), 4),
+                View::Bf16(x) => (x.as_ptr().wrapping_add(at).cast::<i8>(), 2),
+            };
+            for byte in (0..len * size).step_by(64) {
+                // SAFETY: part of the baseline, and a hint: it faults on no address
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(byte)) };
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (at, len);
+    }
+
     /// The part `start..end`.
     pub fn slice(&self, start: usize, end: usize) -> View<'a> {
         match self {

@@ -98,7 +98,11 @@ pub fn write_model(
     template: Option<&ChatTemplate>,
 ) -> minke_data::Result<()> {
     let config = model.config.to_json();
-    let mut generation = json!({"do_sample": true, "temperature": 0.8});
+    // a model that talks is asked as R1's model card says
+    let mut generation = match template {
+        Some(_) => json!({"do_sample": true, "temperature": 0.6, "top_p": 0.95}),
+        None => json!({"do_sample": true, "temperature": 0.8}),
+    };
     for key in ["bos_token_id", "eos_token_id", "pad_token_id"] {
         if let Some(id) = config.get(key).filter(|id| !id.is_null()) {
             generation[key] = id.clone();

@@ -40,7 +40,8 @@ impl<'a> Rows<'a> for HeadRows<'a> {
 
     #[inline(always)]
     fn row(&self, r: usize) -> View<'a> {
-        prefetch(self.x, self.at(r + AHEAD), self.dim);
+        // rows of one head are short pieces far apart, which the hardware's own prefetching does not follow
+        self.x.ask(self.at(r + AHEAD), self.dim);
         let at = self.at(r);
         self.x.slice(at, at + self.dim)
     }
@@ -48,26 +49,6 @@ impl<'a> Rows<'a> for HeadRows<'a> {
 
 /// Rows that are on their way while one is read.
 const AHEAD: usize = 8;
-
-/// Asks for `x[at..at + len]`, which need not exist. The rows of one head are short pieces far apart, which the
-/// hardware's own prefetching does not follow.
-#[inline(always)]
-fn prefetch(x: View, at: usize, len: usize) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        let (start, size) = match x {
-            View::F32(x) => (x.as_ptr().wrapping_add(at).cast::<i8>(), 4),
-            View::Bf16(x) => (x.as_ptr().wrapping_add(at).cast::<i8>(), 2),
-        };
-        for byte in (0..len * size).step_by(64) {
-            // SAFETY: part of the baseline, and a hint: it faults on no address
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(byte)) };
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (x, at, len);
-}
 
 /// An output that the tasks of one loop share; each writes its own rows.
 pub enum SharedRows {

@@ -17,7 +17,12 @@ pub(crate) trait Rows<'a> {
     fn cols(&self) -> usize;
     /// Row `i`, `cols` elements.
     fn row(&self, i: usize) -> View<'a>;
+    /// Asks for columns of row `i`, if there is one: it will be read soon.
+    fn ask(&self, _i: usize, _cols: std::ops::Range<usize>) {}
 }
+
+/// Rows that are on their way while one is packed: what is taken of each may be short, and the next is far off.
+pub(super) const AHEAD: usize = 8;
 
 /// A packing and the tile that reads it.
 #[derive(Clone, Copy)]
@@ -168,6 +173,8 @@ impl<S: Simd> Engine<S> {
         };
         if self.pairs {
             for (p, r) in rows.clone().step_by(2).enumerate() {
+                x.ask(r + AHEAD, cols.clone());
+                x.ask(r + AHEAD + 1, cols.clone());
                 let low = x.row(r).slice(cols.start, x.cols());
                 // an odd last row is paired with itself, and zeroed below
                 let paired = r + 1 < rows.end;
@@ -222,6 +229,7 @@ impl<S: Simd> Engine<S> {
             return;
         }
         for (p, r) in rows.enumerate() {
+            x.ask(r + AHEAD, cols.clone());
             let row = x.row(r).slice(cols.start, x.cols());
             // SAFETY: step p of every strip, and sixteen words more where strips are narrow, are in bounds by the
             // assertion above; whole strips are loaded from columns that the row has.

@@ -77,6 +77,18 @@ impl<'a> engine::Rows<'a> for Operand<'a> {
         let r = self.index.map_or(i, |index| index[i] as usize);
         self.view.slice(r * self.cols, (r + 1) * self.cols)
     }
+
+    #[inline(always)]
+    fn ask(&self, i: usize, cols: std::ops::Range<usize>) {
+        let r = match self.index {
+            None => i,
+            Some(index) => match index.get(i) {
+                Some(&r) => r as usize,
+                None => return,
+            },
+        };
+        self.view.ask(r * self.cols + cols.start, cols.len());
+    }
 }
 
 /// Panics unless `offsets` rises from 0 to `rows`.

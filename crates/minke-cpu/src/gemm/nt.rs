@@ -2,7 +2,7 @@
 
 use minke_num::bf16;
 
-use super::engine::{Engine, Rows, Words};
+use super::engine::{AHEAD, Engine, Rows, Words};
 use super::tile::{MAX_ROWS, PANEL};
 use super::{Operand, Packed, check_offsets};
 use crate::cpu::{Cpu, SharedMut};
@@ -111,6 +111,7 @@ impl Kernel for Task<'_> {
                 None => {
                     let depth = engine.depth(from)..engine.depth(to).min(self.b.k);
                     for (i, out) in packed.chunks_exact_mut(block.max(1)).enumerate() {
+                        self.a.ask(self.first + i + AHEAD, depth.clone());
                         let row = self.a.row(self.first + i).slice(depth.start, depth.end);
                         engine.pack_row(row, &mut out[..to - from]);
                     }

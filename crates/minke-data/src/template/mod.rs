@@ -41,8 +41,9 @@ const MAX_TEMPLATE_BYTES: u64 = 1 << 20;
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
 /// Templates that are built in, written for this project: name, source, begin and end of a text.
-const BUILTIN: [(&str, &str, [&str; 2]); 5] = [
+const BUILTIN: [(&str, &str, [&str; 2]); 6] = [
     ("minke", include_str!("builtin/minke.jinja"), ["<|bos|>", "<|eos|>"]),
+    ("minke-one-turn", include_str!("builtin/minke-one-turn.jinja"), ["<|bos|>", "<|eos|>"]),
     (
         "deepseek-r1",
         include_str!("builtin/deepseek-r1.jinja"),

@@ -80,6 +80,12 @@ fn families_render_and_mark_what_the_model_wrote() {
             0,
         ),
         (
+            "minke-one-turn",
+            Thinking::Default,
+            "<|bos|><|system|>be brief<|user|>sure?<|assistant|><think>[ten it is</think>yes<|eos|>]",
+            1,
+        ),
+        (
             "deepseek-r1",
             Thinking::Default,
             "<｜begin▁of▁sentence｜>be brief<｜User｜>3+7?<｜Assistant｜>ten<｜end▁of▁sentence｜><｜User｜>sure?\
@@ -147,7 +153,7 @@ fn an_answer_goes_on_from_its_prompt() {
             let encoded = template.encode(&tokenizer, &turns, options).unwrap();
             let begin = encoded.mask.iter().position(|&written| written).unwrap();
             // templates without thoughts of their own tell an answer without one as it is
-            if thought.is_some() || matches!(name, "minke" | "deepseek-r1") {
+            if thought.is_some() || matches!(name, "minke" | "minke-one-turn" | "deepseek-r1") {
                 assert_eq!(encoded.ids[..begin], prompt, "{name} {thinking:?}");
             }
             let same = template.encode(&tokenizer, &turns[..1], RenderOptions::prompt(thinking)).unwrap();
@@ -210,7 +216,7 @@ fn what_a_person_types_is_never_a_control_token() {
         let ids = template.encode(&tokenizer, &own, RenderOptions::default()).unwrap().ids;
         let counted = |name: &str| ids.iter().filter(|id| Some(**id) == tokenizer.id_of(name)).count();
         assert_eq!((counted("<think>"), counted("</think>")), (1, 1), "{name}");
-        assert_eq!(counted("<|user|>"), usize::from(name == "minke"));
+        assert_eq!(counted("<|user|>"), usize::from(name.starts_with("minke")));
     }
 }
 
@@ -224,7 +230,7 @@ const R1_AS_PUBLISHED: &str = "{% if not add_generation_prompt is defined %}{% s
 
 #[test]
 fn templates_that_drop_or_double_thoughts_are_caught() {
-    for name in ["minke", "deepseek-r1", "chatml", "deepseek-v3", "llama3"] {
+    for name in ["minke", "minke-one-turn", "deepseek-r1", "chatml", "deepseek-v3", "llama3"] {
         assert_eq!(ChatTemplate::named(name).unwrap().think_problems(), Vec::<String>::new(), "{name}");
     }
     let turns = [Message::user("q"), Message::assistant(Some("why"), "so")];
