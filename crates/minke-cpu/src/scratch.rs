@@ -95,8 +95,11 @@ impl AlignedBuf {
 /// Memory from which blocks are cut, at least: some pages of the large kind, of which the ends may be small ones.
 const SLAB_BYTES: usize = 16 << 20;
 
-/// Blocks that are not in use, by length. Their memory is never given back: what was needed once is needed again.
-static BLOCKS: Mutex<Option<HashMap<usize, Vec<&'static mut [u32]>>>> = Mutex::new(None);
+/// Blocks that are not in use, by length.
+type FreeBlocks = HashMap<usize, Vec<&'static mut [u32]>>;
+
+/// Their memory is never given back: what was needed once is needed again.
+static BLOCKS: Mutex<Option<FreeBlocks>> = Mutex::new(None);
 
 /// A piece of memory of one of a few lengths that come and go in large numbers, such as the pages of a cache. Pieces are
 /// cut from slabs in large pages and used again; the contents of a new one are unspecified.

@@ -370,19 +370,21 @@ fn score_gradients<S: Simd, const MASKED: bool>(
     sees: impl Fn(usize) -> usize,
 ) {
     const VECS: usize = BLOCK / LANES;
+    let ScoreTile { scores, d_p, p, d_s, d_s_along, lse, delta } = tile;
     let s = engine.simd();
     let (lanes, factor) = (lanes(s), s.splat(factor));
     // an infinite `lse` of hostile input must not leave the range of `exp2`
     let most = s.splat(127.0);
-    let (scores, _) = tile.scores.as_chunks::<BLOCK>();
-    let (d_p, _) = tile.d_p.as_chunks::<BLOCK>();
-    let (p, _) = bytemuck::cast_slice_mut::<u32, f32>(tile.p).as_chunks_mut::<BLOCK>();
-    let (d_s, _) = bytemuck::cast_slice_mut::<u32, f32>(tile.d_s).as_chunks_mut::<BLOCK>();
-    let along = tile.d_s_along.chunks_exact_mut(BLOCK / 2);
+    let rows = lse.len();
+    let (scores, _) = scores.as_chunks::<BLOCK>();
+    let (d_p, _) = d_p.as_chunks::<BLOCK>();
+    let (p, _) = bytemuck::cast_slice_mut::<u32, f32>(p).as_chunks_mut::<BLOCK>();
+    let (d_s, _) = bytemuck::cast_slice_mut::<u32, f32>(d_s).as_chunks_mut::<BLOCK>();
+    let along = d_s_along.chunks_exact_mut(BLOCK / 2);
     // the row above, which waits for its partner
     let (mut p_above, mut d_s_above) = ([s.zero(); VECS], [s.zero(); VECS]);
     for (r, (((scores, d_p), (&lse, &delta)), along)) in
-        scores.iter().zip(d_p).zip(tile.lse.iter().zip(tile.delta)).zip(along).enumerate()
+        scores.iter().zip(d_p).zip(lse.iter().zip(delta)).zip(along).enumerate()
     {
         let (scores, _) = scores.as_chunks::<LANES>();
         let (d_p, _) = d_p.as_chunks::<LANES>();
@@ -410,7 +412,6 @@ fn score_gradients<S: Simd, const MASKED: bool>(
         }
         (p_above, d_s_above) = (weight, change);
     }
-    let rows = tile.lse.len();
     if engine.pairs() && rows % 2 == 1 {
         store_pairs(s, p_above, [s.zero(); VECS], &mut p[rows / 2]);
         store_pairs(s, d_s_above, [s.zero(); VECS], &mut d_s[rows / 2]);

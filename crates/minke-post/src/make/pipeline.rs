@@ -221,11 +221,9 @@ fn input(reference: &str, earlier: &[Stage], after: Option<&Path>) -> Result<Opt
     let foreign = after.filter(|after| inside(name) && after.join(name).is_dir());
     if !own && foreign.is_none() {
         let names: Vec<&str> = earlier.iter().map(|stage| &stage.name[..]).collect();
-        let mut which = if names.is_empty() { "this is the first".to_owned() } else { names.join(", ") };
-        if let Some(after) = after {
-            which += &format!(", or one in {}, which must have been made before", after.display());
-        }
-        return Err(format!("stage:NAME of an earlier stage ({which})"));
+        let which = if names.is_empty() { "this is the first".to_owned() } else { names.join(", ") };
+        let made = after.map(|after| format!(", or one in {}, which must be made before", after.display()));
+        return Err(format!("stage:NAME of an earlier stage ({which}{})", made.unwrap_or_default()));
     }
     if file.is_some_and(|file| !file.split('/').all(inside) || file.contains('\\')) {
         return Err(format!("stage:{name}/FILE with a file inside that stage's folder"));

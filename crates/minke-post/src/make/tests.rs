@@ -310,7 +310,7 @@ fn a_pipeline_may_come_after_another() {
     // what the other pipeline has not made is said before anything runs
     let third = Bench::new(&format!("[run]\nafter = {out:?}\n{}", more.replace("stage:base", "stage:bass")));
     let error = refused(&third.options(), &mut Fake::default());
-    assert!(error.contains("this is the first, or one in") && error.contains("made before"), "{error}");
+    assert!(error.contains("this is the first, or one in") && error.contains("be made before"), "{error}");
 }
 
 #[test]
