@@ -5,9 +5,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use minke_num::bf16;
 
 use crate::cpu::SharedMut;
-use crate::rows::{self, kernel, lanes, load_f32, load_f32_or, store, store_f32};
+use crate::gemm::tile::MAX_ROWS;
+use crate::gemm::{self, Operand, Packed};
+use crate::rows::{self, SharedView, kernel, lanes, load_f32, load_f32_or, store, store_f32};
 use crate::softmax::{exp_below, exp_sum, natural_log, row_max};
-use crate::{Cpu, ViewMut};
+use crate::{Cpu, View, ViewMut, scratch};
 
 /// The label of a row that does not count.
 pub const IGNORED: u32 = u32::MAX;
@@ -24,26 +26,26 @@ fn check_labels(op: &str, logits: &[f32], w: usize, labels: &[u32], out: &[f32])
 kernel! {
     CrossEntropy<'a>(
         s: S, logits: &'a mut [f32], w: usize, labels: &'a [u32], scales: Scales<'a>, losses: &'a mut [f32],
-        gradient: Gradient<'a>,
+        gradient: Option<ViewMut<'a>>,
     ) -> usize {
         let (mut gradient, mut hits) = (gradient, 0);
         for (row, ((x, &label), loss)) in logits.chunks_mut(w).zip(labels).zip(losses).enumerate() {
             if label == IGNORED {
                 *loss = 0.0;
                 match &mut gradient {
-                    Gradient::None => {}
-                    Gradient::InPlace => x.fill(0.0),
-                    Gradient::Bf16(out) => out[row * w..(row + 1) * w].fill(bf16::ZERO),
+                    None => {}
+                    Some(ViewMut::F32(out)) => out[row * w..(row + 1) * w].fill(0.0),
+                    Some(ViewMut::Bf16(out)) => out[row * w..(row + 1) * w].fill(bf16::ZERO),
                 }
                 continue;
             }
             let max = row_max(s, x);
             let target = x[label as usize] - max;
             hits += usize::from(target == 0.0);
-            if matches!(gradient, Gradient::None) {
+            let Some(out) = &mut gradient else {
                 *loss = natural_log(exp_sum(s, x, max)) - target;
                 continue;
-            }
+            };
             // the exponentials stay in the row, so that the gradient is one multiplication more
             let (mut sum, max) = (s.zero(), s.splat(max));
             lanes!(w, |i, n| {
@@ -57,22 +59,15 @@ kernel! {
                 Scales::All(scale) => scale,
                 Scales::Rows(scales) => scales[row],
             };
-            let of_label = x[label as usize] * (scale / sum) - scale;
             let factor = s.splat(scale / sum);
-            if let Gradient::Bf16(out) = &mut gradient {
-                let mut out = ViewMut::Bf16(&mut out[row * w..(row + 1) * w]);
-                lanes!(w, |i, n| {
-                    store(s, s.mul(load_f32(s, x, i, n), factor), &mut out, i, n);
-                });
-                if let ViewMut::Bf16(out) = out {
-                    out[label as usize] = bf16::from_f32(of_label);
-                }
-                continue;
-            }
             lanes!(w, |i, n| {
-                store_f32(s, s.mul(load_f32(s, x, i, n), factor), x, i, n);
+                store(s, s.mul(load_f32(s, x, i, n), factor), out, row * w + i, n);
             });
-            x[label as usize] = of_label;
+            let of_label = x[label as usize] * (scale / sum) - scale;
+            match out {
+                ViewMut::F32(out) => out[row * w + label as usize] = of_label,
+                ViewMut::Bf16(out) => out[row * w + label as usize] = bf16::from_f32(of_label),
+            }
         }
         hits
     }
@@ -87,21 +82,21 @@ pub enum Scales<'a> {
     Rows(&'a [f32]),
 }
 
-/// Where the gradient of a row of logits goes.
-#[derive(Debug)]
-pub enum Gradient<'a> {
-    /// Nowhere; the logits stay as they are.
-    None,
-    /// In place of the logits.
-    InPlace,
-    /// Here, rounded; what the logits are then is unspecified.
-    Bf16(&'a mut [bf16]),
+impl Scales<'_> {
+    /// Those of the rows `from..to`.
+    fn part(&self, from: usize, to: usize) -> Scales<'_> {
+        match self {
+            Scales::All(scale) => Scales::All(*scale),
+            Scales::Rows(scales) => Scales::Rows(&scales[from..to]),
+        }
+    }
 }
 
 /// `loss = ln(sum of e^x) - x[label]`, row by row, and its gradient `scale (softmax(x) - onehot(label))`. Returns in how
 /// many rows no token was likelier than the label.
 ///
-/// logits: [n, w], labels: [n] ([`IGNORED`]: loss and gradient are 0), losses: [n] (not scaled). Logits of any finite size are safe; NaN or +inf among them gives NaN.
+/// logits: [n, w] (spent where a gradient is asked for, else as they were), labels: [n] ([`IGNORED`]: loss and gradient
+/// are 0), losses: [n] (not scaled), gradient: [n, w], rounded once to its dtype. Logits of any finite size are safe; NaN or +inf among them gives NaN.
 ///
 /// # Panics
 /// When sizes do not fit or a label is beyond the row.
@@ -112,39 +107,68 @@ pub fn cross_entropy(
     labels: &[u32],
     scales: Scales<'_>,
     losses: &mut [f32],
-    gradient: Gradient<'_>,
+    gradient: Option<ViewMut<'_>>,
 ) -> usize {
     check_labels("cross_entropy", logits, w, labels, losses);
     if let Scales::Rows(scales) = scales {
         rows::expect_len("cross_entropy", "scales", scales.len(), labels.len());
     }
-    let (in_place, half) = match gradient {
-        Gradient::None => (false, None),
-        Gradient::InPlace => (true, None),
-        Gradient::Bf16(out) => {
-            rows::expect_len("cross_entropy", "the gradient", out.len(), logits.len());
-            (true, Some(SharedMut::new(out)))
-        }
-    };
+    if let Some(out) = &gradient {
+        rows::expect_len("cross_entropy", "the gradient", out.len(), logits.len());
+    }
+    let gradient = gradient.map(SharedView::new);
     let (logits, losses) = (SharedMut::new(logits), SharedMut::new(losses));
     let hits = AtomicUsize::new(0);
     rows::over_tiles(cpu, labels.len(), w, |from, to| {
         // SAFETY: tasks own disjoint rows.
         let (logits, losses) =
             unsafe { (logits.slice(from * w, (to - from) * w), losses.slice(from, to - from)) };
-        let gradient = match &half {
-            // SAFETY: as above.
-            Some(out) => Gradient::Bf16(unsafe { out.slice(from * w, (to - from) * w) }),
-            None if in_place => Gradient::InPlace,
-            None => Gradient::None,
-        };
-        let scales = match scales {
-            Scales::All(scale) => Scales::All(scale),
-            Scales::Rows(scales) => Scales::Rows(&scales[from..to]),
-        };
+        // SAFETY: as above.
+        let gradient = gradient.as_ref().map(|out| unsafe { out.slice(from * w, (to - from) * w) });
+        let scales = scales.part(from, to);
         let of_tile =
             cpu.dispatch(CrossEntropy { logits, w, labels: &labels[from..to], scales, losses, gradient });
         hits.fetch_add(of_tile, Ordering::Relaxed);
+    });
+    hits.into_inner()
+}
+
+/// Bytes of logits that a task of [`head`] holds: they stay in the second-level cache.
+const HEAD_BYTES: usize = 1 << 20;
+
+/// [`cross_entropy`] of logits `x Wᵀ`, which exist for a few rows at a time.
+///
+/// x: [n, d], W packed [w, d], labels and losses: [n]; the gradient of the logits, if one is wanted: [n, w].
+///
+/// # Panics
+/// As [`cross_entropy`] and [`gemm::matmul`].
+pub fn head(
+    cpu: &Cpu,
+    x: View<'_>,
+    packed: &Packed,
+    labels: &[u32],
+    scales: Scales<'_>,
+    losses: &mut [f32],
+    gradient: Option<ViewMut<'_>>,
+) -> usize {
+    let (n, d, w) = (labels.len(), packed.depth(), packed.columns());
+    rows::expect_len("head", "x", x.len(), n * d);
+    rows::expect_len("head", "losses", losses.len(), n);
+    let gradient = gradient.map(SharedView::new);
+    let (losses, hits) = (SharedMut::new(losses), AtomicUsize::new(0));
+    let block = (HEAD_BYTES / (size_of::<f32>() * w.max(1)) / MAX_ROWS).clamp(1, 8) * MAX_ROWS;
+    rows::over_blocks(cpu, n, block, |from, to| {
+        let count = to - from;
+        // SAFETY: tasks own disjoint rows.
+        let losses = unsafe { losses.slice(from, count) };
+        // SAFETY: as above.
+        let gradient = gradient.as_ref().map(|out| unsafe { out.slice(from * w, count * w) });
+        let mut logits = scratch::take::<f32>(count * w);
+        let rows = Operand::new(x.slice(from * d, to * d), d);
+        gemm::matmul(cpu, rows, &[0, count as u32], packed, ViewMut::F32(&mut logits), false);
+        let of_block =
+            cross_entropy(cpu, &mut logits, w, &labels[from..to], scales.part(from, to), losses, gradient);
+        hits.fetch_add(of_block, Ordering::Relaxed);
     });
     hits.into_inner()
 }
@@ -262,19 +286,20 @@ mod tests {
                 let x: Vec<f32> = normal(1, n * w).iter().map(|x| x * size).collect();
                 let got = everywhere("cross_entropy", |cpu| {
                     let (mut d, mut losses, mut again, mut log_p) =
-                        (x.clone(), vec![9.0; n], vec![9.0; n], vec![9.0; n]);
-                    cross_entropy(cpu, &mut d, w, &labels, Scales::All(0.25), &mut losses, Gradient::InPlace);
-                    let mut by_row = x.clone();
-                    let scales = Scales::Rows(&[0.25; 7]);
-                    cross_entropy(cpu, &mut by_row, w, &labels, scales, &mut losses, Gradient::InPlace);
+                        (vec![9.0; n * w], vec![9.0; n], vec![9.0; n], vec![9.0; n]);
+                    let run = |scales: Scales<'_>, losses: &mut [f32], to: Option<ViewMut<'_>>| {
+                        cross_entropy(cpu, &mut x.clone(), w, &labels, scales, losses, to)
+                    };
+                    run(Scales::All(0.25), &mut losses, Some(ViewMut::F32(&mut d)));
+                    let mut by_row = vec![9.0; n * w];
+                    run(Scales::Rows(&[0.25; 7]), &mut losses, Some(ViewMut::F32(&mut by_row)));
                     assert_same_bits("gradient scaled by row", &by_row, &d);
-                    let (mut spent, mut half) = (x.clone(), vec![bf16::ONE; n * w]);
-                    let to = Gradient::Bf16(&mut half);
-                    cross_entropy(cpu, &mut spent, w, &labels, Scales::All(0.25), &mut losses, to);
+                    let mut half = vec![bf16::ONE; n * w];
+                    run(Scales::All(0.25), &mut losses, Some(ViewMut::Bf16(&mut half)));
                     assert_same_bits("rounded gradient", &widen(&half), &widen(&halve(&d)));
                     let mut kept = x.clone();
                     let scales = Scales::All(0.25);
-                    let hits = cross_entropy(cpu, &mut kept, w, &labels, scales, &mut again, Gradient::None);
+                    let hits = cross_entropy(cpu, &mut kept, w, &labels, scales, &mut again, None);
                     let likeliest = |(x, &label): (&[f32], &u32)| {
                         label != IGNORED && x.iter().all(|&other| other <= x[label as usize])
                     };
@@ -302,16 +327,53 @@ mod tests {
     }
 
     #[test]
+    fn the_head_is_a_product_and_cross_entropy() {
+        let (n, d, w) = (131, 37, 70);
+        let (x, weight) = (normal(1, n * d), normal(2, w * d));
+        let labels: Vec<u32> = (0..n).map(|i| if i % 9 == 4 { IGNORED } else { (i % w) as u32 }).collect();
+        for level in crate::Level::available() {
+            for compute in [gemm::Compute::F32, gemm::Compute::Bf16] {
+                let mut results = Vec::new();
+                for threads in [1, 3] {
+                    let cpu = Cpu::with_level(level, threads);
+                    let mut packed = Packed::empty();
+                    packed.pack_nt(&cpu, View::F32(&weight), 1, w, d, compute);
+                    let mut logits = vec![0.0; n * w];
+                    let rows = Operand::new(View::F32(&x), d);
+                    gemm::matmul(&cpu, rows, &[0, n as u32], &packed, ViewMut::F32(&mut logits), false);
+                    let (mut losses, mut grad) =
+                        ([vec![0.0; n], vec![0.0; n]], [vec![1.0; n * w], vec![2.0; n * w]]);
+                    let [one, two] = &mut losses;
+                    let [d_one, d_two] = &mut grad;
+                    let scales = Scales::All(0.5);
+                    let to = Some(ViewMut::F32(d_one));
+                    let hits = cross_entropy(&cpu, &mut logits, w, &labels, scales, one, to);
+                    let to = Some(ViewMut::F32(d_two));
+                    assert_eq!(head(&cpu, View::F32(&x), &packed, &labels, scales, two, to), hits);
+                    assert_same_bits("losses", one, two);
+                    assert_same_bits("gradient", d_one, d_two);
+                    assert_eq!(head(&cpu, View::F32(&x), &packed, &labels, scales, one, None), hits);
+                    assert_same_bits("losses alone", one, two);
+                    results.push(losses.concat());
+                }
+                assert_same_bits("threads", &results[0], &results[1]);
+            }
+        }
+    }
+
+    #[test]
     fn huge_logits_are_safe_and_bad_ones_are_seen() {
         let cpu = Cpu::detect(1);
         let mut losses = [0.0];
-        let mut x = [3e38, -3e38, 0.0];
-        cross_entropy(&cpu, &mut x, 3, &[0], Scales::All(1.0), &mut losses, Gradient::InPlace);
-        assert_eq!((losses[0], x), (0.0, [0.0, 0.0, 0.0]));
+        let mut run = |x: &mut [f32; 3]| {
+            let mut d = [9.0; 3];
+            let to = Some(ViewMut::F32(&mut d));
+            cross_entropy(&cpu, x, 3, &[0], Scales::All(1.0), &mut losses, to);
+            (losses[0], d)
+        };
+        assert_eq!(run(&mut [3e38, -3e38, 0.0]), (0.0, [0.0, 0.0, 0.0]));
         for bad in [f32::NAN, f32::INFINITY] {
-            let mut x = [0.0, bad, 1.0];
-            cross_entropy(&cpu, &mut x, 3, &[0], Scales::All(1.0), &mut losses, Gradient::InPlace);
-            assert!(losses[0].is_nan());
+            assert!(run(&mut [0.0, bad, 1.0]).0.is_nan());
         }
     }
 

@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use minke_cpu::Cpu;
-use minke_cpu::loss::{Gradient, Scales, cross_entropy};
+use minke_cpu::loss::{Scales, cross_entropy};
 use minke_model::{
     Cache, Config, DType, IGNORE, LossOptions, Model, MtpTargets, Precision, Segment, Step, TrainBatch, Want,
     WeightSource,
@@ -192,7 +192,7 @@ fn generation_has_the_bits_of_training() {
                 &batch.labels,
                 Scales::All(1.0),
                 &mut from_logits,
-                Gradient::None,
+                None,
             );
             assert_same_bits(&format!("{} {precision:?}: losses", case.name), &from_logits, &losses);
             // both rows at once, in uneven chunks, the last tokens one by one

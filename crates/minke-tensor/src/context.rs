@@ -122,6 +122,7 @@ impl<'a> Context<'a> {
         for step in std::mem::take(&mut self.tape).into_iter().rev() {
             step(self);
         }
+        self.store.settle_grad();
     }
 
     /// Runs `f` and books its time under `name`.

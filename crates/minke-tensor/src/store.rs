@@ -19,6 +19,8 @@ struct Weight {
     /// For y = x Wᵀ and for dx = dy W.
     packed: [Packed; 2],
     fresh: [bool; 2],
+    /// Whether its gradient was written since it was last zero; until then what lies there is of an earlier step.
+    summed: bool,
 }
 
 /// Weights, gradients and packed copies. Optimizers see two flat slices; products see packed operands that are made
@@ -27,7 +29,7 @@ struct Weight {
 pub struct Store {
     /// The f32 masters of all weights.
     pub data: Vec<f32>,
-    /// Their gradients in the same order; empty until training asks for them.
+    /// Their gradients in the same order, after each backward pass; empty until training asks for them.
     pub grad: Vec<f32>,
     weights: Vec<Weight>,
     /// Packed copies that large weights share while training: a step reads each once per direction, one after another.
@@ -51,7 +53,16 @@ impl Store {
         self.data.resize(start + groups * rows * cols, 0.0);
         let range = start..self.data.len();
         let packed = [Packed::empty(), Packed::empty()];
-        self.weights.push(Weight { range, groups, rows, cols, dtype, packed, fresh: [false; 2] });
+        self.weights.push(Weight {
+            range,
+            groups,
+            rows,
+            cols,
+            dtype,
+            packed,
+            fresh: [false; 2],
+            summed: false,
+        });
         WeightId(self.weights.len() - 1)
     }
 
@@ -83,7 +94,17 @@ impl Store {
     /// The weight's elements beside its gradient, to be added to.
     pub fn with_grad(&mut self, id: WeightId) -> (&[f32], &mut [f32]) {
         let range = self.range(id);
+        if !std::mem::replace(&mut self.weights[id.0].summed, true) {
+            self.grad[range.clone()].fill(0.0);
+        }
         (&self.data[range.clone()], &mut self.grad[range])
+    }
+
+    /// The weight's gradient, to be written by a product, and whether the product adds to what is there.
+    pub fn grad_sum(&mut self, id: WeightId) -> (&mut [f32], bool) {
+        let range = self.range(id);
+        let summed = std::mem::replace(&mut self.weights[id.0].summed, true);
+        (&mut self.grad[range], summed)
     }
 
     /// Marks every packed copy as stale.
@@ -96,12 +117,23 @@ impl Store {
         }
     }
 
-    /// Makes room for gradients, all zero.
+    /// Makes all gradients zero. Memory is not touched: the next product that sums one overwrites it, and
+    /// [`Store::settle_grad`] does the rest.
     pub fn zero_grad(&mut self) {
-        if self.grad.len() == self.data.len() {
-            self.grad.fill(0.0);
-        } else {
+        if self.grad.len() != self.data.len() {
             self.grad = vec![0.0; self.data.len()];
+        }
+        for weight in &mut self.weights {
+            weight.summed = false;
+        }
+    }
+
+    /// Writes the zeros of gradients that nothing was added to, after which `grad` is what it says.
+    pub fn settle_grad(&mut self) {
+        for weight in &mut self.weights {
+            if !std::mem::replace(&mut weight.summed, true) {
+                self.grad[weight.range.clone()].fill(0.0);
+            }
         }
     }
 
@@ -116,7 +148,7 @@ impl Store {
     }
 
     fn packed(&mut self, cpu: &Cpu, id: WeightId, direction: usize) -> &Packed {
-        let Weight { range, groups, rows, cols, dtype, packed, fresh } = &mut self.weights[id.0];
+        let Weight { range, groups, rows, cols, dtype, packed, fresh, .. } = &mut self.weights[id.0];
         let w = View::F32(&self.data[range.clone()]);
         let (packed, fresh) = if range.len() > SHARED_ELEMENTS && !self.grad.is_empty() {
             let shared = &mut self.shared[direction];

@@ -78,6 +78,16 @@ impl Packed {
         assert_eq!(self.level, cpu.level(), "matmul: the right operand was packed for another level");
     }
 
+    /// Columns of a product with one of its groups.
+    pub fn columns(&self) -> usize {
+        self.n
+    }
+
+    /// Depth of a product with it.
+    pub fn depth(&self) -> usize {
+        self.k
+    }
+
     /// Memory held.
     pub fn bytes(&self) -> usize {
         self.buf.capacity_bytes()

@@ -44,7 +44,8 @@ pub(super) fn weight_grad(cx: &mut Context<'_>, d_y: &Tensor, x: &Tensor, w: Wei
     let offsets = [0, x.rows() as u32];
     let compute = compute(cx.store.dtype(w));
     let (d_y, x) = (Operand::new(d_y.view(), d_y.cols()), Operand::new(x.view(), x.cols()));
-    gemm::matmul_tn(cx.cpu, d_y, x, &offsets, compute, cx.store.with_grad(w).1, true);
+    let (d_w, add) = cx.store.grad_sum(w);
+    gemm::matmul_tn(cx.cpu, d_y, x, &offsets, compute, d_w, add);
 }
 
 /// `y = [a ; b]` along columns: a [n, da], b [n, db] of one dtype.

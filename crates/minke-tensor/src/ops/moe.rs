@@ -172,10 +172,12 @@ fn backward(
     cx.timed("experts dW", |cx| {
         let (compute, offsets) = (compute(act), &perm.offsets);
         let h = Operand::new(h.view(), f);
-        gemm::matmul_tn(cx.cpu, d_y_slots, h, offsets, compute, cx.store.with_grad(w.down).1, true);
+        let (d_w, add) = cx.store.grad_sum(w.down);
+        gemm::matmul_tn(cx.cpu, d_y_slots, h, offsets, compute, d_w, add);
         let x = Operand::gathered(x.view(), d, &perm.token_of_slot);
         let d_gu = Operand::new(d_gu.view(), 2 * f);
-        gemm::matmul_tn(cx.cpu, d_gu, x, offsets, compute, cx.store.with_grad(w.gate_up).1, true);
+        let (d_w, add) = cx.store.grad_sum(w.gate_up);
+        gemm::matmul_tn(cx.cpu, d_gu, x, offsets, compute, d_w, add);
     });
     let d_x_slots = cx.timed("experts dx", |cx| {
         let mut d_x_slots = Tensor::uninit(slots, d, act);

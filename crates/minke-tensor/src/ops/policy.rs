@@ -8,7 +8,7 @@ use minke_cpu::loss::{self, Scales};
 use minke_cpu::policy::{self, Divergence, Kept, Teacher};
 use minke_cpu::{DType, ViewMut, copy};
 
-use super::loss::{chunk_rows, logits_gradient};
+use super::loss::chunk_rows;
 use crate::context::{Context, Var};
 use crate::store::{WeightId, compute};
 use crate::tensor::Tensor;
@@ -82,7 +82,7 @@ pub fn head_policy(
                 slope(sequence, &log_probs[of.clone()], &mut slopes[of]);
             }
             for part in &parts {
-                let logits = match kept_logits.take() {
+                let mut logits = match kept_logits.take() {
                     Some(logits) if parts.len() == 1 => logits,
                     _ => {
                         let mut logits = head.logits(cx, part.clone());
@@ -96,8 +96,10 @@ pub fn head_policy(
                 let scales: Vec<f32> = slopes[part.clone()].iter().map(|s| -s / temperature).collect();
                 let mut again = vec![0.0; part.len()];
                 let (labels, scales) = (&labels[part.clone()], Scales::Rows(&scales));
-                let dtype = cx.store.dtype(w);
-                let (d_logits, _) = logits_gradient(cx, logits, labels, scales, &mut again, dtype);
+                let vocabulary = logits.cols();
+                let mut d_logits = Tensor::uninit(part.len(), vocabulary, cx.store.dtype(w));
+                let to = Some(d_logits.view_mut());
+                loss::cross_entropy(cx.cpu, logits.f32_mut(), vocabulary, labels, scales, &mut again, to);
                 head.backward(cx, part.clone(), &d_logits);
             }
         }
@@ -204,7 +206,8 @@ impl Head {
         let d_logits = Operand::new(d_logits.view(), d_logits.cols());
         let compute = compute(cx.store.dtype(self.w));
         let part = self.part(&rows);
-        gemm::matmul_tn(cx.cpu, d_logits, part, &offsets, compute, cx.store.with_grad(self.w).1, true);
+        let (d_w, add) = cx.store.grad_sum(self.w);
+        gemm::matmul_tn(cx.cpu, d_logits, part, &offsets, compute, d_w, add);
         let packed = cx.store.backward(cx.cpu, self.w);
         let of = rows.start * d..rows.end * d;
         let out = match d_x.view_mut() {
