@@ -132,14 +132,6 @@ impl Drop for Block {
     }
 }
 
-impl Clone for Block {
-    fn clone(&self) -> Self {
-        let copy = Self::new(self.0.len());
-        copy.0.copy_from_slice(self.0);
-        copy
-    }
-}
-
 impl std::ops::Deref for Block {
     type Target = [u32];
     #[inline]

@@ -1,5 +1,7 @@
 //! Generation and scoring: what goes into a call of the model, and what is made of the logits.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -154,6 +156,7 @@ pub struct Delta<'a> {
 }
 
 /// A sequence that can be continued: its tokens and what attention keeps of them.
+#[derive(Clone)]
 pub struct Session {
     cache: Cache,
     tokens: Vec<u32>,
@@ -203,6 +206,8 @@ struct Running<'r> {
     reused: usize,
     stop: Option<StopReason>,
     trace: Trace,
+    /// The earlier one with the same prompt, which reads it for both.
+    reader: Option<usize>,
 }
 
 /// Runs a model: borrows it, so the weights may be a trainer's.
@@ -307,8 +312,10 @@ impl<'a> Engine<'a> {
                 text: String::new(),
                 stop: (request.max_tokens == 0).then_some(StopReason::MaxTokens),
                 trace: Trace::default(),
+                reader: None,
             })
             .collect();
+        share_prompts(&mut running);
         self.timing = Timing::default();
         let begin = Instant::now();
         while running.iter().any(|sequence| sequence.stop.is_none()) {
@@ -341,7 +348,7 @@ impl<'a> Engine<'a> {
         for (at, sequence) in running.iter_mut().enumerate() {
             let fed = sequence.session.tokens.len();
             let take = (sequence.all.len() - fed).min(room);
-            if sequence.stop.is_some() || take == 0 {
+            if sequence.stop.is_some() || sequence.reader.is_some() || take == 0 {
                 continue;
             }
             room -= take;
@@ -361,6 +368,8 @@ impl<'a> Engine<'a> {
         if self.traced {
             trace_routes(running, &read, &routes);
         }
+        let shared = take_prompts(running, &mut wanted, logits, self.model.config.vocab_size);
+        let logits = shared.as_deref().unwrap_or(logits);
         let (w, context) = (self.model.config.vocab_size, self.context);
         let choices = self.choose(running, &wanted, logits)?;
         let log_probs = self.log_probs.then(|| log_probs(self.cpu, logits, w, &choices));
@@ -530,6 +539,47 @@ fn log_probs(cpu: &Cpu, logits: &[f32], w: usize, choices: &[Choice]) -> Vec<f32
         *log_prob = choice.log_prob;
     }
     log_probs
+}
+
+/// Lets the first of all that begin with nothing but the same prompt read it.
+fn share_prompts(running: &mut [Running<'_>]) {
+    let mut readers: HashMap<&[u32], usize> = HashMap::new();
+    for (at, sequence) in running.iter_mut().enumerate() {
+        if sequence.stop.is_none() && sequence.session.is_empty() {
+            match readers.entry(&sequence.request.prompt) {
+                Entry::Occupied(reader) => sequence.reader = Some(*reader.get()),
+                Entry::Vacant(free) => {
+                    free.insert(at);
+                }
+            }
+        }
+    }
+}
+
+/// Hands prompts that have just been read to their end to all that wait for them, who are then wanted as well: gives the
+/// rows of logits of all that are, if there are more of them now.
+fn take_prompts(
+    running: &mut [Running<'_>],
+    wanted: &mut Vec<usize>,
+    logits: &[f32],
+    w: usize,
+) -> Option<Vec<f32>> {
+    let row_of = |reader: usize| wanted.iter().position(|&at| at == reader);
+    let mut rows: Vec<(usize, usize)> = wanted.iter().copied().zip(0..).collect();
+    for at in 0..running.len() {
+        if let Some((reader, row)) = running[at].reader.and_then(|reader| Some((reader, row_of(reader)?))) {
+            let (session, routes) = (running[reader].session.clone(), running[reader].trace.routes.clone());
+            let sequence = &mut running[at];
+            (*sequence.session, sequence.trace.routes, sequence.reader) = (session, routes, None);
+            rows.push((at, row));
+        }
+    }
+    if rows.len() == wanted.len() {
+        return None;
+    }
+    rows.sort_unstable();
+    *wanted = rows.iter().map(|&(at, _)| at).collect();
+    Some(rows.iter().flat_map(|&(_, row)| &logits[row * w..(row + 1) * w]).copied().collect())
 }
 
 /// Notes for each sequence to which experts its rows were sent.

@@ -49,28 +49,34 @@ fn a_request_gives_the_same_bits_alone_in_a_batch_and_at_any_number_of_threads()
         for dtype in [DType::F32, DType::Bf16] {
             let mut model = loaded(name, dtype).model;
             let w = model.config.vocab_size as u32;
-            let requests: Vec<Request> =
-                [1, 40, 7, 200, 63].iter().zip(0..).map(|(&length, seed)| request(seed, length, w)).collect();
+            // more tokens than one call takes
+            let lengths = [1, 40, 7, 200, 63, 190, 30];
+            let mut requests: Vec<Request> =
+                lengths.iter().zip(0..).map(|(&length, seed)| request(seed, length, w)).collect();
+            // the same prompt, read once, and another answer to it
+            requests.push(Request { sequence: 99, ..requests[3].clone() });
             let cpu = Cpu::detect(1);
             let alone: Vec<Generation> = requests
                 .iter()
                 .map(|request| {
-                    let mut engine = Engine::new(&mut model, &cpu, None);
+                    let mut engine = Engine::new(&mut model, &cpu, None).traced();
                     engine.generate(std::slice::from_ref(request), &mut silent).unwrap().pop().unwrap()
                 })
                 .collect();
+            assert_ne!(alone[3].tokens, alone[7].tokens);
             assert!(alone.iter().all(|one| one.tokens.len() == 12 && one.stop == StopReason::MaxTokens));
             assert_ne!(alone[0].tokens, alone[1].tokens);
             for threads in [1, 2, 3] {
                 let cpu = Cpu::detect(threads);
-                let mut engine = Engine::new(&mut model, &cpu, None);
-                // a second copy of each, so that prompts take several calls and mix with decoding
+                let mut engine = Engine::new(&mut model, &cpu, None).traced();
+                // and a second copy of each
                 let doubled: Vec<Request> = requests.iter().chain(&requests).cloned().collect();
                 let batch = engine.generate(&doubled, &mut silent).unwrap();
                 for (i, got) in batch.iter().enumerate() {
                     let one = &alone[i % alone.len()];
                     assert_eq!(got.tokens, one.tokens, "{name}, {dtype:?}, request {i}, {threads} threads");
                     assert_eq!(bits(got), bits(one), "{name}, {dtype:?}, request {i}, {threads} threads");
+                    assert_eq!(got.trace, one.trace, "{name}, {dtype:?}, request {i}, {threads} threads");
                 }
             }
         }

@@ -10,6 +10,7 @@ use crate::config::AttentionKind;
 use crate::forward::{Model, Pass, Source};
 
 /// Keys and values of one sequence, for every layer.
+#[derive(Clone)]
 pub struct Cache {
     layers: Vec<KvCache>,
     latent: bool,

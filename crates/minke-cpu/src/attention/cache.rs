@@ -24,7 +24,6 @@ const KEY_PANELS: usize = BLOCK / PANEL;
 /// values as rows of panels `[ceil(v / 32)][64][32]`, as words of a product's right operand: f32, or pairs of bf16
 /// along the depth (neighbours of a key; neighbouring positions of a value). In a bf16 cache values are rounded when
 /// they are appended: to the same that a bf16 training step holds.
-#[derive(Clone)]
 pub struct KvCache {
     kv_heads: usize,
     qk_dim: usize,
@@ -200,6 +199,27 @@ impl KvCache {
                 }
             }
         }
+    }
+}
+
+impl Clone for KvCache {
+    /// The positions held; what else lies in the blocks is not copied.
+    fn clone(&self) -> Self {
+        let copy = |(i, from): (usize, &Block)| {
+            let count = BLOCK.min(self.len - i * BLOCK);
+            let key_words = count.div_ceil(PANEL) * self.steps(self.qk_dim) * PANEL;
+            let (panel, value_words) = (self.steps(BLOCK) * PANEL, self.steps(count) * PANEL);
+            let mut to = Block::new(self.block_words());
+            for (from, to) in from.chunks(self.head_words()).zip(to.chunks_mut(self.head_words())) {
+                to[..key_words].copy_from_slice(&from[..key_words]);
+                let (from, to) = (&from[self.key_words()..], &mut to[self.key_words()..]);
+                for (from, to) in from.chunks(panel).zip(to.chunks_mut(panel)) {
+                    to[..value_words].copy_from_slice(&from[..value_words]);
+                }
+            }
+            to
+        };
+        Self { blocks: self.blocks.iter().enumerate().map(copy).collect(), ..*self }
     }
 }
 
