@@ -96,7 +96,8 @@ impl Scales<'_> {
 /// many rows no token was likelier than the label.
 ///
 /// logits: [n, w] (spent where a gradient is asked for, else as they were), labels: [n] ([`IGNORED`]: loss and gradient
-/// are 0), losses: [n] (not scaled), gradient: [n, w], rounded once to its dtype. Logits of any finite size are safe; NaN or +inf among them gives NaN.
+/// are 0), losses: [n] (not scaled), gradient: [n, w], rounded once to its dtype. Logits of any finite size are safe;
+/// NaN or +inf among them gives NaN.
 ///
 /// # Panics
 /// When sizes do not fit or a label is beyond the row.
