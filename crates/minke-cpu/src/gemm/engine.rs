@@ -8,7 +8,7 @@ use minke_num::bf16;
 
 use super::tile::{self, DotTile, PANEL, Tile};
 use super::{Compute, Operand};
-use crate::simd::{LANES, Simd};
+use crate::simd::{GRID_ROWS, GRID_STEPS, LANES, Level, Simd};
 use crate::view::View;
 
 /// The rows of a matrix, wherever they lie.
@@ -32,6 +32,19 @@ pub(crate) struct Engine<S: Simd> {
     round: bool,
     /// Whether words are bf16 pairs.
     pairs: bool,
+    /// Whether the tile is that of the tile registers: its rows lie along the depth, in whole blocks of pairs.
+    grid: bool,
+}
+
+/// Words that hold a depth of `k` in a matrix product, and rows of its register tile.
+pub(super) fn layout(level: Level, compute: Compute, k: usize) -> (usize, usize) {
+    if compute == Compute::F32 || !level.has_bf16_dot() {
+        (k, tile::MAX_ROWS)
+    } else if level.has_grid() {
+        (k.div_ceil(2).next_multiple_of(GRID_STEPS), GRID_ROWS)
+    } else {
+        (k.div_ceil(2), tile::MAX_ROWS)
+    }
 }
 
 /// What a tile reads and writes, in words; see [`Tile`].
@@ -67,10 +80,30 @@ impl Words {
 }
 
 impl<S: Simd> Engine<S> {
+    /// For products of a few rows and columns each, as in attention: register tiles.
     #[inline(always)]
     pub fn new(s: S, compute: Compute) -> Self {
         let half = compute == Compute::Bf16;
-        Self { s, round: half, pairs: half && S::DOT }
+        Self { s, round: half, pairs: half && S::DOT, grid: false }
+    }
+
+    /// For matrix products: tile registers where there are some. Its words are laid out as [`layout`] says.
+    #[inline(always)]
+    pub fn matrix(s: S, compute: Compute) -> Self {
+        let engine = Self::new(s, compute);
+        Self { grid: engine.pairs && S::GRID, ..engine }
+    }
+
+    /// Rows of the largest tile.
+    #[inline(always)]
+    pub fn tile_rows(self) -> usize {
+        if self.grid { GRID_ROWS } else { tile::MAX_ROWS }
+    }
+
+    /// Whether the left operand's rows must lie along the depth.
+    #[inline(always)]
+    pub fn rows_along(self) -> bool {
+        self.grid
     }
 
     /// The witness of its instructions.
@@ -97,7 +130,13 @@ impl<S: Simd> Engine<S> {
     /// Words that hold a depth of `k`.
     #[inline(always)]
     pub fn steps(self, k: usize) -> usize {
-        if self.pairs { k.div_ceil(2) } else { k }
+        if self.grid {
+            k.div_ceil(2).next_multiple_of(GRID_STEPS)
+        } else if self.pairs {
+            k.div_ceil(2)
+        } else {
+            k
+        }
     }
 
     /// The depth at which step `step` begins.
@@ -114,7 +153,10 @@ impl<S: Simd> Engine<S> {
         }
         match a.view {
             View::F32(x) if !self.round => Some((x[row * a.cols..].as_ptr().cast(), a.cols)),
-            View::Bf16(x) if self.pairs && a.cols.is_multiple_of(2) => {
+            // whole blocks where the tile reads whole blocks
+            View::Bf16(x)
+                if self.pairs && a.cols.is_multiple_of(if self.grid { 2 * GRID_STEPS } else { 2 }) =>
+            {
                 Some((x[row * a.cols..].as_ptr().cast(), a.cols / 2))
             }
             _ => None,
@@ -226,6 +268,14 @@ impl<S: Simd> Engine<S> {
                     }
                 }
             }
+            // what a whole block has more
+            let real = rows.len().div_ceil(2);
+            for strip in 0..if self.grid { strips } else { 0 } {
+                for at in (real * pitch..steps * pitch).step_by(LANES) {
+                    // SAFETY: within the strip, in bounds by the assertion above; in tile registers strips are panels.
+                    unsafe { self.s.store(self.s.zero(), &mut *out.add(strip * stride + at).cast()) };
+                }
+            }
             return;
         }
         for (p, r) in rows.enumerate() {
@@ -271,6 +321,59 @@ impl<S: Simd> Engine<S> {
         }
     }
 
+    /// Packs columns `cols` of rows `rows` of `x` (the depth runs along its rows) as rows of bf16 pairs along the depth:
+    /// column `i` at word `i * stride`, [`Engine::steps`] words. Whole groups of sixteen columns are stored; those that
+    /// are not there hold zeros. Pairs only.
+    #[inline(always)]
+    pub fn pack_turned<'a>(
+        self,
+        x: &impl Rows<'a>,
+        rows: std::ops::Range<usize>,
+        cols: std::ops::Range<usize>,
+        stride: usize,
+        out: &mut [u32],
+    ) {
+        let (s, steps) = (self.s, self.steps(rows.len()));
+        let columns = cols.len().next_multiple_of(LANES);
+        assert!(steps <= stride && columns * stride <= out.len(), "pack_turned: room for {columns} columns");
+        let out = out.as_mut_ptr().cast::<f32>();
+        for step in (0..steps).step_by(LANES) {
+            let first = rows.start + 2 * step;
+            for r in (first..first + 2 * LANES).take_while(|&r| r < rows.end) {
+                x.ask(r + 2 * LANES, cols.clone());
+            }
+            for j in (0..columns).step_by(LANES) {
+                let n = LANES.min(cols.len() - j);
+                let from = cols.start + j;
+                let mut block = [s.zero(); LANES];
+                for (p, words) in block.iter_mut().enumerate() {
+                    let r = first + 2 * p;
+                    if r + 1 < rows.end && n == LANES {
+                        let (low, high) = (x.row(r), x.row(r + 1));
+                        // SAFETY: both rows have sixteen columns from here.
+                        unsafe {
+                            *words = match (low, high) {
+                                (View::Bf16(low), View::Bf16(high)) => s.pairs_across_bf16(
+                                    &*low.as_ptr().add(from).cast(),
+                                    &*high.as_ptr().add(from).cast(),
+                                ),
+                                _ => s.pairs_across(self.load_full(low, from), self.load_full(high, from)),
+                            };
+                        }
+                    } else if r < rows.end {
+                        let low = self.load(x.row(r), from, n);
+                        let high = if r + 1 < rows.end { self.load(x.row(r + 1), from, n) } else { s.zero() };
+                        *words = s.pairs_across(low, high);
+                    }
+                }
+                for (i, words) in s.transpose(block).into_iter().enumerate() {
+                    // SAFETY: column j + i and its words are in bounds by the assertion above.
+                    unsafe { s.store(words, &mut *out.add((j + i) * stride + step).cast()) };
+                }
+            }
+        }
+    }
+
     /// Packs rows `rows` of `x` (the depth runs along each) as the columns of one panel; missing columns are zeros up to
     /// a whole vector.
     #[inline(always)]
@@ -305,6 +408,11 @@ impl<S: Simd> Engine<S> {
         // SAFETY: by the caller's promise.
         unsafe {
             if self.pairs {
+                if self.grid {
+                    let t =
+                        DotTile { pairs: steps, a, a_row, a_step, b, c, c_row, accumulate, half, half_row };
+                    return self.s.grid_tile(t, rows, vecs);
+                }
                 for done in (0..rows).step_by(tile::MAX_ROWS) {
                     let t = DotTile {
                         pairs: steps,

@@ -2,16 +2,16 @@
 
 use minke_num::bf16;
 
-use super::engine::{AHEAD, Engine, Rows, Words};
-use super::tile::{MAX_ROWS, PANEL};
+use super::engine::{AHEAD, Engine, Rows, Words, layout};
+use super::tile::PANEL;
 use super::{Operand, Packed, check_offsets};
 use crate::cpu::{Cpu, SharedMut};
 use crate::scratch;
-use crate::simd::{Kernel, LANES, Simd};
+use crate::simd::{GRID_ROWS, GRID_STEPS, Kernel, LANES, Simd};
 use crate::view::ViewMut;
 
-/// Rows of a task: eight register tiles; their left operand stays in the second-level cache while panels pass.
-const ROW_TILE: usize = 8 * MAX_ROWS;
+/// Rows of a task, about: whole register tiles, whose left operand stays in the second-level cache while panels pass.
+const TASK_ROWS: usize = 112;
 
 /// Words of packed right operand that row tiles share before the next are taken.
 const CHUNK_WORDS: usize = 128 * 1024;
@@ -42,7 +42,9 @@ pub fn matmul(cpu: &Cpu, a: Operand<'_>, offsets: &[u32], b: &Packed, c: ViewMut
         }
     };
     let panels = b.n.div_ceil(PANEL);
-    let tiles: usize = offsets.windows(2).map(|w| ((w[1] - w[0]) as usize).div_ceil(ROW_TILE)).sum();
+    let (_, tile_rows) = layout(cpu.level(), b.compute, b.k);
+    let row_tile = TASK_ROWS.next_multiple_of(tile_rows);
+    let tiles: usize = offsets.windows(2).map(|w| ((w[1] - w[0]) as usize).div_ceil(row_tile)).sum();
     // a chunk of panels stays in the second-level cache while row tiles pass; few rows: smaller chunks, so that every
     // thread has work. How it is cut changes no bit.
     let cached = (CHUNK_WORDS / (b.steps * PANEL).max(1)).max(4);
@@ -52,10 +54,10 @@ pub fn matmul(cpu: &Cpu, a: Operand<'_>, offsets: &[u32], b: &Packed, c: ViewMut
         let (part, mut tile) = (task / tiles, task % tiles);
         for g in 0..b.groups {
             let (start, end) = (offsets[g] as usize, offsets[g + 1] as usize);
-            let here = (end - start).div_ceil(ROW_TILE);
+            let here = (end - start).div_ceil(row_tile);
             if tile < here {
-                let first = start + tile * ROW_TILE;
-                let rows = ROW_TILE.min(end - first);
+                let first = start + tile * row_tile;
+                let rows = row_tile.min(end - first);
                 let panels = part * chunk..panels.min((part + 1) * chunk);
                 let task = Task { a, b, group: g, first, rows, panels, out, accumulate };
                 return cpu.level().dispatch_product(task);
@@ -88,14 +90,15 @@ impl Kernel for Task<'_> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let engine = Engine::new(s, self.b.compute);
+        let engine = Engine::matrix(s, self.b.compute);
         let n = self.b.n;
         // the depth in even blocks: a panel's block stays in the first-level cache. Sums go on where they stopped.
         let blocks = self.b.steps.div_ceil(DEPTH_BLOCK).max(1);
-        let block = self.b.steps.div_ceil(blocks);
+        let block = self.b.steps.div_ceil(blocks).next_multiple_of(GRID_STEPS);
         if let (1, Some((a, stride))) = (blocks, engine.in_place(&self.a, self.first)) {
             return self.tiles(s, engine, a, stride, 0, self.b.steps, self.out, self.accumulate);
         }
+        let block = block.min(self.b.steps);
         let mut packed = scratch::take::<u32>(self.rows * block);
         // sums of several blocks need f32 to stop in
         let halfway = match self.out {
@@ -168,19 +171,20 @@ impl Task<'_> {
         accumulate: bool,
     ) {
         let n = self.b.n;
-        let mut edge = [0.0f32; MAX_ROWS * PANEL];
+        let tile_rows = engine.tile_rows();
+        let mut edge = [0.0f32; GRID_ROWS * PANEL];
         for panel in self.panels.clone() {
             let b = self.b.panel(self.group, panel)[from * PANEL..].as_ptr();
             let col = panel * PANEL;
             let width = PANEL.min(n - col);
             let vecs = width.div_ceil(LANES);
             let direct = width == PANEL || width == LANES;
-            for i in (0..self.rows).step_by(MAX_ROWS) {
-                let rows = MAX_ROWS.min(self.rows - i);
+            for i in (0..self.rows).step_by(tile_rows) {
+                let rows = tile_rows.min(self.rows - i);
                 if panel + 1 < self.panels.end {
                     // the next panel, a share per register tile
-                    let share = (to - from).div_ceil(self.rows.div_ceil(MAX_ROWS));
-                    let first = from + i / MAX_ROWS * share;
+                    let share = (to - from).div_ceil(self.rows.div_ceil(tile_rows));
+                    let first = from + i / tile_rows * share;
                     let next = self.b.panel(self.group, panel + 1);
                     for step in first..to.min(first + share) {
                         s.prefetch(&next[step * PANEL]);

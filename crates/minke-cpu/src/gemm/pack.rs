@@ -1,7 +1,7 @@
 //! The right operand in the order in which the tile reads it.
 
 use super::Compute;
-use super::engine::Engine;
+use super::engine::{Engine, layout};
 use super::tile::PANEL;
 use super::{Operand, View};
 use crate::cpu::{Cpu, SharedMut};
@@ -47,8 +47,7 @@ impl Packed {
         transposed: bool,
     ) {
         assert_eq!(w.len(), groups * n * k, "pack: {groups} groups of {n} x {k}");
-        let pairs = compute == Compute::Bf16 && cpu.level().has_bf16_dot();
-        let steps = if pairs { k.div_ceil(2) } else { k };
+        let (steps, _) = layout(cpu.level(), compute, k);
         (self.level, self.compute) = (cpu.level(), compute);
         (self.groups, self.n, self.k, self.steps) = (groups, n, k, steps);
         let panels = n.div_ceil(PANEL);
@@ -110,7 +109,7 @@ impl Kernel for Task<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Task { w, group, first, n, k, compute, transposed, out } = self;
-        let engine = Engine::new(s, compute);
+        let engine = Engine::matrix(s, compute);
         let w = w.slice(group * n * k, (group + 1) * n * k);
         let width = PANEL.min(n - first);
         if transposed {

@@ -1,16 +1,16 @@
 //! `c = aᵀ b` over rows: dW = dyᵀ x, the depth is the tokens.
 
-use super::engine::{Engine, Words};
-use super::tile::{MAX_ROWS, PANEL};
+use super::engine::{Engine, Words, layout};
+use super::tile::PANEL;
 use super::{Compute, Operand, check_offsets};
 use crate::cpu::{Cpu, SharedMut};
 use crate::scratch;
-use crate::simd::{Kernel, LANES, Simd};
+use crate::simd::{GRID_ROWS, Kernel, LANES, Simd};
 
 /// Depth packed at a time: a panel of it stays in the first-level cache.
 const DEPTH_BLOCK: usize = 256;
-/// Largest output tile of a task, in register tiles and panels.
-const TILE_GROUPS: usize = 16;
+/// Largest output tile of a task, in rows and panels.
+const TILE_ROWS: usize = 224;
 const TILE_PANELS: usize = 8;
 /// Tasks that a product is cut into where it is large enough. Cut along the rows of the output: packing the right
 /// operand again for each cut is cheap, it is copied in whole vectors.
@@ -34,15 +34,16 @@ pub fn matmul_tn(
     assert_eq!(a.rows(), b.rows(), "matmul_tn: rows of left and right operand");
     check_offsets("matmul_tn", offsets, a.rows());
     assert_eq!(c.len(), groups * m * n, "matmul_tn: output of {groups} x {m} x {n}");
-    let (m_groups, n_panels) = (m.div_ceil(MAX_ROWS), n.div_ceil(PANEL));
+    let (_, height) = layout(cpu.level(), compute, a.rows());
+    let (m_groups, n_panels) = (m.div_ceil(height), n.div_ceil(PANEL));
     let n_cuts = n_panels.div_ceil(TILE_PANELS).max(1);
     let wanted = TASKS.div_ceil((groups * n_cuts).max(1));
-    let m_cuts = m_groups.div_ceil(TILE_GROUPS).max(wanted.min(m_groups.div_ceil(2))).max(1);
+    let m_cuts = m_groups.div_ceil(TILE_ROWS / height).max(wanted.min(m_groups.div_ceil(2))).max(1);
     let out = SharedMut::new(c);
     cpu.run(groups * m_cuts * n_cuts, |task| {
         let (g, cut) = (task / (m_cuts * n_cuts), task % (m_cuts * n_cuts));
         let (mi, ni) = (cut / n_cuts, cut % n_cuts);
-        let rows = mi * m_groups / m_cuts * MAX_ROWS..((mi + 1) * m_groups / m_cuts * MAX_ROWS).min(m);
+        let rows = mi * m_groups / m_cuts * height..((mi + 1) * m_groups / m_cuts * height).min(m);
         let cols = ni * n_panels / n_cuts * PANEL..((ni + 1) * n_panels / n_cuts * PANEL).min(n);
         let depth = offsets[g] as usize..offsets[g + 1] as usize;
         let task = Task { a, b, depth, rows, cols, compute, out, base: g * m * n, accumulate };
@@ -67,14 +68,19 @@ impl Kernel for Task<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Task { a, b, depth, rows, cols, compute, out, base, accumulate } = self;
-        let engine = Engine::new(s, compute);
+        let engine = Engine::matrix(s, compute);
         let n = b.cols;
         let steps = engine.steps(DEPTH_BLOCK.min(depth.len()));
-        let mut edge = [0.0f32; MAX_ROWS * PANEL];
+        let mut edge = [0.0f32; GRID_ROWS * PANEL];
+        let tile_rows = engine.tile_rows();
         // strips of both operands, with room for the whole vectors that packing stores
-        let (a_stride, b_stride) = (steps * MAX_ROWS + LANES, steps * PANEL + LANES);
+        // (rows along the depth: an odd number of cache lines apart, so that they do not meet in one set)
+        let (a_stride, b_stride) = (
+            steps * tile_rows + LANES * if engine.rows_along() { tile_rows } else { 1 },
+            steps * PANEL + LANES,
+        );
         let (a_words, b_words) =
-            (rows.len().div_ceil(MAX_ROWS) * a_stride, cols.len().div_ceil(PANEL) * b_stride);
+            (rows.len().div_ceil(tile_rows) * a_stride, cols.len().div_ceil(PANEL) * b_stride);
         let (mut a_buf, mut b_buf) = (scratch::take::<u32>(a_words), scratch::take::<u32>(b_words));
         let (a_packed, b_packed) = (&mut a_buf[..], &mut b_buf[..]);
         let mut at = depth.start;
@@ -83,23 +89,29 @@ impl Kernel for Task<'_> {
             let block = at..depth.end.min(at + DEPTH_BLOCK);
             let steps = engine.steps(block.len());
             let go_on = accumulate || at > depth.start;
-            engine.pack_strips(&a, block.clone(), rows.clone(), MAX_ROWS, a_stride, a_packed);
+            if engine.rows_along() {
+                engine.pack_turned(&a, block.clone(), rows.clone(), a_stride / tile_rows, a_packed);
+            } else {
+                engine.pack_strips(&a, block.clone(), rows.clone(), tile_rows, a_stride, a_packed);
+            }
             engine.pack_strips(&b, block.clone(), cols.clone(), PANEL, b_stride, b_packed);
             for j in (0..cols.len()).step_by(PANEL) {
                 let width = PANEL.min(cols.len() - j);
                 let vecs = width.div_ceil(LANES);
                 let direct = width == PANEL || width == LANES;
-                for i in (0..rows.len()).step_by(MAX_ROWS) {
-                    let height = MAX_ROWS.min(rows.len() - i);
+                for i in (0..rows.len()).step_by(tile_rows) {
+                    let height = tile_rows.min(rows.len() - i);
+                    let (a_row, a_step) =
+                        if engine.rows_along() { (a_stride / tile_rows, 1) } else { (1, height) };
                     let first = base + (rows.start + i) * n + cols.start + j;
                     // SAFETY: both operands hold `steps` steps from these places; the output rows and columns
                     // belong to this task alone and are in bounds for `width` columns.
                     unsafe {
                         let words = |c, c_row| Words {
                             steps,
-                            a: a_packed.as_ptr().add(i / MAX_ROWS * a_stride),
-                            a_row: 1,
-                            a_step: height,
+                            a: a_packed.as_ptr().add(i / tile_rows * a_stride),
+                            a_row,
+                            a_step,
                             b: b_packed.as_ptr().add(j / PANEL * b_stride),
                             c,
                             c_row,

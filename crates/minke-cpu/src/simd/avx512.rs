@@ -1,16 +1,23 @@
-//! One 512-bit register as sixteen lanes, and the bf16 dot product of machines that have it.
+//! One 512-bit register as sixteen lanes, and the bf16 products of machines that have them.
 
 use std::arch::x86_64::*;
 
 use minke_num::bf16;
 
 use super::avx2::{max8, sum8};
-use super::{Kernel, LANES, Simd};
+use super::{Kernel, LANES, Simd, amx};
 use crate::gemm::tile::{DotTile, PANEL, Tile};
 
-/// The witness: made by [`run`] alone.
+/// The witness, and the products that it answers for: made by [`run`], [`run_dot`] and [`run_grid`] alone.
 #[derive(Clone, Copy)]
-pub struct Avx512<const DOT: bool>(());
+pub struct Avx512<const PRODUCTS: u8>(());
+
+/// f32 products.
+const PLAIN: u8 = 0;
+/// Those, and products of bf16 pairs (`vdpbf16ps`).
+const DOT: u8 = 1;
+/// Those, and tile registers (AMX).
+const GRID: u8 = 2;
 
 /// Runs a kernel with AVX-512.
 ///
@@ -18,7 +25,7 @@ pub struct Avx512<const DOT: bool>(());
 /// The machine must have `avx512f`, `avx512bw`, `avx512dq`, `avx512vl` and `fma`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 pub unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
-    kernel.run(Avx512::<false>(()))
+    kernel.run(Avx512::<PLAIN>(()))
 }
 
 /// Runs a kernel with AVX-512 and its bf16 dot product.
@@ -27,21 +34,31 @@ pub unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
 /// As for [`run`], and the machine must have `avx512bf16`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
 pub unsafe fn run_dot<K: Kernel>(kernel: K) -> K::Out {
-    kernel.run(Avx512::<true>(()))
+    kernel.run(Avx512::<DOT>(()))
+}
+
+/// Runs a kernel with AVX-512, its bf16 dot product and tile registers.
+///
+/// # Safety
+/// As for [`run_dot`], and [`amx::allowed`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+pub unsafe fn run_grid<K: Kernel>(kernel: K) -> K::Out {
+    kernel.run(Avx512::<GRID>(()))
 }
 
 /// The register tile of this level.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 unsafe fn product_tile(tile: Tile, rows: usize, vecs: usize) {
     // SAFETY: by the promise of the caller of `tile`.
-    unsafe { crate::gemm::tile::body(Avx512::<false>(()), tile, rows, vecs) }
+    unsafe { crate::gemm::tile::body(Avx512::<PLAIN>(()), tile, rows, vecs) }
 }
 
-impl<const HAS_DOT: bool> Simd for Avx512<HAS_DOT> {
+impl<const PRODUCTS: u8> Simd for Avx512<PRODUCTS> {
     type V = __m512;
     const TILE_ROWS: usize = 14;
     const TILE_VECS: usize = 2;
-    const DOT: bool = HAS_DOT;
+    const DOT: bool = PRODUCTS >= DOT;
+    const GRID: bool = PRODUCTS >= GRID;
 
     #[inline(always)]
     unsafe fn tile(self, tile: Tile, rows: usize, vecs: usize) {
@@ -68,8 +85,14 @@ impl<const HAS_DOT: bool> Simd for Avx512<HAS_DOT> {
     }
 
     #[inline(always)]
+    unsafe fn grid_tile(self, tile: DotTile, rows: usize, vecs: usize) {
+        // SAFETY: the witness says that the instructions exist and are allowed; the rest is the caller's promise.
+        unsafe { amx::tile(tile, rows, vecs) }
+    }
+
+    #[inline(always)]
     fn pairs_along(self, first: __m512, second: __m512) -> __m512 {
-        if !HAS_DOT {
+        if PRODUCTS < DOT {
             unreachable!("bf16 pairs on a level without their product");
         }
         // SAFETY (here and below): the witness says that the instruction exists.
@@ -81,7 +104,7 @@ impl<const HAS_DOT: bool> Simd for Avx512<HAS_DOT> {
     }
     #[inline(always)]
     fn pairs_across(self, low: __m512, high: __m512) -> __m512 {
-        if !HAS_DOT {
+        if PRODUCTS < DOT {
             unreachable!("bf16 pairs on a level without their product");
         }
         unsafe {

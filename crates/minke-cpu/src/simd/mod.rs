@@ -8,6 +8,8 @@
 //! module and made in [`Level::dispatch`] alone, and a [`Level`] other than `Scalar` comes from detection alone.
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -22,6 +24,12 @@ use crate::gemm::tile::{DotTile, Tile};
 /// Lanes of a vector, on every level.
 pub const LANES: usize = 16;
 
+/// Rows of the largest product in tile registers.
+pub const GRID_ROWS: usize = 32;
+
+/// Pairs of depth that one instruction on tile registers takes.
+pub const GRID_STEPS: usize = 16;
+
 /// Sixteen f32 lanes and what kernels do with them. `self` is the witness that the instructions exist.
 pub trait Simd: Copy + Send + Sync + 'static {
     /// The vector.
@@ -32,6 +40,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     const TILE_VECS: usize;
     /// Whether [`Simd::dot_tile`] exists here.
     const DOT: bool = false;
+    /// Whether [`Simd::grid_tile`] exists here; [`Simd::DOT`] is true then.
+    const GRID: bool = false;
 
     /// One register tile of a product; see [`crate::gemm::tile::run`].
     ///
@@ -45,6 +55,15 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// [`Simd::DOT`] must be true, and all that the tile addresses for these sizes readable, `c` and `half` writable.
     unsafe fn dot_tile(self, _tile: DotTile, _rows: usize, _vecs: usize) {
         unreachable!("a bf16 dot product on a level without one")
+    }
+
+    /// Like [`Simd::dot_tile`] in tile registers: up to [`GRID_ROWS`] rows, [`DotTile::a_step`] 1, [`DotTile::pairs`] in
+    /// whole blocks of [`GRID_STEPS`], whose order of summation is the unit's own.
+    ///
+    /// # Safety
+    /// [`Simd::GRID`] must be true, and all that the tile addresses for these sizes readable, `c` and `half` writable.
+    unsafe fn grid_tile(self, _tile: DotTile, _rows: usize, _vecs: usize) {
+        unreachable!("a product in tile registers on a level without them")
     }
 
     /// 32 values, rounded to bf16, as sixteen words of neighbours: word `i` holds values `2 i` (low half) and `2 i + 1`.
@@ -209,6 +228,8 @@ enum Kind {
     Avx512,
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16,
+    #[cfg(target_arch = "x86_64")]
+    Amx,
     #[cfg(target_arch = "aarch64")]
     Neon,
 }
@@ -233,6 +254,9 @@ impl Level {
                     levels.push(Level(Kind::Avx512));
                     if is_x86_feature_detected!("avx512bf16") {
                         levels.push(Level(Kind::Avx512Bf16));
+                        if amx::allowed() {
+                            levels.push(Level(Kind::Amx));
+                        }
                     }
                 }
             }
@@ -259,6 +283,8 @@ impl Level {
             Kind::Avx512 => "avx512",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512Bf16 => "avx512-bf16",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Amx => "amx-bf16",
             #[cfg(target_arch = "aarch64")]
             Kind::Neon => "neon",
         }
@@ -272,10 +298,18 @@ impl Level {
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 | Kind::Avx512 => false,
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx512Bf16 => true,
+            Kind::Avx512Bf16 | Kind::Amx => true,
             #[cfg(target_arch = "aarch64")]
             Kind::Neon => false,
         }
+    }
+
+    /// Whether matrix products of bf16 run in tile registers (AMX).
+    pub fn has_grid(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self.0 == Kind::Amx;
+        #[cfg(not(target_arch = "x86_64"))]
+        return false;
     }
 
     /// Runs `kernel` compiled for this level.
@@ -287,7 +321,7 @@ impl Level {
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => unsafe { avx2::run(kernel) },
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx512 | Kind::Avx512Bf16 => unsafe { avx512::run(kernel) },
+            Kind::Avx512 | Kind::Avx512Bf16 | Kind::Amx => unsafe { avx512::run(kernel) },
             #[cfg(target_arch = "aarch64")]
             Kind::Neon => unsafe { neon::run(kernel) },
         }
@@ -298,8 +332,10 @@ impl Level {
     pub fn dispatch_product<K: Kernel>(self, kernel: K) -> K::Out {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: the level came from detection, so its instructions exist.
+            // SAFETY (both): the level came from detection, so its instructions exist.
             Kind::Avx512Bf16 => unsafe { avx512::run_dot(kernel) },
+            #[cfg(target_arch = "x86_64")]
+            Kind::Amx => unsafe { avx512::run_grid(kernel) },
             _ => self.dispatch(kernel),
         }
     }

@@ -1,0 +1,240 @@
+//! Tile registers (Intel AMX): a product of 16 x 32 by 32 x 16 bf16 in one instruction.
+//!
+//! `std::arch` has no stable names for these instructions, so they are written out. Every thread configures the tile
+//! registers for itself; the operating system must be asked once per process, because they make its context larger.
+//!
+//! Registers 0 to 3 hold sums, 4 and 5 rows of the left operand, 6 and 7 columns of the right one:
+//!
+//! |           | 6 (columns 0..16) | 7 (columns 16..32) |
+//! |---        |---                |---                 |
+//! | 4 (upper) | 0                 | 1                  |
+//! | 5 (lower) | 2                 | 3                  |
+//!
+//! One instruction adds, for each element, sixteen pairs to the sum: the products of even and of odd depth each in
+//! their own chain from zero, then the two to each other, then that to the sum, subnormals taken for zero ("Intel
+//! Architecture Instruction Set Extensions Programming Reference", TDPBF16PS). So depth is cut into blocks of 32 from
+//! its beginning and the last is filled with zeros, whatever the number of rows and columns.
+
+use std::arch::asm;
+use std::arch::x86_64::*;
+use std::cell::Cell;
+use std::sync::OnceLock;
+
+use super::{GRID_ROWS, GRID_STEPS};
+use crate::gemm::tile::{DotTile, PANEL};
+
+/// Rows of a tile register.
+const HALF: usize = GRID_ROWS / 2;
+
+/// Whether the machine has tile registers with bf16 products and the system lets this process use them.
+pub fn allowed() -> bool {
+    static ALLOWED: OnceLock<bool> = OnceLock::new();
+    *ALLOWED.get_or_init(|| has_instructions() && ask())
+}
+
+/// Leaf 7: bit 22 is AMX-BF16, bit 24 AMX-TILE.
+fn has_instructions() -> bool {
+    is_x86_feature_detected!("avx512bf16")
+        && __cpuid_count(7, 0).edx & (1 << 22 | 1 << 24) == 1 << 22 | 1 << 24
+}
+
+/// Linux: `arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)`, for this process and the threads it will start.
+#[cfg(target_os = "linux")]
+fn ask() -> bool {
+    let (call, request, feature) = (158i64, 0x1023i64, 18i64);
+    let result: i64;
+    // SAFETY: the call changes what the kernel saves for this process, no memory.
+    unsafe {
+        asm!("syscall", inlateout("rax") call => result, in("rdi") request, in("rsi") feature,
+            out("rcx") _, out("r11") _, options(nostack));
+    }
+    result == 0
+}
+
+#[cfg(not(target_os = "linux"))]
+fn ask() -> bool {
+    false
+}
+
+/// What `ldtilecfg` reads.
+#[repr(C, align(64))]
+struct Config {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+thread_local! {
+    /// Rows of the upper and lower registers as this thread has configured them.
+    static CONFIGURED: Cell<[u8; 2]> = const { Cell::new([0; 2]) };
+}
+
+/// Sets the rows of the upper and lower registers.
+///
+/// # Safety
+/// [`allowed`].
+#[inline]
+unsafe fn configure(upper: usize, lower: usize) {
+    let wanted = [upper as u8, lower as u8];
+    if CONFIGURED.get() == wanted {
+        return;
+    }
+    let (u, l, all) = (wanted[0], wanted[1], HALF as u8);
+    let config = Config {
+        palette: 1,
+        start_row: 0,
+        reserved: [0; 14],
+        row_bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+        rows: [u, u, l, l, u, l, all, all, 0, 0, 0, 0, 0, 0, 0, 0],
+    };
+    // SAFETY: the configuration is valid; tile registers hold nothing between calls of `tile`.
+    unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) };
+    CONFIGURED.set(wanted);
+}
+
+/// The loop over the depth, in blocks of sixteen pairs; `$load` and `$product` name what of the table is used.
+macro_rules! walk {
+    ($t:ident, $blocks:ident, $($line:literal),*) => {
+        asm!(
+            "2:",
+            $($line,)*
+            "add {a}, 64",
+            "add {lower}, 64",
+            "add {b}, 2048",
+            "dec {n}",
+            "jnz 2b",
+            a = inout(reg) $t.a => _,
+            lower = inout(reg) $t.a.wrapping_add(HALF * $t.a_row) => _,
+            b = inout(reg) $t.b => _,
+            n = inout(reg) $blocks => _,
+            a_row = in(reg) 4 * $t.a_row,
+            b_row = in(reg) 4 * PANEL,
+            options(nostack, readonly)
+        )
+    };
+}
+
+macro_rules! tile_zero {
+    ($register:literal) => {
+        asm!(concat!("tilezero tmm", $register), options(nostack, nomem))
+    };
+}
+
+macro_rules! tile_load {
+    ($register:literal, $at:expr, $row:expr) => {
+        asm!(concat!("tileloadd tmm", $register, ", [{} + {}*1]"), in(reg) $at, in(reg) 4 * $row,
+            options(nostack, readonly))
+    };
+}
+
+macro_rules! tile_store {
+    ($register:literal, $at:expr, $row:expr) => {
+        asm!(concat!("tilestored [{} + {}*1], tmm", $register), in(reg) $at, in(reg) 4 * $row, options(nostack))
+    };
+}
+
+/// One tile of a product of bf16 pairs; `rows` up to [`GRID_ROWS`], pairs along the rows of the left operand (`a_step` 1),
+/// a whole number of blocks of sixteen.
+///
+/// # Safety
+/// [`allowed`], and as for [`crate::simd::Simd::grid_tile`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+pub unsafe fn tile(t: DotTile, rows: usize, vecs: usize) {
+    debug_assert!(t.a_step == 1 && t.pairs.is_multiple_of(GRID_STEPS) && (1..=GRID_ROWS).contains(&rows));
+    let (upper, two) = (rows.min(HALF), rows > HALF);
+    // SAFETY: by the caller's promise; registers are configured for the rows that are addressed.
+    unsafe {
+        configure(upper, if two { rows - HALF } else { HALF });
+        let halves = !t.half.is_null();
+        let mut sums = Sums([0.0; GRID_ROWS * PANEL]);
+        let (c, c_row) = if halves { (sums.0.as_mut_ptr(), PANEL) } else { (t.c, t.c_row) };
+        let lower = c.wrapping_add(HALF * c_row);
+        if t.accumulate && !halves {
+            tile_load!("0", c, c_row);
+            if vecs == 2 {
+                tile_load!("1", c.add(16), c_row);
+            }
+            if two {
+                tile_load!("2", lower, c_row);
+                if vecs == 2 {
+                    tile_load!("3", lower.add(16), c_row);
+                }
+            }
+        } else {
+            tile_zero!("0");
+            tile_zero!("1");
+            tile_zero!("2");
+            tile_zero!("3");
+        }
+        let blocks = t.pairs / GRID_STEPS;
+        if blocks > 0 {
+            match (two, vecs == 2) {
+                (true, true) => walk!(
+                    t,
+                    blocks,
+                    "tileloadd tmm4, [{a} + {a_row}*1]",
+                    "tileloadd tmm6, [{b} + {b_row}*1]",
+                    "tileloadd tmm7, [{b} + {b_row}*1 + 64]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloadd tmm5, [{lower} + {a_row}*1]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7"
+                ),
+                (true, false) => walk!(
+                    t,
+                    blocks,
+                    "tileloadd tmm4, [{a} + {a_row}*1]",
+                    "tileloadd tmm6, [{b} + {b_row}*1]",
+                    "tileloadd tmm5, [{lower} + {a_row}*1]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tdpbf16ps tmm2, tmm5, tmm6"
+                ),
+                (false, true) => walk!(
+                    t,
+                    blocks,
+                    "tileloadd tmm4, [{a} + {a_row}*1]",
+                    "tileloadd tmm6, [{b} + {b_row}*1]",
+                    "tileloadd tmm7, [{b} + {b_row}*1 + 64]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tdpbf16ps tmm1, tmm4, tmm7"
+                ),
+                (false, false) => walk!(
+                    t,
+                    blocks,
+                    "tileloadd tmm4, [{a} + {a_row}*1]",
+                    "tileloadd tmm6, [{b} + {b_row}*1]",
+                    "tdpbf16ps tmm0, tmm4, tmm6"
+                ),
+            }
+        }
+        tile_store!("0", c, c_row);
+        if vecs == 2 {
+            tile_store!("1", c.add(16), c_row);
+        }
+        if two {
+            tile_store!("2", lower, c_row);
+            if vecs == 2 {
+                tile_store!("3", lower.add(16), c_row);
+            }
+        }
+        for i in 0..if halves { rows } else { 0 } {
+            let (from, out) = (c.add(i * PANEL), t.half.add(i * t.half_row));
+            let low = _mm512_loadu_ps(from);
+            if vecs == 2 {
+                let high = _mm512_loadu_ps(from.add(16));
+                let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+                _mm512_storeu_si512(out.cast(), both);
+            } else {
+                let one = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(low));
+                _mm256_storeu_si256(out.cast(), one);
+            }
+        }
+    }
+}
+
+/// Sums on their way to bf16.
+#[repr(align(64))]
+struct Sums([f32; GRID_ROWS * PANEL]);
