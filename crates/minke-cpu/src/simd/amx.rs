@@ -148,8 +148,8 @@ pub unsafe fn tile(t: DotTile, rows: usize, vecs: usize) {
     unsafe {
         configure(upper, if two { rows - HALF } else { HALF });
         let halves = !t.half.is_null();
-        let mut sums = Sums([0.0; GRID_ROWS * PANEL]);
-        let (c, c_row) = if halves { (sums.0.as_mut_ptr(), PANEL) } else { (t.c, t.c_row) };
+        let mut sums = std::mem::MaybeUninit::<Sums>::uninit();
+        let (c, c_row) = if halves { (sums.as_mut_ptr().cast(), PANEL) } else { (t.c, t.c_row) };
         let lower = c.wrapping_add(HALF * c_row);
         if t.accumulate && !halves {
             tile_load!("0", c, c_row);
@@ -235,6 +235,6 @@ pub unsafe fn tile(t: DotTile, rows: usize, vecs: usize) {
     }
 }
 
-/// Sums on their way to bf16.
+/// Room for sums on their way to bf16.
 #[repr(align(64))]
-struct Sums([f32; GRID_ROWS * PANEL]);
+struct Sums(#[expect(dead_code, reason = "written and read by address")] [f32; GRID_ROWS * PANEL]);
