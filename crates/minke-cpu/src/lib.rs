@@ -16,6 +16,7 @@ pub mod attention;
 pub mod copy;
 pub mod cpu;
 pub mod embedding;
+pub mod fp8;
 pub mod gemm;
 pub mod loss;
 pub mod moe;

@@ -4,7 +4,7 @@
 //! level, and bf16 products where no bf16 instruction exists: operands are rounded to bf16 while they are packed, and
 //! products of two bf16 are exact in f32. Pairs serve bf16 products on levels that have the instruction.
 
-use minke_num::bf16;
+use minke_num::{bf16, fp8};
 
 use super::tile::{self, DotTile, PANEL, Tile};
 use super::{Compute, Operand};
@@ -473,6 +473,61 @@ impl<S: Simd> Engine<S> {
                 let from = bytemuck::cast_slice::<bf16, u8>(x);
                 bytemuck::cast_slice_mut::<f32, u8>(&mut words)[..from.len()].copy_from_slice(from);
                 s.load(&words)
+            }
+        }
+    }
+
+    /// E4M3 codes that a word holds.
+    #[inline(always)]
+    pub fn codes_per_word(self) -> usize {
+        if self.pairs { 2 } else { 1 }
+    }
+
+    /// Widens codes along the depth to `out` of [`Engine::steps`] words.
+    #[inline(always)]
+    pub fn widen_row(self, codes: &[u8], out: &mut [u32]) {
+        let used = codes.len().div_ceil(self.codes_per_word());
+        let whole = codes.len() / (self.codes_per_word() * LANES) * LANES;
+        self.widen(&codes[..whole * self.codes_per_word()], &mut out[..whole]);
+        if used > whole {
+            let rest = &codes[whole * self.codes_per_word()..];
+            let (mut full, mut words) = ([0; 2 * LANES], [0; LANES]);
+            full[..rest.len()].copy_from_slice(rest);
+            self.widen(&full[..LANES * self.codes_per_word()], &mut words);
+            out[whole..used].copy_from_slice(&words[..used - whole]);
+        }
+        out[used..].fill(0);
+    }
+
+    /// Widens codes to words in their order; whole vectors.
+    #[inline(always)]
+    pub fn widen(self, codes: &[u8], out: &mut [u32]) {
+        let (out, _) = bytemuck::cast_slice_mut::<u32, f32>(out).as_chunks_mut::<LANES>();
+        if self.pairs {
+            let (codes, _) = codes.as_chunks::<{ 2 * LANES }>();
+            for (codes, out) in codes.iter().zip(out) {
+                self.s.store(self.s.pairs_along_e4m3(codes), out);
+            }
+        } else {
+            let (codes, _) = codes.as_chunks::<LANES>();
+            for (codes, out) in codes.iter().zip(out) {
+                self.s.store(self.s.load_e4m3(codes), out);
+            }
+        }
+    }
+
+    /// The other way, for words that hold values of E4M3.
+    #[inline(always)]
+    pub fn narrow(self, words: &[u32], out: &mut [u8]) {
+        if self.pairs {
+            let values: &[bf16] = bytemuck::cast_slice(words);
+            for (value, code) in values.iter().zip(out) {
+                *code = fp8::e4m3_from_f32(value.to_f32());
+            }
+        } else {
+            let values: &[f32] = bytemuck::cast_slice(words);
+            for (&value, code) in values.iter().zip(out) {
+                *code = fp8::e4m3_from_f32(value);
             }
         }
     }

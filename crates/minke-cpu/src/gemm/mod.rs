@@ -11,15 +11,18 @@
 //! nothing is gathered first and nothing is padded.
 //!
 //! Numerics: [`Compute::F32`] multiplies in f32. [`Compute::Bf16`] rounds both operands to bf16 (nearest, ties to even)
-//! and adds exact products in f32: pair by pair where the machine has `vdpbf16ps`, one by one elsewhere. Every output
-//! element is one chain over ascending depth; see [`tile`].
+//! and adds exact products in f32: sixteen pairs at a time where the machine has tile registers (AMX), pair by pair where
+//! it has `vdpbf16ps`, one by one elsewhere. Every output element is one chain over ascending depth; see [`tile`].
+//! [`matmul8`] and [`matmul8_tn`] multiply operands in FP8.
 
 pub(crate) mod engine;
+mod fp8;
 mod nt;
 mod pack;
 pub mod tile;
 mod tn;
 
+pub use fp8::{Packed8, Weight8, matmul8, matmul8_tn};
 pub use nt::matmul;
 pub use pack::Packed;
 pub use tn::matmul_tn;

@@ -143,7 +143,7 @@ impl Kernel for Task<'_> {
 
 /// Rounds a row to bf16.
 #[inline(always)]
-fn store_halves<S: Simd>(s: S, from: &[f32], out: &mut [bf16]) {
+pub(super) fn store_halves<S: Simd>(s: S, from: &[f32], out: &mut [bf16]) {
     let (whole, rest) = from.as_chunks::<LANES>();
     let (out_whole, out_rest) = out.as_chunks_mut::<LANES>();
     for (x, out) in whole.iter().zip(out_whole) {

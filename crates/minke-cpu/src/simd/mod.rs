@@ -17,7 +17,7 @@ mod avx512;
 mod neon;
 mod scalar;
 
-use minke_num::bf16;
+use minke_num::{bf16, fp8};
 
 use crate::gemm::tile::{DotTile, Tile};
 
@@ -86,6 +86,48 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// [`Simd::pairs_across`] of values that are bf16 already.
     fn pairs_across_bf16(self, _low: &[bf16; LANES], _high: &[bf16; LANES]) -> Self::V {
         unreachable!("bf16 pairs on a level without their product")
+    }
+
+    /// Sixteen values of magnitude up to 448 as E4M3 codes (nearest, ties to even); see [`fp8`].
+    #[inline(always)]
+    fn store_e4m3(self, x: Self::V, out: &mut [u8; LANES]) {
+        let mut full = [0.0; LANES];
+        self.store(x, &mut full);
+        for (code, x) in out.iter_mut().zip(full) {
+            *code = fp8::e4m3_from_f32(x);
+        }
+    }
+
+    /// Sixteen E4M3 codes as values.
+    #[inline(always)]
+    fn load_e4m3(self, codes: &[u8; LANES]) -> Self::V {
+        let mut full = [0.0; LANES];
+        for (x, &code) in full.iter_mut().zip(codes) {
+            *x = fp8::e4m3_to_f32(code);
+        }
+        self.load(&full)
+    }
+
+    /// Values of magnitude up to 448 rounded to those that E4M3 has, as [`Simd::store_e4m3`] rounds them.
+    #[inline(always)]
+    fn round_e4m3(self, x: Self::V) -> Self::V {
+        let mut codes = [0; LANES];
+        self.store_e4m3(x, &mut codes);
+        self.load_e4m3(&codes)
+    }
+
+    /// 32 E4M3 codes as words of neighbours; see [`Simd::pairs_along`].
+    #[inline(always)]
+    fn pairs_along_e4m3(self, codes: &[u8; 2 * LANES]) -> Self::V {
+        let (first, second) = codes.split_at(LANES);
+        let (first, second) = (first.try_into().expect("sixteen"), second.try_into().expect("sixteen"));
+        self.pairs_along(self.load_e4m3(first), self.load_e4m3(second))
+    }
+
+    /// Magnitudes.
+    #[inline(always)]
+    fn abs(self, x: Self::V) -> Self::V {
+        self.max(x, self.sub(self.zero(), x))
     }
 
     /// All lanes `x`.

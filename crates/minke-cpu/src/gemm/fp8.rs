@@ -1,0 +1,585 @@
+//! Products of FP8 operands: E4M3 codes, multiplied exactly, f32 sums that are scaled and promoted at the end of every
+//! block of depth.
+//!
+//! `c[i][j] = sum over blocks B of sa[i][B] sb[B][j] (sum over p in B of a[i][p] b[p][j])`
+//!
+//! A block is at most 128 of depth, so the inner sum is short, and the outer one is plain f32: DeepSeek-V3 report,
+//! section 3.3.2, "increasing accumulation precision", with the CPU's own f32 sums inside the block. The left operand has
+//! a scale per row and block, the right one per column and block: for y = x Wᵀ and dx = dy W columns of a block of 128
+//! share theirs, for dW both operands are tiles of 128 x 1.
+
+use minke_num::bf16;
+
+use super::engine::{Engine, Words, layout};
+use super::nt::store_halves;
+use super::tile::PANEL;
+use super::{Compute, Operand, check_offsets};
+use crate::cpu::{Cpu, SharedMut};
+use crate::fp8::{BLOCK, Codes, Cuts, Fp8, Values, largest, quantize_columns, scale};
+use crate::rows::{self, lanes, load_f32};
+use crate::scratch::{self, AlignedBuf};
+use crate::simd::{GRID_ROWS, Kernel, LANES, Level, Simd};
+use crate::view::{View, ViewMut};
+
+/// Rows of a task, about.
+const TASK_ROWS: usize = 112;
+
+/// Codes of packed right operand that row tiles share before the next are taken.
+const CHUNK_CODES: usize = 256 * 1024;
+
+/// A weight in FP8, in the order in which the tile reads it: panels of 32 columns as in [`super::Packed`], each block of
+/// depth from a whole block of the tile on, and the scales of its columns.
+pub struct Packed8 {
+    /// Words of the tile, or codes that are widened when they are used.
+    buf: AlignedBuf,
+    /// `[groups][blocks][columns padded to panels]`
+    scales: AlignedBuf,
+    level: Level,
+    groups: usize,
+    n: usize,
+    depth: Cuts,
+    words: usize,
+    widened: bool,
+}
+
+/// A weight [groups, rows, cols] that is to be coded.
+#[derive(Clone, Copy)]
+pub struct Weight8<'a> {
+    /// Its elements.
+    pub w: &'a [f32],
+    /// Matrices.
+    pub groups: usize,
+    /// Rows of each, and the parts that are coded by themselves.
+    pub rows: Cuts,
+    /// Row length.
+    pub cols: usize,
+    /// How.
+    pub how: Fp8,
+}
+
+impl Weight8<'_> {
+    /// The scale of every block, `[groups][row blocks][column blocks]`.
+    fn scales(&self, cpu: &Cpu, out: &mut [f32]) {
+        let Self { w, groups, rows, cols, how } = *self;
+        let (down, across) = (rows.blocks(), Cuts::whole(cols).blocks());
+        if how.per_tensor {
+            // of each matrix of its own
+            for (group, out) in out.chunks_exact_mut((down * across).max(1)).enumerate() {
+                let w = &w[group * rows.len * cols..][..rows.len * cols];
+                out.fill(scale(largest(cpu, View::F32(w)), how.power_of_two));
+            }
+            return;
+        }
+        let out = SharedMut::new(out);
+        cpu.run(groups * down, |i| {
+            let block = rows.block(i % down);
+            let start = (i / down * rows.len + block.start) * cols;
+            // SAFETY: each task has its own row of blocks.
+            let out = unsafe { out.slice(i * across, across) };
+            let w = &w[start..start + block.len() * cols];
+            cpu.level().dispatch(BlockScales { w, cols, power: how.power_of_two, out });
+        });
+    }
+}
+
+crate::rows::kernel! {
+    BlockScales<'a>(s: S, w: &'a [f32], cols: usize, power: bool, out: &'a mut [f32]) {
+        for (b, out) in out.iter_mut().enumerate() {
+            let block = Cuts::whole(cols).block(b);
+            let mut most = 0.0f32;
+            for row in w.chunks_exact(cols) {
+                let x = crate::fp8::amax(s, View::F32(row), block.start, block.len());
+                most = if x > most || x.is_nan() { x } else { most };
+            }
+            *out = scale(most, power);
+        }
+    }
+}
+
+impl Packed8 {
+    /// An empty operand whose memory the first packing makes.
+    pub fn empty() -> Self {
+        let (buf, scales) = (AlignedBuf::default(), AlignedBuf::default());
+        let depth = Cuts::whole(0);
+        Self { buf, scales, level: Level::SCALAR, groups: 0, n: 0, depth, words: 0, widened: false }
+    }
+
+    /// Codes and packs a weight: for y = x Wᵀ, or (`transposed` false) for dx = dy W. `widened` keeps two bytes per
+    /// element instead of one and saves the widening when it is used.
+    ///
+    /// # Panics
+    /// When shapes do not fit.
+    pub fn pack(&mut self, cpu: &Cpu, weight: Weight8<'_>, transposed: bool, widened: bool) {
+        let Weight8 { w, groups, rows, cols, .. } = weight;
+        assert_eq!(w.len(), groups * rows.len * cols, "pack8: {groups} groups of {} x {cols}", rows.len);
+        let (n, depth) = if transposed { (rows.len, Cuts::whole(cols)) } else { (cols, rows) };
+        let words = words(cpu.level(), depth);
+        *self = Self {
+            level: cpu.level(),
+            groups,
+            n,
+            depth,
+            words,
+            widened,
+            ..std::mem::replace(self, Self::empty())
+        };
+        let (down, across) = (rows.blocks(), Cuts::whole(cols).blocks());
+        let mut blocks = scratch::take::<f32>(groups * down * across);
+        weight.scales(cpu, &mut blocks);
+        let (blocks, panels) = (&blocks[..], n.div_ceil(PANEL));
+        let padded = panels * PANEL;
+        // a scale per column: its block's
+        let scales = self.scales.get::<f32>(groups * depth.blocks() * padded);
+        for (i, scales) in scales.chunks_exact_mut(padded.max(1)).enumerate() {
+            let (group, b) = (i / depth.blocks(), i % depth.blocks());
+            let blocks = &blocks[group * down * across..][..down * across];
+            for (j, scale) in scales.iter_mut().enumerate() {
+                *scale = match j < n {
+                    false => 1.0,
+                    true if transposed => blocks[rows.of(j) * across + b],
+                    true => blocks[b * across + j / BLOCK],
+                };
+            }
+        }
+        let bytes = self.panel_bytes();
+        let out = SharedMut::new(self.buf.get::<u8>(groups * panels * bytes));
+        cpu.run(groups * panels, |i| {
+            // SAFETY: each task has its own panel.
+            let out = unsafe { out.slice(i * bytes, bytes) };
+            let (group, panel) = (i / panels, i % panels);
+            let blocks = &blocks[group * down * across..][..down * across];
+            let w = &w[group * rows.len * cols..][..rows.len * cols];
+            let task = PackTask { w, rows, cols, first: panel * PANEL, transposed, blocks, widened, out };
+            cpu.level().dispatch_product(task);
+        });
+    }
+
+    /// Bytes of a panel.
+    fn panel_bytes(&self) -> usize {
+        let words = self.words * PANEL;
+        if self.widened {
+            words * 4
+        } else if self.level.has_bf16_dot() {
+            words * 2
+        } else {
+            words
+        }
+    }
+
+    fn panel(&self, group: usize, panel: usize) -> &[u8] {
+        let (bytes, panels) = (self.panel_bytes(), self.n.div_ceil(PANEL));
+        let all: &[u8] = self.buf.view(self.groups * panels * bytes);
+        &all[(group * panels + panel) * bytes..][..bytes]
+    }
+
+    /// Scales of the columns of block `b`.
+    fn scales(&self, group: usize, b: usize) -> &[f32] {
+        let (padded, blocks) = (self.n.next_multiple_of(PANEL), self.depth.blocks());
+        let all: &[f32] = self.scales.view(self.groups * blocks * padded);
+        &all[(group * blocks + b) * padded..][..padded]
+    }
+
+    /// Columns of a product with one of its groups.
+    pub fn columns(&self) -> usize {
+        self.n
+    }
+
+    /// Depth of a product with it, and its blocks.
+    pub fn depth(&self) -> Cuts {
+        self.depth
+    }
+
+    /// Memory held.
+    pub fn bytes(&self) -> usize {
+        self.buf.capacity_bytes() + self.scales.capacity_bytes()
+    }
+}
+
+/// Words of a row or column of this depth, each block padded to whole blocks of the tile.
+fn words(level: Level, depth: Cuts) -> usize {
+    (0..depth.blocks()).map(|b| layout(level, Compute::Bf16, depth.block(b).len()).0).sum()
+}
+
+struct PackTask<'a> {
+    w: &'a [f32],
+    rows: Cuts,
+    cols: usize,
+    first: usize,
+    transposed: bool,
+    blocks: &'a [f32],
+    widened: bool,
+    out: &'a mut [u8],
+}
+
+impl Kernel for PackTask<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { w, rows, cols, first, transposed, blocks, widened, out } = self;
+        let engine = Engine::matrix(s, Compute::Bf16);
+        let across = Cuts::whole(cols).blocks();
+        let (n, depth) = if transposed { (rows.len, Cuts::whole(cols)) } else { (cols, rows) };
+        let width = PANEL.min(n - first);
+        let mut grid = scratch::take::<bf16>(BLOCK * PANEL);
+        let mut narrow = scratch::take::<u32>(if widened { 0 } else { engine.steps(BLOCK) * PANEL });
+        let mut at = 0;
+        for b in 0..depth.blocks() {
+            let block = depth.block(b);
+            let (len, steps) = (block.len(), engine.steps(block.len()));
+            let bytes = PANEL * if widened { 4 } else { engine.codes_per_word() };
+            let out = &mut out[at * bytes..(at + steps) * bytes];
+            let (wide, codes): (&mut [u32], _) = if widened {
+                (bytemuck::cast_slice_mut(out), None)
+            } else {
+                (&mut narrow[..steps * PANEL], Some(out))
+            };
+            // columns that a partial panel lacks, and steps behind the last, are zeros in both forms
+            wide.fill(0);
+            if transposed {
+                for j in 0..width {
+                    let by = s.splat(blocks[rows.of(first + j) * across + b]);
+                    let row = &w[(first + j) * cols + block.start..][..len];
+                    let mut grid = ViewMut::Bf16(&mut grid[j * len..][..len]);
+                    lanes!(len, |i, n| {
+                        let v = s.div(load_f32(s, row, i, n), by);
+                        rows::store(s, s.round_e4m3(v), &mut grid, i, n);
+                    });
+                }
+                engine.pack_columns(&Operand::new(View::Bf16(&grid[..width * len]), len), 0..width, wide);
+            } else {
+                for p in 0..len {
+                    let row = &w[(block.start + p) * cols + first..][..width];
+                    let mut grid = ViewMut::Bf16(&mut grid[p * width..][..width]);
+                    // a panel is within one block of columns
+                    let by = s.splat(blocks[b * across + first / BLOCK]);
+                    lanes!(width, |i, n| {
+                        let v = s.div(load_f32(s, row, i, n), by);
+                        rows::store(s, s.round_e4m3(v), &mut grid, i, n);
+                    });
+                }
+                let x = Operand::new(View::Bf16(&grid[..width * len]), width);
+                engine.pack_strips(&x, 0..len, 0..width, PANEL, 0, wide);
+            }
+            if let Some(codes) = codes {
+                engine.narrow(wide, codes);
+            }
+            at += steps;
+        }
+    }
+}
+
+/// `c[i] (+)= a[i] b_g(i)` for every row: a [rows, k] in codes, b [groups, k, n], c [rows, n].
+///
+/// Rows `offsets[g]..offsets[g + 1]` use group g. With `accumulate` the sums start from what is in `c` (f32 only).
+///
+/// # Panics
+/// When shapes or blocks do not fit, or on `accumulate` into bf16.
+pub fn matmul8(cpu: &Cpu, a: Codes<'_>, offsets: &[u32], b: &Packed8, c: ViewMut<'_>, accumulate: bool) {
+    assert_eq!(b.level, cpu.level(), "matmul8: the right operand was packed for another level");
+    check_offsets("matmul8", offsets, a.rows());
+    assert_eq!(
+        (a.cuts, offsets.len()),
+        (b.depth, b.groups + 1),
+        "matmul8: depth and groups of left and right operand"
+    );
+    assert_eq!(c.len(), a.rows() * b.n, "matmul8: output of {} x {}", a.rows(), b.n);
+    assert!(!accumulate || matches!(c, ViewMut::F32(_)), "matmul8: a bf16 output cannot accumulate");
+    let out = rows::SharedView::new(c);
+    let (_, tile_rows) = layout(cpu.level(), Compute::Bf16, b.depth.len);
+    let row_tile = TASK_ROWS.next_multiple_of(tile_rows);
+    let panels = b.n.div_ceil(PANEL);
+    let tiles: usize = offsets.windows(2).map(|w| ((w[1] - w[0]) as usize).div_ceil(row_tile)).sum();
+    let cached = (CHUNK_CODES / (b.depth.len * PANEL).max(1)).max(4);
+    let chunk = if tiles >= 8 { cached.min(panels) } else { cached.min(panels.div_ceil(8).max(4)) }.max(1);
+    let chunks = panels.div_ceil(chunk);
+    cpu.run(tiles * chunks, |task| {
+        let (part, mut tile) = (task / tiles, task % tiles);
+        for g in 0..b.groups {
+            let (start, end) = (offsets[g] as usize, offsets[g + 1] as usize);
+            let here = (end - start).div_ceil(row_tile);
+            if tile < here {
+                let first = start + tile * row_tile;
+                let rows = row_tile.min(end - first);
+                let panels = part * chunk..panels.min((part + 1) * chunk);
+                let task = Task { a, b, group: g, first, rows, panels, out: &out, accumulate };
+                return cpu.level().dispatch_product(task);
+            }
+            tile -= here;
+        }
+    });
+}
+
+struct Task<'a> {
+    a: Codes<'a>,
+    b: &'a Packed8,
+    group: usize,
+    first: usize,
+    rows: usize,
+    panels: std::ops::Range<usize>,
+    out: &'a rows::SharedView,
+    accumulate: bool,
+}
+
+impl Kernel for Task<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { a, b, group, first, rows, panels, out, accumulate } = self;
+        let engine = Engine::matrix(s, Compute::Bf16);
+        let (depth, n, blocks) = (b.depth, b.n, b.depth.blocks());
+        let mut a_words = scratch::take::<u32>(rows * b.words);
+        let mut a_scales = scratch::take::<f32>(rows * blocks);
+        for (i, words) in a_words.chunks_exact_mut(b.words.max(1)).enumerate() {
+            let (codes, scales) = a.row(first + i);
+            a_scales[i * blocks..(i + 1) * blocks].copy_from_slice(scales);
+            let mut at = 0;
+            for block in (0..blocks).map(|b| depth.block(b)) {
+                let steps = engine.steps(block.len());
+                engine.widen_row(&codes[block], &mut words[at..at + steps]);
+                at += steps;
+            }
+        }
+        let mut wide = scratch::take::<u32>(if b.widened { 0 } else { b.words * PANEL });
+        // one tile: the sums of a block, and those of all blocks so far
+        let mut block_sums = scratch::take::<f32>(GRID_ROWS * PANEL);
+        let mut sums = scratch::take::<f32>(GRID_ROWS * PANEL);
+        let tile_rows = engine.tile_rows();
+        for panel in panels {
+            let bytes = b.panel(group, panel);
+            let b_words: &[u32] = if b.widened {
+                bytemuck::cast_slice(bytes)
+            } else {
+                engine.widen(bytes, &mut wide);
+                &wide
+            };
+            let (col, width) = (panel * PANEL, PANEL.min(n - panel * PANEL));
+            let vecs = width.div_ceil(LANES);
+            for i in (0..rows).step_by(tile_rows) {
+                let height = tile_rows.min(rows - i);
+                let from = |r: usize| (first + i + r) * n + col;
+                for r in 0..if accumulate { height } else { 0 } {
+                    // SAFETY: rows and columns of this task.
+                    if let ViewMut::F32(c) = unsafe { out.slice(from(r), width) } {
+                        sums[r * PANEL..][..width].copy_from_slice(c);
+                    }
+                }
+                let mut at = 0;
+                for block in 0..blocks {
+                    let steps = engine.steps(depth.block(block).len());
+                    let words = Words {
+                        steps,
+                        a: a_words[i * b.words + at..].as_ptr(),
+                        a_row: b.words,
+                        a_step: 1,
+                        b: b_words[at * PANEL..].as_ptr(),
+                        c: block_sums.as_mut_ptr(),
+                        c_row: PANEL,
+                        ..Words::NOWHERE
+                    };
+                    // SAFETY: both operands hold `steps` steps from these places, the tile fits its buffer.
+                    unsafe { engine.tile(words, height, vecs) };
+                    let by = &b.scales(group, block)[col..col + PANEL];
+                    let row_scales = a_scales[i * blocks + block..].iter().step_by(blocks);
+                    let go_on = block > 0 || accumulate;
+                    // SAFETY: the sums are a whole tile.
+                    unsafe {
+                        promote(s, &block_sums, row_scales, by, go_on, height, sums.as_mut_ptr(), PANEL)
+                    };
+                    at += steps;
+                }
+                for r in 0..height {
+                    // SAFETY: rows and columns of this task.
+                    match unsafe { out.slice(from(r), width) } {
+                        ViewMut::F32(c) => c.copy_from_slice(&sums[r * PANEL..][..width]),
+                        ViewMut::Bf16(c) => store_halves(s, &sums[r * PANEL..][..width], c),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `sums[i][j] = (or +=) block[i][j] (by_row[i] by_column[j])`: two vectors of each of `height` rows.
+///
+/// # Safety
+/// The rows of `sums`, [`PANEL`] elements each and `sums_row` apart, must be the caller's to write.
+#[inline(always)]
+unsafe fn promote<'a, S: Simd>(
+    s: S,
+    block: &[f32],
+    by_row: impl Iterator<Item = &'a f32>,
+    by_column: &[f32],
+    go_on: bool,
+    height: usize,
+    sums: *mut f32,
+    sums_row: usize,
+) {
+    let columns = [load_f32(s, by_column, 0, LANES), load_f32(s, by_column, LANES, LANES)];
+    for (r, &by) in by_row.take(height).enumerate() {
+        let by = s.splat(by);
+        for (v, &column) in columns.iter().enumerate() {
+            let sum = load_f32(s, block, r * PANEL + v * LANES, LANES);
+            // SAFETY: by the caller's promise.
+            let at = unsafe { &mut *sums.add(r * sums_row + v * LANES).cast::<[f32; LANES]>() };
+            let before = if go_on { s.load(at) } else { s.zero() };
+            s.store(s.fma(sum, s.mul(by, column), before), at);
+        }
+    }
+}
+
+/// Largest output tile of a task of [`matmul8_tn`], in rows and panels.
+const TILE_ROWS: usize = 224;
+const TILE_PANELS: usize = 8;
+
+/// `c_g (+)= a_gᵀ b_g`: a [rows, m], b [rows, n], c [groups, m, n]; the depth is the rows of each group, in blocks of 128
+/// from its first, in which every column of a and of b has a scale of its own. `power` says of each whether these are
+/// powers of two.
+///
+/// # Panics
+/// When shapes do not fit.
+pub fn matmul8_tn(
+    cpu: &Cpu,
+    a: Operand<'_>,
+    b: Values<'_>,
+    offsets: &[u32],
+    how: Fp8,
+    power: [bool; 2],
+    c: &mut [f32],
+    accumulate: bool,
+) {
+    let (m, n, groups) = (a.cols, b.cols(), offsets.len().saturating_sub(1));
+    assert_eq!(a.rows(), b.rows(), "matmul8_tn: rows of left and right operand");
+    check_offsets("matmul8_tn", offsets, a.rows());
+    assert_eq!(c.len(), groups * m * n, "matmul8_tn: output of {groups} x {m} x {n}");
+    let fixed = if how.per_tensor {
+        [largest(cpu, a.view), b.largest(cpu)].map(|x| scale(x, how.power_of_two))
+    } else {
+        [0.0; 2]
+    };
+    let (_, height) = layout(cpu.level(), Compute::Bf16, BLOCK);
+    let (m_groups, n_panels) = (m.div_ceil(height), n.div_ceil(PANEL));
+    let n_cuts = n_panels.div_ceil(TILE_PANELS).max(1);
+    let wanted = 2usize.div_ceil((groups * n_cuts).max(1));
+    let m_cuts = m_groups.div_ceil(TILE_ROWS / height).max(wanted.min(m_groups.div_ceil(2))).max(1);
+    let out = SharedMut::new(c);
+    cpu.run(groups * m_cuts * n_cuts, |task| {
+        let (g, cut) = (task / (m_cuts * n_cuts), task % (m_cuts * n_cuts));
+        let (mi, ni) = (cut / n_cuts, cut % n_cuts);
+        let rows = mi * m_groups / m_cuts * height..((mi + 1) * m_groups / m_cuts * height).min(m);
+        let cols = ni * n_panels / n_cuts * PANEL..((ni + 1) * n_panels / n_cuts * PANEL).min(n);
+        let depth = offsets[g] as usize..offsets[g + 1] as usize;
+        let task = TaskTn {
+            a: Values::Plain(a),
+            b,
+            depth,
+            rows,
+            cols,
+            fixed,
+            power,
+            out,
+            base: g * m * n,
+            accumulate,
+        };
+        cpu.level().dispatch_product(task);
+    });
+}
+
+struct TaskTn<'a> {
+    a: Values<'a>,
+    b: Values<'a>,
+    depth: std::ops::Range<usize>,
+    rows: std::ops::Range<usize>,
+    cols: std::ops::Range<usize>,
+    fixed: [f32; 2],
+    power: [bool; 2],
+    out: SharedMut<f32>,
+    base: usize,
+    accumulate: bool,
+}
+
+impl Kernel for TaskTn<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { a, b, depth, rows, cols, fixed, power, out, base, accumulate } = self;
+        let engine = Engine::matrix(s, Compute::Bf16);
+        let (n, height) = (b.cols(), engine.tile_rows());
+        let steps = engine.steps(BLOCK.min(depth.len()));
+        let (m_width, n_width) = (rows.len(), cols.len().next_multiple_of(PANEL));
+        if depth.is_empty() {
+            for r in rows.clone().take_while(|_| !accumulate) {
+                // SAFETY: rows and columns of this task.
+                unsafe { out.slice(base + r * n + cols.start, cols.len()).fill(0.0) };
+            }
+            return;
+        }
+        let a_stride = steps * height + LANES * if engine.rows_along() { height } else { 1 };
+        let b_stride = steps * PANEL + LANES;
+        let mut a_words = scratch::take::<u32>(m_width.div_ceil(height) * a_stride);
+        let mut b_words = scratch::take::<u32>(cols.len().div_ceil(PANEL) * b_stride);
+        let mut grid = scratch::take::<bf16>(BLOCK * m_width.max(cols.len()));
+        let mut a_scales = scratch::take::<f32>(m_width);
+        let mut b_scales = scratch::take::<f32>(n_width);
+        b_scales.fill(1.0);
+        let mut block_sums = scratch::take::<f32>(GRID_ROWS * PANEL);
+        let mut edge = scratch::take::<f32>(GRID_ROWS * PANEL);
+        for start in depth.clone().step_by(BLOCK) {
+            let block = start..depth.end.min(start + BLOCK);
+            let (len, steps) = (block.len(), engine.steps(block.len()));
+            let go_on = accumulate || start > depth.start;
+            let grid_a = &mut grid[..len * m_width];
+            quantize_columns(s, &a, block.clone(), rows.clone(), fixed[0], power[0], grid_a, &mut a_scales);
+            let x = Operand::new(View::Bf16(grid_a), m_width);
+            if engine.rows_along() {
+                engine.pack_turned(&x, 0..len, 0..m_width, a_stride / height, &mut a_words);
+            } else {
+                engine.pack_strips(&x, 0..len, 0..m_width, height, a_stride, &mut a_words);
+            }
+            let grid_b = &mut grid[..len * cols.len()];
+            quantize_columns(s, &b, block, cols.clone(), fixed[1], power[1], grid_b, &mut b_scales);
+            let x = Operand::new(View::Bf16(grid_b), cols.len());
+            engine.pack_strips(&x, 0..len, 0..cols.len(), PANEL, b_stride, &mut b_words);
+            for j in (0..cols.len()).step_by(PANEL) {
+                let width = PANEL.min(cols.len() - j);
+                for i in (0..m_width).step_by(height) {
+                    let tall = height.min(m_width - i);
+                    let (a_row, a_step) =
+                        if engine.rows_along() { (a_stride / height, 1) } else { (1, tall) };
+                    let words = Words {
+                        steps,
+                        a: a_words[i / height * a_stride..].as_ptr(),
+                        a_row,
+                        a_step,
+                        b: b_words[j / PANEL * b_stride..].as_ptr(),
+                        c: block_sums.as_mut_ptr(),
+                        c_row: PANEL,
+                        ..Words::NOWHERE
+                    };
+                    // SAFETY: both operands hold `steps` steps from these places, the tile fits its buffer.
+                    unsafe { engine.tile(words, tall, width.div_ceil(LANES)) };
+                    let first = base + (rows.start + i) * n + cols.start + j;
+                    let (by_row, by) = (a_scales[i..].iter(), &b_scales[j..j + PANEL]);
+                    if width == PANEL {
+                        // SAFETY: rows and columns of this task alone, in bounds for a whole panel.
+                        unsafe {
+                            promote(s, &block_sums, by_row, by, go_on, tall, out.start().add(first), n)
+                        };
+                        continue;
+                    }
+                    for r in 0..tall {
+                        // SAFETY: as above, as wide as the columns are.
+                        let c = unsafe { out.slice(first + r * n, width) };
+                        edge[r * PANEL..][..width].copy_from_slice(c);
+                    }
+                    // SAFETY: the edge is a whole tile.
+                    unsafe { promote(s, &block_sums, by_row, by, go_on, tall, edge.as_mut_ptr(), PANEL) };
+                    for r in 0..tall {
+                        // SAFETY: as above.
+                        let c = unsafe { out.slice(first + r * n, width) };
+                        c.copy_from_slice(&edge[r * PANEL..][..width]);
+                    }
+                }
+            }
+        }
+    }
+}
