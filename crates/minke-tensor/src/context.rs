@@ -3,9 +3,10 @@
 use std::time::{Duration, Instant};
 
 use minke_cpu::Cpu;
+use minke_cpu::fp8::{Cuts, Fp8};
 
 use crate::store::Store;
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, Tensor8};
 
 /// A value that operations take and give; its number names its gradient on the tape.
 #[derive(Clone)]
@@ -64,12 +65,15 @@ pub struct Context<'a> {
     recording: bool,
     tape: Vec<Backward>,
     grads: Vec<Option<Tensor>>,
+    /// The last activation that was coded in FP8: layers that read the same one read the same codes.
+    coded: Option<(Tensor, Fp8, Tensor8)>,
 }
 
 impl<'a> Context<'a> {
     /// A context without a tape: operations keep nothing for a backward pass.
     pub fn inference(cpu: &'a Cpu, store: &'a mut Store) -> Self {
-        Self { cpu, store, timers: Timers::default(), recording: false, tape: Vec::new(), grads: Vec::new() }
+        let (tape, grads) = (Vec::new(), Vec::new());
+        Self { cpu, store, timers: Timers::default(), recording: false, tape, grads, coded: None }
     }
 
     /// A context that records; gradients of weights are added to `store.grad`.
@@ -117,8 +121,22 @@ impl<'a> Context<'a> {
         });
     }
 
+    /// `x` in FP8 with one scale per 128 columns.
+    pub fn coded(&mut self, x: &Tensor, how: Fp8) -> Tensor8 {
+        if let Some((of, by, codes)) = &self.coded
+            && of.is(x)
+            && *by == how
+        {
+            return codes.clone();
+        }
+        let codes = Tensor8::quantize(self.cpu, x, Cuts::whole(x.cols()), how);
+        self.coded = Some((x.clone(), how, codes.clone()));
+        codes
+    }
+
     /// Runs the recorded steps, the last first. The tape is empty afterwards.
     pub fn backward(&mut self) {
+        self.coded = None;
         for step in std::mem::take(&mut self.tape).into_iter().rev() {
             step(self);
         }

@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use minke_cpu::gemm::{Compute, Packed};
+use minke_cpu::fp8::{Cuts, Fp8};
+use minke_cpu::gemm::{Compute, Packed, Packed8, Weight8};
 use minke_cpu::{Cpu, DType, View};
 
 /// Names a weight of a [`Store`].
@@ -16,11 +17,35 @@ struct Weight {
     rows: usize,
     cols: usize,
     dtype: DType,
+    /// How products code it and what they multiply it by, if they are in FP8; activations are in `dtype` then.
+    fp8: Option<Fp8>,
+    /// Matrices that are stacked in the rows of a group.
+    parts: usize,
     /// For y = x Wᵀ and for dx = dy W.
-    packed: [Packed; 2],
+    packed: [Copy; 2],
     fresh: [bool; 2],
     /// Whether its gradient was written since it was last zero; until then what lies there is of an earlier step.
     summed: bool,
+}
+
+/// A packed copy, in the form that the weight's products read.
+enum Copy {
+    Plain(Packed),
+    Eight(Packed8),
+}
+
+impl Copy {
+    fn empty(fp8: Option<Fp8>) -> Self {
+        if fp8.is_some() { Copy::Eight(Packed8::empty()) } else { Copy::Plain(Packed::empty()) }
+    }
+}
+
+/// What a product with a weight reads.
+pub enum PackedWeight<'a> {
+    /// f32, or bf16.
+    Plain(&'a Packed),
+    /// FP8.
+    Eight(&'a Packed8),
 }
 
 /// Weights, gradients and packed copies. Optimizers see two flat slices; products see packed operands that are made
@@ -36,11 +61,11 @@ pub struct Store {
     shared: [Shared; 2],
 }
 
-/// A packed copy and the weight that it is of.
+/// A packed copy and the weight that it is of; one for each form.
 #[derive(Default)]
 struct Shared {
-    of: Option<WeightId>,
-    packed: Option<Packed>,
+    of: [Option<WeightId>; 2],
+    packed: [Option<Copy>; 2],
 }
 
 /// Elements above which a weight's packed copies are shared while training.
@@ -49,16 +74,31 @@ const SHARED_ELEMENTS: usize = 1 << 20;
 impl Store {
     /// Adds a weight [groups, rows, cols] behind the others, zero. `dtype` is what products compute in.
     pub fn add(&mut self, groups: usize, rows: usize, cols: usize, dtype: DType) -> WeightId {
+        self.add_stacked(groups, rows, cols, dtype, 1, None)
+    }
+
+    /// Like [`Store::add`]: rows of `parts` matrices of equal size, and products in FP8 if `fp8` says how.
+    pub fn add_stacked(
+        &mut self,
+        groups: usize,
+        rows: usize,
+        cols: usize,
+        dtype: DType,
+        parts: usize,
+        fp8: Option<Fp8>,
+    ) -> WeightId {
         let start = self.data.len();
         self.data.resize(start + groups * rows * cols, 0.0);
         let range = start..self.data.len();
-        let packed = [Packed::empty(), Packed::empty()];
+        let packed = [Copy::empty(fp8), Copy::empty(fp8)];
         self.weights.push(Weight {
             range,
             groups,
             rows,
             cols,
             dtype,
+            fp8,
+            parts,
             packed,
             fresh: [false; 2],
             summed: false,
@@ -74,6 +114,16 @@ impl Store {
     /// What products with the weight compute in.
     pub fn dtype(&self, id: WeightId) -> DType {
         self.weights[id.0].dtype
+    }
+
+    /// How products with the weight code their operands, if they are in FP8.
+    pub fn fp8(&self, id: WeightId) -> Option<Fp8> {
+        self.weights[id.0].fp8
+    }
+
+    /// How the outputs of the weight are cut into blocks.
+    pub fn row_cuts(&self, id: WeightId) -> Cuts {
+        Cuts::parts(self.rows(id), self.weights[id.0].parts)
     }
 
     /// Rows (outputs) of one group.
@@ -113,7 +163,7 @@ impl Store {
             weight.fresh = [false; 2];
         }
         for shared in &mut self.shared {
-            shared.of = None;
+            shared.of = [None; 2];
         }
     }
 
@@ -138,32 +188,70 @@ impl Store {
     }
 
     /// The weight packed for y = x Wᵀ.
-    pub fn forward(&mut self, cpu: &Cpu, id: WeightId) -> &Packed {
+    pub fn forward(&mut self, cpu: &Cpu, id: WeightId) -> PackedWeight<'_> {
         self.packed(cpu, id, 0)
     }
 
     /// The weight packed for dx = dy W.
-    pub fn backward(&mut self, cpu: &Cpu, id: WeightId) -> &Packed {
+    pub fn backward(&mut self, cpu: &Cpu, id: WeightId) -> PackedWeight<'_> {
         self.packed(cpu, id, 1)
     }
 
-    fn packed(&mut self, cpu: &Cpu, id: WeightId, direction: usize) -> &Packed {
-        let Weight { range, groups, rows, cols, dtype, packed, fresh, .. } = &mut self.weights[id.0];
-        let w = View::F32(&self.data[range.clone()]);
-        let (packed, fresh) = if range.len() > SHARED_ELEMENTS && !self.grad.is_empty() {
-            let shared = &mut self.shared[direction];
-            let fresh = shared.of.replace(id) == Some(id);
-            (shared.packed.get_or_insert_with(Packed::empty), fresh)
+    /// The weight packed for y = x Wᵀ, where products are not in FP8.
+    ///
+    /// # Panics
+    /// When they are.
+    pub fn plain_forward(&mut self, cpu: &Cpu, id: WeightId) -> &Packed {
+        plain(self.forward(cpu, id))
+    }
+
+    /// The weight packed for dx = dy W, where products are not in FP8.
+    ///
+    /// # Panics
+    /// When they are.
+    pub fn plain_backward(&mut self, cpu: &Cpu, id: WeightId) -> &Packed {
+        plain(self.backward(cpu, id))
+    }
+
+    fn packed(&mut self, cpu: &Cpu, id: WeightId, direction: usize) -> PackedWeight<'_> {
+        let training = !self.grad.is_empty();
+        let Weight { range, groups, rows, cols, dtype, fp8, parts, packed, fresh, .. } =
+            &mut self.weights[id.0];
+        let w = &self.data[range.clone()];
+        let (packed, fresh) = if range.len() > SHARED_ELEMENTS && training {
+            let (shared, form) = (&mut self.shared[direction], usize::from(fp8.is_some()));
+            let fresh = shared.of[form].replace(id) == Some(id);
+            (shared.packed[form].get_or_insert_with(|| Copy::empty(*fp8)), fresh)
         } else {
             let fresh = std::mem::replace(&mut fresh[direction], true);
             (&mut packed[direction], fresh)
         };
-        if !fresh && direction == 0 {
-            packed.pack_nt(cpu, w, *groups, *rows, *cols, compute(*dtype));
-        } else if !fresh {
-            packed.pack_nn(cpu, w, *groups, *rows, *cols, compute(*dtype));
+        match packed {
+            Copy::Plain(packed) => {
+                if !fresh && direction == 0 {
+                    packed.pack_nt(cpu, View::F32(w), *groups, *rows, *cols, compute(*dtype));
+                } else if !fresh {
+                    packed.pack_nn(cpu, View::F32(w), *groups, *rows, *cols, compute(*dtype));
+                }
+                PackedWeight::Plain(packed)
+            }
+            Copy::Eight(packed) => {
+                if !fresh {
+                    let (rows, how) = (Cuts::parts(*rows, *parts), fp8.unwrap_or_default());
+                    let weight = Weight8 { w, groups: *groups, rows, cols: *cols, how };
+                    // many rows pass in training: widened once
+                    packed.pack(cpu, weight, direction == 0, training);
+                }
+                PackedWeight::Eight(packed)
+            }
         }
-        packed
+    }
+}
+
+fn plain(packed: PackedWeight<'_>) -> &Packed {
+    match packed {
+        PackedWeight::Plain(packed) => packed,
+        PackedWeight::Eight(_) => panic!("a product in FP8 where there is none"),
     }
 }
 

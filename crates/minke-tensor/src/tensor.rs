@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use minke_cpu::fp8::{self, Codes, Cuts, Fp8};
 use minke_cpu::scratch::AlignedBuf;
-use minke_cpu::{DType, View, ViewMut};
+use minke_cpu::{Cpu, DType, View, ViewMut};
 use minke_num::bf16;
 
 /// Buffers that were dropped, by size: a training step asks for the same sizes again and again, and fresh memory
@@ -35,6 +36,50 @@ impl Drop for Storage {
         let buf = std::mem::take(&mut self.buf);
         let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
         free.get_or_insert_with(HashMap::new).entry(self.class).or_default().push(buf);
+    }
+}
+
+/// A row-major matrix in FP8: a code per element, a scale per block of a row. Clones share the memory.
+#[derive(Clone)]
+pub struct Tensor8 {
+    codes: Arc<Storage>,
+    scales: Tensor,
+    cuts: Cuts,
+}
+
+impl Tensor8 {
+    /// The codes of `x`, whose rows are cut into blocks as `cuts` says; see [`fp8::quantize`].
+    ///
+    /// # Panics
+    /// When `cuts` is of another length than rows.
+    pub fn quantize(cpu: &Cpu, x: &Tensor, cuts: Cuts, how: Fp8) -> Self {
+        let mut codes = Storage::new(x.rows * x.cols);
+        let mut scales = Tensor::uninit(x.rows, cuts.blocks(), DType::F32);
+        fp8::quantize(cpu, x.view(), cuts, how, codes.buf.get(x.rows * x.cols), scales.f32_mut());
+        Self { codes: Arc::new(codes), scales, cuts }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.scales.rows
+    }
+
+    /// How rows are cut.
+    pub fn cuts(&self) -> Cuts {
+        self.cuts
+    }
+
+    /// What products read; rows through `index` if there is one.
+    pub fn codes<'a>(&'a self, index: Option<&'a [u32]>) -> Codes<'a> {
+        let codes = self.codes.buf.view(self.rows() * self.cuts.len);
+        Codes { codes, scales: self.scales.f32(), cuts: self.cuts, index }
+    }
+
+    /// The numbers that it stands for, rounded to `dtype`.
+    pub fn numbers(&self, cpu: &Cpu, dtype: DType) -> Tensor {
+        let mut out = Tensor::uninit(self.rows(), self.cuts.len, dtype);
+        fp8::dequantize(cpu, self.codes(None), out.view_mut());
+        out
     }
 }
 
@@ -135,6 +180,11 @@ impl Tensor {
             ViewMut::F32(x) => x,
             ViewMut::Bf16(_) => panic!("expected an f32 tensor, got bf16"),
         }
+    }
+
+    /// Whether both are the same memory.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.storage, &other.storage)
     }
 
     /// All elements widened to f32.

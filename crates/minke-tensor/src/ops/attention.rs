@@ -9,7 +9,7 @@ use minke_cpu::attention::{self as kernel, AttentionShape, CachedSegment, KvCach
 use minke_cpu::rope::{self, MlaShape};
 use minke_cpu::{DType, copy, norm};
 
-use super::linear;
+use super::linear::{self, Input, Scales};
 use crate::context::{Context, Var};
 use crate::store::WeightId;
 use crate::tensor::Tensor;
@@ -177,7 +177,11 @@ pub fn mla_attention(
     let act = q.value.dtype();
     let stride = kv_a.value.cols();
     let (latent, normed, rstd) = cx.timed("mla latent", |cx| latent(cx, &kv_a.value, w, c));
-    let kv = cx.timed("linear", |cx| linear::forward(cx, &normed, w.kv_b, act));
+    let (normed, kv) = cx.timed("linear", |cx| {
+        let normed = Input::of(cx, &normed, w.kv_b, Scales::Usual);
+        let kv = linear::forward(cx, &normed, w.kv_b, act);
+        (normed, kv)
+    });
     let (q_turned, k, v) = cx.timed("rope", |cx| {
         let q_turned = rotated(cx, &q.value, shape.heads, &a, rotary);
         let mut k = Tensor::uninit(n, shape.heads * shape.qk_dim, act);

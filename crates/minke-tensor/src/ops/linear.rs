@@ -1,20 +1,89 @@
 //! Linear layers.
+//!
+//! Where a weight's products are in FP8 ([`Store::fp8`](crate::store::Store::fp8)), an input is coded once, in tiles of
+//! 1 x 128, and its codes are what is kept for the backward pass; gradients of outputs are coded in tiles of 1 x 128 for dx,
+//! and both operands of dW in tiles of 128 x 1. DeepSeek-V3 report, section 3.3.
 
+use minke_cpu::fp8::{Fp8, Values};
 use minke_cpu::gemm::{self, Operand};
 use minke_cpu::{DType, copy};
 
 use crate::context::{Context, Var};
-use crate::store::{WeightId, compute};
-use crate::tensor::Tensor;
+use crate::store::{PackedWeight, WeightId, compute};
+use crate::tensor::{Tensor, Tensor8};
+
+/// What a linear layer reads, as it is kept for the backward pass.
+#[derive(Clone)]
+pub(super) enum Input {
+    Plain(Tensor),
+    Codes(Tensor8),
+}
+
+/// What an input's scales are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scales {
+    /// As the weight says.
+    Usual,
+    /// Powers of two: activations that are coded a second time lose nothing by the first.
+    PowersOfTwo,
+}
+
+impl Input {
+    /// `x` in the form that products with `w` read.
+    pub fn of(cx: &mut Context<'_>, x: &Tensor, w: WeightId, scales: Scales) -> Self {
+        match cx.store.fp8(w) {
+            None => Input::Plain(x.clone()),
+            Some(how) => {
+                let power_of_two = how.power_of_two || scales == Scales::PowersOfTwo;
+                Input::Codes(cx.coded(x, Fp8 { power_of_two, ..how }))
+            }
+        }
+    }
+
+    pub fn rows(&self) -> usize {
+        match self {
+            Input::Plain(x) => x.rows(),
+            Input::Codes(x) => x.rows(),
+        }
+    }
+
+    pub fn cols(&self) -> usize {
+        match self {
+            Input::Plain(x) => x.cols(),
+            Input::Codes(x) => x.cuts().len,
+        }
+    }
+
+    /// The numbers, in `dtype` where they have to be made.
+    pub fn numbers(&self, cx: &Context<'_>, dtype: DType) -> Tensor {
+        match self {
+            Input::Plain(x) => x.clone(),
+            Input::Codes(x) => x.numbers(cx.cpu, dtype),
+        }
+    }
+}
 
 /// `y = x Wᵀ`: x [n, in], W [out, in], y [n, out] in `dtype`.
 pub fn linear(cx: &mut Context<'_>, x: &Var, w: WeightId, dtype: DType) -> Var {
-    let y = cx.timed("linear", |cx| forward(cx, &x.value, w, dtype));
+    recorded(cx, x, w, dtype, false)
+}
+
+/// [`linear`] of what another operation keeps for its own backward pass, so that codes beside it would save nothing: the
+/// output of attention. Its scales are powers of two.
+pub fn linear_of_kept(cx: &mut Context<'_>, x: &Var, w: WeightId, dtype: DType) -> Var {
+    recorded(cx, x, w, dtype, true)
+}
+
+fn recorded(cx: &mut Context<'_>, x: &Var, w: WeightId, dtype: DType, kept: bool) -> Var {
+    let (y, input) = cx.timed("linear", |cx| {
+        let input = Input::of(cx, &x.value, w, if kept { Scales::PowersOfTwo } else { Scales::Usual });
+        (forward(cx, &input, w, dtype), if kept { Input::Plain(x.value.clone()) } else { input })
+    });
     let y = cx.var(y);
     let (x, out) = (x.clone(), y.clone());
     cx.record(move |cx| {
         let Some(d_y) = cx.take_grad(&out) else { return };
-        cx.timed("linear dW", |cx| weight_grad(cx, &d_y, &x.value, w));
+        cx.timed("linear dW", |cx| weight_grad(cx, &d_y, &input, w));
         let d_x = cx.timed("linear dx", |cx| input_grad(cx, &d_y, w, x.value.dtype()));
         cx.add_grad(&x, d_x);
     });
@@ -22,30 +91,100 @@ pub fn linear(cx: &mut Context<'_>, x: &Var, w: WeightId, dtype: DType) -> Var {
 }
 
 /// `y = x Wᵀ` without the tape.
-pub(super) fn forward(cx: &mut Context<'_>, x: &Tensor, w: WeightId, dtype: DType) -> Tensor {
-    let mut y = Tensor::uninit(x.rows(), cx.store.rows(w), dtype);
-    let offsets = [0, x.rows() as u32];
-    let packed = cx.store.forward(cx.cpu, w);
-    gemm::matmul(cx.cpu, Operand::new(x.view(), x.cols()), &offsets, packed, y.view_mut(), false);
+pub(super) fn forward(cx: &mut Context<'_>, x: &Input, w: WeightId, dtype: DType) -> Tensor {
+    grouped(cx, x, None, &[0, x.rows() as u32], w, dtype)
+}
+
+/// `y_i = x_index(i) W_gᵀ`, rows `offsets[g]..offsets[g + 1]` with group g of the weight.
+pub(super) fn grouped(
+    cx: &mut Context<'_>,
+    x: &Input,
+    index: Option<&[u32]>,
+    offsets: &[u32],
+    w: WeightId,
+    dtype: DType,
+) -> Tensor {
+    let rows = index.map_or(x.rows(), <[u32]>::len);
+    let mut y = Tensor::uninit(rows, cx.store.rows(w), dtype);
+    match (x, cx.store.forward(cx.cpu, w)) {
+        (Input::Codes(x), PackedWeight::Eight(w)) => {
+            gemm::matmul8(cx.cpu, x.codes(index), offsets, w, y.view_mut(), false);
+        }
+        (Input::Plain(x), PackedWeight::Plain(w)) => {
+            let x = Operand { view: x.view(), cols: x.cols(), index };
+            gemm::matmul(cx.cpu, x, offsets, w, y.view_mut(), false);
+        }
+        _ => unreachable!("an input has the form of its weight"),
+    }
     y
 }
 
 /// `dx = dy W`
 pub(super) fn input_grad(cx: &mut Context<'_>, d_y: &Tensor, w: WeightId, dtype: DType) -> Tensor {
-    let mut d_x = Tensor::uninit(d_y.rows(), cx.store.cols(w), dtype);
-    let offsets = [0, d_y.rows() as u32];
-    let packed = cx.store.backward(cx.cpu, w);
-    gemm::matmul(cx.cpu, Operand::new(d_y.view(), d_y.cols()), &offsets, packed, d_x.view_mut(), false);
+    grouped_input_grad(cx, d_y, None, &[0, d_y.rows() as u32], w, dtype, Scales::Usual)
+}
+
+/// `dx_i = dy_index(i) W_g`
+pub(super) fn grouped_input_grad(
+    cx: &mut Context<'_>,
+    d_y: &Tensor,
+    index: Option<&[u32]>,
+    offsets: &[u32],
+    w: WeightId,
+    dtype: DType,
+    scales: Scales,
+) -> Tensor {
+    let rows = index.map_or(d_y.rows(), <[u32]>::len);
+    let mut d_x = Tensor::uninit(rows, cx.store.cols(w), dtype);
+    let how = cx
+        .store
+        .fp8(w)
+        .map(|how| Fp8 { power_of_two: how.power_of_two || scales == Scales::PowersOfTwo, ..how });
+    let codes = how.map(|how| Tensor8::quantize(cx.cpu, d_y, cx.store.row_cuts(w), how));
+    match cx.store.backward(cx.cpu, w) {
+        PackedWeight::Eight(w) => {
+            let codes = codes.as_ref().expect("codes for a weight in FP8").codes(index);
+            gemm::matmul8(cx.cpu, codes, offsets, w, d_x.view_mut(), false);
+        }
+        PackedWeight::Plain(w) => {
+            let d_y = Operand { view: d_y.view(), cols: d_y.cols(), index };
+            gemm::matmul(cx.cpu, d_y, offsets, w, d_x.view_mut(), false);
+        }
+    }
     d_x
 }
 
 /// `dW += dyᵀ x`
-pub(super) fn weight_grad(cx: &mut Context<'_>, d_y: &Tensor, x: &Tensor, w: WeightId) {
-    let offsets = [0, x.rows() as u32];
-    let compute = compute(cx.store.dtype(w));
-    let (d_y, x) = (Operand::new(d_y.view(), d_y.cols()), Operand::new(x.view(), x.cols()));
+pub(super) fn weight_grad(cx: &mut Context<'_>, d_y: &Tensor, x: &Input, w: WeightId) {
+    grouped_weight_grad(cx, d_y, None, x, None, &[0, d_y.rows() as u32], w);
+}
+
+/// `dW_g += dyᵀ x` over the rows of group g, each operand through its index.
+pub(super) fn grouped_weight_grad(
+    cx: &mut Context<'_>,
+    d_y: &Tensor,
+    d_y_index: Option<&[u32]>,
+    x: &Input,
+    x_index: Option<&[u32]>,
+    offsets: &[u32],
+    w: WeightId,
+) {
+    let (compute, how) = (compute(cx.store.dtype(w)), cx.store.fp8(w));
+    let d_y = Operand { view: d_y.view(), cols: d_y.cols(), index: d_y_index };
     let (d_w, add) = cx.store.grad_sum(w);
-    gemm::matmul_tn(cx.cpu, d_y, x, &offsets, compute, d_w, add);
+    let plain = |x| Operand { view: Tensor::view(x), cols: x.cols(), index: x_index };
+    match (how, x) {
+        (Some(how), x) => {
+            let (x, coded) = match x {
+                Input::Plain(x) => (Values::Plain(plain(x)), false),
+                Input::Codes(x) => (Values::Codes(x.codes(x_index)), true),
+            };
+            let power = [how.power_of_two, how.power_of_two || coded];
+            gemm::matmul8_tn(cx.cpu, d_y, x, offsets, how, power, d_w, add);
+        }
+        (None, Input::Plain(x)) => gemm::matmul_tn(cx.cpu, d_y, plain(x), offsets, compute, d_w, add),
+        (None, Input::Codes(_)) => unreachable!("an input has the form of its weight"),
+    }
 }
 
 /// `y = [a ; b]` along columns: a [n, da], b [n, db] of one dtype.

@@ -46,7 +46,7 @@ pub fn head_loss(
             let (dtype, vocabulary) = (cx.store.dtype(w), cx.store.rows(w));
             let (labels, losses) = (&labels[rows.clone()], &mut losses[rows.clone()]);
             let part = x.value.view().slice(rows.start * d, rows.end * d);
-            let packed = cx.store.forward(cx.cpu, w);
+            let packed = cx.store.plain_forward(cx.cpu, w);
             let mut d_logits = d_x.is_some().then(|| Tensor::uninit(rows.len(), vocabulary, dtype));
             let to = d_logits.as_mut().map(Tensor::view_mut);
             hits += kernel::head(cx.cpu, part, packed, labels, Scales::All(scale), losses, to);
@@ -58,7 +58,7 @@ pub fn head_loss(
                 let part = Operand::new(part, d);
                 gemm::matmul_tn(cx.cpu, d_logits, part, &offsets, compute(dtype), d_w, add);
             }
-            let packed = cx.store.backward(cx.cpu, w);
+            let packed = cx.store.plain_backward(cx.cpu, w);
             let out = match d_x.view_mut() {
                 ViewMut::F32(x) => ViewMut::F32(&mut x[rows.start * d..rows.end * d]),
                 ViewMut::Bf16(x) => ViewMut::Bf16(&mut x[rows.start * d..rows.end * d]),
@@ -76,14 +76,14 @@ pub fn head_loss(
 /// The loss of every row, 0 where there is no label.
 pub fn head_losses(cx: &mut Context<'_>, x: &Var, w: WeightId, labels: &[u32]) -> Vec<f32> {
     let mut losses = vec![0.0; x.value.rows()];
-    let packed = cx.store.forward(cx.cpu, w);
+    let packed = cx.store.plain_forward(cx.cpu, w);
     kernel::head(cx.cpu, x.value.view(), packed, labels, Scales::All(1.0), &mut losses, None);
     losses
 }
 
 /// Logits `x Wᵀ` [n, w] in f32.
 pub fn head_logits(cx: &mut Context<'_>, x: &Tensor, w: WeightId) -> Tensor {
-    super::linear::forward(cx, x, w, DType::F32)
+    super::linear::forward(cx, &super::linear::Input::Plain(x.clone()), w, DType::F32)
 }
 
 /// The rows of each chunk.

@@ -17,7 +17,7 @@ mod tests;
 pub use attention::{AttentionWeights, Keys, MlaWeights, Rotary, gqa_attention, mla_absorbed, mla_attention};
 pub use embedding::embedding;
 pub use ffn::swiglu_ffn;
-pub use linear::{concat, linear};
+pub use linear::{concat, linear, linear_of_kept};
 pub use loss::{HeadLoss, head_logits, head_loss, head_losses};
 pub use moe::{MoeWeights, Routed, moe_ffn};
 pub use norm::{add_rmsnorm, rmsnorm};

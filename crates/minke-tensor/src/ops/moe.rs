@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use minke_cpu::gemm::{self, Operand};
 use minke_cpu::moe::{self as kernel, Permutation};
 use minke_cpu::routing::{self, RouterConfig};
 use minke_cpu::{DType, swiglu};
 
-use super::{ffn, linear};
+use super::ffn;
+use super::linear::{self, Input, Scales};
 use crate::context::{Context, Var};
-use crate::store::{WeightId, compute};
+use crate::store::WeightId;
 use crate::tensor::Tensor;
 
 /// The weights of one layer of experts.
@@ -57,7 +57,7 @@ pub fn moe_ffn(
     let f = cx.store.cols(w.down);
     let act = cx.store.dtype(w.down);
     let (scores, experts, weights, perm, balance_loss) = cx.timed("router", |cx| {
-        let logits = linear::forward(cx, &x.value, w.router, DType::F32);
+        let logits = linear::forward(cx, &Input::Plain(x.value.clone()), w.router, DType::F32);
         let mut scores = Tensor::uninit(n, e, DType::F32);
         let (mut experts, mut weights) = (vec![0; n * k], vec![0.0; n * k]);
         let bias = w.bias.map_or(&[][..], |b| cx.store.slice(b));
@@ -71,19 +71,21 @@ pub fn moe_ffn(
         };
         (scores, Arc::<[u32]>::from(experts), weights, perm, balance)
     });
-    let (gu, y_slots) = cx.timed("experts", |cx| {
-        let gathered = Operand::gathered(x.value.view(), d, &perm.token_of_slot);
-        let mut gu = Tensor::uninit(n * k, 2 * f, act);
-        let packed = cx.store.forward(cx.cpu, w.gate_up);
-        gemm::matmul(cx.cpu, gathered, &perm.offsets, packed, gu.view_mut(), false);
+    let (input, gu, y_slots) = cx.timed("experts", |cx| {
+        let input = Input::of(cx, &x.value, w.gate_up, Scales::PowersOfTwo);
+        let (index, offsets) = (Some(&perm.token_of_slot[..]), &perm.offsets[..]);
+        let gu = linear::grouped(cx, &input, index, offsets, w.gate_up, act);
         let mut h = Tensor::uninit(n * k, f, act);
         swiglu::swiglu(cx.cpu, gu.view(), f, h.view_mut());
-        let mut y = Tensor::uninit(n * k, d, act);
-        let packed = cx.store.forward(cx.cpu, w.down);
-        gemm::matmul(cx.cpu, Operand::new(h.view(), f), &perm.offsets, packed, y.view_mut(), false);
-        (gu, y)
+        let gu = ffn::kept(cx, gu, w.gate_up);
+        let h = Input::of(cx, &h, w.down, Scales::Usual);
+        let y = linear::grouped(cx, &h, None, offsets, w.down, act);
+        (input, gu, y)
     });
-    let shared = w.shared.map(|(gate_up, down)| ffn::forward(cx, &x.value, gate_up, down, act));
+    // the shared experts read the same codes, where their products are of the same kind
+    let shared_input = w.shared.map(|(gate_up, _)| Input::of(cx, &x.value, gate_up, Scales::PowersOfTwo));
+    let shared = w.shared.zip(shared_input.as_ref());
+    let shared = shared.map(|((gate_up, down), input)| ffn::forward(cx, input, gate_up, down, act));
     let y = cx.timed("combine", |cx| {
         let mut y = Tensor::uninit(n, d, dtype);
         let shared = shared.as_ref().map(|(y, _)| y.view());
@@ -102,7 +104,9 @@ pub fn moe_ffn(
     cx.record(move |cx| {
         let Some(d_y) = cx.take_grad(&out) else { return };
         let saved = Saved {
-            x: &x.value,
+            x: &input,
+            shared_x: shared_input.as_ref(),
+            dtype: x.value.dtype(),
             gu: &gu,
             scores: &scores,
             experts: &experts,
@@ -116,8 +120,12 @@ pub fn moe_ffn(
 }
 
 struct Saved<'a> {
-    x: &'a Tensor,
-    gu: &'a Tensor,
+    x: &'a Input,
+    /// What the shared experts read.
+    shared_x: Option<&'a Input>,
+    /// Of the gradient of x.
+    dtype: DType,
+    gu: &'a Input,
     scores: &'a Tensor,
     experts: &'a [u32],
     weights: &'a [f32],
@@ -133,27 +141,27 @@ fn backward(
     cfg: &RouterConfig,
     borders: &[u32],
     alpha: f32,
-    shared_gu: Option<&Tensor>,
+    shared_gu: Option<&Input>,
 ) -> Tensor {
-    let Saved { x, gu, scores, experts, weights, perm } = *saved;
+    let Saved { x, shared_x, dtype, gu, scores, experts, weights, perm } = *saved;
     let (n, d, k, slots, f) = (x.rows(), x.cols(), cfg.top_k, perm.slots(), gu.cols() / 2);
-    let act = gu.dtype();
-    let d_shared = match (w.shared, shared_gu) {
-        (Some((gate_up, down)), Some(gu)) => Some(ffn::backward(cx, x, gu, d_y, gate_up, down)),
+    let act = cx.store.dtype(w.down);
+    let (of_slot, offsets) = (Some(&perm.token_of_slot[..]), &perm.offsets[..]);
+    let d_shared = match (w.shared, shared_x, shared_gu) {
+        (Some((gate_up, down)), Some(x), Some(gu)) => {
+            Some(ffn::backward(cx, x, gu, d_y, gate_up, down, dtype))
+        }
         _ => None,
     };
-    let d_y_slots = Operand::gathered(d_y.view(), d, &perm.token_of_slot);
     let d_h = cx.timed("experts dx", |cx| {
-        let mut d_h = Tensor::uninit(slots, f, act);
-        let packed = cx.store.backward(cx.cpu, w.down);
-        gemm::matmul(cx.cpu, d_y_slots, &perm.offsets, packed, d_h.view_mut(), false);
-        d_h
+        linear::grouped_input_grad(cx, d_y, of_slot, offsets, w.down, act, Scales::PowersOfTwo)
     });
     let mut d_weights = Tensor::uninit(n, k, DType::F32);
     let (h, d_gu) = cx.timed("experts swiglu backward", |cx| {
         let mut by_slot = Tensor::uninit(slots, 1, DType::F32);
         let mut d_by_slot = Tensor::uninit(slots, 1, DType::F32);
         kernel::weights_by_slot(perm, weights, by_slot.f32_mut());
+        let gu = gu.numbers(cx, act);
         let (mut h, mut d_gu) = (Tensor::uninit(slots, f, act), Tensor::uninit(slots, 2 * f, act));
         swiglu::swiglu_backward(
             cx.cpu,
@@ -166,25 +174,15 @@ fn backward(
             d_gu.view_mut(),
         );
         kernel::weights_by_token(cx.cpu, perm, d_by_slot.f32(), d_weights.f32_mut());
-        (h, d_gu)
+        (Input::Plain(h), d_gu)
     });
     drop(d_h);
     cx.timed("experts dW", |cx| {
-        let (compute, offsets) = (compute(act), &perm.offsets);
-        let h = Operand::new(h.view(), f);
-        let (d_w, add) = cx.store.grad_sum(w.down);
-        gemm::matmul_tn(cx.cpu, d_y_slots, h, offsets, compute, d_w, add);
-        let x = Operand::gathered(x.view(), d, &perm.token_of_slot);
-        let d_gu = Operand::new(d_gu.view(), 2 * f);
-        let (d_w, add) = cx.store.grad_sum(w.gate_up);
-        gemm::matmul_tn(cx.cpu, d_gu, x, offsets, compute, d_w, add);
+        linear::grouped_weight_grad(cx, d_y, of_slot, &h, None, offsets, w.down);
+        linear::grouped_weight_grad(cx, &d_gu, None, x, of_slot, offsets, w.gate_up);
     });
     let d_x_slots = cx.timed("experts dx", |cx| {
-        let mut d_x_slots = Tensor::uninit(slots, d, act);
-        let packed = cx.store.backward(cx.cpu, w.gate_up);
-        let d_gu = Operand::new(d_gu.view(), 2 * f);
-        gemm::matmul(cx.cpu, d_gu, &perm.offsets, packed, d_x_slots.view_mut(), false);
-        d_x_slots
+        linear::grouped_input_grad(cx, &d_gu, None, offsets, w.gate_up, act, Scales::Usual)
     });
     let d_router = cx.timed("router backward", |cx| {
         let mut d_logits = Tensor::uninit(n, cfg.experts, DType::F32);
@@ -196,11 +194,13 @@ fn backward(
         let extra = d_scores.as_ref().map(Tensor::f32);
         let (scores, d_weights) = (scores.f32(), d_weights.f32());
         routing::route_backward(cx.cpu, cfg, scores, experts, d_weights, extra, d_logits.f32_mut());
-        linear::weight_grad(cx, &d_logits, x, w.router);
+        // (in FP8: what is left of x, as it is nowhere else)
+        let x = Input::Plain(x.numbers(cx, dtype));
+        linear::weight_grad(cx, &d_logits, &x, w.router);
         linear::input_grad(cx, &d_logits, w.router, DType::F32)
     });
     cx.timed("combine backward", |cx| {
-        let mut d_x = Tensor::uninit(n, d, x.dtype());
+        let mut d_x = Tensor::uninit(n, d, dtype);
         let mut sum = Tensor::uninit(n, d, DType::F32);
         let add = match &d_shared {
             Some(d_shared) => {

@@ -194,7 +194,7 @@ impl Head {
 
     fn logits(&mut self, cx: &mut Context<'_>, rows: std::ops::Range<usize>) -> Tensor {
         let mut logits = Tensor::uninit(rows.len(), cx.store.rows(self.w), DType::F32);
-        let packed = cx.store.forward(cx.cpu, self.w);
+        let packed = cx.store.plain_forward(cx.cpu, self.w);
         gemm::matmul(cx.cpu, self.part(&rows), &[0, rows.len() as u32], packed, logits.view_mut(), false);
         logits
     }
@@ -208,7 +208,7 @@ impl Head {
         let part = self.part(&rows);
         let (d_w, add) = cx.store.grad_sum(self.w);
         gemm::matmul_tn(cx.cpu, d_logits, part, &offsets, compute, d_w, add);
-        let packed = cx.store.backward(cx.cpu, self.w);
+        let packed = cx.store.plain_backward(cx.cpu, self.w);
         let of = rows.start * d..rows.end * d;
         let out = match d_x.view_mut() {
             ViewMut::F32(x) => ViewMut::F32(&mut x[of]),

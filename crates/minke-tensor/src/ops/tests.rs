@@ -1,7 +1,7 @@
 //! Tests of whole operations. An operation is described once ([`Case`]: inputs, weights, the call, an f64 reference);
-//! from that come its value, gradient, thread, batch and empty-batch checks, on every level and in both dtypes.
+//! from that come its value, gradient, thread, batch and empty-batch checks, on every level and in every precision.
 //!
-//! Inputs and weights are drawn as bf16 values, so the reference of both dtypes is the same.
+//! Inputs and weights are drawn as bf16 values, so the reference of all precisions is the same.
 
 mod cases;
 mod reference;
@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use minke_cpu::attention::{AttentionShape, KvCache};
+use minke_cpu::fp8::Fp8;
 use minke_cpu::{Cpu, DType, Level, ViewMut};
 use minke_num::tolerance::{Tolerance, assert_same_bits};
 use minke_num::{bf16, rng};
@@ -23,13 +24,33 @@ const FEW: usize = 6;
 /// Rows that need several tiles and several attention blocks.
 const MANY: usize = 530;
 
-/// How far results may be from the f64 reference, as a share of the tensor's largest element.
-fn share(dtype: DType) -> f64 {
-    match dtype {
-        // sums of up to MANY terms, each rounded to 2⁻²⁴
-        DType::F32 => 530f64.sqrt() * 2f64.powi(-24) * 8.0,
-        // up to eight roundings to 2⁻⁹ between an input and a result (norm, product, gate, product, and back)
-        DType::Bf16 => 8.0 * 2f64.powi(-9),
+/// What is multiplied.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Mode {
+    F32,
+    Bf16,
+    /// Linear layers in FP8, all else as in bf16.
+    Fp8,
+}
+
+const MODES: [Mode; 3] = [Mode::F32, Mode::Bf16, Mode::Fp8];
+
+impl Mode {
+    /// Of activations.
+    fn dtype(self) -> DType {
+        if self == Mode::F32 { DType::F32 } else { DType::Bf16 }
+    }
+
+    /// How far results may be from the f64 reference, as a share of the tensor's largest element.
+    fn share(self) -> f64 {
+        match self {
+            // sums of up to MANY terms, each rounded to 2⁻²⁴
+            Mode::F32 => 530f64.sqrt() * 2f64.powi(-24) * 8.0,
+            // up to eight roundings to 2⁻⁹ between an input and a result (norm, product, gate, product, and back)
+            Mode::Bf16 => 8.0 * 2f64.powi(-9),
+            // both operands of up to four products rounded to 2⁻⁴, in random directions
+            Mode::Fp8 => 4.0 * 2f64.powi(-4),
+        }
     }
 }
 
@@ -73,15 +94,16 @@ impl Outcome {
     }
 }
 
-/// The store of a case's weights in one dtype.
-fn store(case: &Case, dtype: DType) -> (Store, Vec<WeightId>) {
+/// The store of a case's weights for one mode.
+fn store(case: &Case, mode: Mode) -> (Store, Vec<WeightId>) {
     let mut store = Store::default();
     let ids = case
         .weights
         .iter()
         .map(|w| {
-            let dtype = if w.product { dtype } else { DType::F32 };
-            let id = store.add(w.groups, w.rows, w.cols, dtype);
+            let dtype = if w.product { mode.dtype() } else { DType::F32 };
+            let fp8 = (w.product && w.coded && mode == Mode::Fp8).then(Fp8::default);
+            let id = store.add_stacked(w.groups, w.rows, w.cols, dtype, w.parts, fp8);
             let range = store.range(id);
             store.data[range].iter_mut().zip(&w.data).for_each(|(out, &x)| *out = x as f32);
             id
@@ -111,11 +133,11 @@ fn call(
 }
 
 /// Forward and backward over all rows.
-fn train(case: &Case, cpu: &Cpu, dtype: DType) -> Outcome {
-    let (mut store, ids) = store(case, dtype);
+fn train(case: &Case, cpu: &Cpu, mode: Mode) -> Outcome {
+    let (mut store, ids) = store(case, mode);
     store.zero_grad();
     let mut cx = Context::training(cpu, &mut store);
-    let (inputs, outputs, scalar) = call(case, &mut cx, &ids, dtype, 0..case.n);
+    let (inputs, outputs, scalar) = call(case, &mut cx, &ids, mode.dtype(), 0..case.n);
     for (i, y) in outputs.iter().enumerate() {
         let (cols, dtype) = (y.value.cols(), y.value.dtype());
         cx.add_grad(y, tensor(cols, &d_output(i, case.n * cols), dtype));
@@ -131,10 +153,10 @@ fn train(case: &Case, cpu: &Cpu, dtype: DType) -> Outcome {
 }
 
 /// Forward over some rows, without a tape.
-fn infer(case: &Case, cpu: &Cpu, dtype: DType, rows: Range<usize>) -> Vec<Vec<f32>> {
-    let (mut store, ids) = store(case, dtype);
+fn infer(case: &Case, cpu: &Cpu, mode: Mode, rows: Range<usize>) -> Vec<Vec<f32>> {
+    let (mut store, ids) = store(case, mode);
     let mut cx = Context::inference(cpu, &mut store);
-    call(case, &mut cx, &ids, dtype, rows).1.iter().map(|y| y.value.to_vec()).collect()
+    call(case, &mut cx, &ids, mode.dtype(), rows).1.iter().map(|y| y.value.to_vec()).collect()
 }
 
 fn assert_close(what: &str, got: &[f32], expected: &[f64], share: f64) {
@@ -159,10 +181,10 @@ fn differences(x: &[f64], objective: &mut dyn FnMut(&[f64]) -> f64) -> Vec<f64> 
         .collect()
 }
 
-fn everywhere(mut f: impl FnMut(&str, &Cpu, DType)) {
+fn everywhere(mut f: impl FnMut(&str, &Cpu, Mode)) {
     for level in Level::available() {
-        for dtype in [DType::F32, DType::Bf16] {
-            f(&format!("{} {dtype:?}", level.name()), &Cpu::with_level(level, 1), dtype);
+        for mode in MODES {
+            f(&format!("{} {mode:?}", level.name()), &Cpu::with_level(level, 1), mode);
         }
     }
 }
@@ -171,9 +193,9 @@ fn everywhere(mut f: impl FnMut(&str, &Cpu, DType)) {
 fn values_are_those_of_the_reference() {
     for case in cases(FEW).into_iter().chain(cases(MANY)) {
         let (outputs, scalar) = (case.reference)(&case.input_data(), &case.weight_data());
-        everywhere(|mode, cpu, dtype| {
-            let (what, share) = (format!("{} [{}] {mode}", case.name, case.n), share(dtype));
-            let got = train(&case, cpu, dtype);
+        everywhere(|what, cpu, mode| {
+            let (what, share) = (format!("{} [{}] {what}", case.name, case.n), mode.share());
+            let got = train(&case, cpu, mode);
             assert_close(&format!("{what}: scalar"), &[got.scalar as f32], &[scalar], share);
             assert_eq!(got.outputs.len(), outputs.len(), "{what}");
             for (i, (got, expected)) in got.outputs.iter().zip(&outputs).enumerate() {
@@ -226,13 +248,13 @@ fn gradients_are_the_differences_of_the_reference() {
         for (d, w) in d_weights.iter_mut().zip(&case.weights) {
             d.resize(w.data.len(), 0.0);
         }
-        everywhere(|mode, cpu, dtype| {
-            let got = train(&case, cpu, dtype);
-            for (what, got, expected) in
+        everywhere(|what, cpu, mode| {
+            let got = train(&case, cpu, mode);
+            for (part, got, expected) in
                 [("input", &got.d_inputs, &d_inputs), ("weight", &got.d_weights, &d_weights)]
             {
                 for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
-                    assert_close(&format!("{} {mode}: d_{what} {i}", case.name), got, expected, share(dtype));
+                    assert_close(&format!("{} {what}: d_{part} {i}", case.name), got, expected, mode.share());
                 }
             }
         });
@@ -256,9 +278,9 @@ fn gradients_over_many_rows_are_the_slopes_of_the_reference() {
             };
             vec![(along(1e-5) - along(-1e-5)) / 2e-5]
         });
-        everywhere(|mode, cpu, dtype| {
-            let got = train(&case, cpu, dtype);
-            for (what, got, slopes) in
+        everywhere(|what, cpu, mode| {
+            let got = train(&case, cpu, mode);
+            for (part, got, slopes) in
                 [("input", &got.d_inputs, &slopes[0]), ("weight", &got.d_weights, &slopes[1])]
             {
                 for (i, (got, slope)) in got.iter().zip(slopes).enumerate() {
@@ -267,8 +289,8 @@ fn gradients_over_many_rows_are_the_slopes_of_the_reference() {
                         got.iter().zip(direction(got.len())).map(|(&d, v)| f64::from(d) * v).sum();
                     // errors of elements have random signs, and the direction has length one
                     let largest = got.iter().fold(0.0, |m: f64, d| m.max(f64::from(d.abs())));
-                    let bound = share(dtype) * largest + 1e-7;
-                    let what = format!("{} {mode}: slope of {what} {i}", case.name);
+                    let bound = mode.share() * largest + 1e-7;
+                    let what = format!("{} {what}: slope of {part} {i}", case.name);
                     let off = (got_slope - slope).abs();
                     assert!(off <= bound, "{what}: got {got_slope}, expected {slope}, bound {bound:e}");
                 }
@@ -280,11 +302,11 @@ fn gradients_over_many_rows_are_the_slopes_of_the_reference() {
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
     for case in cases(MANY) {
-        for dtype in [DType::F32, DType::Bf16] {
-            let one = train(&case, &Cpu::detect(1), dtype);
+        for mode in MODES {
+            let one = train(&case, &Cpu::detect(1), mode);
             for threads in [2, 3] {
-                let many = train(&case, &Cpu::detect(threads), dtype);
-                many.assert_same(&format!("{} {dtype:?} with {threads} threads", case.name), &one);
+                let many = train(&case, &Cpu::detect(threads), mode);
+                many.assert_same(&format!("{} {mode:?} with {threads} threads", case.name), &one);
             }
         }
     }
@@ -293,13 +315,13 @@ fn any_number_of_threads_gives_the_same_bits() {
 #[test]
 fn a_row_alone_is_the_row_in_the_batch() {
     for case in cases(MANY).into_iter().filter(|case| case.row_wise) {
-        everywhere(|mode, cpu, dtype| {
-            let all = infer(&case, cpu, dtype, 0..case.n);
+        everywhere(|what, cpu, mode| {
+            let all = infer(&case, cpu, mode, 0..case.n);
             for rows in [0..1, 1..2, 5..22, 511..514, MANY - 1..MANY] {
-                let some = infer(&case, cpu, dtype, rows.clone());
+                let some = infer(&case, cpu, mode, rows.clone());
                 for (some, all) in some.iter().zip(&all) {
                     let cols = all.len() / case.n;
-                    let what = format!("{} {mode}: rows {rows:?}", case.name);
+                    let what = format!("{} {what}: rows {rows:?}", case.name);
                     assert_same_bits(&what, some, &all[rows.start * cols..rows.end * cols]);
                 }
             }
@@ -310,10 +332,10 @@ fn a_row_alone_is_the_row_in_the_batch() {
 #[test]
 fn training_and_inference_give_the_same_bits() {
     for case in cases(MANY) {
-        everywhere(|mode, cpu, dtype| {
-            let trained = train(&case, cpu, dtype).outputs;
-            for (a, b) in infer(&case, cpu, dtype, 0..case.n).iter().zip(&trained) {
-                assert_same_bits(&format!("{} {mode}", case.name), a, b);
+        everywhere(|what, cpu, mode| {
+            let trained = train(&case, cpu, mode).outputs;
+            for (a, b) in infer(&case, cpu, mode, 0..case.n).iter().zip(&trained) {
+                assert_same_bits(&format!("{} {what}", case.name), a, b);
             }
         });
     }
@@ -322,10 +344,10 @@ fn training_and_inference_give_the_same_bits() {
 #[test]
 fn no_rows_are_no_work() {
     for case in cases(0) {
-        everywhere(|mode, cpu, dtype| {
-            let got = train(&case, cpu, dtype);
-            assert!(got.outputs.iter().all(Vec::is_empty), "{} {mode}", case.name);
-            assert!(got.d_weights.iter().flatten().all(|&d| d == 0.0), "{} {mode}", case.name);
+        everywhere(|what, cpu, mode| {
+            let got = train(&case, cpu, mode);
+            assert!(got.outputs.iter().all(Vec::is_empty), "{} {what}", case.name);
+            assert!(got.d_weights.iter().flatten().all(|&d| d == 0.0), "{} {what}", case.name);
         });
     }
 }
@@ -336,14 +358,15 @@ fn chunkings() -> [Vec<usize>; 3] {
 }
 
 /// Attention over chunks of one sequence of 70 rows, each appended to a cache.
-fn over_caches(case: &Case, cpu: &Cpu, dtype: DType, chunks: &[usize], cache: &mut KvCache) -> Vec<f32> {
-    let (mut store, ids) = store(case, dtype);
+fn over_caches(case: &Case, cpu: &Cpu, mode: Mode, chunks: &[usize], cache: &mut KvCache) -> Vec<f32> {
+    let (mut store, ids) = store(case, mode);
     let mut cx = Context::inference(cpu, &mut store);
     let (mut start, mut out) = (0, Vec::new());
     let run = case.cached.as_ref().expect("an attention case");
     for &len in chunks {
         let rows = start..start + len;
-        let of = |x: &cases::Input| tensor(x.cols, &x.data[rows.start * x.cols..rows.end * x.cols], dtype);
+        let of =
+            |x: &cases::Input| tensor(x.cols, &x.data[rows.start * x.cols..rows.end * x.cols], mode.dtype());
         let inputs: Vec<Var> = case.inputs.iter().map(|x| cx.var(of(x))).collect();
         let keys = Keys::Caches(vec![(0, len, &mut *cache)]);
         out.extend(run(&mut cx, &inputs, &ids, rows.clone(), keys));
@@ -355,13 +378,13 @@ fn over_caches(case: &Case, cpu: &Cpu, dtype: DType, chunks: &[usize], cache: &m
 #[test]
 fn attention_over_a_cache_has_the_bits_of_attention_over_rows() {
     for case in [cases::mla(&[70], true), cases::mla(&[70], false), cases::gqa(&[70])] {
-        everywhere(|mode, cpu, dtype| {
-            let rows = infer(&case, cpu, dtype, 0..70).remove(0);
+        everywhere(|what, cpu, mode| {
+            let rows = infer(&case, cpu, mode, 0..70).remove(0);
             for chunks in chunkings() {
                 let shape = case.shape.expect("an attention case");
-                let mut cache = KvCache::new(&shape, dtype);
-                let cached = over_caches(&case, cpu, dtype, &chunks, &mut cache);
-                assert_same_bits(&format!("{} {mode} in chunks {chunks:?}", case.name), &cached, &rows);
+                let mut cache = KvCache::new(&shape, mode.dtype());
+                let cached = over_caches(&case, cpu, mode, &chunks, &mut cache);
+                assert_same_bits(&format!("{} {what} in chunks {chunks:?}", case.name), &cached, &rows);
             }
         });
     }
@@ -370,12 +393,12 @@ fn attention_over_a_cache_has_the_bits_of_attention_over_rows() {
 #[test]
 fn sequences_of_a_batch_do_not_see_each_other() {
     let (long, short) = (cases::mla(&[70], true), cases::mla(&[7, 40, 23], true));
-    everywhere(|mode, cpu, dtype| {
-        let batch = infer(&short, cpu, dtype, 0..70).remove(0);
-        let alone = infer(&long, cpu, dtype, 0..70).remove(0);
+    everywhere(|what, cpu, mode| {
+        let batch = infer(&short, cpu, mode, 0..70).remove(0);
+        let alone = infer(&long, cpu, mode, 0..70).remove(0);
         let cols = alone.len() / 70;
-        assert_same_bits(mode, &batch[..7 * cols], &alone[..7 * cols]);
-        assert_ne!(batch[7 * cols..], alone[7 * cols..], "{mode}: later sequences begin anew");
+        assert_same_bits(what, &batch[..7 * cols], &alone[..7 * cols]);
+        assert_ne!(batch[7 * cols..], alone[7 * cols..], "{what}: later sequences begin anew");
     });
 }
 
@@ -384,17 +407,17 @@ fn absorbed_latent_attention_is_the_expanded_form_up_to_rounding() {
     for interleaved in [true, false] {
         let case = cases::mla_absorbed(&[70], interleaved);
         let (expected, _) = (case.reference)(&case.input_data(), &case.weight_data());
-        everywhere(|mode, cpu, dtype| {
+        everywhere(|what, cpu, mode| {
             let AttentionShape { heads, scale, .. } = case.shape.expect("an attention case");
             let (qk_dim, v_dim) = (cases::C + cases::R, cases::C);
             let latent = AttentionShape { heads, kv_heads: 1, qk_dim, v_dim, scale };
             let mut first = None;
             for chunks in chunkings() {
                 let mut cache = KvCache::new(&latent, DType::F32);
-                let got = over_caches(&case, cpu, dtype, &chunks, &mut cache);
-                assert_close(&format!("absorbed {mode}"), &got, &expected[0], share(dtype));
+                let got = over_caches(&case, cpu, mode, &chunks, &mut cache);
+                assert_close(&format!("absorbed {what}"), &got, &expected[0], mode.share());
                 assert_same_bits(
-                    &format!("{mode} {chunks:?}"),
+                    &format!("{what} {chunks:?}"),
                     &got,
                     first.get_or_insert_with(|| got.clone()),
                 );
@@ -407,21 +430,21 @@ fn absorbed_latent_attention_is_the_expanded_form_up_to_rounding() {
 fn head_losses_and_logits_are_those_of_the_loss() {
     let case = cases::head(2 * MANY);
     let labels = cases::labels(0..case.n);
-    everywhere(|mode, cpu, dtype| {
-        let (mut store, ids) = store(&case, dtype);
+    everywhere(|what, cpu, mode| {
+        let (mut store, ids) = store(&case, mode);
         let mut cx = Context::inference(cpu, &mut store);
-        let x = cx.var(tensor(case.inputs[0].cols, &case.inputs[0].data, dtype));
+        let x = cx.var(tensor(case.inputs[0].cols, &case.inputs[0].data, mode.dtype()));
         let loss = ops::head_loss(&mut cx, &x, ids[0], &labels, 1.0, false);
         let losses = ops::head_losses(&mut cx, &x, ids[0], &labels);
-        assert_eq!(loss.sum, losses.iter().map(|&l| f64::from(l)).sum::<f64>(), "{mode}");
-        assert_eq!(loss.count, labels.iter().filter(|&&l| l != u32::MAX).count(), "{mode}");
-        assert!(losses.iter().zip(&labels).all(|(&loss, &l)| (l == u32::MAX) == (loss == 0.0)), "{mode}");
+        assert_eq!(loss.sum, losses.iter().map(|&l| f64::from(l)).sum::<f64>(), "{what}");
+        assert_eq!(loss.count, labels.iter().filter(|&&l| l != u32::MAX).count(), "{what}");
+        assert!(losses.iter().zip(&labels).all(|(&loss, &l)| (l == u32::MAX) == (loss == 0.0)), "{what}");
         let logits = ops::head_logits(&mut cx, &x.value, ids[0]);
         for ((row, &label), &loss) in logits.f32().chunks(logits.cols()).zip(&labels).zip(&losses) {
             if label != u32::MAX {
                 let sum: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
                 let expected = sum.ln() - f64::from(row[label as usize]);
-                assert_close(&format!("{mode}: loss"), &[loss], &[expected], 1e-5);
+                assert_close(&format!("{what}: loss"), &[loss], &[expected], 1e-5);
             }
         }
     });
@@ -431,7 +454,7 @@ fn head_losses_and_logits_are_those_of_the_loss() {
 fn gradients_add_up_over_calls() {
     let case = cases::linear(FEW);
     let cpu = Cpu::detect(1);
-    let (mut store, ids) = store(&case, DType::F32);
+    let (mut store, ids) = store(&case, Mode::F32);
     store.zero_grad();
     let mut once = Vec::new();
     for _ in 0..2 {
@@ -445,14 +468,14 @@ fn gradients_add_up_over_calls() {
         }
     }
     let twice: Vec<f64> = once.iter().map(|&d| 2.0 * f64::from(d)).collect();
-    assert_close("two calls", &store.grad, &twice, share(DType::F32));
+    assert_close("two calls", &store.grad, &twice, Mode::F32.share());
 }
 
 #[test]
 fn a_changed_weight_is_packed_again() {
     let case = cases::linear(FEW);
     let cpu = Cpu::detect(1);
-    let (mut store, ids) = store(&case, DType::Bf16);
+    let (mut store, ids) = store(&case, Mode::Bf16);
     let forward = |store: &mut Store| {
         let mut cx = Context::inference(&cpu, store);
         call(&case, &mut cx, &ids, DType::Bf16, 0..FEW).1[0].value.to_vec()

@@ -41,6 +41,10 @@ pub struct Weight {
     pub cols: usize,
     /// Whether products with it compute in the dtype of the mode; f32 otherwise.
     pub product: bool,
+    /// Whether they are in FP8 where that is the mode.
+    pub coded: bool,
+    /// Matrices stacked in its rows.
+    pub parts: usize,
     pub gradient: Gradient,
     pub data: Vec<f64>,
 }
@@ -89,7 +93,20 @@ impl Case {
 
     fn product(mut self, groups: usize, rows: usize, cols: usize) -> Self {
         let data = draw(100 + self.weights.len() as u64, groups * rows * cols, 0.3);
-        self.weights.push(Weight { groups, rows, cols, product: true, gradient: Gradient::Formula, data });
+        let (product, coded, parts, gradient) = (true, true, 1, Gradient::Formula);
+        self.weights.push(Weight { groups, rows, cols, product, coded, parts, gradient, data });
+        self
+    }
+
+    /// The last weight is never in FP8.
+    fn never_coded(mut self) -> Self {
+        self.weights.last_mut().unwrap().coded = false;
+        self
+    }
+
+    /// The last weight is two matrices.
+    fn stacked(mut self) -> Self {
+        self.weights.last_mut().unwrap().parts = 2;
         self
     }
 
@@ -215,6 +232,7 @@ fn swiglu_ffn(n: usize) -> Case {
     )
     .input(D)
     .product(1, 2 * 11, D)
+    .stacked()
     .product(1, D, 11)
 }
 
@@ -241,6 +259,7 @@ pub fn head(n: usize) -> Case {
     )
     .input(D)
     .product(1, VOCABULARY, D)
+    .never_coded()
 }
 
 /// The labelled rows of a range, numbered from its start, their labels, and sequences of three of them.
@@ -290,6 +309,7 @@ fn policy(n: usize) -> Case {
     )
     .input(D)
     .product(1, VOCABULARY, D)
+    .never_coded()
 }
 
 /// (name, router, alpha of the balance loss, whether there are shared experts)
@@ -334,6 +354,7 @@ fn moe(name: &'static str, n: usize, cfg: RouterConfig, alpha: f32, shared: bool
         .input(D)
         .product(1, e, D)
         .product(e, 2 * F, D)
+        .stacked()
         .product(e, D, F);
     case.weights[0].product = false;
     if biased {
@@ -342,7 +363,7 @@ fn moe(name: &'static str, n: usize, cfg: RouterConfig, alpha: f32, shared: bool
         case.weights[3].gradient = Gradient::None;
     }
     if shared {
-        case = case.product(1, 4 * F, D).product(1, D, 2 * F);
+        case = case.product(1, 4 * F, D).stacked().product(1, D, 2 * F);
     }
     // frozen: differences must not see a token change its experts
     let bias = if biased { case.weights[3].data.clone() } else { Vec::new() };
