@@ -2,7 +2,8 @@
 
 use crate::Cpu;
 use crate::cpu::SharedMut;
-use crate::rows::{self, kernel, lanes, load_f32, store_f32};
+use crate::rows::{self, SharedView, kernel, lanes, load, load_f32, store, store_f32};
+use crate::view::ViewMut;
 
 /// The settings of one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -33,15 +34,16 @@ struct Scalars {
 }
 
 kernel! {
-    Step<'a>(s: S, w: &'a mut [f32], g: &'a [f32], m: &'a mut [f32], v: &'a mut [f32], by: Scalars) {
+    Step<'a>(s: S, w: &'a mut [f32], g: &'a [f32], m: ViewMut<'a>, v: ViewMut<'a>, by: Scalars) {
+        let (mut m, mut v) = (m, v);
         lanes!(w.len(), |i, n| {
             let grad = s.mul(load_f32(s, g, i, n), s.splat(by.grad));
-            let mean = load_f32(s, m, i, n);
+            let mean = load(s, m.as_view(), i, n);
             let mean = s.fma(s.splat(by.mean), s.sub(grad, mean), mean);
-            store_f32(s, mean, m, i, n);
-            let square = s.mul(load_f32(s, v, i, n), s.splat(by.beta2));
+            store(s, mean, &mut m, i, n);
+            let square = s.mul(load(s, v.as_view(), i, n), s.splat(by.beta2));
             let square = s.fma(s.mul(grad, s.splat(by.square)), grad, square);
-            store_f32(s, square, v, i, n);
+            store(s, square, &mut v, i, n);
             let root = s.add(s.div(s.sqrt(square), s.splat(by.root)), s.splat(by.eps));
             let kept = s.mul(load_f32(s, w, i, n), s.splat(by.keep));
             store_f32(s, s.sub(kept, s.div(s.mul(mean, s.splat(by.step)), root)), w, i, n);
@@ -53,7 +55,7 @@ kernel! {
 /// `w *= 1 - lr wd`; `m += (1 - b1) (g - m)`; `v = b2 v + (1 - b2) g^2`;
 /// `w -= lr / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + eps)`.
 ///
-/// w, g, m, v: as many elements each; g is multiplied by `grad_scale` (clipping, averaging) as it is read.
+/// w, g, m, v: as many elements each, the moments f32 or bf16 (rounded to nearest); g is multiplied by `grad_scale` (clipping, averaging) as it is read.
 ///
 /// # Panics
 /// When lengths differ or the step is 0.
@@ -66,8 +68,8 @@ pub fn adamw(
     grad_scale: f32,
     w: &mut [f32],
     g: &[f32],
-    m: &mut [f32],
-    v: &mut [f32],
+    m: ViewMut<'_>,
+    v: ViewMut<'_>,
 ) {
     assert!(step > 0, "adamw: steps count from 1");
     for (what, len) in [("g", g.len()), ("m", m.len()), ("v", v.len())] {
@@ -85,7 +87,7 @@ pub fn adamw(
         eps: eps as f32,
         step: (lr / (1.0 - beta1.powf(t))) as f32,
     };
-    let (w, m, v) = (SharedMut::new(w), SharedMut::new(m), SharedMut::new(v));
+    let (w, m, v) = (SharedMut::new(w), SharedView::new(m), SharedView::new(v));
     rows::over_blocks(cpu, g.len(), rows::FLAT_TILE, |from, to| {
         let len = to - from;
         // SAFETY: tasks own disjoint ranges.
@@ -109,7 +111,16 @@ mod tests {
             let got = everywhere("adamw", |cpu| {
                 let (mut w, mut m, mut v) = (start.clone(), vec![0.0; len], vec![0.0; len]);
                 for step in 1..=10 {
-                    adamw(cpu, &cfg, step, 0.5, &mut w, &normal(step + 1, len), &mut m, &mut v);
+                    adamw(
+                        cpu,
+                        &cfg,
+                        step,
+                        0.5,
+                        &mut w,
+                        &normal(step + 1, len),
+                        ViewMut::F32(&mut m),
+                        ViewMut::F32(&mut v),
+                    );
                 }
                 [w, m, v].concat()
             });
@@ -137,7 +148,7 @@ mod tests {
         let (mut w, mut m, mut v) = ([1.0, -2.0], [0.0; 2], [0.0; 2]);
         let cpu = Cpu::detect(1);
         for (step, g) in [(1, [0.5, -1.0]), (2, [1e-4, 3.0])] {
-            adamw(&cpu, &cfg, step, 1.0, &mut w, &g, &mut m, &mut v);
+            adamw(&cpu, &cfg, step, 1.0, &mut w, &g, ViewMut::F32(&mut m), ViewMut::F32(&mut v));
         }
         Tolerance::new(0.0, 3e-7).check("w", &w, &TORCH).unwrap();
     }

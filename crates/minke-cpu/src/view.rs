@@ -79,6 +79,14 @@ impl<'a> View<'a> {
         let _ = (at, len);
     }
 
+    /// All elements, widened to f32.
+    pub fn to_vec(&self) -> Vec<f32> {
+        match self {
+            View::F32(x) => x.to_vec(),
+            View::Bf16(x) => x.iter().map(|x| x.to_f32()).collect(),
+        }
+    }
+
     /// The part `start..end`.
     pub fn slice(&self, start: usize, end: usize) -> View<'a> {
         match self {
@@ -110,6 +118,25 @@ impl ViewMut<'_> {
             ViewMut::F32(x) => View::F32(x),
             ViewMut::Bf16(x) => View::Bf16(x),
         }
+    }
+
+    /// The first `at` elements, and the rest.
+    pub fn split_at(self, at: usize) -> (Self, Self) {
+        match self {
+            ViewMut::F32(x) => {
+                let (first, rest) = x.split_at_mut(at);
+                (ViewMut::F32(first), ViewMut::F32(rest))
+            }
+            ViewMut::Bf16(x) => {
+                let (first, rest) = x.split_at_mut(at);
+                (ViewMut::Bf16(first), ViewMut::Bf16(rest))
+            }
+        }
+    }
+
+    /// The elements of `range`.
+    pub fn part(self, range: std::ops::Range<usize>) -> Self {
+        self.split_at(range.end).0.split_at(range.start).1
     }
 
     /// The same slice, borrowed again.

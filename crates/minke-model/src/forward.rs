@@ -339,7 +339,7 @@ impl Attention {
                 (ops::gqa_attention(cx, [&q, &k, &v], net.attention, &rotary, keys), *o)
             }
         };
-        ops::linear(cx, &attended, o, act)
+        ops::linear_of_kept(cx, &attended, o, act)
     }
 }
 

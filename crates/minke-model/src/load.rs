@@ -6,7 +6,7 @@ use minke_cpu::DType;
 
 use crate::config::Config;
 use crate::forward::Model;
-use crate::params::Precision;
+use crate::params::{Coded, Precision};
 use crate::spec::{self, Role, TensorSpec};
 
 /// Where weights come from; a folder of safetensors files is one.
@@ -143,5 +143,6 @@ fn stored_precision(config: &Config, specs: &[TensorSpec], source: &dyn WeightSo
         attention: of(&|r| r == Role::AttentionLinear),
         head: of(&|r| r == if tied { Role::Embedding } else { Role::Head }),
         router: of(&|r| r == Role::Router),
+        coded: Coded::default(),
     }
 }

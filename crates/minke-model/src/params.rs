@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ops::{Deref, DerefMut, Range};
 
 use minke_cpu::DType;
+use minke_cpu::fp8::Fp8;
 use minke_num::rng;
 use minke_tensor::{Store, WeightId};
 
@@ -23,12 +24,63 @@ pub struct Precision {
     pub head: DType,
     /// The router.
     pub router: DType,
+    /// Which of these products are in FP8; their activations have the dtype above.
+    pub coded: Coded,
+}
+
+/// Roles whose products are in FP8. Embedding, head, router, norms and the inner products of attention never are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Coded {
+    /// Dense and shared feed-forward blocks, and the projection of MTP modules.
+    pub linear: bool,
+    /// Routed experts.
+    pub expert: bool,
+    /// Projections of the attention.
+    pub attention: bool,
+    /// How numbers become codes.
+    pub how: Fp8,
+}
+
+impl Coded {
+    /// Whether any product is in FP8.
+    pub fn any(&self) -> bool {
+        self.linear || self.expert || self.attention
+    }
+
+    /// Whether an output row depends on other rows of its call: one scale for all of them.
+    pub fn couples_rows(&self) -> bool {
+        self.any() && self.how.per_tensor
+    }
+
+    /// How a tensor's products are coded.
+    pub fn of(&self, role: Role) -> Option<Fp8> {
+        let coded = match role {
+            Role::AttentionLinear => self.attention,
+            Role::FfnLinear | Role::MtpProjection => self.linear,
+            Role::ExpertLinear { .. } => self.expert,
+            Role::Embedding | Role::Head | Role::Norm | Role::Router | Role::RouterBias => false,
+        };
+        coded.then_some(self.how)
+    }
 }
 
 impl Precision {
     /// One dtype for all products but the router's, which stays f32.
     pub fn uniform(dtype: DType) -> Self {
-        Self { linear: dtype, expert: dtype, attention: dtype, head: dtype, router: DType::F32 }
+        Self {
+            linear: dtype,
+            expert: dtype,
+            attention: dtype,
+            head: dtype,
+            router: DType::F32,
+            coded: Coded::default(),
+        }
+    }
+
+    /// bf16, and FP8 where DeepSeek-V3 has it: all linear layers but head and router.
+    pub fn fp8(how: Fp8) -> Self {
+        let coded = Coded { linear: true, expert: true, attention: true, how };
+        Self { coded, ..Self::uniform(DType::Bf16) }
     }
 
     /// The dtype of a tensor's products, and of its storage in checkpoints.
@@ -133,10 +185,11 @@ impl Layout {
     /// Adds the named tensors as one weight of `groups` groups, stacked in the order given.
     pub fn weight(&mut self, groups: usize, names: &[String]) -> WeightId {
         let start = self.store.data.len();
-        let (mut at, mut cols, mut dtype) = (start, 1, DType::F32);
+        let (mut at, mut cols, mut dtype, mut fp8) = (start, 1, DType::F32, None);
         for name in names {
             let (index, spec) = self.specs.get(name).expect("the model asks for tensors of its own table");
             dtype = self.precision.of(spec.role, self.tied);
+            fp8 = self.precision.coded.of(spec.role);
             cols = spec.shape.last().copied().unwrap_or(1);
             let range = at..at + spec.numel();
             at = range.end;
@@ -144,7 +197,7 @@ impl Layout {
             self.entries[*index] = Some(Param { name, shape, role, range, dtype });
         }
         let rows = (at - start) / groups / cols;
-        self.store.add(groups, rows, cols, dtype)
+        self.store.add_stacked(groups, rows, cols, dtype, names.len() / groups, fp8)
     }
 
     /// Adds one tensor as one weight.

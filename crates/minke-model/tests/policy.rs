@@ -25,8 +25,13 @@ fn model(precision: Precision) -> Model {
 }
 
 fn precisions() -> [Precision; 2] {
-    let of =
-        |dtype| Precision { linear: dtype, expert: dtype, head: dtype, attention: dtype, router: DType::F32 };
+    let of = |dtype| Precision {
+        linear: dtype,
+        expert: dtype,
+        head: dtype,
+        attention: dtype,
+        ..Precision::uniform(DType::F32)
+    };
     [of(DType::F32), of(DType::Bf16)]
 }
 

@@ -147,7 +147,7 @@ pub fn run(options: &Options) -> Result<Figures> {
         gemm_share: gflops / peak.0,
         threads: cpu.threads(),
         level: cpu.level().name(),
-        precision: recipe.precision.linear.name(),
+        precision: recipe.precision.name(),
         optimizer: match train.optim.optimizer {
             recipe::Optimizer::AdamW => "adamw",
             recipe::Optimizer::Muon => "muon",

@@ -19,6 +19,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use minke_cpu::{View, ViewMut};
 use minke_data::hf::{
     Dtype, SafetensorsWriter, TensorSpec, WeightFiles, recover_folder, write_folder_atomic,
 };
@@ -223,7 +224,8 @@ impl Checkpoint {
         {
             let (model, optimizer) = trainer.parts_mut();
             for param in model.params.entries.clone() {
-                self.read(&files, &format!("master.{}", param.name), &mut model.params.data[param.range])?;
+                let out = ViewMut::F32(&mut model.params.data[param.range]);
+                self.read(&files, &format!("master.{}", param.name), out)?;
                 expected += 1;
             }
             for (kind, entry, part) in optimizer.state_mut() {
@@ -238,14 +240,24 @@ impl Checkpoint {
         Ok(())
     }
 
-    fn read(&self, files: &WeightFiles, name: &str, out: &mut [f32]) -> Result<()> {
+    fn read(&self, files: &WeightFiles, name: &str, out: ViewMut<'_>) -> Result<()> {
         let Some(view) = files.get(name) else { return Err(self.foreign(&format!("no tensor `{name}`"))) };
-        if view.dtype != Dtype::F32 || view.bytes.len() != 4 * out.len() {
-            let got = format!("`{name}` is {} {:?}, not F32 of {}", view.dtype, view.shape, out.len());
+        let wanted = dtype(out.dtype());
+        if view.dtype != wanted || view.bytes.len() != out.dtype().size_bytes() * out.len() {
+            let got = format!("`{name}` is {} {:?}, not {wanted} of {}", view.dtype, view.shape, out.len());
             return Err(self.foreign(&got));
         }
-        for (x, four) in out.iter_mut().zip(view.bytes.chunks_exact(4)) {
-            *x = f32::from_le_bytes([four[0], four[1], four[2], four[3]]);
+        match out {
+            ViewMut::F32(out) => {
+                for (x, four) in out.iter_mut().zip(view.bytes.chunks_exact(4)) {
+                    *x = f32::from_le_bytes([four[0], four[1], four[2], four[3]]);
+                }
+            }
+            ViewMut::Bf16(out) => {
+                for (x, two) in out.iter_mut().zip(view.bytes.chunks_exact(2)) {
+                    *x = bf16::from_le_bytes([two[0], two[1]]);
+                }
+            }
         }
         Ok(())
     }
@@ -281,23 +293,36 @@ fn list(checkpoints: &Path) -> Result<Vec<(u64, PathBuf)>> {
     Ok(found.into_iter().filter(|(_, path)| path.is_dir()).collect())
 }
 
+/// As files name it.
+fn dtype(dtype: DType) -> Dtype {
+    match dtype {
+        DType::F32 => Dtype::F32,
+        DType::Bf16 => Dtype::BF16,
+    }
+}
+
 fn write_tensors(path: &Path, trainer: &Trainer) -> minke_data::Result<()> {
     let params = &trainer.model.params;
-    let masters = params.entries.iter().map(|param| ("master", param, &params.data[param.range.clone()]));
+    let masters =
+        params.entries.iter().map(|param| ("master", param, View::F32(&params.data[param.range.clone()])));
     let state = trainer.optimizer().state();
     let moments = state.iter().map(|(kind, entry, part)| (*kind, &params.entries[*entry], *part));
-    let all: Vec<(String, &[usize], &[f32])> = masters
+    let all: Vec<(String, &[usize], View<'_>)> = masters
         .chain(moments)
         .map(|(kind, param, part)| (format!("{kind}.{}", param.name), &param.shape[..], part))
         .collect();
-    let specs = all.iter().map(|(name, shape, _)| TensorSpec {
+    let specs = all.iter().map(|(name, shape, part)| TensorSpec {
         name: name.clone(),
-        dtype: Dtype::F32,
+        dtype: dtype(part.dtype()),
         shape: shape.to_vec(),
     });
     let mut writer = SafetensorsWriter::create(path, specs.collect())?;
     for (name, _, part) in &all {
-        writer.tensor(name, bytemuck::cast_slice(part))?;
+        let bytes = match part {
+            View::F32(x) => bytemuck::cast_slice(x),
+            View::Bf16(x) => bytemuck::cast_slice(x),
+        };
+        writer.tensor(name, bytes)?;
     }
     writer.finish()
 }

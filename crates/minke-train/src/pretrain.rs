@@ -232,7 +232,7 @@ fn complete(recipe: &mut Resolved, prepared: &Prepared) {
     if config.eos_token_id.is_empty() {
         config.eos_token_id.extend(prepared.tokenizer.eos());
     }
-    let half = recipe.precision.linear == recipe::Dtype::Bf16;
+    let half = recipe.precision.linear != recipe::Dtype::F32;
     config.dtype = Some(if half { "bfloat16" } else { "float32" }.to_owned());
 }
 
@@ -522,7 +522,7 @@ impl<'a> Session<'a> {
                     self.cpu.threads(),
                     self.cpu.level().name(),
                     self.gemm_peak_gflops,
-                    self.recipe.precision.linear.name()
+                    self.recipe.precision.name()
                 ),
             ),
         ];

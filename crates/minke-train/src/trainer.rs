@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use minke_cpu::Cpu;
 use minke_cpu::reduce::sum_squares;
-use minke_model::{ExpertLoad, IGNORE, LossOptions, Model, StepStats, TrainBatch};
+use minke_model::{DType, ExpertLoad, IGNORE, LossOptions, Model, StepStats, TrainBatch};
 use minke_tensor::WeightId;
 
 use crate::error::{Result, TrainError};
@@ -152,7 +152,8 @@ fn share(n: usize) -> f64 {
 impl Trainer {
     /// A trainer at its first step.
     pub fn new(mut model: Model, settings: &Settings, course: Course) -> Self {
-        let optimizer = Optimizer::new(settings, &model.params.entries);
+        let moments = if model.precision.coded.any() { DType::Bf16 } else { DType::F32 };
+        let optimizer = Optimizer::new(settings, &model.params.entries, moments);
         model.params.zero_grad();
         Self { model, optimizer, course, skipped: 0 }
     }
@@ -316,7 +317,7 @@ fn balance(bias_e: &mut [f32], counts: &[u64], gamma: f32) {
 
 #[cfg(test)]
 mod tests {
-    use minke_model::{Config, DType, Precision};
+    use minke_model::{Config, Precision};
 
     use super::*;
     use crate::{batch, recipe};

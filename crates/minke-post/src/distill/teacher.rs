@@ -85,7 +85,7 @@ impl Known {
     /// The widest type that the weights compute in.
     fn width(&self, precision: Option<Precision>) -> Result<u64> {
         let widest = |wide: bool| if wide { 4 } else { 2 };
-        if let Some(Precision { linear, expert, attention, head, router: _ }) = precision {
+        if let Some(Precision { linear, expert, attention, head, .. }) = precision {
             return Ok(widest([linear, expert, attention, head].contains(&DType::F32)));
         }
         let Some(folder) = &self.folder else { return Ok(widest(true)) };

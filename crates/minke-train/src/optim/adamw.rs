@@ -1,8 +1,9 @@
 //! `AdamW` over the tensors that have it, neighbours of one kind in one call.
 
-use minke_cpu::Cpu;
 use minke_cpu::adamw::{AdamW, adamw};
+use minke_cpu::{Cpu, DType, View, ViewMut};
 use minke_model::Param;
+use minke_num::bf16;
 
 use super::{Settings, Slot, cut, cut_mut, slots};
 
@@ -23,13 +24,47 @@ pub struct Group {
     settings: Settings,
     slots: Vec<Slot>,
     runs: Vec<Run>,
-    mean: Vec<f32>,
-    square: Vec<f32>,
+    mean: Moment,
+    square: Moment,
+}
+
+/// One moment of all elements.
+#[derive(Debug)]
+enum Moment {
+    F32(Vec<f32>),
+    Bf16(Vec<bf16>),
+}
+
+impl Moment {
+    fn zero(len: usize, dtype: DType) -> Self {
+        match dtype {
+            DType::F32 => Self::F32(vec![0.0; len]),
+            DType::Bf16 => Self::Bf16(vec![bf16::ZERO; len]),
+        }
+    }
+
+    fn view(&self) -> View<'_> {
+        match self {
+            Self::F32(x) => View::F32(x),
+            Self::Bf16(x) => View::Bf16(x),
+        }
+    }
+
+    fn view_mut(&mut self) -> ViewMut<'_> {
+        match self {
+            Self::F32(x) => ViewMut::F32(x),
+            Self::Bf16(x) => ViewMut::Bf16(x),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.view().len() * self.view().dtype().size_bytes()
+    }
 }
 
 impl Group {
     /// Fresh moments for these tensors.
-    pub(super) fn new(settings: &Settings, chosen: &[(usize, &Param)]) -> Self {
+    pub(super) fn new(settings: &Settings, chosen: &[(usize, &Param)], moments: DType) -> Self {
         let (slots, total) = slots(chosen);
         let mut runs: Vec<Run> = Vec::new();
         for (slot, (_, param)) in slots.iter().zip(chosen) {
@@ -41,7 +76,8 @@ impl Group {
                 _ => runs.push(Run { range: slot.range.clone(), offset: slot.offset, decays }),
             }
         }
-        Self { settings: *settings, slots, runs, mean: vec![0.0; total], square: vec![0.0; total] }
+        let (mean, square) = (Moment::zero(total, moments), Moment::zero(total, moments));
+        Self { settings: *settings, slots, runs, mean, square }
     }
 
     /// The step with number `step`, from 1; see [`adamw`].
@@ -65,25 +101,25 @@ impl Group {
                 grad_scale,
                 &mut data[range.clone()],
                 &grad[range.clone()],
-                &mut self.mean[state.clone()],
-                &mut self.square[state],
+                self.mean.view_mut().part(state.clone()),
+                self.square.view_mut().part(state),
             );
         }
     }
 
     pub(super) fn bytes(&self) -> usize {
-        4 * (self.mean.len() + self.square.len())
+        self.mean.bytes() + self.square.bytes()
     }
 
-    pub(super) fn state(&self) -> Vec<(&'static str, usize, &[f32])> {
-        let mut all = cut("adamw.mean", &self.slots, &self.mean);
-        all.extend(cut("adamw.square", &self.slots, &self.square));
+    pub(super) fn state(&self) -> Vec<(&'static str, usize, View<'_>)> {
+        let mut all = cut("adamw.mean", &self.slots, self.mean.view());
+        all.extend(cut("adamw.square", &self.slots, self.square.view()));
         all
     }
 
-    pub(super) fn state_mut(&mut self) -> Vec<(&'static str, usize, &mut [f32])> {
-        let mut all = cut_mut("adamw.mean", &self.slots, &mut self.mean);
-        all.extend(cut_mut("adamw.square", &self.slots, &mut self.square));
+    pub(super) fn state_mut(&mut self) -> Vec<(&'static str, usize, ViewMut<'_>)> {
+        let mut all = cut_mut("adamw.mean", &self.slots, self.mean.view_mut());
+        all.extend(cut_mut("adamw.square", &self.slots, self.square.view_mut()));
         all
     }
 }

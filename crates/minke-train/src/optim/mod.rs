@@ -10,13 +10,14 @@
 //! The router is an output layer, a classifier whose rows are experts: rows that no token chose have no gradient, and
 //! orthogonalising would move them as far as the others. So it goes with the head.
 //!
-//! State is kept only where it is used (two moments for `AdamW`, one momentum for Muon), in the order of the tensors.
+//! State is kept only where it is used (two moments for `AdamW`, one momentum for Muon), in the order of the tensors. The
+//! moments of `AdamW` are bf16 where linear layers are in FP8: DeepSeek-V3 report, section 3.3.3.
 //! Every element's update depends on its own tensor only, so threads change no bit.
 
 pub mod adamw;
 pub mod muon;
 
-use minke_cpu::Cpu;
+use minke_cpu::{Cpu, DType, View, ViewMut};
 use minke_model::Param;
 use minke_model::spec::Role;
 
@@ -92,8 +93,8 @@ fn rule(param: &Param, optimizer: recipe::Optimizer) -> Rule {
 }
 
 impl Optimizer {
-    /// Fresh state, all zero, for these tensors.
-    pub fn new(settings: &Settings, entries: &[Param]) -> Self {
+    /// Fresh state, all zero, for these tensors; `moments` is what `AdamW`'s are kept in.
+    pub fn new(settings: &Settings, entries: &[Param], moments: DType) -> Self {
         let with = |wanted| {
             let all = entries.iter().enumerate();
             let mut chosen: Vec<(usize, &Param)> =
@@ -103,7 +104,7 @@ impl Optimizer {
             chosen
         };
         Self {
-            adamw: adamw::Group::new(settings, &with(Rule::AdamW)),
+            adamw: adamw::Group::new(settings, &with(Rule::AdamW), moments),
             muon: muon::Group::new(settings, &with(Rule::Muon)),
             steps: 0,
         }
@@ -135,14 +136,14 @@ impl Optimizer {
     }
 
     /// Shows every piece of state: `(kind, index of the tensor, elements)`, in one order.
-    pub fn state(&self) -> Vec<(&'static str, usize, &[f32])> {
+    pub fn state(&self) -> Vec<(&'static str, usize, View<'_>)> {
         let mut all = self.adamw.state();
         all.extend(self.muon.state());
         all
     }
 
     /// The same pieces in the same order, to be filled.
-    pub fn state_mut(&mut self) -> Vec<(&'static str, usize, &mut [f32])> {
+    pub fn state_mut(&mut self) -> Vec<(&'static str, usize, ViewMut<'_>)> {
         let mut all = self.adamw.state_mut();
         all.extend(self.muon.state_mut());
         all
@@ -178,18 +179,18 @@ fn slots(chosen: &[(usize, &Param)]) -> (Vec<Slot>, usize) {
 }
 
 /// Cuts a group's state into its tensors' parts.
-fn cut<'a>(kind: &'static str, slots: &[Slot], state: &'a [f32]) -> Vec<(&'static str, usize, &'a [f32])> {
-    slots.iter().map(|slot| (kind, slot.entry, &state[slot.offset..slot.offset + slot.len()])).collect()
+fn cut<'a>(kind: &'static str, slots: &[Slot], state: View<'a>) -> Vec<(&'static str, usize, View<'a>)> {
+    slots.iter().map(|slot| (kind, slot.entry, state.slice(slot.offset, slot.offset + slot.len()))).collect()
 }
 
 fn cut_mut<'a>(
     kind: &'static str,
     slots: &[Slot],
-    mut state: &'a mut [f32],
-) -> Vec<(&'static str, usize, &'a mut [f32])> {
+    mut state: ViewMut<'a>,
+) -> Vec<(&'static str, usize, ViewMut<'a>)> {
     let mut parts = Vec::with_capacity(slots.len());
     for slot in slots {
-        let (part, rest) = state.split_at_mut(slot.len());
+        let (part, rest) = state.split_at(slot.len());
         parts.push((kind, slot.entry, part));
         state = rest;
     }

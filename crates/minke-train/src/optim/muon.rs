@@ -145,12 +145,12 @@ impl Group {
         4 * self.momentum.len()
     }
 
-    pub(super) fn state(&self) -> Vec<(&'static str, usize, &[f32])> {
-        cut("muon.momentum", &self.slots, &self.momentum)
+    pub(super) fn state(&self) -> Vec<(&'static str, usize, View<'_>)> {
+        cut("muon.momentum", &self.slots, View::F32(&self.momentum))
     }
 
-    pub(super) fn state_mut(&mut self) -> Vec<(&'static str, usize, &mut [f32])> {
-        cut_mut("muon.momentum", &self.slots, &mut self.momentum)
+    pub(super) fn state_mut(&mut self) -> Vec<(&'static str, usize, ViewMut<'_>)> {
+        cut_mut("muon.momentum", &self.slots, ViewMut::F32(&mut self.momentum))
     }
 }
 

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
+use minke_cpu::fp8::Fp8;
 use minke_data::Packing;
-use minke_model::DType;
+use minke_model::{Coded, DType};
 use serde::Serialize;
 
 use super::SMALLEST_VOCABULARY;
@@ -146,17 +147,20 @@ pub enum Dtype {
     F32,
     /// bfloat16 operands, f32 accumulators.
     Bf16,
+    /// E4M3 operands with a scale per tile or block, f32 accumulators; activations in bf16. Linear layers alone.
+    Fp8,
 }
 
 impl Dtype {
     /// Names that recipes use.
-    const CHOICES: [(&'static str, Self); 2] = [("f32", Self::F32), ("bf16", Self::Bf16)];
+    const CHOICES: [(&'static str, Self); 3] = [("f32", Self::F32), ("bf16", Self::Bf16), ("fp8", Self::Fp8)];
 
     /// The name that recipes use.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::Fp8 => "fp8",
         }
     }
 }
@@ -174,12 +178,46 @@ pub struct Precision {
     pub attention: Dtype,
     /// The router; f32 unless asked for, since near ties decide which experts run.
     pub router: Dtype,
+    /// What shares a scale in FP8.
+    pub scaling: Scaling,
+    /// What scales are in FP8.
+    pub scales: Scales,
+}
+
+/// What shares a scale in FP8.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scaling {
+    /// 128 neighbours of an activation's row, 128 x 128 of a weight.
+    Block,
+    /// A whole tensor: what the fine grain is compared with. Not for sampling: rows of a batch share it.
+    Tensor,
+}
+
+/// What scales are in FP8.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scales {
+    /// Any f32, and powers of two where activations are coded twice.
+    F32,
+    /// Powers of two everywhere.
+    Ue8m0,
 }
 
 impl Precision {
     /// What one word means: that type for all but the router.
     pub fn all(dtype: Dtype) -> Self {
-        Self { linear: dtype, expert: dtype, head: dtype, attention: dtype, router: Dtype::F32 }
+        let head = if dtype == Dtype::Fp8 { Dtype::Bf16 } else { dtype };
+        let (scaling, scales) = (Scaling::Block, Scales::F32);
+        Self { linear: dtype, expert: dtype, head, attention: dtype, router: Dtype::F32, scaling, scales }
+    }
+
+    /// The word or words for it: `fp8`, or `fp8, tensor scales`.
+    pub fn name(&self) -> &'static str {
+        match (self.linear, self.scaling) {
+            (Dtype::Fp8, Scaling::Tensor) => "fp8, a scale per tensor",
+            (dtype, _) => dtype.name(),
+        }
     }
 
     /// Each role by name.
@@ -198,10 +236,13 @@ impl From<Precision> for minke_model::Precision {
     fn from(precision: Precision) -> Self {
         let of = |dtype| match dtype {
             Dtype::F32 => DType::F32,
-            Dtype::Bf16 => DType::Bf16,
+            Dtype::Bf16 | Dtype::Fp8 => DType::Bf16,
         };
-        let Precision { linear, expert, head, attention, router } = precision;
+        let Precision { linear, expert, head, attention, router, scaling, scales } = precision;
+        let coded = |dtype| dtype == Dtype::Fp8;
+        let how = Fp8 { power_of_two: scales == Scales::Ue8m0, per_tensor: scaling == Scaling::Tensor };
         Self {
+            coded: Coded { linear: coded(linear), expert: coded(expert), attention: coded(attention), how },
             linear: of(linear),
             expert: of(expert),
             attention: of(attention),
@@ -396,13 +437,14 @@ pub fn precision(root: &mut Section) -> Result<Precision, RecipeError> {
     let mut section = root.section("precision")?;
     let default = Precision::all(Dtype::Bf16);
     let mut role = |key, default| Ok(section.choice(key, &Dtype::CHOICES)?.unwrap_or(default));
-    let precision = Precision {
-        linear: role("linear", default.linear)?,
-        expert: role("expert", default.expert)?,
-        head: role("head", default.head)?,
-        attention: role("attention", default.attention)?,
-        router: role("router", default.router)?,
-    };
+    let (linear, expert) = (role("linear", default.linear)?, role("expert", default.expert)?);
+    let attention = role("attention", default.attention)?;
+    let mut role = |key, default| Ok(section.choice(key, &Dtype::CHOICES[..2])?.unwrap_or(default));
+    let (head, router) = (role("head", default.head)?, role("router", default.router)?);
+    let scaling = section.choice("scaling", &[("block", Scaling::Block), ("tensor", Scaling::Tensor)])?;
+    let scales = section.choice("scales", &[("f32", Scales::F32), ("ue8m0", Scales::Ue8m0)])?;
+    let (scaling, scales) = (scaling.unwrap_or(default.scaling), scales.unwrap_or(default.scales));
+    let precision = Precision { linear, expert, head, attention, router, scaling, scales };
     section.finish()?;
     Ok(precision)
 }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-use super::{Dtype, Optimizer, Precision, Resolved, model};
+use super::{Dtype, Optimizer, Precision, Resolved, Scales, Scaling, model};
 use crate::schedule::Decay;
 
 struct Writer<'a> {
@@ -66,7 +66,8 @@ fn inline(value: &Value) -> Option<String> {
 /// See [`Resolved::to_toml`].
 pub(super) fn recipe(resolved: &Resolved) -> String {
     let mut w = Writer { text: String::new(), given: &resolved.given, section: "" };
-    let uniform = [Dtype::F32, Dtype::Bf16].into_iter().find(|d| Precision::all(*d) == resolved.precision);
+    let uniform =
+        [Dtype::F32, Dtype::Bf16, Dtype::Fp8].into_iter().find(|d| Precision::all(*d) == resolved.precision);
     if let Some(dtype) = uniform {
         let mark = if resolved.given.contains("precision") { "" } else { "  # derived" };
         let _ = writeln!(w.text, "precision = {}{mark}", string(dtype.name()));
@@ -83,6 +84,16 @@ pub(super) fn recipe(resolved: &Resolved) -> String {
         for (role, dtype) in resolved.precision.roles() {
             w.put(role, string(dtype.name()));
         }
+        let scaling = match resolved.precision.scaling {
+            Scaling::Block => "block",
+            Scaling::Tensor => "tensor",
+        };
+        let scales = match resolved.precision.scales {
+            Scales::F32 => "f32",
+            Scales::Ue8m0 => "ue8m0",
+        };
+        w.put("scaling", string(scaling));
+        w.put("scales", string(scales));
     }
     w.open("sample");
     w.put("prompts", strings(&resolved.sample.prompts));
