@@ -190,7 +190,7 @@ pub fn mla_attention(
     drop(kv);
     let attended = attend(cx, &shape, q_turned, k, v, keys);
     let out = cx.var(attended.out.clone());
-    let (q, kv_a, result, rotary) = (q.clone(), kv_a.clone(), out.clone(), rotary.clone());
+    let (q, kv_a, result, rotary) = (q.slot(), kv_a.slot(), out.slot(), rotary.clone());
     cx.record(move |cx| {
         let Some(d_out) = cx.take_grad(&result) else { return };
         let [mut d_q, d_k, d_v] = attend_backward(cx, &shape, &attended, &d_out);
@@ -304,7 +304,7 @@ pub fn gqa_attention(
     });
     let attended = attend(cx, &shape, q_turned, k_turned, v.value.clone(), keys);
     let out = cx.var(attended.out.clone());
-    let (q, k, v, result, rotary) = (q.clone(), k.clone(), v.clone(), out.clone(), rotary.clone());
+    let (q, k, v, result, rotary) = (q.slot(), k.slot(), v.slot(), out.slot(), rotary.clone());
     cx.record(move |cx| {
         let Some(d_out) = cx.take_grad(&result) else { return };
         let [mut d_q, mut d_k, d_v] = attend_backward(cx, &shape, &attended, &d_out);

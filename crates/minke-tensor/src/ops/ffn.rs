@@ -14,7 +14,7 @@ use crate::tensor::Tensor;
 pub fn swiglu_ffn(cx: &mut Context<'_>, x: &Var, gate_up: WeightId, down: WeightId, dtype: DType) -> Var {
     let (y, gu) = forward(cx, &x.value, gate_up, down, dtype);
     let y = cx.var(y);
-    let (x, out) = (x.clone(), y.clone());
+    let (x, out) = (x.clone(), y.slot());
     cx.record(move |cx| {
         let Some(d_y) = cx.take_grad(&out) else { return };
         let d_x = backward(cx, &x.value, &gu, &d_y, gate_up, down);

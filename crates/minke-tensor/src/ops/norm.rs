@@ -17,7 +17,7 @@ pub fn rmsnorm(cx: &mut Context<'_>, x: &Var, w: WeightId, eps: f32, dtype: DTyp
         (y, rstd)
     });
     let y = cx.var(y);
-    let (x, out) = (x.clone(), y.clone());
+    let (x, out) = (x.clone(), y.slot());
     cx.record(move |cx| {
         let Some(d_y) = cx.take_grad(&out) else { return };
         let d_x = cx.timed("norm backward", |cx| {
@@ -61,7 +61,7 @@ pub fn add_rmsnorm(
         (sum, y, rstd)
     });
     let (sum, y) = (cx.var(sum), cx.var(y));
-    let (x, delta, s, out) = (x.clone(), delta.clone(), sum.clone(), y.clone());
+    let (x, delta, s, out) = (x.slot(), delta.slot(), sum.clone(), y.slot());
     cx.record(move |cx| {
         let d_sum = cx.take_grad(&s);
         let d = match cx.take_grad(&out) {
@@ -78,7 +78,7 @@ pub fn add_rmsnorm(
             },
         };
         // one tensor is the gradient of both terms
-        let d_delta = d.converted(cx.cpu, delta.value.dtype());
+        let d_delta = d.converted(cx.cpu, delta.dtype);
         cx.add_grad(&delta, d_delta);
         cx.add_grad(&x, d);
     });
