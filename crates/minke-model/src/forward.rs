@@ -12,6 +12,16 @@ use crate::config::{self, AttentionKind, Config, FfnKind, LATENT_NORM_EPS, MoeCo
 use crate::params::{Layout, Params, Precision};
 use crate::train::ExpertLoad;
 
+/// What is computed a second time on the way back, instead of being kept from the way there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Recompute {
+    /// Nothing.
+    #[default]
+    None,
+    /// Every layer, from what goes into it: a third more arithmetic, and of all layers but one only the inputs are held.
+    Layer,
+}
+
 /// A transformer: config, weights, and the order of its calls.
 pub struct Model {
     /// What it was built from.
@@ -22,6 +32,8 @@ pub struct Model {
     pub precision: Precision,
     /// Where the time of its passes went, per operation.
     pub timers: Timers,
+    /// What its training passes compute twice; no bit depends on it.
+    pub recompute: Recompute,
     pub(crate) net: Net,
 }
 
@@ -32,11 +44,18 @@ pub(crate) struct Net {
     pub norm: WeightId,
     pub head: WeightId,
     pub mtp: Vec<MtpModule>,
-    pub attention: AttentionWeights,
-    pub eps: f32,
+    pub block: Block,
     tables: Tables,
 }
 
+/// What all layers have in common.
+#[derive(Clone, Copy)]
+pub(crate) struct Block {
+    pub attention: AttentionWeights,
+    pub eps: f32,
+}
+
+#[derive(Clone, Copy)]
 pub(crate) struct Layer {
     index: usize,
     input_norm: WeightId,
@@ -45,16 +64,19 @@ pub(crate) struct Layer {
     ffn: Ffn,
 }
 
+#[derive(Clone, Copy)]
 enum Attention {
     Mla { q: Query, kv_a: WeightId, latent: MlaWeights, o: WeightId },
     Gqa { q: WeightId, k: WeightId, v: WeightId, o: WeightId },
 }
 
+#[derive(Clone, Copy)]
 enum Query {
     Direct(WeightId),
     Latent { a: WeightId, norm: WeightId, b: WeightId },
 }
 
+#[derive(Clone, Copy)]
 enum Ffn {
     Dense { gate_up: WeightId, down: WeightId },
     Moe { weights: MoeWeights, router: RouterConfig },
@@ -105,6 +127,7 @@ pub(crate) struct Pass<'a> {
     /// Rows where sequences begin, and the end.
     pub borders: Arc<[u32]>,
     pub balance_alpha: f32,
+    pub recompute: Recompute,
     pub balance_loss: f64,
     pub loads: Vec<ExpertLoad>,
     /// The experts of each row [n, k], by layer with experts.
@@ -123,7 +146,14 @@ impl Model {
     pub(crate) fn zero(config: Config, precision: Precision) -> Self {
         let mut layout = Layout::new(&config, precision);
         let net = Net::new(&config, &mut layout);
-        Self { config, params: layout.finish(), precision, timers: Timers::default(), net }
+        Self {
+            config,
+            params: layout.finish(),
+            precision,
+            timers: Timers::default(),
+            recompute: Recompute::None,
+            net,
+        }
     }
 
     /// Marks the packed copies of the weights as stale; to be called after every change of `params.data`.
@@ -166,7 +196,8 @@ impl Net {
             sin: Arc::new([]),
         };
         let attention = AttentionWeights { shape, rotary: config.rotary_dim() };
-        Self { embedding, layers, norm, head, mtp, attention, eps: config.rms_norm_eps as f32, tables }
+        let block = Block { attention, eps: config.rms_norm_eps as f32 };
+        Self { embedding, layers, norm, head, mtp, block, tables }
     }
 
     /// The rotation of rows at `positions`.
@@ -187,9 +218,9 @@ impl Net {
         let x = ops::embedding(cx, self.embedding, tokens);
         let mut state = (x, None);
         for layer in &self.layers {
-            state = layer.forward(cx, self, pass, state);
+            state = layer.pass(cx, self.block, pass, state);
         }
-        self.normed(cx, state, self.norm, cx.store.dtype(self.head)).1
+        self.block.normed(cx, state, self.norm, cx.store.dtype(self.head)).1
     }
 
     /// A multi-token-prediction module: `h` [n, d] is the state after the norm before it, `tokens` the token k places
@@ -213,14 +244,16 @@ impl Net {
             // new values on the tape, whose gradients nobody takes
             (embedded, h) = (cx.var(embedded.value), if k == 0 { cx.var(h.value) } else { h });
         }
-        let embedded = ops::rmsnorm(cx, &embedded, m.enorm, self.eps, act);
-        let state = ops::rmsnorm(cx, &h, m.hnorm, self.eps, act);
+        let embedded = ops::rmsnorm(cx, &embedded, m.enorm, self.block.eps, act);
+        let state = ops::rmsnorm(cx, &h, m.hnorm, self.block.eps, act);
         let joined = ops::concat(cx, &embedded, &state);
         let x = ops::linear(cx, &joined, m.eh_proj, DType::F32);
-        let state = m.layer.forward(cx, self, pass, (x, None));
-        self.normed(cx, state, m.norm, cx.store.dtype(self.head)).1
+        let state = m.layer.pass(cx, self.block, pass, (x, None));
+        self.block.normed(cx, state, m.norm, cx.store.dtype(self.head)).1
     }
+}
 
+impl Block {
     /// The residual stream with the last block's output added, and its norm.
     fn normed(&self, cx: &mut Context<'_>, (x, delta): State, w: WeightId, dtype: DType) -> (Var, Var) {
         match delta {
@@ -253,7 +286,44 @@ impl Layer {
         Self { index, input_norm, attention, post_norm, ffn }
     }
 
-    fn forward(&self, cx: &mut Context<'_>, net: &Net, pass: &mut Pass<'_>, state: State) -> State {
+    /// Forward; where the pass says so, with a tape that keeps of it only what goes in and what comes out.
+    fn pass(&self, cx: &mut Context<'_>, block: Block, pass: &mut Pass<'_>, state: State) -> State {
+        let Source::Rows(segments) = &pass.source else { return self.forward(cx, block, pass, state) };
+        if pass.recompute == Recompute::None {
+            return self.forward(cx, block, pass, state);
+        }
+        // what the second time counts was counted the first time
+        let mut aside = Pass {
+            rotary: pass.rotary.clone(),
+            source: Source::Rows(segments.clone()),
+            borders: pass.borders.clone(),
+            loads: Vec::new(),
+            routes: Vec::new(),
+            balance_alpha: pass.balance_alpha,
+            recompute: pass.recompute,
+            balance_loss: 0.0,
+        };
+        let layer = *self;
+        let once = move |cx: &mut Context<'_>, pass: &mut Pass<'_>, state| {
+            let (x, out) = layer.forward(cx, block, pass, state);
+            [x, out.expect("a layer ends with a block's output")]
+        };
+        let [x, out] = match state {
+            (x, None) => cx.checkpoint(
+                [x],
+                |cx, [x]| once(cx, pass, (x, None)),
+                move |cx, [x]| once(cx, &mut aside, (x, None)),
+            ),
+            (x, Some(delta)) => cx.checkpoint(
+                [x, delta],
+                |cx, [x, delta]| once(cx, pass, (x, Some(delta))),
+                move |cx, [x, delta]| once(cx, &mut aside, (x, Some(delta))),
+            ),
+        };
+        (x, Some(out))
+    }
+
+    fn forward(&self, cx: &mut Context<'_>, net: Block, pass: &mut Pass<'_>, state: State) -> State {
         let act = self.attention.dtype(cx);
         let (x, y) = net.normed(cx, state, self.input_norm, act);
         let attended = self.attention.forward(cx, net, pass, &y, self.index);
@@ -307,7 +377,7 @@ impl Attention {
         }
     }
 
-    fn forward(&self, cx: &mut Context<'_>, net: &Net, pass: &mut Pass<'_>, y: &Var, layer: usize) -> Var {
+    fn forward(&self, cx: &mut Context<'_>, net: Block, pass: &mut Pass<'_>, y: &Var, layer: usize) -> Var {
         let act = self.dtype(cx);
         let rotary = pass.rotary.clone();
         let (attended, o) = match self {

@@ -17,7 +17,7 @@ pub mod spec;
 mod train;
 
 pub use config::{Config, ConfigError};
-pub use forward::Model;
+pub use forward::{Model, Recompute};
 pub use infer::{Cache, Step, Want};
 pub use load::{LoadError, WeightSource};
 pub use minke_cpu::DType;

@@ -162,6 +162,7 @@ impl Model {
             source: Source::Rows(batch.segments.clone().into()),
             borders,
             balance_alpha,
+            recompute: self.recompute,
             balance_loss: 0.0,
             loads: Vec::new(),
             routes: Vec::new(),

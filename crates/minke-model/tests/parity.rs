@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use minke_cpu::Cpu;
 use minke_cpu::loss::{Scales, cross_entropy};
 use minke_model::{
-    Cache, Config, DType, IGNORE, LossOptions, Model, MtpTargets, Precision, Segment, Step, TrainBatch, Want,
-    WeightSource,
+    Cache, Config, DType, IGNORE, LossOptions, Model, MtpTargets, Precision, Recompute, Segment, Step,
+    TrainBatch, Want, WeightSource,
 };
 use minke_num::tolerance::assert_same_bits;
 use safetensors::SafeTensors;
@@ -241,6 +241,34 @@ fn gradients_are_the_same_bits_at_any_thread_count() {
             assert_same_bits("gradients, 3 threads", &grads[2], &grads[0]);
         }
     }
+}
+
+#[test]
+fn layers_that_are_computed_twice_change_no_bit() {
+    let (mut experts, mut modules, mut dense) = (0, 0, 0);
+    for folder in folders() {
+        for precision in [DType::F32, DType::Bf16] {
+            let pass = |recompute, threads| {
+                let mut case = load(&folder, Some(Precision::uniform(precision)));
+                case.model.recompute = recompute;
+                let (batch, options) = (batch(&case), LossOptions { balance_alpha: 0.01, ..options(&case) });
+                // two micro-batches of one step
+                let stats = [(); 2].map(|()| case.model.train_step(&Cpu::detect(threads), &batch, &options));
+                (case.model.params.grad.clone(), stats)
+            };
+            let (grads, stats) = pass(Recompute::None, 2);
+            for threads in [1, 2, 3] {
+                let (again, again_stats) = pass(Recompute::Layer, threads);
+                assert_same_bits(&format!("{} {precision:?}", folder.display()), &again, &grads);
+                // losses, loads and routes, each counted once
+                assert_eq!(format!("{again_stats:?}"), format!("{stats:?}"));
+            }
+            experts += usize::from(!stats[0].expert_load.is_empty() && stats[0].balance_loss > 0.0);
+            modules += stats[0].mtp_loss_sum.len();
+            dense += usize::from(stats[0].expert_load.is_empty());
+        }
+    }
+    assert!(experts > 0 && modules > 0 && dense > 0, "{experts} {modules} {dense}");
 }
 
 #[test]

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use minke_cpu::Cpu;
 use minke_cpu::fp8::{Cuts, Fp8};
+use minke_cpu::{Cpu, DType};
 
 use crate::store::Store;
-use crate::tensor::{Tensor, Tensor8};
+use crate::tensor::{Memory, Tensor, Tensor8};
 
 /// A value that operations take and give; its number names its gradient on the tape.
 #[derive(Clone)]
@@ -14,6 +14,38 @@ pub struct Var {
     /// The value.
     pub value: Tensor,
     id: usize,
+}
+
+/// Where on the tape a value's gradient is, and what it looks like: all that a backward pass needs of a value that it
+/// does not read.
+#[derive(Clone, Copy, Debug)]
+pub struct Slot {
+    id: usize,
+    rows: usize,
+    /// Row length.
+    pub cols: usize,
+    /// The value's storage format.
+    pub dtype: DType,
+}
+
+impl Var {
+    /// The place of its gradient, without the value.
+    pub fn slot(&self) -> Slot {
+        let value = &self.value;
+        Slot { id: self.id, rows: value.rows(), cols: value.cols(), dtype: value.dtype() }
+    }
+}
+
+impl From<&Var> for Slot {
+    fn from(var: &Var) -> Self {
+        var.slot()
+    }
+}
+
+impl From<&Slot> for Slot {
+    fn from(slot: &Slot) -> Self {
+        *slot
+    }
 }
 
 type Backward = Box<dyn FnOnce(&mut Context<'_>)>;
@@ -54,6 +86,17 @@ impl Timers {
     }
 }
 
+/// What a context does for a backward pass.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tracking {
+    /// Nothing: there is none.
+    Off,
+    /// Operations write themselves on the tape.
+    Tape,
+    /// Operations write nothing: they are part of a checkpoint, and run again on the way back.
+    Checkpoint,
+}
+
 /// What every operation takes first.
 pub struct Context<'a> {
     /// The machine.
@@ -62,7 +105,7 @@ pub struct Context<'a> {
     pub store: &'a mut Store,
     /// Where the time went.
     pub timers: Timers,
-    recording: bool,
+    tracking: Tracking,
     tape: Vec<Backward>,
     grads: Vec<Option<Tensor>>,
     /// The last activation that was coded in FP8: layers that read the same one read the same codes.
@@ -73,17 +116,22 @@ impl<'a> Context<'a> {
     /// A context without a tape: operations keep nothing for a backward pass.
     pub fn inference(cpu: &'a Cpu, store: &'a mut Store) -> Self {
         let (tape, grads) = (Vec::new(), Vec::new());
-        Self { cpu, store, timers: Timers::default(), recording: false, tape, grads, coded: None }
+        Self { cpu, store, timers: Timers::default(), tracking: Tracking::Off, tape, grads, coded: None }
     }
 
     /// A context that records; gradients of weights are added to `store.grad`.
     pub fn training(cpu: &'a Cpu, store: &'a mut Store) -> Self {
-        Self { recording: true, ..Self::inference(cpu, store) }
+        Self { tracking: Tracking::Tape, ..Self::inference(cpu, store) }
     }
 
     /// Whether calls are recorded for a backward pass.
     pub fn recording(&self) -> bool {
-        self.recording
+        self.tracking == Tracking::Tape
+    }
+
+    /// Whether a backward pass is to come, be this call itself recorded or run again for it.
+    pub fn differentiated(&self) -> bool {
+        self.tracking != Tracking::Off
     }
 
     /// A new value on the tape.
@@ -94,24 +142,24 @@ impl<'a> Context<'a> {
 
     /// Adds a backward step; dropped without a tape.
     pub fn record(&mut self, backward: impl FnOnce(&mut Context<'_>) + 'static) {
-        if self.recording {
+        if self.recording() {
             self.tape.push(Box::new(backward));
         }
     }
 
-    /// Takes the gradient that later operations left for `var`.
-    pub fn take_grad(&mut self, var: &Var) -> Option<Tensor> {
-        self.grads[var.id].take()
+    /// Takes the gradient that later operations left for a value.
+    pub fn take_grad(&mut self, of: impl Into<Slot>) -> Option<Tensor> {
+        self.grads[of.into().id].take()
     }
 
-    /// Adds `grad` (of the value's shape) to the gradient of `var`.
+    /// Adds `grad` (of the value's shape) to the gradient of a value.
     ///
     /// # Panics
     /// When shapes differ.
-    pub fn add_grad(&mut self, var: &Var, grad: Tensor) {
-        let shape = (var.value.rows(), var.value.cols());
-        assert_eq!((grad.rows(), grad.cols()), shape, "add_grad: shape of gradient and value");
-        self.grads[var.id] = Some(match self.grads[var.id].take() {
+    pub fn add_grad(&mut self, of: impl Into<Slot>, grad: Tensor) {
+        let Slot { id, rows, cols, .. } = of.into();
+        assert_eq!((grad.rows(), grad.cols()), (rows, cols), "add_grad: shape of gradient and value");
+        self.grads[id] = Some(match self.grads[id].take() {
             None => grad,
             Some(before) => {
                 let mut sum = Tensor::uninit(grad.rows(), grad.cols(), before.dtype());
@@ -136,11 +184,58 @@ impl<'a> Context<'a> {
 
     /// Runs the recorded steps, the last first. The tape is empty afterwards.
     pub fn backward(&mut self) {
+        Memory::turns_back();
+        self.unwind();
+        self.store.settle_grad();
+    }
+
+    fn unwind(&mut self) {
         self.coded = None;
         for step in std::mem::take(&mut self.tape).into_iter().rev() {
             step(self);
         }
-        self.store.settle_grad();
+    }
+
+    /// Runs `first` and keeps of it nothing but `inputs` and its results; on the way back `again`, which must compute
+    /// the same from the same inputs, is recorded on a tape of its own, and that tape gives the gradients. The bits
+    /// are those of a run that records at once. Without a tape it is `first` alone.
+    ///
+    /// Chen et al., "Training Deep Nets with Sublinear Memory Cost" (2016).
+    pub fn checkpoint<const I: usize, const O: usize>(
+        &mut self,
+        inputs: [Var; I],
+        first: impl FnOnce(&mut Self, [Var; I]) -> [Var; O],
+        again: impl FnOnce(&mut Context<'_>, [Var; I]) -> [Var; O] + 'static,
+    ) -> [Var; O] {
+        if !self.recording() {
+            return first(self, inputs);
+        }
+        self.tracking = Tracking::Checkpoint;
+        let outputs = first(self, inputs.clone());
+        self.tracking = Tracking::Tape;
+        let slots = outputs.each_ref().map(Var::slot);
+        self.record(move |cx| {
+            let grads = slots.map(|slot| cx.take_grad(&slot));
+            if grads.iter().all(Option::is_none) {
+                return;
+            }
+            let outer = inputs.each_ref().map(Var::slot);
+            let inner = inputs.map(|input| cx.var(input.value));
+            let slots = inner.each_ref().map(Var::slot);
+            let outputs = again(cx, inner).map(|output| output.slot());
+            for (output, grad) in outputs.iter().zip(grads) {
+                if let Some(grad) = grad {
+                    cx.add_grad(output, grad);
+                }
+            }
+            cx.unwind();
+            for (outer, inner) in outer.iter().zip(&slots) {
+                if let Some(grad) = cx.take_grad(inner) {
+                    cx.add_grad(outer, grad);
+                }
+            }
+        });
+        outputs
     }
 
     /// Runs `f` and books its time under `name`.

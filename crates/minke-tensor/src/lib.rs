@@ -15,6 +15,6 @@ pub mod ops;
 mod store;
 mod tensor;
 
-pub use context::{Context, Timers, Var};
+pub use context::{Context, Slot, Timers, Var};
 pub use store::{Store, WeightId};
-pub use tensor::Tensor;
+pub use tensor::{Memory, Tensor};

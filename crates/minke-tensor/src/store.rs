@@ -38,6 +38,13 @@ impl Copy {
     fn empty(fp8: Option<Fp8>) -> Self {
         if fp8.is_some() { Copy::Eight(Packed8::empty()) } else { Copy::Plain(Packed::empty()) }
     }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Copy::Plain(packed) => packed.bytes(),
+            Copy::Eight(packed) => packed.bytes(),
+        }
+    }
 }
 
 /// What a product with a weight reads.
@@ -57,6 +64,7 @@ pub struct Store {
     /// Their gradients in the same order, after each backward pass; empty until training asks for them.
     pub grad: Vec<f32>,
     weights: Vec<Weight>,
+    any_fp8: bool,
     /// Packed copies that large weights share while training: a step reads each once per direction, one after another.
     shared: [Shared; 2],
 }
@@ -91,6 +99,7 @@ impl Store {
         self.data.resize(start + groups * rows * cols, 0.0);
         let range = start..self.data.len();
         let packed = [Copy::empty(fp8), Copy::empty(fp8)];
+        self.any_fp8 |= fp8.is_some();
         self.weights.push(Weight {
             range,
             groups,
@@ -119,6 +128,11 @@ impl Store {
     /// How products with the weight code their operands, if they are in FP8.
     pub fn fp8(&self, id: WeightId) -> Option<Fp8> {
         self.weights[id.0].fp8
+    }
+
+    /// Whether any products are in FP8.
+    pub fn any_fp8(&self) -> bool {
+        self.any_fp8
     }
 
     /// How the outputs of the weight are cut into blocks.
@@ -185,6 +199,12 @@ impl Store {
                 self.grad[weight.range.clone()].fill(0.0);
             }
         }
+    }
+
+    /// Memory of all packed copies.
+    pub fn packed_bytes(&self) -> usize {
+        let shared = self.shared.iter().flat_map(|shared| shared.packed.iter().flatten());
+        self.weights.iter().flat_map(|weight| &weight.packed).chain(shared).map(Copy::bytes).sum()
     }
 
     /// The weight packed for y = x Wᵀ.

@@ -1,6 +1,7 @@
 //! A matrix and where its memory comes from.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use minke_cpu::fp8::{self, Codes, Cuts, Fp8};
@@ -11,6 +12,41 @@ use minke_num::bf16;
 /// Buffers that were dropped, by size: a training step asks for the same sizes again and again, and fresh memory
 /// costs a page fault per 4 KiB.
 static FREE: Mutex<Option<HashMap<usize, Vec<AlignedBuf>>>> = Mutex::new(None);
+
+/// Bytes of tensors that are in use, the most that there were, and the most that a backward pass began with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Now.
+    pub live_bytes: usize,
+    /// At most, since [`Memory::reset`].
+    pub peak_bytes: usize,
+    /// At most when a backward pass began: what the operations of a pass keep for it.
+    pub kept_bytes: usize,
+}
+
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+static KEPT: AtomicUsize = AtomicUsize::new(0);
+
+impl Memory {
+    /// As it is, over all models of the process.
+    pub fn now() -> Self {
+        let [live_bytes, peak_bytes, kept_bytes] =
+            [&LIVE, &PEAK, &KEPT].map(|counter| counter.load(Ordering::Relaxed));
+        Self { live_bytes, peak_bytes, kept_bytes }
+    }
+
+    /// Forgets what was before.
+    pub fn reset() {
+        PEAK.store(LIVE.load(Ordering::Relaxed), Ordering::Relaxed);
+        KEPT.store(0, Ordering::Relaxed);
+    }
+
+    /// A backward pass begins.
+    pub(crate) fn turns_back() {
+        KEPT.fetch_max(LIVE.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+}
 
 struct Storage {
     buf: AlignedBuf,
@@ -27,12 +63,15 @@ impl Storage {
         drop(free);
         let mut buf = found.unwrap_or_default();
         buf.get::<u8>(class);
+        let live = LIVE.fetch_add(class, Ordering::Relaxed) + class;
+        PEAK.fetch_max(live, Ordering::Relaxed);
         Self { buf, class }
     }
 }
 
 impl Drop for Storage {
     fn drop(&mut self) {
+        LIVE.fetch_sub(self.class, Ordering::Relaxed);
         let buf = std::mem::take(&mut self.buf);
         let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
         free.get_or_insert_with(HashMap::new).entry(self.class).or_default().push(buf);

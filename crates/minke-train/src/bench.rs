@@ -43,6 +43,23 @@ pub struct Part {
     pub calls: f64,
 }
 
+/// Where the memory of a step is, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct MemoryUse {
+    /// f32 masters.
+    pub weights_bytes: usize,
+    /// The same weights as products read them.
+    pub packed_bytes: usize,
+    /// Gradients of weights.
+    pub gradients_bytes: usize,
+    /// Moments.
+    pub optimizer_bytes: usize,
+    /// Values that forward passes keep for backward passes: activations.
+    pub kept_bytes: usize,
+    /// All tensors of a step when there were most: activations, their gradients, working memory of operations.
+    pub tensors_bytes: usize,
+}
+
 /// What was measured. Rates are those of the median step.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Figures {
@@ -56,6 +73,8 @@ pub struct Figures {
     pub first_step_ms: f64,
     /// The most memory that the process held, where the system tells.
     pub peak_rss_bytes: Option<u64>,
+    /// Where it is.
+    pub memory: MemoryUse,
     /// Useful operations of a token, forward and backward.
     pub flops_per_token: u64,
     /// Rate of useful operations.
@@ -114,11 +133,22 @@ pub fn run(options: &Options) -> Result<Figures> {
         let batch = micro(step as u64);
         if step == 2 {
             trainer.model.timers = minke_tensor::Timers::default();
+            minke_tensor::Memory::reset();
         }
         let start = Instant::now();
         loss = trainer.step(&cpu, &batch)?.loss;
         times_ms.push(start.elapsed().as_secs_f64() * 1e3);
     }
+    let tensors = minke_tensor::Memory::now();
+    let params = &trainer.model.params;
+    let memory = MemoryUse {
+        weights_bytes: size_of_val(&params.data[..]),
+        packed_bytes: params.packed_bytes(),
+        gradients_bytes: size_of_val(&params.grad[..]),
+        optimizer_bytes: trainer.optimizer().bytes(),
+        kept_bytes: tensors.kept_bytes,
+        tensors_bytes: tensors.peak_bytes,
+    };
     // the machine's clock may have changed meanwhile: the better of both is the limit
     let after = peaks();
     let peak = (before.0.max(after.0), before.1.max(after.1));
@@ -140,6 +170,7 @@ pub fn run(options: &Options) -> Result<Figures> {
         best_step_ms: counted.iter().copied().fold(f64::INFINITY, f64::min),
         first_step_ms: times_ms[0],
         peak_rss_bytes: peak_rss_bytes(),
+        memory,
         flops_per_token,
         gflops,
         gemm_peak_gflops: peak.0,

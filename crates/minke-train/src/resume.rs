@@ -9,13 +9,14 @@ use crate::recipe::Resolved;
 /// Keys that change no weight in any kind of run, so that they may differ: what it is called, where it lies, and when it
 /// shows and saves something.
 pub fn is_free_everywhere(key: &str) -> bool {
-    const FREE: [&str; 6] = [
+    const FREE: [&str; 7] = [
         "run.name",
         "run.out",
         "train.eval_every",
         "train.sample_every",
         "train.checkpoint_every",
         "train.keep",
+        "train.recompute",
     ];
     FREE.contains(&key)
 }

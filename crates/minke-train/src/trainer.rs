@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use minke_cpu::Cpu;
 use minke_cpu::reduce::sum_squares;
-use minke_model::{DType, ExpertLoad, IGNORE, LossOptions, Model, StepStats, TrainBatch};
+use minke_model::{DType, ExpertLoad, IGNORE, LossOptions, Model, Recompute, StepStats, TrainBatch};
 use minke_tensor::WeightId;
 
 use crate::error::{Result, TrainError};
@@ -36,6 +36,8 @@ pub struct Course {
     pub bias_update_speed: f64,
     /// Weight alpha of the sequence-wise balance loss.
     pub balance_alpha: f64,
+    /// What its passes compute twice.
+    pub recompute: Recompute,
 }
 
 impl From<&Resolved> for Course {
@@ -56,6 +58,7 @@ impl Course {
             mtp_loss_weight: optim.mtp_loss_weight,
             bias_update_speed: optim.bias_update_speed,
             balance_alpha: optim.sequence_balance_alpha,
+            recompute: optim.recompute.into(),
         }
     }
 }
@@ -155,6 +158,7 @@ impl Trainer {
         let moments = if model.precision.coded.any() { DType::Bf16 } else { DType::F32 };
         let optimizer = Optimizer::new(settings, &model.params.entries, moments);
         model.params.zero_grad();
+        model.recompute = course.recompute;
         Self { model, optimizer, course, skipped: 0 }
     }
 

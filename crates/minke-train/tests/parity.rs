@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use minke_cpu::Cpu;
 use minke_data::hf::WeightFiles;
 use minke_infer::{WeightFolder, read_config};
-use minke_model::{DType, IGNORE, Model, MtpTargets, Precision, Segment, TrainBatch};
+use minke_model::{DType, IGNORE, Model, MtpTargets, Precision, Recompute, Segment, TrainBatch};
 use minke_train::optim::{Rates, Settings};
 use minke_train::recipe::Optimizer;
 use minke_train::schedule::{Decay, Schedule};
@@ -73,6 +73,7 @@ fn losses(folder: &Path, cpu: &Cpu, apart: bool) -> Vec<f64> {
         mtp_loss_weight: MTP_LOSS_WEIGHT,
         bias_update_speed: 0.0,
         balance_alpha: 0.0,
+        recompute: Recompute::None,
     };
     let mut trainer = Trainer::new(model, &settings, course);
     let mut step = |_| {

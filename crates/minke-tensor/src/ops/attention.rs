@@ -177,26 +177,27 @@ pub fn mla_attention(
     let act = q.value.dtype();
     let stride = kv_a.value.cols();
     let (latent, normed, rstd) = cx.timed("mla latent", |cx| latent(cx, &kv_a.value, w, c));
-    let (normed, kv) = cx.timed("linear", |cx| {
-        let normed = Input::of(cx, &normed, w.kv_b, Scales::Usual);
-        let kv = linear::forward(cx, &normed, w.kv_b, act);
-        (normed, kv)
-    });
-    let (q_turned, k, v) = cx.timed("rope", |cx| {
-        let q_turned = rotated(cx, &q.value, shape.heads, &a, rotary);
-        let mut k = Tensor::uninit(n, shape.heads * shape.qk_dim, act);
-        let mut v = Tensor::uninit(n, shape.heads * shape.v_dim, act);
-        let (cos, sin, positions) = (&rotary.cos, &rotary.sin, &rotary.positions);
-        let (rope_keys, k_out, v_out) = (kv_a.value.view(), k.view_mut(), v.view_mut());
-        rope::mla_keys(cx.cpu, mla, kv.view(), rope_keys, stride, c, positions, cos, sin, k_out, v_out);
-        (q_turned, k, v)
-    });
-    drop(kv);
-    let attended = attend(cx, &shape, q_turned, k, v, keys);
+    let normed = cx.timed("linear", |cx| Input::of(cx, &normed, w.kv_b, Scales::Usual));
+    let (k, v) = expand(cx, mla, &normed, &kv_a.value, w.kv_b, rotary, act);
+    let q_turned = cx.timed("rope", |cx| rotated(cx, &q.value, shape.heads, &a, rotary));
+    let mut attended = attend(cx, &shape, q_turned, k, v, keys);
     let out = cx.var(attended.out.clone());
-    let (q, kv_a, result, rotary) = (q.clone(), kv_a.clone(), out.clone(), rotary.clone());
+    // in FP8 keys and values are made again on the way back, from codes that are smaller than they (V3 report, 3.2.3)
+    let source = (cx.recording() && cx.store.fp8(w.kv_b).is_some()).then(|| kv_a.value.clone());
+    let latent = if source.is_some() {
+        (attended.k, attended.v) = (Tensor::uninit(0, 0, act), Tensor::uninit(0, 0, act));
+        None
+    } else {
+        Some(latent)
+    };
+    let (q, kv_a, result, rotary) = (q.slot(), kv_a.slot(), out.slot(), rotary.clone());
     cx.record(move |cx| {
         let Some(d_out) = cx.take_grad(&result) else { return };
+        if let Some(kv_a) = &source {
+            (attended.k, attended.v) = expand(cx, mla, &normed, kv_a, w.kv_b, &rotary, act);
+        }
+        let latent = latent.or_else(|| source.as_ref().map(|kv_a| latent_columns(cx, kv_a, c)));
+        let latent = latent.expect("the latent, or what it is a part of");
         let [mut d_q, d_k, d_v] = attend_backward(cx, &shape, &attended, &d_out);
         let mut d_kv_a = Tensor::uninit(n, stride, act);
         let mut d_kv = Tensor::uninit(n, shape.heads * (mla.nope + mla.value), act);
@@ -224,11 +225,39 @@ pub fn mla_attention(
     out
 }
 
+/// Keys [n, h (p + r)], rotated, and values [n, h v] of the normed latent; rotary keys are the last columns of `kv_a`.
+fn expand(
+    cx: &mut Context<'_>,
+    mla: MlaShape,
+    normed: &Input,
+    kv_a: &Tensor,
+    kv_b: WeightId,
+    rotary: &Rotary,
+    act: DType,
+) -> (Tensor, Tensor) {
+    let kv = cx.timed("linear", |cx| linear::forward(cx, normed, kv_b, act));
+    cx.timed("rope", |cx| {
+        let (n, c) = (normed.rows(), normed.cols());
+        let mut k = Tensor::uninit(n, mla.heads * (mla.nope + mla.rotary), act);
+        let mut v = Tensor::uninit(n, mla.heads * mla.value, act);
+        let (cos, sin, positions) = (&rotary.cos, &rotary.sin, &rotary.positions);
+        let (rope_keys, k_out, v_out) = (kv_a.view(), k.view_mut(), v.view_mut());
+        rope::mla_keys(cx.cpu, mla, kv.view(), rope_keys, kv_a.cols(), c, positions, cos, sin, k_out, v_out);
+        (k, v)
+    })
+}
+
+/// The first `c` columns of `kv_a`.
+fn latent_columns(cx: &Context<'_>, kv_a: &Tensor, c: usize) -> Tensor {
+    let mut latent = Tensor::uninit(kv_a.rows(), c, kv_a.dtype());
+    copy::take_columns(cx.cpu, kv_a.view(), kv_a.cols(), 0, c, latent.view_mut());
+    latent
+}
+
 /// The latent [n, c] of `kv_a`, its norm, and the norm's reciprocal deviations.
 fn latent(cx: &mut Context<'_>, kv_a: &Tensor, w: MlaWeights, c: usize) -> (Tensor, Tensor, Tensor) {
     let n = kv_a.rows();
-    let mut latent = Tensor::uninit(n, c, kv_a.dtype());
-    copy::take_columns(cx.cpu, kv_a.view(), kv_a.cols(), 0, c, latent.view_mut());
+    let latent = latent_columns(cx, kv_a, c);
     let mut normed = Tensor::uninit(n, c, kv_a.dtype());
     let mut rstd = Tensor::uninit(n, 1, DType::F32);
     let weight = cx.store.slice(w.kv_a_norm);
@@ -308,7 +337,7 @@ pub fn gqa_attention(
     });
     let attended = attend(cx, &shape, q_turned, k_turned, v.value.clone(), keys);
     let out = cx.var(attended.out.clone());
-    let (q, k, v, result, rotary) = (q.clone(), k.clone(), v.clone(), out.clone(), rotary.clone());
+    let (q, k, v, result, rotary) = (q.slot(), k.slot(), v.slot(), out.slot(), rotary.clone());
     cx.record(move |cx| {
         let Some(d_out) = cx.take_grad(&result) else { return };
         let [mut d_q, mut d_k, d_v] = attend_backward(cx, &shape, &attended, &d_out);

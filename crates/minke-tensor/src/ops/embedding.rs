@@ -18,7 +18,7 @@ pub fn embedding(cx: &mut Context<'_>, w: WeightId, ids: &Arc<[u32]>) -> Var {
         y.converted(cx.cpu, DType::F32)
     });
     let y = cx.var(y);
-    let (out, ids) = (y.clone(), ids.clone());
+    let (out, ids) = (y.slot(), ids.clone());
     cx.record(move |cx| {
         let Some(d_y) = cx.take_grad(&out) else { return };
         cx.timed("embedding backward", |cx| {

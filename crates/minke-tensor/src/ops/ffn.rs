@@ -15,10 +15,10 @@ pub fn swiglu_ffn(cx: &mut Context<'_>, x: &Var, gate_up: WeightId, down: Weight
     let input = cx.timed("ffn linear", |cx| Input::of(cx, &x.value, gate_up, Scales::Usual));
     let (y, gu) = forward(cx, &input, gate_up, down, dtype);
     let y = cx.var(y);
-    let (x, out) = (x.clone(), y.clone());
+    let (x, out) = (x.slot(), y.slot());
     cx.record(move |cx| {
         let Some(d_y) = cx.take_grad(&out) else { return };
-        let d_x = backward(cx, &input, &gu, &d_y, gate_up, down, x.value.dtype());
+        let d_x = backward(cx, &input, &gu, &d_y, gate_up, down, x.dtype);
         cx.add_grad(&x, d_x);
     });
     y

@@ -80,11 +80,11 @@ fn recorded(cx: &mut Context<'_>, x: &Var, w: WeightId, dtype: DType, kept: bool
         (forward(cx, &input, w, dtype), if kept { Input::Plain(x.value.clone()) } else { input })
     });
     let y = cx.var(y);
-    let (x, out) = (x.clone(), y.clone());
+    let (x, out) = (x.slot(), y.slot());
     cx.record(move |cx| {
         let Some(d_y) = cx.take_grad(&out) else { return };
         cx.timed("linear dW", |cx| weight_grad(cx, &d_y, &input, w));
-        let d_x = cx.timed("linear dx", |cx| input_grad(cx, &d_y, w, x.value.dtype()));
+        let d_x = cx.timed("linear dx", |cx| input_grad(cx, &d_y, w, x.dtype));
         cx.add_grad(&x, d_x);
     });
     y
@@ -193,12 +193,12 @@ pub fn concat(cx: &mut Context<'_>, a: &Var, b: &Var) -> Var {
     let mut y = Tensor::uninit(n, da + db, a.value.dtype());
     copy::concat_columns(cx.cpu, a.value.view(), da, b.value.view(), db, y.view_mut());
     let y = cx.var(y);
-    let (a, b, out) = (a.clone(), b.clone(), y.clone());
+    let (a, b, out) = (a.slot(), b.slot(), y.slot());
     cx.record(move |cx| {
         let Some(d_y) = cx.take_grad(&out) else { return };
         for (part, start) in [(&a, 0), (&b, da)] {
-            let mut d = Tensor::uninit(n, part.value.cols(), part.value.dtype());
-            copy::take_columns(cx.cpu, d_y.view(), da + db, start, part.value.cols(), d.view_mut());
+            let mut d = Tensor::uninit(n, part.cols, part.dtype);
+            copy::take_columns(cx.cpu, d_y.view(), da + db, start, part.cols, d.view_mut());
             cx.add_grad(part, d);
         }
     });

@@ -64,7 +64,7 @@ pub fn moe_ffn(
         routing::route(cx.cpu, logits.f32(), bias, cfg, scores.f32_mut(), &mut experts, &mut weights);
         let mut perm = Permutation::default();
         perm.build(&experts, n, k, e);
-        let balance = if alpha > 0.0 && cx.recording() {
+        let balance = if alpha > 0.0 && cx.differentiated() {
             routing::sequence_balance_loss(cx.cpu, scores.f32(), &experts, borders, cfg, alpha, None)
         } else {
             0.0
@@ -100,13 +100,13 @@ pub fn moe_ffn(
         return (y, routed);
     }
     let shared_gu = shared.map(|(_, gu)| gu);
-    let (x, out, cfg, borders) = (x.clone(), y.clone(), *cfg, borders.clone());
+    let (x, out, cfg, borders) = (x.slot(), y.slot(), *cfg, borders.clone());
     cx.record(move |cx| {
         let Some(d_y) = cx.take_grad(&out) else { return };
         let saved = Saved {
             x: &input,
             shared_x: shared_input.as_ref(),
-            dtype: x.value.dtype(),
+            dtype: x.dtype,
             gu: &gu,
             scores: &scores,
             experts: &experts,

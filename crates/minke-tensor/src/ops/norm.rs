@@ -6,6 +6,11 @@ use crate::context::{Context, Var};
 use crate::store::WeightId;
 use crate::tensor::Tensor;
 
+/// The input of a norm as it is kept: rounded to bf16 where linear layers are in FP8, whose activations it would outweigh.
+fn kept(cx: &Context<'_>, x: &Tensor) -> Tensor {
+    if cx.recording() && cx.store.any_fp8() { x.converted(cx.cpu, DType::Bf16) } else { x.clone() }
+}
+
 /// `y = w * x / sqrt(mean(x²) + eps)` per row: x [n, d], y [n, d] in `dtype`.
 ///
 /// Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019), equation 4.
@@ -17,23 +22,14 @@ pub fn rmsnorm(cx: &mut Context<'_>, x: &Var, w: WeightId, eps: f32, dtype: DTyp
         (y, rstd)
     });
     let y = cx.var(y);
-    let (x, out) = (x.clone(), y.clone());
+    let (value, x, out) = (kept(cx, &x.value), x.slot(), y.slot());
     cx.record(move |cx| {
         let Some(d_y) = cx.take_grad(&out) else { return };
         let d_x = cx.timed("norm backward", |cx| {
-            let mut d_x = Tensor::uninit(x.value.rows(), x.value.cols(), x.value.dtype());
+            let mut d_x = Tensor::uninit(value.rows(), value.cols(), x.dtype);
             let (weight, d_w) = cx.store.with_grad(w);
-            let d_y = d_y.view();
-            kernel::rmsnorm_backward(
-                cx.cpu,
-                x.value.view(),
-                weight,
-                rstd.f32(),
-                d_y,
-                None,
-                d_x.view_mut(),
-                d_w,
-            );
+            let (value, rstd, d_y, d_x_out) = (value.view(), rstd.f32(), d_y.view(), d_x.view_mut());
+            kernel::rmsnorm_backward(cx.cpu, value, weight, rstd, d_y, None, d_x_out, d_w);
             d_x
         });
         cx.add_grad(&x, d_x);
@@ -61,14 +57,15 @@ pub fn add_rmsnorm(
         (sum, y, rstd)
     });
     let (sum, y) = (cx.var(sum), cx.var(y));
-    let (x, delta, s, out) = (x.clone(), delta.clone(), sum.clone(), y.clone());
+    let value = cx.timed("norm", |cx| kept(cx, &sum.value));
+    let (x, delta, s, out) = (x.slot(), delta.slot(), sum.slot(), y.slot());
     cx.record(move |cx| {
         let d_sum = cx.take_grad(&s);
         let d = match cx.take_grad(&out) {
             Some(d_y) => cx.timed("norm backward", |cx| {
-                let mut d = Tensor::uninit(s.value.rows(), s.value.cols(), DType::F32);
+                let mut d = Tensor::uninit(value.rows(), value.cols(), DType::F32);
                 let (weight, d_w) = cx.store.with_grad(w);
-                let (x, d_sum) = (s.value.view(), d_sum.as_ref().map(Tensor::f32));
+                let (x, d_sum) = (value.view(), d_sum.as_ref().map(Tensor::f32));
                 kernel::rmsnorm_backward(cx.cpu, x, weight, rstd.f32(), d_y.view(), d_sum, d.view_mut(), d_w);
                 d
             }),
@@ -78,7 +75,7 @@ pub fn add_rmsnorm(
             },
         };
         // one tensor is the gradient of both terms
-        let d_delta = d.converted(cx.cpu, delta.value.dtype());
+        let d_delta = d.converted(cx.cpu, delta.dtype);
         cx.add_grad(&delta, d_delta);
         cx.add_grad(&x, d);
     });

@@ -51,7 +51,7 @@ const GRAD_SCALE: f32 = 0.5;
 
 fn steps(cpu: &Cpu, optimizer: recipe::Optimizer, count: u64) -> Params {
     let mut params = params(&SHAPES);
-    let mut optimizer = Optimizer::new(&settings(optimizer), &params.entries);
+    let mut optimizer = Optimizer::new(&settings(optimizer), &params.entries, DType::F32);
     for step in 0..count {
         rng::fill_normal(2, step, 1.0, &mut params.grad);
         optimizer.step(cpu, &mut params.data, &params.grad, RATES, GRAD_SCALE);
@@ -207,24 +207,30 @@ fn eigenvalue(gram: &[f64], n: usize, shift: f64) -> f64 {
 #[test]
 fn state_is_listed_once_and_restores() {
     let cpu = Cpu::detect(1);
-    for kind in [recipe::Optimizer::AdamW, recipe::Optimizer::Muon] {
+    let kinds = [recipe::Optimizer::AdamW, recipe::Optimizer::Muon];
+    for (kind, moments) in kinds.into_iter().flat_map(|kind| [(kind, DType::F32), (kind, DType::Bf16)]) {
         let mut one = params(&SHAPES);
-        let mut first = Optimizer::new(&settings(kind), &one.entries);
+        let mut first = Optimizer::new(&settings(kind), &one.entries, moments);
         rng::fill_normal(2, 0, 1.0, &mut one.grad);
         first.step(&cpu, &mut one.data, &one.grad, RATES, 1.0);
         let mut other = one.clone();
-        let mut second = Optimizer::new(&settings(kind), &other.entries);
+        let mut second = Optimizer::new(&settings(kind), &other.entries, moments);
         for ((to_kind, to_entry, to), (kind, entry, from)) in
             second.state_mut().into_iter().zip(first.state())
         {
             assert_eq!((to_kind, to_entry), (kind, entry));
-            to.copy_from_slice(from);
+            match (to, from) {
+                (ViewMut::F32(to), View::F32(from)) => to.copy_from_slice(from),
+                (ViewMut::Bf16(to), View::Bf16(from)) => to.copy_from_slice(from),
+                _ => panic!("{kind}: another dtype"),
+            }
         }
         second.set_steps(first.steps());
         first.step(&cpu, &mut one.data, &one.grad, RATES, 1.0);
         second.step(&cpu, &mut other.data, &other.grad, RATES, 1.0);
         assert_same_bits("restored", &other.data, &one.data);
-        let elements: usize = first.state().iter().map(|(_, _, part)| part.len()).sum();
-        assert_eq!(first.bytes(), 4 * elements);
+        let bytes: usize =
+            first.state().iter().map(|(_, _, part)| part.len() * part.dtype().size_bytes()).sum();
+        assert_eq!(first.bytes(), bytes);
     }
 }

@@ -104,6 +104,8 @@ pub struct Optim {
     pub bias_update_speed: f64,
     /// Weight alpha of the sequence-wise balance loss.
     pub sequence_balance_alpha: f64,
+    /// What is computed again on the way back instead of being kept: memory for time, and no bit of difference.
+    pub recompute: Recompute,
 }
 
 impl Optim {
@@ -111,6 +113,38 @@ impl Optim {
     pub fn schedule(&self) -> Schedule {
         let Self { warmup_share, decay_share, decay, final_lr_share, .. } = *self;
         Schedule { warmup_share, decay_share, decay, final_share: final_lr_share }
+    }
+}
+
+/// What is computed a second time on the way back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Recompute {
+    /// Nothing: everything that the way back reads is kept.
+    None,
+    /// Every layer, from its inputs.
+    Layer,
+}
+
+impl Recompute {
+    /// Names that recipes use.
+    const CHOICES: [(&'static str, Self); 2] = [("none", Self::None), ("layer", Self::Layer)];
+
+    /// The name that recipes use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Layer => "layer",
+        }
+    }
+}
+
+impl From<Recompute> for minke_model::Recompute {
+    fn from(recompute: Recompute) -> Self {
+        match recompute {
+            Recompute::None => Self::None,
+            Recompute::Layer => Self::Layer,
+        }
     }
 }
 
@@ -380,6 +414,7 @@ pub fn optim(s: &mut Section, defaults: Optim) -> Result<Optim, RecipeError> {
         sequence_balance_alpha: s
             .not_negative("sequence_balance_alpha")?
             .unwrap_or(defaults.sequence_balance_alpha),
+        recompute: s.choice("recompute", &Recompute::CHOICES)?.unwrap_or(defaults.recompute),
     })
 }
 
@@ -402,6 +437,7 @@ impl Optim {
         mtp_loss_weight: 0.3,
         bias_update_speed: 0.001,
         sequence_balance_alpha: 0.0001,
+        recompute: Recompute::None,
     };
 }
 

@@ -173,6 +173,7 @@ fn write_train(w: &mut Writer, resolved: &Resolved) {
     w.put("mtp_loss_weight", float(optim.mtp_loss_weight));
     w.put("bias_update_speed", float(optim.bias_update_speed));
     w.put("sequence_balance_alpha", float(optim.sequence_balance_alpha));
+    w.put("recompute", string(optim.recompute.name()));
     w.put("eval_every", train.eval_every);
     w.put("eval_tokens", train.eval_tokens);
     w.put("sample_every", train.sample_every);
