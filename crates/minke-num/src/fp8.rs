@@ -108,9 +108,9 @@ impl Quantized {
     ///   underflows). The scale may come back smaller, with larger codes: where the largest code of a square is 224 or
     ///   below, half the scale holds its numbers as well.
     /// - Without, numbers that are codes times any scales where the largest code of each square is 448, as it is when
-    ///   the scale was chosen by this rule. From the largest number alone the scale may be missed by its last place
-    ///   (`448 s` and its 448th part are both rounded); its neighbours are then tried, and one that gives every number
-    ///   of the square back is taken.
+    ///   the scale was chosen by such a rule. From the largest number alone a scale that is not quite `amax / 448` may
+    ///   be missed by its last place (`448 s` and its 448th part are both rounded); its neighbours are then tried, and
+    ///   one that gives every number of the square back is taken.
     ///
     /// A square with NaN or infinity has a scale that is not finite.
     ///
@@ -165,7 +165,7 @@ impl Quantized {
 
 /// Whether `scale` is a positive power of two that f32 holds without a fraction (UE8M0 from 2^-126 on).
 pub fn is_power_of_two(scale: f32) -> bool {
-    scale.is_normal() && scale > 0.0 && scale.to_bits() & 0x7f_ffff == 0
+    scale.is_normal() && scale > 0.0 && scale.to_bits().trailing_zeros() >= 23
 }
 
 /// The scale that a UE8M0 code stands for, `2^(code - 127)`; 255 is NaN.
@@ -207,10 +207,7 @@ mod tests {
     fn scales_fit_their_block() {
         for amax in [1e-30f32, 0.3, 1.0, 448.0, 449.0, 3e38] {
             let (exact, power) = (scale(amax, false), scale(amax, true));
-            assert!(
-                power >= exact && power < 2.0 * exact && power.to_bits() & 0x7f_ffff == 0,
-                "{amax} {power}"
-            );
+            assert!(power >= exact && power < 2.0 * exact && is_power_of_two(power), "{amax} {power}");
             assert!((amax / exact - E4M3_MAX).abs() < 1e-3 && amax / power <= E4M3_MAX);
         }
         assert_eq!((scale(0.0, true), scale(448.0, true), scale(448.0, false)), (1.0, 1.0, 1.0));

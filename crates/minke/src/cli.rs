@@ -126,9 +126,9 @@ pub enum Command {
         minke export runs/quickstart --to hf --out quickstart-bf16\n  \
         minke export runs/quickstart --to hf --dtype fp8 --out quickstart-fp8\n  \
         minke export deepseek-ai/DeepSeek-V3 --to hf --dtype bf16 --out v3-bf16 --json\n\n\
-        fp8 is the form in which DeepSeek publishes: projections as E4M3 codes with a scale for each square of\n\
-        128 by 128; embedding, head, norms and router in bf16. Codes that the model has already stay as they\n\
-        are. Tokenizer, chat template and generation config are copied.")]
+        fp8 is the form in which DeepSeek publishes: projections as E4M3 codes with a scale for each square\n\
+        of 128 by 128; embedding, head, norms and router in bf16. Codes that the model has already stay\n\
+        as they are. Tokenizer, chat template and generation config are copied.")]
     Export(Export),
     /// List, show and write problems that can be checked
     #[command(subcommand)]
@@ -529,7 +529,7 @@ pub struct Export {
     /// A model folder, a run folder, or OWNER/NAME in the local hub cache
     #[arg(value_name = "MODEL")]
     pub model: String,
-    /// The form: hf is a Hugging Face folder
+    /// The form: hf is a Hugging Face folder; gguf is not written yet
     #[arg(long, value_enum)]
     pub to: ExportTo,
     /// What the weights are stored in
