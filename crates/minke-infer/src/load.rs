@@ -127,7 +127,7 @@ pub fn load_model(argument: &str, precision: Option<Precision>) -> Result<Loaded
     let generation = generation_defaults(&folder)?;
     let tokenizer_file = folder.join("tokenizer.json");
     let tokenizer = if tokenizer_file.is_file() { Some(Tokenizer::load(&tokenizer_file)?) } else { None };
-    let weights = WeightFolder::open(&folder)?;
+    let weights = WeightFolder::open(&folder, &config)?;
     let (model, mut notes) = Model::load(config, precision, &weights)
         .map_err(|source| LoadModelError::Weights { folder: folder.clone(), source })?;
     if let Some(tokenizer) = &tokenizer
@@ -215,17 +215,32 @@ fn generation_defaults(folder: &Path) -> Result<GenerationDefaults, LoadModelErr
     })
 }
 
-/// The weights of a folder as the model reads them.
+/// The weights of a folder as the model reads them: numbers, whatever they are stored in.
 #[derive(Debug)]
 pub struct WeightFolder(WeightFiles);
 
 impl WeightFolder {
-    /// Maps and validates the weight files of a folder.
+    /// Maps and validates the weight files of a folder whose `config.json` is `config`.
     ///
     /// # Errors
-    /// They are missing, truncated or inconsistent.
-    pub fn open(folder: &Path) -> minke_data::Result<Self> {
-        WeightFiles::open(folder).map(Self)
+    /// They are missing, truncated or inconsistent, or are in FP8 and lack scales or the config's word for it.
+    pub fn open(folder: &Path, config: &Config) -> Result<Self, LoadModelError> {
+        let weights = WeightFiles::open(folder)?;
+        weights.check_quantized()?;
+        if config.quantization.is_none()
+            && let Some(name) = weights.names().find(|name| weights.is_quantized(name))
+        {
+            return Err(LoadModelError::File {
+                path: folder.join("config.json"),
+                reason: format!("tensor `{name}` is in F8_E4M3: expected `quantization_config`, got none"),
+            });
+        }
+        Ok(Self(weights))
+    }
+
+    /// The files, where a tensor can be seen as it lies there, in FP8 with its scales.
+    pub fn files(&self) -> &WeightFiles {
+        &self.0
     }
 
     /// A tensor as it lies in its file.
@@ -235,8 +250,9 @@ impl WeightFolder {
 }
 
 impl WeightSource for WeightFolder {
+    /// All but the scales of others.
     fn names(&self) -> Vec<String> {
-        self.0.names().map(str::to_owned).collect()
+        self.0.names().filter(|name| !self.0.is_scales(name)).map(str::to_owned).collect()
     }
 
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
@@ -270,7 +286,17 @@ impl WeightSource for WeightFolder {
                     *x = f16::from_le_bytes(pair).to_f32();
                 }
             }
-            other => return Err(format!("expected F32, F16 or BF16, got {other}")),
+            Dtype::F8E4M3 => {
+                let view = self.0.quantized_view(name).map_err(|error| match error {
+                    // whoever asked knows the folder, and the scales were checked when it was opened
+                    minke_data::Error::Weights { expected, got, .. } => {
+                        format!("expected {expected}, got {got}")
+                    }
+                    other => other.to_string(),
+                })?;
+                view.dequantize(out);
+            }
+            other => return Err(format!("expected F32, F16, BF16 or F8_E4M3, got {other}")),
         }
         Ok(())
     }

@@ -227,6 +227,14 @@ pub enum FfnKind {
     Moe(MoeConfig),
 }
 
+/// Linear weights in E4M3 with a scale for each square of 128 by 128, as DeepSeek publishes them; activations are
+/// quantised as they come, or not at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quantization {
+    /// Whether scales are powers of two (`scale_fmt` "ue8m0").
+    pub power_of_two: bool,
+}
+
 /// The typed config of one model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -266,6 +274,8 @@ pub struct Config {
     pub pad_token_id: Option<u32>,
     /// Type that the weights are stored in, as torch names it.
     pub dtype: Option<String>,
+    /// How a folder stores its linear weights, if in FP8. A model in memory has none: its weights are numbers.
+    pub quantization: Option<Quantization>,
     /// Fields that this program does not know, written back as they came.
     pub extra: Map<String, Value>,
 }

@@ -10,7 +10,7 @@
 pub mod config;
 mod forward;
 mod infer;
-mod load;
+pub mod load;
 mod params;
 mod policy;
 pub mod spec;

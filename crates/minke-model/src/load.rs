@@ -68,49 +68,16 @@ impl Model {
     /// role's tensors are stored in. Also returns notes that a user should see.
     ///
     /// # Errors
-    /// Missing or unknown tensors, wrong shapes, and what the source reports. MTP modules that the config announces
-    /// but whose tensors are all absent are left out, with a note.
+    /// As [`check`], and what the source reports.
     pub fn load(
-        mut config: Config,
+        config: Config,
         precision: Option<Precision>,
         source: &dyn WeightSource,
     ) -> Result<(Self, Vec<String>), LoadError> {
-        let mut notes = Vec::new();
-        let names: HashSet<String> = source.names().into_iter().collect();
-        let modules = config.num_nextn_predict_layers;
-        let specs = spec::tensors(&config);
-        let aliases = spec::optional_aliases(&config);
-        if modules > 0 && !specs.iter().any(|s| s.mtp.is_some() && names.contains(&s.name)) {
-            config.num_nextn_predict_layers = 0;
-            notes.push(format!(
-                "the config announces {modules} MTP {} but the folder has no tensors of {}: loaded without",
-                if modules == 1 { "module" } else { "modules" },
-                if modules == 1 { "it" } else { "them" },
-            ));
-        }
-        let specs: Vec<TensorSpec> =
-            if modules == config.num_nextn_predict_layers { specs } else { spec::tensors(&config) };
-        let mut missing = specs.iter().filter(|s| !names.contains(&s.name));
-        if let Some(first) = missing.next() {
-            return Err(LoadError::Missing { first: first.name.clone(), count: 1 + missing.count() });
-        }
-        let known: HashSet<&str> =
-            specs.iter().map(|s| s.name.as_str()).chain(aliases.iter().map(|a| a.name.as_str())).collect();
-        let mut extra: Vec<&String> = names
-            .iter()
-            .filter(|name| !known.contains(name.as_str()) && !is_derived(name, &config))
-            .collect();
-        extra.sort();
-        if let Some(first) = extra.first() {
-            return Err(LoadError::Extra { first: (*first).clone(), count: extra.len() });
-        }
-        for spec in &specs {
-            let got = source.shape(&spec.name).unwrap_or_default();
-            if got != spec.shape {
-                return Err(LoadError::Shape { name: spec.name.clone(), expected: spec.shape.clone(), got });
-            }
-        }
+        let Checked { mut config, specs, notes } = check(config, source)?;
         let precision = precision.unwrap_or_else(|| stored_precision(&config, &specs, source));
+        // whatever they were read from, they are numbers now
+        config.quantization = None;
         let mut model = Self::zero(config, precision);
         for entry in model.params.entries.clone() {
             let out = &mut model.params.data[entry.range];
@@ -118,6 +85,59 @@ impl Model {
         }
         Ok((model, notes))
     }
+}
+
+/// What a source holds, when it holds what a config asks for.
+#[derive(Debug, Clone)]
+pub struct Checked {
+    /// The config, without MTP modules that it only announced.
+    pub config: Config,
+    /// The tensors, all of which are there in these shapes.
+    pub specs: Vec<TensorSpec>,
+    /// What a user should know.
+    pub notes: Vec<String>,
+}
+
+/// Checks that `source` holds the tensors that `config` asks for and no others.
+///
+/// # Errors
+/// Missing or unknown tensors and wrong shapes. MTP modules that the config announces but whose tensors are all
+/// absent are left out, with a note.
+pub fn check(mut config: Config, source: &dyn WeightSource) -> Result<Checked, LoadError> {
+    let mut notes = Vec::new();
+    let names: HashSet<String> = source.names().into_iter().collect();
+    let modules = config.num_nextn_predict_layers;
+    let specs = spec::tensors(&config);
+    let aliases = spec::optional_aliases(&config);
+    if modules > 0 && !specs.iter().any(|s| s.mtp.is_some() && names.contains(&s.name)) {
+        config.num_nextn_predict_layers = 0;
+        notes.push(format!(
+            "the config announces {modules} MTP {} but the folder has no tensors of {}: loaded without",
+            if modules == 1 { "module" } else { "modules" },
+            if modules == 1 { "it" } else { "them" },
+        ));
+    }
+    let specs: Vec<TensorSpec> =
+        if modules == config.num_nextn_predict_layers { specs } else { spec::tensors(&config) };
+    let mut missing = specs.iter().filter(|s| !names.contains(&s.name));
+    if let Some(first) = missing.next() {
+        return Err(LoadError::Missing { first: first.name.clone(), count: 1 + missing.count() });
+    }
+    let known: HashSet<&str> =
+        specs.iter().map(|s| s.name.as_str()).chain(aliases.iter().map(|a| a.name.as_str())).collect();
+    let mut extra: Vec<&String> =
+        names.iter().filter(|name| !known.contains(name.as_str()) && !is_derived(name, &config)).collect();
+    extra.sort();
+    if let Some(first) = extra.first() {
+        return Err(LoadError::Extra { first: (*first).clone(), count: extra.len() });
+    }
+    for spec in &specs {
+        let got = source.shape(&spec.name).unwrap_or_default();
+        if got != spec.shape {
+            return Err(LoadError::Shape { name: spec.name.clone(), expected: spec.shape.clone(), got });
+        }
+    }
+    Ok(Checked { config, specs, notes })
 }
 
 /// Tensors that some folders carry although they follow from others: rotary frequencies, and the head of a tied model.

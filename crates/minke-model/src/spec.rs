@@ -34,6 +34,17 @@ pub enum Role {
     MtpProjection,
 }
 
+impl Role {
+    /// Whether a folder in FP8 stores such tensors in FP8: the projections, and neither what looks up or chooses
+    /// (embedding, head, router) nor what scales (norms).
+    pub fn takes_fp8(self) -> bool {
+        match self {
+            Self::AttentionLinear | Self::FfnLinear | Self::ExpertLinear { .. } | Self::MtpProjection => true,
+            Self::Embedding | Self::Head | Self::Norm | Self::Router | Self::RouterBias => false,
+        }
+    }
+}
+
 /// One tensor of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorSpec {

@@ -327,7 +327,7 @@ fn write_tensors(path: &Path, trainer: &Trainer) -> minke_data::Result<()> {
     writer.finish()
 }
 
-fn write_json(path: &Path, value: &Value) -> minke_data::Result<()> {
+pub(crate) fn write_json(path: &Path, value: &Value) -> minke_data::Result<()> {
     let mut text = serde_json::to_vec_pretty(value).expect("JSON values serialise");
     text.push(b'\n');
     fs::write(path, text).map_err(minke_data::Error::io("write", path))

@@ -2,7 +2,8 @@
 //!
 //! A run is walked in [`pretrain`]: a [`recipe`] is read and completed, data comes from `minke-data`, a
 //! [`trainer::Trainer`] takes steps (forward and backward by the model, then [`optim`]), and on the way go out
-//! [`events`], [`metrics`], samples and [`checkpoint`]s; a [`report`] ends it. [`bench`] measures the same step.
+//! [`events`], [`metrics`], samples and [`checkpoint`]s; a [`report`] ends it. [`bench`] measures the same step,
+//! and [`export`] writes a model in another dtype.
 //!
 //! What decides a weight is a function of recipe, data and step. Nothing is drawn from a generator with state, nothing
 //! depends on the clock or on threads, so a run that was killed and resumed ends in the same bits.
@@ -13,6 +14,7 @@ pub mod checkpoint;
 pub mod error;
 pub mod eval;
 pub mod events;
+pub mod export;
 pub mod metrics;
 pub mod optim;
 pub mod pretrain;

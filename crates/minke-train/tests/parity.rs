@@ -51,9 +51,10 @@ fn batches(vectors: &WeightFiles, modules: usize, apart: bool) -> Vec<TrainBatch
 }
 
 fn losses(folder: &Path, cpu: &Cpu, apart: bool) -> Vec<f64> {
-    let source = WeightFolder::open(folder).unwrap();
+    let config = read_config(folder).unwrap();
+    let source = WeightFolder::open(folder, &config).unwrap();
     let f32 = Precision::uniform(DType::F32);
-    let (model, notes) = Model::load(read_config(folder).unwrap(), Some(f32), &source).unwrap();
+    let (model, notes) = Model::load(config, Some(f32), &source).unwrap();
     assert!(notes.is_empty(), "{notes:?}");
     let vectors = WeightFiles::open_file(folder.join("vectors.safetensors")).unwrap();
     let batch = batches(&vectors, model.config.num_nextn_predict_layers, apart);

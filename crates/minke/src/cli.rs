@@ -121,6 +121,15 @@ pub enum Command {
         A task is {\"prompt\": \"1/2+1/4=?\", \"answer\": \"3/4\"}, with a \"verifier\" if equality is not enough:\n\
         exact, number, choice, regex, json, program. Programs that tasks name are run on this machine.")]
     Eval(Eval),
+    /// Write a model as a folder for other programs, in another dtype
+    #[command(after_help = "Examples:\n  \
+        minke export runs/quickstart --to hf --out quickstart-bf16\n  \
+        minke export runs/quickstart --to hf --dtype fp8 --out quickstart-fp8\n  \
+        minke export deepseek-ai/DeepSeek-V3 --to hf --dtype bf16 --out v3-bf16 --json\n\n\
+        fp8 is the form in which DeepSeek publishes: projections as E4M3 codes with a scale for each square\n\
+        of 128 by 128; embedding, head, norms and router in bf16. Codes that the model has already stay\n\
+        as they are. Tokenizer, chat template and generation config are copied.")]
+    Export(Export),
     /// List, show and write problems that can be checked
     #[command(subcommand)]
     Gym(Gym),
@@ -487,6 +496,54 @@ pub struct Eval {
     /// Continue the file of --out: only what is not in it is asked
     #[arg(long)]
     pub resume: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// For which programs a folder is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ExportTo {
+    Hf,
+    Gguf,
+}
+
+/// What exported weights are stored in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ExportDtype {
+    Fp8,
+    Bf16,
+    F32,
+}
+
+/// What scales of FP8 may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ScaleFormat {
+    F32,
+    Ue8m0,
+}
+
+/// `minke export`.
+#[derive(Debug, Args)]
+pub struct Export {
+    /// A model folder, a run folder, or OWNER/NAME in the local hub cache
+    #[arg(value_name = "MODEL")]
+    pub model: String,
+    /// The form: hf is a Hugging Face folder; gguf is not written yet
+    #[arg(long, value_enum)]
+    pub to: ExportTo,
+    /// What the weights are stored in
+    #[arg(long, value_enum, default_value = "bf16")]
+    pub dtype: ExportDtype,
+    /// Scales of fp8: any f32, or powers of two as in DeepSeek-V3.1 [default: the model's own, else f32]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub scale_fmt: Option<ScaleFormat>,
+    /// The new folder
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Replace a model folder that is there
+    #[arg(long)]
+    pub force: bool,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

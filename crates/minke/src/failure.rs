@@ -9,6 +9,7 @@ use minke_model::LoadError;
 use minke_post::PostError;
 use minke_post::make::MakeError;
 use minke_train::TrainError;
+use minke_train::export::ExportError;
 use minke_train::recipe::RecipeError;
 
 /// One message, the next step if there is one, and an exit code.
@@ -115,6 +116,16 @@ impl From<TrainError> for Failure {
         match error {
             TrainError::Data(error) => error.into(),
             TrainError::Recipe(error) => error.into(),
+            other => Self::of(other.is_user_error(), other.to_string()),
+        }
+    }
+}
+
+impl From<ExportError> for Failure {
+    fn from(error: ExportError) -> Self {
+        match error {
+            ExportError::Data(error) => error.into(),
+            ExportError::Model(error) => error.into(),
             other => Self::of(other.is_user_error(), other.to_string()),
         }
     }

@@ -23,6 +23,7 @@ fn help_of_every_command() {
         "sample",
         "distill",
         "eval",
+        "export",
         "gym",
         "gym list",
         "gym show",
@@ -50,6 +51,10 @@ fn arguments_that_are_wrong_are_refused() {
         &["generate", "m", "-p", "x", "--temperature", "warm"],
         &["score", "m"],
         &["bench", "infer", "m", "--batch", "-1"],
+        &["export", "m", "--out", "x"],
+        &["export", "m", "--to", "hf", "--out", "x", "--dtype", "fp4"],
+        &["export", "m", "--to", "gguf", "--out", "x"],
+        &["export", "m", "--to", "hf", "--out", "x", "--scale-fmt", "ue8m0"],
     ] {
         all.push_str(&format!("$ minke {}\n{}\n", args.join(" "), refused(args)));
     }
@@ -189,6 +194,33 @@ fn inspect_reads_recipes() {
     let error = refused(&["inspect", recipe, "--set", "model.n_routed_expert=8"]);
     let gone = refused(&["inspect", "/nonexistent-minke/a.toml"]);
     insta::assert_snapshot!(format!("{}\n{gone}", error.replace(recipe, "RECIPE")));
+}
+
+#[test]
+fn exported_models_are_models() {
+    let folder = talking();
+    let (model, scratch) = (text(folder.path()), tempfile::tempdir().unwrap());
+    let (fp8, wide) = (scratch.path().join("fp8"), scratch.path().join("f32"));
+    let args = ["export", model, "--to", "hf", "--dtype", "fp8", "--scale-fmt", "ue8m0", "--out", text(&fp8)];
+    let shown = good(&args);
+    let root = text(scratch.path());
+    let hide = |text: &str| text.replace(model, "MODEL").replace(root, "OUT");
+    let mut all = format!("{}\n{}\n", hide(&shown), hide(&refused(&args)));
+    all.push_str(&hide(&refused(&[&args[..8], &["--out", model, "--force"]].concat())));
+    all.push_str(&format!("\n{}", hide(&good(&["inspect", text(&fp8)]))));
+    insta::assert_snapshot!(all);
+    let report: Value = serde_json::from_str(&good(&[&args[..], &["--force", "--json"]].concat())).unwrap();
+    assert_eq!((&report["dtype"], &report["scale_fmt"]), (&"fp8".into(), &"ue8m0".into()));
+    assert_eq!(report["kept"], 0);
+    assert!((0.01..0.05).contains(&report["largest_error"]["relative"].as_f64().unwrap()));
+    let bytes = std::fs::metadata(fp8.join("model.safetensors")).unwrap().len();
+    assert!((1..bytes).contains(&report["bytes"].as_u64().unwrap()));
+    good(&["export", text(&fp8), "--to", "hf", "--dtype", "f32", "--out", text(&wide)]);
+    let generate = |folder| {
+        let args = ["generate", folder, "-p", "the whale", "-n", "30", "--seed", "4", "--precision", "f32"];
+        good(&args)
+    };
+    assert_eq!(generate(text(&fp8)), generate(text(&wide)));
 }
 
 #[test]

@@ -10,17 +10,22 @@
 //! against the file and a cap, the JSON against a fixed form (so no depth to exhaust), names against
 //! duplicates, `shape x dtype` against the range with checked products, ranges against gaps and overlaps.
 //!
+//! Weights may be stored in FP8 as DeepSeek publishes them: codes with a scale per square of 128
+//! ([`WeightFiles::quantized_view`]).
+//!
 //! A downloaded checkpoint may be an attack; a truncated one is the common case. Both give an error that
 //! names the file, the tensor, what was expected and what is there.
 
 mod folder;
 mod header;
+mod quantized;
 mod read;
 mod resolve;
 mod write;
 
 pub use folder::{recover_folder, write_folder_atomic};
 pub use header::Dtype;
+pub use quantized::{QuantizedView, scales_name, weight_of_scales};
 pub use read::{TensorView, WeightFiles};
 pub(crate) use resolve::cached_snapshot;
 pub use resolve::resolve_model;

@@ -132,15 +132,19 @@ impl WeightFiles {
         self.tensors.get(name).map(|(file, _)| self.files[*file].0.as_path())
     }
 
-    /// A tensor's elements as f32; exact for f32, f16 and bf16.
+    /// The file that holds a tensor, or else the first.
+    pub(super) fn place(&self, name: &str) -> &Path {
+        let first = || self.files.first().map_or(Path::new("(no file)"), |(path, _)| path.as_path());
+        self.file_of(name).unwrap_or_else(first)
+    }
+
+    /// A tensor's elements as f32; exact for f32, f16 and bf16, and `code * scale` for E4M3 with its scales.
     ///
     /// # Errors
-    /// A tensor that is not there or of another dtype.
+    /// A tensor that is not there or of another dtype, or as [`WeightFiles::quantized_view`].
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
-        let path = || self.file_of(name).unwrap_or(&self.files[0].0);
         let Some(view) = self.get(name) else {
-            let folder = self.files.first().map_or(Path::new("(no file)"), |(path, _)| path.as_path());
-            return Err(Error::weights(folder, Some(name), "this tensor", "no such tensor"));
+            return Err(Error::weights(self.place(name), Some(name), "this tensor", "no such tensor"));
         };
         let pairs = || view.bytes.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
         match view.dtype {
@@ -150,6 +154,11 @@ impl WeightFiles {
             }
             Dtype::BF16 => Ok(pairs().map(|pair| bf16::from_le_bytes(pair).to_f32()).collect()),
             Dtype::F16 => Ok(pairs().map(|pair| f16::from_le_bytes(pair).to_f32()).collect()),
+            Dtype::F8E4M3 => {
+                let mut out = vec![0.0; view.bytes.len()];
+                self.quantized_view(name)?.dequantize(&mut out);
+                Ok(out)
+            }
             Dtype::Bool
             | Dtype::U8
             | Dtype::I8
@@ -159,10 +168,11 @@ impl WeightFiles {
             | Dtype::I32
             | Dtype::U64
             | Dtype::I64
-            | Dtype::F8E4M3
             | Dtype::F8E5M2
             | Dtype::F8E8M0
-            | Dtype::F64 => Err(Error::weights(path(), Some(name), "F32, F16 or BF16", view.dtype.name())),
+            | Dtype::F64 => {
+                Err(Error::weights(self.place(name), Some(name), "F32, F16 or BF16", view.dtype.name()))
+            }
         }
     }
 }

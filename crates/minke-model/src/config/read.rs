@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::{
     AttentionKind, Config, ConfigError, Family, MAX_EXPERTS, MAX_LAYERS, MAX_PARAMETERS, MAX_SIZE, MoeConfig,
-    MoeLayers, Rope, RopeScaling, Scoring, TopkMethod,
+    MoeLayers, Quantization, Rope, RopeScaling, Scoring, TopkMethod,
 };
 
 /// Fields that other fields give, so they are neither read nor kept.
@@ -206,6 +206,7 @@ pub(super) fn config(value: &Value) -> Result<Config, ConfigError> {
             }
             None => fields.text("torch_dtype")?.map(str::to_owned),
         },
+        quantization: quantization(&mut fields)?,
         extra: Map::new(),
     };
     let parameters = crate::spec::parameter_total(&config);
@@ -453,6 +454,48 @@ fn routing(fields: &mut Fields, family: Family) -> Result<(Scoring, TopkMethod),
             }
         }
     }
+}
+
+/// `quantization_config`: the one form that is read, by each field that could say something else.
+fn quantization(fields: &mut Fields) -> Result<Option<Quantization>, ConfigError> {
+    let object = match fields.take("quantization_config") {
+        None => return Ok(None),
+        Some(Value::Object(object)) => object,
+        Some(value) => return Err(invalid("quantization_config", "an object or null", show(value))),
+    };
+    let mut inner = Fields::new(object, "quantization_config.");
+    let mut only = |field: &'static str, known: &str, absent: Option<&'static str>| {
+        let Some(found) = inner.text(field)?.or(absent) else {
+            return Err(inner.missing(field, &format!("\"{known}\"")));
+        };
+        if found == known {
+            return Ok(());
+        }
+        Err(unsupported(&inner.name(field), format!("\"{found}\""), format!("only \"{known}\" is read")))
+    };
+    only("quant_method", "fp8", None)?;
+    only("fmt", "e4m3", Some("e4m3"))?;
+    only("activation_scheme", "dynamic", Some("dynamic"))?;
+    only("expert_dtype", "fp8", Some("fp8"))?;
+    let sides = "[128, 128]";
+    match inner.take("weight_block_size") {
+        None => return Err(inner.missing("weight_block_size", sides)),
+        Some(value) if *value == serde_json::json!([128, 128]) => {}
+        Some(value) => {
+            let hint = format!("only {sides} is read");
+            return Err(unsupported(&inner.name("weight_block_size"), show(value), hint));
+        }
+    }
+    let power_of_two = match inner.text("scale_fmt")? {
+        // the second is how transformers calls what others leave out
+        None | Some("float") => false,
+        Some("ue8m0") => true,
+        Some(other) => {
+            let hint = "only \"ue8m0\" is read, and \"float\" or no such field for f32";
+            return Err(unsupported(&inner.name("scale_fmt"), format!("\"{other}\""), hint));
+        }
+    };
+    Ok(Some(Quantization { power_of_two }))
 }
 
 /// Switches that change the model and are not built: silence about them would give wrong numbers.

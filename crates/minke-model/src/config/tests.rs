@@ -287,3 +287,52 @@ impl Config {
         self.rope.cos_sin_scale().is_finite()
     }
 }
+
+#[test]
+fn fp8_is_read_and_written_as_published() {
+    let published = json!({
+        "activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]
+    });
+    let with = |quantization: Value| {
+        let mut value = deepseek_v3();
+        value["quantization_config"] = quantization;
+        value
+    };
+    let config = read(&with(published.clone()));
+    assert_eq!(config.quantization, Some(Quantization { power_of_two: false }));
+    assert_eq!(config.to_json()["quantization_config"], published);
+    let mut rounded = published.clone();
+    rounded["scale_fmt"] = "ue8m0".into();
+    let config = read(&with(rounded.clone()));
+    assert_eq!(config.quantization, Some(Quantization { power_of_two: true }));
+    assert_eq!(config.to_json()["quantization_config"], rounded);
+    assert_eq!(read(&with(Value::Null)).quantization, None);
+    assert!(read(&deepseek_v3()).to_json().get("quantization_config").is_none());
+    // as transformers writes it
+    let mut theirs = published.clone();
+    theirs.as_object_mut().unwrap().remove("fmt");
+    theirs["scale_fmt"] = "float".into();
+    theirs["modules_to_not_convert"] = json!(["lm_head"]);
+    assert_eq!(read(&with(theirs)).quantization, Some(Quantization { power_of_two: false }));
+
+    let mut all = Vec::new();
+    for (field, value) in [
+        ("quant_method", json!("awq")),
+        ("quant_method", Value::Null),
+        ("fmt", json!("e5m2")),
+        ("activation_scheme", json!("static")),
+        ("expert_dtype", json!("fp4")),
+        ("weight_block_size", json!([1, 128])),
+        ("weight_block_size", Value::Null),
+        ("scale_fmt", json!("e8m0")),
+        ("scale_fmt", json!(3)),
+    ] {
+        let mut quantization = published.clone();
+        quantization[field] = value;
+        let error = Config::from_json(&with(quantization)).unwrap_err();
+        assert_eq!(error.field(), format!("quantization_config.{field}"));
+        all.push(error.to_string());
+    }
+    all.push(Config::from_json(&with(json!("fp8"))).unwrap_err().to_string());
+    assert_snapshot!(all.join("\n"));
+}

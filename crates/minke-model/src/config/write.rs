@@ -84,6 +84,16 @@ pub(super) fn config(config: &Config) -> Value {
         },
     );
     put("pad_token_id", json!(config.pad_token_id));
+    if let Some(quantization) = config.quantization {
+        // in the order in which DeepSeek has it
+        let mut value = json!({
+            "activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]
+        });
+        if quantization.power_of_two {
+            value["scale_fmt"] = json!("ue8m0");
+        }
+        put("quantization_config", value);
+    }
     for (key, value) in &config.extra {
         object.entry(key.clone()).or_insert_with(|| value.clone());
     }

@@ -89,7 +89,7 @@ impl Known {
             return Ok(widest([linear, expert, attention, head].contains(&DType::F32)));
         }
         let Some(folder) = &self.folder else { return Ok(widest(true)) };
-        let weights = WeightFolder::open(folder)?;
+        let weights = WeightFolder::open(folder, &self.config)?;
         let matrix = |name: &String| weights.shape(name).is_some_and(|shape| shape.len() > 1);
         Ok(widest(
             weights

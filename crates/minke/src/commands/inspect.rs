@@ -1,6 +1,6 @@
 //! `minke inspect`: what a model or recipe is and needs, without running it.
 
-use minke_data::hf::{WeightFiles, resolve_model};
+use minke_data::hf::{WeightFiles, resolve_model, weight_of_scales};
 use minke_infer::read_config;
 use minke_model::config::{AttentionKind, Config};
 use minke_model::spec::{self, Role};
@@ -216,7 +216,11 @@ fn files(config: &Config, weights: &WeightFiles) -> Files {
         bytes: views().map(|view| view.bytes.len() as u64).sum(),
         dtypes,
         missing: specs.iter().filter(|s| weights.get(&s.name).is_none()).count(),
-        unknown: weights.names().filter(|name| !known.contains(name)).count(),
+        // scales are known with their weights
+        unknown: weights
+            .names()
+            .filter(|name| !known.contains(weight_of_scales(name).unwrap_or(name)))
+            .count(),
     }
 }
 

@@ -3,6 +3,7 @@
 mod bench_infer;
 mod chat;
 mod eval;
+mod export;
 mod generate;
 mod gym;
 mod inspect;
@@ -39,6 +40,7 @@ pub fn run(command: &Command) -> Result<(), Failure> {
         Command::Score(args) => score::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Eval(args) => eval::run(args),
+        Command::Export(args) => export::run(args),
         Command::Gym(gym) => gym::run(gym),
         Command::Bench(Bench::Infer(args)) => bench_infer::run(args),
         Command::Bench(Bench::Train(args)) => train::bench(args),
