@@ -9,7 +9,7 @@ pub use minke_num::fp8::{BLOCK, scale};
 
 use crate::Cpu;
 use crate::cpu::SharedMut;
-use crate::rows::{self, kernel, lanes, load, store_f32};
+use crate::rows::{self, kernel, lanes, load};
 use crate::scratch;
 use crate::simd::{LANES, Simd};
 use crate::view::{View, ViewMut};
@@ -147,23 +147,67 @@ kernel! {
             for b in 0..blocks {
                 let block = cuts.block(b);
                 let (from, len) = (r * cuts.len + block.start, block.len());
-                let by = if fixed == 0.0 { scale(amax(s, x, from, len), power) } else { fixed };
-                scales[r * blocks + b] = by;
-                let by = s.splat(1.0 / by);
                 let codes = &mut codes[from..from + len];
-                lanes!(len, |i, n| {
-                    let v = s.mul(load(s, x, from + i, n), by);
-                    if let Ok(full) = <&mut [u8; LANES]>::try_from(&mut codes[i..i + n]) {
-                        s.store_e4m3(v, full);
-                    } else {
-                        let mut full = [0; LANES];
-                        s.store_e4m3(v, &mut full);
-                        codes[i..i + n].copy_from_slice(&full[..n]);
+                scales[r * blocks + b] = match (x, <&mut [u8; BLOCK]>::try_from(&mut *codes)) {
+                    (View::F32(x), Ok(codes)) => {
+                        let (x, _) = x[from..from + BLOCK].as_chunks::<LANES>();
+                        let mut v = [s.zero(); VECTORS];
+                        for (v, x) in v.iter_mut().zip(x) {
+                            *v = s.load(x);
+                        }
+                        code_block(s, v, fixed, power, codes)
                     }
-                });
+                    (View::Bf16(x), Ok(codes)) => {
+                        let (x, _) = x[from..from + BLOCK].as_chunks::<LANES>();
+                        let mut v = [s.zero(); VECTORS];
+                        for (v, x) in v.iter_mut().zip(x) {
+                            *v = s.load_bf16(x);
+                        }
+                        code_block(s, v, fixed, power, codes)
+                    }
+                    (x, Err(_)) => {
+                        let by = if fixed == 0.0 { scale(amax(s, x, from, len), power) } else { fixed };
+                        let inverse = s.splat(1.0 / by);
+                        lanes!(len, |i, n| {
+                            let v = s.mul(load(s, x, from + i, n), inverse);
+                            if let Ok(full) = <&mut [u8; LANES]>::try_from(&mut codes[i..i + n]) {
+                                s.store_e4m3(v, full);
+                            } else {
+                                let mut full = [0; LANES];
+                                s.store_e4m3(v, &mut full);
+                                codes[i..i + n].copy_from_slice(&full[..n]);
+                            }
+                        });
+                        by
+                    }
+                };
             }
         }
     }
+}
+
+/// Vectors of a whole block.
+const VECTORS: usize = BLOCK / LANES;
+
+/// Codes a whole block that is in registers; returns its scale.
+#[inline(always)]
+fn code_block<S: Simd>(s: S, x: [S::V; VECTORS], fixed: f32, power: bool, codes: &mut [u8; BLOCK]) -> f32 {
+    let by = if fixed == 0.0 {
+        let (mut most, mut poison) = (s.zero(), s.zero());
+        for &v in &x {
+            most = s.max(s.abs(v), most);
+            poison = s.fma(v, s.zero(), poison);
+        }
+        scale(s.max_lane(most) + s.sum(poison), power)
+    } else {
+        fixed
+    };
+    let inverse = s.splat(1.0 / by);
+    let (codes, _) = codes.as_chunks_mut::<LANES>();
+    for (&v, codes) in x.iter().zip(codes) {
+        s.store_e4m3(s.mul(v, inverse), codes);
+    }
+    by
 }
 
 /// Rows per task.
@@ -237,37 +281,104 @@ pub(crate) fn quantize_columns<S: Simd>(
     out: &mut [bf16],
     scales: &mut [f32],
 ) {
+    match x {
+        Values::Plain(x) => {
+            if let View::Bf16(values) = x.view {
+                let x = HalfRows { values, cols: x.cols, index: x.index };
+                columns(s, &x, rows, cols, fixed, power, out, scales);
+            } else {
+                columns(s, x, rows, cols, fixed, power, out, scales);
+            }
+        }
+        Values::Codes(x) => columns(s, x, rows, cols, fixed, power, out, scales),
+    }
+}
+
+/// Elements of a matrix, sixteen at a time.
+trait Elements {
+    /// `n` elements of row `r` from column `at`; missing lanes are zero. Sixteen from a multiple of sixteen.
+    fn load<S: Simd>(&self, s: S, r: usize, at: usize, n: usize) -> S::V;
+}
+
+impl Elements for crate::gemm::Operand<'_> {
+    #[inline(always)]
+    fn load<S: Simd>(&self, s: S, r: usize, at: usize, n: usize) -> S::V {
+        load(s, crate::gemm::engine::Rows::row(self, r), at, n)
+    }
+}
+
+/// Rows of bf16: most of what is coded.
+struct HalfRows<'a> {
+    values: &'a [bf16],
+    cols: usize,
+    index: Option<&'a [u32]>,
+}
+
+impl Elements for HalfRows<'_> {
+    #[inline(always)]
+    fn load<S: Simd>(&self, s: S, r: usize, at: usize, n: usize) -> S::V {
+        let r = self.index.map_or(r, |index| index[r] as usize);
+        let row = &self.values[r * self.cols + at..][..n];
+        match row.first_chunk() {
+            Some(row) => s.load_bf16(row),
+            None => load(s, View::Bf16(row), 0, n),
+        }
+    }
+}
+
+impl Elements for Codes<'_> {
+    #[inline(always)]
+    fn load<S: Simd>(&self, s: S, r: usize, at: usize, n: usize) -> S::V {
+        let (codes, scales) = self.row(r);
+        // sixteen columns from a multiple of sixteen are of one block
+        debug_assert_eq!(self.cuts.of(at), self.cuts.of(at + n - 1), "sixteen columns of one block");
+        s.mul(load_codes(s, codes, at, n), s.splat(scales[self.cuts.of(at)]))
+    }
+}
+
+#[inline(always)]
+fn columns<S: Simd, X: Elements>(
+    s: S,
+    x: &X,
+    rows: std::ops::Range<usize>,
+    cols: std::ops::Range<usize>,
+    fixed: f32,
+    power: bool,
+    out: &mut [bf16],
+    scales: &mut [f32],
+) {
     let width = cols.len();
-    if fixed == 0.0 {
-        scales[..width].fill(0.0);
-        for r in rows.clone() {
-            x.ask(r + 4, cols.clone());
-            let row = x.row(r);
-            lanes!(width, |i, n| {
-                let v = row.load(s, cols.start + i, n);
-                let most = rows::load_f32(s, scales, i, n);
-                // what is not finite makes NaN, and the larger of a pair is its second where one is NaN
-                store_f32(s, s.fma(v, s.zero(), s.max(s.abs(v), most)), scales, i, n);
-            });
+    // sixteen columns at a time, so that what is found stays in registers
+    lanes!(width, |i, n| {
+        let mut by = [fixed; LANES];
+        if fixed == 0.0 {
+            let (mut most, mut poison) = (s.zero(), s.zero());
+            for r in rows.clone() {
+                let v = x.load(s, r, cols.start + i, n);
+                most = s.max(s.abs(v), most);
+                // 0 x is NaN where x is not finite, and NaN stays
+                poison = s.fma(v, s.zero(), poison);
+            }
+            s.store(s.add(most, poison), &mut by);
+            for by in &mut by {
+                *by = scale(*by, power);
+            }
         }
-        for by in &mut scales[..width] {
-            *by = scale(*by, power);
+        scales[i..i + n].copy_from_slice(&by[..n]);
+        let inverse = s.div(s.splat(1.0), s.load(&by));
+        for (p, r) in rows.clone().enumerate() {
+            let v = s.round_e4m3(s.mul(x.load(s, r, cols.start + i, n), inverse));
+            let out = &mut out[p * width + i..][..n];
+            match <&mut [bf16; LANES]>::try_from(&mut *out) {
+                Ok(full) => s.store_bf16(v, full),
+                Err(_) => {
+                    let mut full = [bf16::ZERO; LANES];
+                    s.store_bf16(v, &mut full);
+                    out.copy_from_slice(&full[..n]);
+                }
+            }
         }
-    } else {
-        scales[..width].fill(fixed);
-    }
-    let mut inverse = scratch::take::<f32>(width);
-    for (inverse, by) in inverse.iter_mut().zip(&*scales) {
-        *inverse = 1.0 / by;
-    }
-    for (r, out) in rows.zip(out.chunks_exact_mut(width)) {
-        let row = x.row(r);
-        let mut out = ViewMut::Bf16(out);
-        lanes!(width, |i, n| {
-            let v = s.mul(row.load(s, cols.start + i, n), rows::load_f32(s, &inverse, i, n));
-            rows::store(s, s.round_e4m3(v), &mut out, i, n);
-        });
-    }
+    });
 }
 
 /// A matrix to be coded along its columns: numbers, or codes along its rows.
@@ -279,14 +390,7 @@ pub enum Values<'a> {
     Codes(Codes<'a>),
 }
 
-/// A row of them.
-#[derive(Clone, Copy)]
-pub(crate) enum Row<'a> {
-    Plain(View<'a>),
-    Codes(&'a [u8], &'a [f32], Cuts),
-}
-
-impl<'a> Values<'a> {
+impl Values<'_> {
     /// Number of rows.
     pub fn rows(&self) -> usize {
         match self {
@@ -303,24 +407,6 @@ impl<'a> Values<'a> {
         }
     }
 
-    #[inline(always)]
-    pub(crate) fn row(&self, i: usize) -> Row<'a> {
-        match self {
-            Values::Plain(x) => Row::Plain(crate::gemm::engine::Rows::row(x, i)),
-            Values::Codes(x) => {
-                let (codes, scales) = x.row(i);
-                Row::Codes(codes, scales, x.cuts)
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn ask(&self, i: usize, cols: std::ops::Range<usize>) {
-        if let Values::Plain(x) = self {
-            crate::gemm::engine::Rows::ask(x, i, cols);
-        }
-    }
-
     /// The largest magnitude.
     pub(crate) fn largest(&self, cpu: &Cpu) -> f32 {
         match self {
@@ -329,19 +415,6 @@ impl<'a> Values<'a> {
             Values::Codes(x) => {
                 x.scales.iter().fold(0.0, |m: f32, &x| if x > m || x.is_nan() { x } else { m })
                     * minke_num::fp8::E4M3_MAX
-            }
-        }
-    }
-}
-
-impl Row<'_> {
-    #[inline(always)]
-    pub(crate) fn load<S: Simd>(self, s: S, at: usize, n: usize) -> S::V {
-        match self {
-            Row::Plain(x) => load(s, x, at, n),
-            Row::Codes(codes, scales, cuts) => {
-                debug_assert_eq!(cuts.of(at), cuts.of(at + n - 1), "sixteen columns of one block");
-                s.mul(load_codes(s, codes, at, n), s.splat(scales[cuts.of(at)]))
             }
         }
     }

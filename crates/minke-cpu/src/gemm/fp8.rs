@@ -414,11 +414,13 @@ unsafe fn promote<'a, S: Simd>(
     sums: *mut f32,
     sums_row: usize,
 ) {
+    assert!(block.len() >= height * PANEL && by_column.len() >= PANEL, "promote: a whole tile");
     let columns = [load_f32(s, by_column, 0, LANES), load_f32(s, by_column, LANES, LANES)];
     for (r, &by) in by_row.take(height).enumerate() {
         let by = s.splat(by);
         for (v, &column) in columns.iter().enumerate() {
-            let sum = load_f32(s, block, r * PANEL + v * LANES, LANES);
+            // SAFETY: in bounds by the assertion above.
+            let sum = s.load(unsafe { &*block.as_ptr().add(r * PANEL + v * LANES).cast() });
             // SAFETY: by the caller's promise.
             let at = unsafe { &mut *sums.add(r * sums_row + v * LANES).cast::<[f32; LANES]>() };
             let before = if go_on { s.load(at) } else { s.zero() };

@@ -131,8 +131,7 @@ impl<const PRODUCTS: u8> Simd for Avx512<PRODUCTS> {
             let small = _mm512_cmplt_epi32_mask(size, _mm512_set1_epi32((121 << 23) as i32));
             let places = _mm512_add_ps(_mm512_castsi512_ps(size), _mm512_set1_ps(16384.0));
             let places = _mm512_and_si512(_mm512_castps_si512(places), _mm512_set1_epi32(0xf));
-            let code =
-                _mm512_min_epi32(_mm512_mask_mov_epi32(normal, small, places), _mm512_set1_epi32(0x7e));
+            let code = _mm512_mask_mov_epi32(normal, small, places);
             let sign = _mm512_and_si512(_mm512_srli_epi32::<24>(bits), _mm512_set1_epi32(0x80));
             let code = _mm512_cvtepi32_epi8(_mm512_or_si512(code, sign));
             _mm_storeu_si128(out.as_mut_ptr().cast(), code);

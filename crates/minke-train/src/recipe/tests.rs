@@ -28,6 +28,22 @@ fn shipped(name: &str) -> Resolved {
 }
 
 #[test]
+fn fp8_is_for_linear_layers() {
+    let precision = |text: &str| -> minke_model::Precision {
+        resolve(&format!("{text}\n{RANDOM}"), &[]).precision.into()
+    };
+    let word = precision("precision = 'fp8'");
+    assert_eq!(word, minke_model::Precision::fp8(minke_model::Fp8::default()));
+    assert_eq!((word.head, word.router), (minke_model::DType::Bf16, minke_model::DType::F32));
+    let table =
+        precision("precision = { linear = 'fp8', expert = 'bf16', scaling = 'tensor', scales = 'ue8m0' }");
+    assert!(table.coded.linear && !table.coded.expert && !table.coded.attention);
+    assert!(table.coded.how.power_of_two && table.coded.how.per_tensor && table.coded.couples_rows());
+    let error = error(&format!("precision = {{ head = 'fp8' }}\n{RANDOM}"), &[]);
+    assert!(error.contains("`precision.head`") && !error.contains("or \"fp8\""), "{error}");
+}
+
+#[test]
 fn the_dial_gives_the_documented_model() {
     let resolved = resolve(RANDOM, &[]);
     let config = &resolved.config;
@@ -223,7 +239,7 @@ fn messages_point_at_the_place() {
         ("[train]\noptimizer = 'sgd'\n", &[]),
         ("[train]\nseed = 1\n", &[]),
         ("train = 3\n", &[]),
-        ("precision = 'fp8'\n[data]\nrandom = true\n", &[]),
+        ("precision = 'fp4'\n[data]\nrandom = true\n", &[]),
         ("[precision]\nlinaer = 'bf16'\n", &[]),
         ("[data]\nvalidation_share = 0.9\nrandom = true\n", &[]),
         ("[run]\nname = 'é'\nseed = -1 # ü\n", &[]),
