@@ -67,13 +67,15 @@ const SIGNAL: &str = "[reward]\nformat = 0.5\noverlong_buffer = 80\noverlong = 1
 
 #[test]
 fn rollout_and_trainer_agree_to_the_bit_in_every_precision() {
-    for dtype in [minke_model::DType::F32, minke_model::DType::Bf16] {
+    use minke_model::DType::{Bf16, F32};
+    for (dtype, precision) in [(F32, "f32"), (Bf16, "bf16"), (Bf16, "fp8")] {
         for sampling in ["temperature = 0.9", "top_p = 0.9\ntop_k = 150\ntemperature = 1.3"] {
             let folder = tempfile::tempdir().unwrap();
             model(&folder.path().join("model"), dtype);
             // small passes, so that a rollout is trained in several of them
             let more = format!("{sampling}\n{SIGNAL}[train]\nsteps = 3\nlr = 0.01\nrows_per_pass = 300\n");
-            let (outcome, steps) = go(&recipe(folder.path(), &more), None);
+            let overrides = vec![format!("precision={precision}")];
+            let (outcome, steps) = go(&Options { overrides, ..recipe(folder.path(), &more) }, None);
             assert_eq!((outcome.step, steps.len()), (3, 3));
             let mut compared = 0;
             for step in &steps {
