@@ -25,8 +25,8 @@ const KEY_PANELS: usize = BLOCK / PANEL;
 /// along the depth (neighbours of a key; neighbouring positions of a value). In a bf16 cache values are rounded when
 /// they are appended: to the same that a bf16 training step holds.
 ///
-/// Tile registers read pairs in whole blocks of [`GRID_STEPS`], on every level so that a cache does not know its machine:
-/// keys are as wide as that, and both what a key has more and the values up to the next whole block are zeros.
+/// Tile registers read pairs in blocks of [`GRID_STEPS`], those of few rows in half blocks. So (on every level: a cache
+/// does not know its machine) a key is whole half blocks, filled with zeros, and values up to the next block are zeros.
 pub struct KvCache {
     kv_heads: usize,
     qk_dim: usize,
@@ -72,7 +72,15 @@ impl KvCache {
     fn steps(&self, k: usize) -> usize {
         match self.dtype {
             DType::F32 => k,
-            DType::Bf16 => k.div_ceil(2).next_multiple_of(GRID_STEPS),
+            DType::Bf16 => k.div_ceil(2).next_multiple_of(GRID_STEPS / 2),
+        }
+    }
+
+    /// Steps of values that hold something, or the zeros behind it, when there are `count` in a block.
+    fn value_steps(&self, count: usize) -> usize {
+        match self.dtype {
+            DType::F32 => count,
+            DType::Bf16 => count.div_ceil(2).next_multiple_of(GRID_STEPS),
         }
     }
 
@@ -229,7 +237,7 @@ impl KvCache {
         if self.dtype == DType::Bf16 && !i.is_multiple_of(2 * GRID_STEPS) {
             // values behind the last one are multiplied with a probability of zero: they must be numbers
             let (head_words, key_words) = (self.head_words(), self.key_words());
-            let (from, to, steps) = (i.div_ceil(2) * PANEL, self.steps(i) * PANEL, self.steps(BLOCK));
+            let (from, to, steps) = (i.div_ceil(2) * PANEL, self.value_steps(i) * PANEL, self.steps(BLOCK));
             for head in self.blocks[len / BLOCK].chunks_mut(head_words) {
                 for panel in head[key_words..].chunks_mut(steps * PANEL) {
                     if i % 2 == 1 {
@@ -248,7 +256,7 @@ impl Clone for KvCache {
         let copy = |(i, from): (usize, &Block)| {
             let count = BLOCK.min(self.len - i * BLOCK);
             let key_words = count.div_ceil(PANEL) * self.key_panel();
-            let (panel, value_words) = (self.steps(BLOCK) * PANEL, self.steps(count) * PANEL);
+            let (panel, value_words) = (self.steps(BLOCK) * PANEL, self.value_steps(count) * PANEL);
             let mut to = Block::new(self.block_words());
             for (from, to) in from.chunks(self.head_words()).zip(to.chunks_mut(self.head_words())) {
                 to[..key_words].copy_from_slice(&from[..key_words]);
@@ -343,7 +351,7 @@ impl<'a> HeadBlock<'a> {
     /// Pairs of bf16 as the f32 words of `keys` and `values`.
     #[inline(always)]
     pub fn widen(&self, qk_dim: usize, keys: &mut [u32], values: &mut [u32]) {
-        // the rest of a panel is what tile registers read beyond the width
+        // a panel may have steps beyond the width
         let panel = self.keys.len() / KEY_PANELS;
         for (from, to) in self.keys.chunks(panel).zip(keys.chunks_mut(qk_dim * PANEL)) {
             widen(from, to);

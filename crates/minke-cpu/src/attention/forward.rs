@@ -176,13 +176,14 @@ impl Kernel for Task<'_> {
         let factor = (f64::from(scale) * std::f64::consts::LOG2_E) as f32;
         let (group, before) = (self.shape.group(), self.sequence.before);
         let (v_vecs, v_pad) = (v_dim.div_ceil(LANES), v_dim.next_multiple_of(LANES));
-        let (q_steps, p_steps) = (engine.steps(qk), engine.steps(BLOCK));
+        let few = self.count <= LANES;
+        let (q_steps, p_steps) = (depth(engine, few, qk), engine.steps(BLOCK));
         self.start(engine);
         let last = before + (self.first + self.count - 1) / group;
         let grid = engine.rows_along();
         let tile_rows = if grid { GRID_ROWS } else { MAX_ROWS / S::TILE_ROWS * S::TILE_ROWS };
         // tile registers keep their configuration: what is computed for rows that are not there is not looked at
-        let whole = if grid && self.count > LANES { LANES } else { 1 };
+        let whole = if grid && !few { LANES } else { 1 };
         for block in 0..=last / BLOCK {
             let from = block * BLOCK;
             let (keys, key_panel, values) = self.load_block(engine, block, (last + 1 - from).min(BLOCK));
@@ -221,7 +222,7 @@ impl Kernel for Task<'_> {
                     softmax::<S, true>(engine, state, factor, vecs, v_vecs, sees);
                 }
                 let mix = Words {
-                    steps: engine.steps(visible),
+                    steps: depth(engine, few, visible),
                     a: p.as_ptr(),
                     a_row: p_steps,
                     a_step: 1,
@@ -245,7 +246,7 @@ impl Task<'_> {
     #[inline(always)]
     fn start<S: Simd>(&mut self, engine: Engine<S>) {
         let rows = self.head_rows(self.q, self.shape.qk_dim);
-        let steps = engine.steps(rows.dim);
+        let steps = depth(engine, self.count <= LANES, rows.dim);
         for (r, out) in self.parts.q.chunks_exact_mut(steps).take(self.count).enumerate() {
             engine.pack_row(rows.row(self.first + r), out);
         }
@@ -277,6 +278,7 @@ impl Task<'_> {
         count: usize,
     ) -> (*const u32, usize, *const u32) {
         let AttentionShape { kv_heads, qk_dim, v_dim, .. } = *self.shape;
+        let steps = depth(engine, self.count <= LANES, qk_dim);
         let (panel, values_panel) = (engine.steps(qk_dim) * PANEL, engine.steps(BLOCK) * PANEL);
         let (keys, values) = self.parts.block.split_at_mut(2 * panel);
         match self.sequence.keys {
@@ -297,10 +299,18 @@ impl Task<'_> {
                 engine.pack_strips(&v, from..from + count, 0..v_dim, PANEL, values_panel, values);
             }
             Keys::Cache(cache) => {
-                let head = cache.head(block, self.kv_head);
-                if let Some((keys, values)) = head.words(engine) {
+                let (head, stored) = (cache.head(block, self.kv_head), cache.key_panel());
+                if let Some((words, values)) = head.words(engine) {
                     cache.prefetch_after(engine.simd(), block, self.kv_head);
-                    return (keys.as_ptr(), cache.key_panel(), values.as_ptr());
+                    if steps * PANEL <= stored {
+                        return (words.as_ptr(), stored, values.as_ptr());
+                    }
+                    // half a block that the tile of many rows does not take
+                    for (from, to) in words.chunks(stored).zip(keys.chunks_mut(panel)) {
+                        to[..stored].copy_from_slice(from);
+                        to[stored..].fill(0);
+                    }
+                    return (keys.as_ptr(), panel, values.as_ptr());
                 }
                 head.widen(qk_dim, keys, values);
             }
@@ -327,6 +337,12 @@ impl Task<'_> {
             }
         }
     }
+}
+
+/// Words that hold a depth of `k` in the products of a task, whose rows may be few.
+#[inline(always)]
+fn depth<S: Simd>(engine: Engine<S>, few: bool, k: usize) -> usize {
+    if few { engine.steps_of_few(k) } else { engine.steps(k) }
 }
 
 /// What belongs to the rows of one tile.

@@ -132,6 +132,13 @@ impl<S: Simd> Engine<S> {
         }
     }
 
+    /// Words that hold a depth of `k` for up to [`LANES`] rows: as [`Engine::steps`], or half a block of pairs fewer, for
+    /// the same bits.
+    #[inline(always)]
+    pub fn steps_of_few(self, k: usize) -> usize {
+        if self.grid { k.div_ceil(2).next_multiple_of(GRID_STEPS / 2) } else { self.steps(k) }
+    }
+
     /// The depth at which step `step` begins.
     #[inline(always)]
     pub fn depth(self, step: usize) -> usize {

@@ -10,6 +10,8 @@
 //! | 4 (upper) | 0                 | 1                  |
 //! | 5 (lower) | 2                 | 3                  |
 //!
+//! Where there are no lower rows, register 5 takes the left operand of half a block of depth, and 2 and 3 the right one.
+//!
 //! One instruction adds, for each element, sixteen pairs to the sum: the products of even and of odd depth each in
 //! their own chain from zero, then the two to each other, then that to the sum, subnormals taken for zero ("Intel
 //! Architecture Instruction Set Extensions Programming Reference", TDPBF16PS). So depth is cut into blocks of 32 from
@@ -66,28 +68,47 @@ struct Config {
     rows: [u8; 16],
 }
 
+impl Config {
+    const EMPTY: Self =
+        Self { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+}
+
 thread_local! {
-    /// Rows of the upper and lower registers as this thread has configured them.
+    /// Rows of the upper and lower registers as this thread has configured them; no lower ones: half blocks.
     static CONFIGURED: Cell<[u8; 2]> = const { Cell::new([0; 2]) };
 }
 
-/// Sets the rows of the upper and lower registers.
+/// Sets the rows of the upper and lower registers; without lower rows, registers for `half` a block of depth if there is
+/// one, and otherwise what is there already or will serve most.
 ///
 /// # Safety
 /// [`allowed`].
 #[inline]
-unsafe fn configure(upper: usize, lower: usize) {
-    let wanted = [upper as u8, lower as u8];
-    if CONFIGURED.get() == wanted {
+unsafe fn configure(upper: usize, lower: usize, half: bool) {
+    let (configured, all) = (CONFIGURED.get(), HALF as u8);
+    let mut wanted = [upper as u8, lower as u8];
+    if lower == 0 && !half {
+        if configured[0] == wanted[0] {
+            return;
+        }
+        wanted[1] = if upper == HALF { all } else { 0 };
+    }
+    if configured == wanted {
         return;
     }
-    let (u, l, all) = (wanted[0], wanted[1], HALF as u8);
-    let config = Config {
-        palette: 1,
-        start_row: 0,
-        reserved: [0; 14],
-        row_bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
-        rows: [u, u, l, l, u, l, all, all, 0, 0, 0, 0, 0, 0, 0, 0],
+    let [u, l] = wanted;
+    let config = if l > 0 {
+        Config {
+            row_bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+            rows: [u, u, l, l, u, l, all, all, 0, 0, 0, 0, 0, 0, 0, 0],
+            ..Config::EMPTY
+        }
+    } else {
+        Config {
+            row_bytes: [64, 64, 64, 64, 64, 32, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+            rows: [u, u, all / 2, all / 2, u, u, all, all, 0, 0, 0, 0, 0, 0, 0, 0],
+            ..Config::EMPTY
+        }
     };
     // SAFETY: the configuration is valid; tile registers hold nothing between calls of `tile`.
     unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) };
@@ -135,18 +156,33 @@ macro_rules! tile_store {
     };
 }
 
+/// Half a block of the depth, behind the whole ones.
+macro_rules! half_block {
+    ($t:ident, $blocks:expr, $($line:literal),*) => {
+        asm!(
+            $($line,)*
+            a = in(reg) $t.a.add($blocks * GRID_STEPS),
+            b = in(reg) $t.b.add($blocks * GRID_STEPS * PANEL),
+            a_row = in(reg) 4 * $t.a_row,
+            b_row = in(reg) 4 * PANEL,
+            options(nostack, readonly)
+        )
+    };
+}
+
 /// One tile of a product of bf16 pairs; `rows` up to [`GRID_ROWS`], pairs along the rows of the left operand (`a_step` 1),
-/// a whole number of blocks of sixteen.
+/// a whole number of blocks of sixteen; up to half the rows: of half blocks.
 ///
 /// # Safety
 /// [`allowed`], and as for [`crate::simd::Simd::grid_tile`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 pub unsafe fn tile(t: DotTile, rows: usize, vecs: usize) {
-    debug_assert!(t.a_step == 1 && t.pairs.is_multiple_of(GRID_STEPS) && (1..=GRID_ROWS).contains(&rows));
-    let (upper, two) = (rows.min(HALF), rows > HALF);
+    let (upper, two, half) = (rows.min(HALF), rows > HALF, !t.pairs.is_multiple_of(GRID_STEPS));
+    debug_assert!(t.a_step == 1 && (1..=GRID_ROWS).contains(&rows));
+    debug_assert!(!half || !two && t.pairs.is_multiple_of(GRID_STEPS / 2));
     // SAFETY: by the caller's promise; registers are configured for the rows that are addressed.
     unsafe {
-        configure(upper, if two { rows - HALF } else { HALF });
+        configure(upper, rows - upper, half);
         let halves = !t.half.is_null();
         let mut sums = std::mem::MaybeUninit::<Sums>::uninit();
         let (c, c_row) = if halves { (sums.as_mut_ptr().cast(), PANEL) } else { (t.c, t.c_row) };
@@ -168,8 +204,9 @@ pub unsafe fn tile(t: DotTile, rows: usize, vecs: usize) {
             tile_zero!("2");
             tile_zero!("3");
         }
-        let blocks = t.pairs / GRID_STEPS;
-        if blocks > 0 {
+        let whole = t.pairs / GRID_STEPS;
+        if whole > 0 {
+            let blocks = whole;
             match (two, vecs == 2) {
                 (true, true) => walk!(
                     t,
@@ -209,6 +246,25 @@ pub unsafe fn tile(t: DotTile, rows: usize, vecs: usize) {
                     "tdpbf16ps tmm0, tmm4, tmm6"
                 ),
             }
+        }
+        if half && vecs == 2 {
+            half_block!(
+                t,
+                whole,
+                "tileloadd tmm5, [{a} + {a_row}*1]",
+                "tileloadd tmm2, [{b} + {b_row}*1]",
+                "tileloadd tmm3, [{b} + {b_row}*1 + 64]",
+                "tdpbf16ps tmm0, tmm5, tmm2",
+                "tdpbf16ps tmm1, tmm5, tmm3"
+            );
+        } else if half {
+            half_block!(
+                t,
+                whole,
+                "tileloadd tmm5, [{a} + {a_row}*1]",
+                "tileloadd tmm2, [{b} + {b_row}*1]",
+                "tdpbf16ps tmm0, tmm5, tmm2"
+            );
         }
         tile_store!("0", c, c_row);
         if vecs == 2 {

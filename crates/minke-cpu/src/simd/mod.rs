@@ -58,7 +58,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     }
 
     /// Like [`Simd::dot_tile`] in tile registers: up to [`GRID_ROWS`] rows, [`DotTile::a_step`] 1, [`DotTile::pairs`] in
-    /// whole blocks of [`GRID_STEPS`], whose order of summation is the unit's own.
+    /// whole blocks of [`GRID_STEPS`], whose order of summation is the unit's own. Up to half the rows take half a block,
+    /// which gives the bits of a whole one filled with zeros.
     ///
     /// # Safety
     /// [`Simd::GRID`] must be true, and all that the tile addresses for these sizes readable, `c` and `half` writable.
