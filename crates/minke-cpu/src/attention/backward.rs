@@ -9,7 +9,7 @@ use crate::scratch::with_scratch;
 use crate::simd::{Kernel, LANES, Simd};
 use crate::view::{DType, View};
 
-use super::math::{exp2, product};
+use super::math::exp2;
 use super::pack::{HeadRows, SharedRows};
 use super::{AttentionShape, BLOCK, Segment, compute};
 
@@ -333,8 +333,8 @@ impl Task<'_> {
             let d_k_tile = key_gradient(parts.d_s, parts.q_panels, parts.d_k, qk_pad);
             // SAFETY: panels of the rows are `last_row` deep and begin here at `row`; the gradients have a block of rows.
             unsafe {
-                product(engine, d_v_tile, computed, v_vecs, rows_panel);
-                product(engine, d_k_tile, computed, qk_vecs, rows_panel);
+                engine.product(d_v_tile, computed, v_vecs, rows_panel);
+                engine.product(d_k_tile, computed, qk_vecs, rows_panel);
             }
             // width by rows: the block's keys are the depth. All rows see some of the first block.
             let steps = engine.steps(visible);

@@ -9,7 +9,7 @@ use crate::simd::{GRID_ROWS, Kernel, LANES, Simd};
 use crate::view::{DType, View};
 
 use super::cache::KvCache;
-use super::math::{exp2, log2, product};
+use super::math::{exp2, log2};
 use super::pack::{HeadRows, SharedRows};
 use super::{AttentionShape, BLOCK, compute};
 
@@ -208,7 +208,7 @@ impl Kernel for Task<'_> {
                     ..Words::NOWHERE
                 };
                 // SAFETY: `keys` points at two panels of `qk` rows; the scores have room for a tile's rows of a block.
-                unsafe { product(engine, score, run, vecs, key_panel) };
+                unsafe { engine.product(score, run, vecs, key_panel) };
                 let state = State {
                     scores: &mut scores[..rows * BLOCK],
                     p: &mut p[..rows * p_steps],
@@ -233,7 +233,7 @@ impl Kernel for Task<'_> {
                     ..Words::NOWHERE
                 };
                 // SAFETY: `values` points at panels of a block's rows; `acc` was sliced to these rows.
-                unsafe { product(engine, mix, run, v_vecs, p_steps * PANEL) };
+                unsafe { engine.product(mix, run, v_vecs, p_steps * PANEL) };
                 row += rows;
             }
         }

@@ -436,6 +436,34 @@ impl<S: Simd> Engine<S> {
         }
     }
 
+    /// `rows` by `vecs` vectors (16 columns each; any number) of a product with f32 sums; panel `i` of the right operand is
+    /// at `w.b + i * panel`.
+    ///
+    /// # Safety
+    /// As for [`tile::run`].
+    #[inline(always)]
+    pub unsafe fn product(self, w: Words, rows: usize, vecs: usize, panel: usize) {
+        const WIDTH: usize = PANEL / LANES;
+        let mut done = 0;
+        while done < vecs {
+            // SAFETY: by the caller's promise; each call covers other columns.
+            unsafe {
+                let (b, c) = (w.b.add(done / WIDTH * panel), w.c.add(done * LANES));
+                // tiles of few rows wait for each other: two panels side by side wait half as often
+                if self.grid && rows <= LANES && vecs - done > WIDTH {
+                    let Words { steps, a, a_row, a_step, c_row, accumulate, half, half_row, .. } = w;
+                    let t =
+                        DotTile { pairs: steps, a, a_row, a_step, b, c, c_row, accumulate, half, half_row };
+                    self.s.grid_tile_of_two(t, b.add(panel), rows, (vecs - done).min(2 * WIDTH));
+                    done += 2 * WIDTH;
+                } else {
+                    self.tile(Words { b, c, ..w }, rows, (vecs - done).min(WIDTH));
+                    done += WIDTH;
+                }
+            }
+        }
+    }
+
     /// Whether words are bf16 pairs: the tile can then round its sums to bf16 itself.
     #[inline(always)]
     pub fn pairs(self) -> bool {

@@ -67,6 +67,15 @@ pub trait Simd: Copy + Send + Sync + 'static {
         unreachable!("a product in tile registers on a level without them")
     }
 
+    /// [`Simd::grid_tile`] over the panel of the tile and one at `next`: up to half the rows by 3 or 4 vectors, with sums
+    /// in f32.
+    ///
+    /// # Safety
+    /// As for [`Simd::grid_tile`].
+    unsafe fn grid_tile_of_two(self, _tile: DotTile, _next: *const u32, _rows: usize, _vecs: usize) {
+        unreachable!("a product in tile registers on a level without them")
+    }
+
     /// 32 values, rounded to bf16, as sixteen words of neighbours: word `i` holds values `2 i` (low half) and `2 i + 1`.
     /// What [`Simd::dot_tile`] reads along the depth; like it, takes subnormals for zero. Exists where [`Simd::DOT`] is.
     fn pairs_along(self, _first: Self::V, _second: Self::V) -> Self::V {
