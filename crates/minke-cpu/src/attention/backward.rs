@@ -280,10 +280,11 @@ impl Task<'_> {
         for row in (from * group..last_row).step_by(PANEL) {
             let (tile, rows) = (row / PANEL, PANEL.min(last_row - row));
             let row_vecs = rows.div_ceil(LANES);
-            // keys of the block that the first and the last row of the tile see; whole half tile registers are computed
+            // keys of the block that the first and the last row of the tile see; pairs of them are computed, and whole
+            // halves of a grid tile, so that its registers keep their configuration
             let sees = |r: usize| (row + r) / group + 1 - from;
             let (least, visible) = (sees(0), sees(rows - 1).min(BLOCK));
-            let computed = visible.next_multiple_of(LANES);
+            let computed = visible.next_multiple_of(if engine.rows_along() { LANES } else { 2 });
             let scores = |a: &[u32], steps: usize, b: &[u32], c: &mut [f32]| Words {
                 steps,
                 a: a[..BLOCK * steps].as_ptr(),
