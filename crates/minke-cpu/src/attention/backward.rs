@@ -9,14 +9,9 @@ use crate::scratch::with_scratch;
 use crate::simd::{Kernel, LANES, Simd};
 use crate::view::{DType, View};
 
-use super::forward::lanes;
-use super::math::{exp2, product};
+use super::math::exp2;
 use super::pack::{HeadRows, SharedRows};
 use super::{AttentionShape, BLOCK, Segment, compute};
-
-/// Query rows of a tile: the depth of the products that make the gradients of keys and values; even, and a multiple of
-/// the widest register tile.
-const TILE: usize = 28;
 
 /// What the gradients are made from.
 pub struct Inputs<'a> {
@@ -52,61 +47,63 @@ pub fn run(
     });
 }
 
-/// The working memory of a task. Rows are (position, query head of the group); what products read is words of the
-/// task's engine: f32, or bf16 pairs.
+/// The working memory of a task. Rows are (position, query head of the group); a tile is [`PANEL`] of them. What products
+/// read is words of the task's engine: f32, or bf16 pairs.
 struct Parts<'a> {
-    /// Queries, `[rows][qk]`, and in panels, `[ceil(qk / 32)][rows][32]`.
-    q: &'a mut [u32],
+    /// Queries as columns, a panel per tile, `[tiles][qk][32]`, and as rows, `[ceil(qk / 32)][rows][32]`.
+    q_columns: &'a mut [u32],
     q_panels: &'a mut [u32],
-    /// Gradients of the outputs, `[rows][v]`, and in panels.
-    d_out: &'a mut [u32],
+    /// Gradients of the outputs likewise.
+    d_out_columns: &'a mut [u32],
     d_out_panels: &'a mut [u32],
-    /// Logarithms (base 2) of the rows' sums, and `rowsum(d_out * out)`.
-    lse: &'a mut [f32],
+    /// Of every row: the logarithm (base 2) of its sum with its sign changed, `rowsum(d_out * out)`, and how many keys
+    /// it sees; zeros up to a whole tile.
+    minus_lse: &'a mut [f32],
     delta: &'a mut [f32],
-    /// Gradients of the queries, `[rows][qk padded to vectors]`.
+    sees: &'a mut [f32],
+    /// Gradients of the queries, turned: `[tiles][qk padded to vectors][32]`.
     d_q: &'a mut [f32],
-    /// One block of keys as columns, of keys as rows, of values as columns.
-    k_columns: &'a mut [u32],
-    k_panels: &'a mut [u32],
-    v_columns: &'a mut [u32],
+    /// One block of keys as rows and turned, of values as rows.
+    k_rows: &'a mut [u32],
+    k_turned: &'a mut [u32],
+    v_rows: &'a mut [u32],
     /// Gradients of the block's keys and values, padded to vectors.
     d_k: &'a mut [f32],
     d_v: &'a mut [f32],
-    /// One tile's scores and gradients of probabilities, `[TILE][BLOCK]`.
+    /// One tile's scores and gradients of probabilities, `[BLOCK][32]`.
     scores: &'a mut [f32],
     d_p: &'a mut [f32],
     /// Probabilities and gradients of scores with the depth along the rows, and the latter along the keys.
     p: &'a mut [u32],
     d_s: &'a mut [u32],
-    d_s_along: &'a mut [u32],
+    d_s_across: &'a mut [u32],
 }
 
 impl<'a> Parts<'a> {
     /// For f32 words, the larger. Each a multiple of a vector, so that all start on a cache line.
-    fn sizes(shape: &AttentionShape, rows: usize) -> [usize; 17] {
-        let AttentionShape { qk_dim: qk, v_dim: v, .. } = *shape;
-        let even = rows.next_multiple_of(2);
+    fn sizes(shape: &AttentionShape, rows: usize) -> [usize; 18] {
+        let (qk, v) = (shape.qk_dim.next_multiple_of(LANES), shape.v_dim.next_multiple_of(LANES));
+        let (whole, tiled) = (rows.next_multiple_of(LANES), rows.next_multiple_of(PANEL));
         [
-            rows * qk,
-            even * qk.next_multiple_of(PANEL),
-            rows * v,
-            even * v.next_multiple_of(PANEL),
-            rows,
-            rows,
-            rows * qk.next_multiple_of(LANES),
+            tiled * qk,
+            whole * qk.next_multiple_of(PANEL),
+            tiled * v,
+            whole * v.next_multiple_of(PANEL),
+            tiled,
+            tiled,
+            tiled,
+            tiled * qk,
             BLOCK * qk,
             BLOCK * qk.next_multiple_of(PANEL),
             BLOCK * v,
-            BLOCK * qk.next_multiple_of(LANES),
-            BLOCK * v.next_multiple_of(LANES),
-            TILE * BLOCK,
-            TILE * BLOCK,
-            TILE * BLOCK,
-            TILE * BLOCK,
-            TILE * BLOCK,
+            BLOCK * qk,
+            BLOCK * v,
+            BLOCK * PANEL,
+            BLOCK * PANEL,
+            BLOCK * PANEL,
+            BLOCK * PANEL,
+            BLOCK * PANEL,
         ]
-        .map(|x| x.next_multiple_of(LANES))
     }
 
     fn split(shape: &AttentionShape, rows: usize, mut scratch: &'a mut [u32]) -> Self {
@@ -116,44 +113,46 @@ impl<'a> Parts<'a> {
             part
         });
         let [
-            q,
+            q_columns,
             q_panels,
-            d_out,
+            d_out_columns,
             d_out_panels,
-            lse,
+            minus_lse,
             delta,
+            sees,
             d_q,
-            k_columns,
-            k_panels,
-            v_columns,
+            k_rows,
+            k_turned,
+            v_rows,
             d_k,
             d_v,
             scores,
             d_p,
             p,
             d_s,
-            d_s_along,
+            d_s_across,
         ] = parts;
-        let [lse, delta, d_q, d_k, d_v, scores, d_p] =
-            [lse, delta, d_q, d_k, d_v, scores, d_p].map(bytemuck::cast_slice_mut);
+        let [minus_lse, delta, sees, d_q, d_k, d_v, scores, d_p] =
+            [minus_lse, delta, sees, d_q, d_k, d_v, scores, d_p].map(bytemuck::cast_slice_mut);
         Self {
-            q,
+            q_columns,
             q_panels,
-            d_out,
+            d_out_columns,
             d_out_panels,
-            lse,
+            minus_lse,
             delta,
+            sees,
             d_q,
-            k_columns,
-            k_panels,
-            v_columns,
+            k_rows,
+            k_turned,
+            v_rows,
             d_k,
             d_v,
             scores,
             d_p,
             p,
             d_s,
-            d_s_along,
+            d_s_across,
         }
     }
 }
@@ -179,13 +178,7 @@ impl Kernel for Task<'_> {
         for block in 0..self.segment.len.div_ceil(BLOCK) {
             self.block(engine, block);
         }
-        let AttentionShape { qk_dim: qk, scale, .. } = *self.shape;
-        let rows = self.query_rows(self.inputs.q, qk);
-        let d_q = self.parts.d_q.chunks_exact(qk.next_multiple_of(LANES));
-        for (r, row) in d_q.take(self.rows).enumerate() {
-            // SAFETY: this task alone owns these rows of its query heads.
-            unsafe { self.outputs[0].write(s, rows.at(r), qk, row, scale) };
-        }
+        self.finish(s);
     }
 }
 
@@ -220,10 +213,9 @@ impl Task<'_> {
         let out = self.query_rows(self.inputs.out, v);
         let d_out = self.query_rows(self.inputs.d_out, v);
         let (q_steps, v_steps) = (engine.steps(qk), engine.steps(v));
+        let group = self.shape.group();
         let parts = &mut self.parts;
         for r in 0..self.rows {
-            engine.pack_row(q.row(r), &mut parts.q[r * q_steps..][..q_steps]);
-            engine.pack_row(d_out.row(r), &mut parts.d_out[r * v_steps..][..v_steps]);
             let (x, y) = (out.row(r), d_out.row(r));
             let mut sum = s.zero();
             for i in (0..v).step_by(LANES) {
@@ -231,12 +223,25 @@ impl Task<'_> {
                 sum = s.fma(load(s, x, i, n), load(s, y, i, n), sum);
             }
             parts.delta[r] = s.sum(sum);
-            parts.lse[r] = self.inputs.lse[out.at(r) / v] * std::f32::consts::LOG2_E;
+            parts.minus_lse[r] = -self.inputs.lse[out.at(r) / v] * std::f32::consts::LOG2_E;
+            // exact: a sequence is shorter than 2^24
+            parts.sees[r] = (r / group + 1) as f32;
+        }
+        for x in [&mut parts.delta, &mut parts.minus_lse, &mut parts.sees] {
+            x[self.rows..].fill(0.0);
+        }
+        let tiles = (0..self.rows).step_by(PANEL);
+        let columns = parts.q_columns.chunks_exact_mut(q_steps * PANEL);
+        for (row, out) in tiles.clone().zip(columns) {
+            engine.pack_columns(&q, row..self.rows.min(row + PANEL), out);
+        }
+        let columns = parts.d_out_columns.chunks_exact_mut(v_steps * PANEL);
+        for (row, out) in tiles.zip(columns) {
+            engine.pack_columns(&d_out, row..self.rows.min(row + PANEL), out);
         }
         let panel = engine.steps(self.rows) * PANEL;
         engine.pack_strips(&q, 0..self.rows, 0..qk, PANEL, panel, parts.q_panels);
         engine.pack_strips(&d_out, 0..self.rows, 0..v, PANEL, panel, parts.d_out_panels);
-        parts.d_q.fill(0.0);
     }
 
     /// All that one block of keys takes part in.
@@ -247,7 +252,8 @@ impl Task<'_> {
         let factor = (f64::from(scale) * std::f64::consts::LOG2_E) as f32;
         let (qk_pad, v_pad) = (qk.next_multiple_of(LANES), v.next_multiple_of(LANES));
         let (qk_vecs, v_vecs) = (qk.div_ceil(LANES), v.div_ceil(LANES));
-        let (qk_steps, v_steps, block_steps) = (engine.steps(qk), engine.steps(v), engine.steps(BLOCK));
+        let (qk_steps, v_steps) = (engine.steps(qk), engine.steps(v));
+        let (block_steps, tile_steps) = (engine.steps(BLOCK), engine.steps(PANEL));
         let from = block * BLOCK;
         let count = (self.segment.len - from).min(BLOCK);
         let keys = self.key_rows(self.inputs.k, qk);
@@ -255,60 +261,69 @@ impl Task<'_> {
         let (group, last_row) = (self.shape.group(), self.rows);
         let rows_panel = engine.steps(last_row) * PANEL;
         let parts = &mut self.parts;
-        for (first, (k, v)) in (0..count).step_by(PANEL).zip(
-            parts.k_columns.chunks_mut(qk_steps * PANEL).zip(parts.v_columns.chunks_mut(v_steps * PANEL)),
-        ) {
-            let positions = from + first..from + count.min(first + PANEL);
-            engine.pack_columns(&keys, positions.clone(), k);
-            engine.pack_columns(&values, positions, v);
+        for i in 0..count {
+            engine.pack_row(keys.row(from + i), &mut parts.k_rows[i * qk_steps..][..qk_steps]);
+            engine.pack_row(values.row(from + i), &mut parts.v_rows[i * v_steps..][..v_steps]);
         }
-        engine.pack_strips(&keys, from..from + count, 0..qk, PANEL, block_steps * PANEL, parts.k_panels);
+        // keys with the depth along a row, or columns of a panel next to each other: what the tile reads
+        let (turned, turned_row, turned_step) = if engine.rows_along() {
+            engine.pack_turned(&keys, from..from + count, 0..qk, block_steps, parts.k_turned);
+            (block_steps * PANEL, block_steps, 1)
+        } else {
+            let panel = block_steps * PANEL;
+            engine.pack_strips(&keys, from..from + count, 0..qk, PANEL, panel, parts.k_turned);
+            (panel, 1, PANEL)
+        };
         parts.d_k.fill(0.0);
         parts.d_v.fill(0.0);
-        let mut row = from * group;
-        while row < last_row {
-            let rows = TILE.min(last_row - row);
-            // keys of the block that the first and the last row of the tile see
+        // a multiple of the tile: `from` is
+        for row in (from * group..last_row).step_by(PANEL) {
+            let (tile, rows) = (row / PANEL, PANEL.min(last_row - row));
+            let row_vecs = rows.div_ceil(LANES);
+            // keys of the block that the first and the last row of the tile see; pairs of them are computed, and whole
+            // halves of a grid tile, so that its registers keep their configuration
             let sees = |r: usize| (row + r) / group + 1 - from;
             let (least, visible) = (sees(0), sees(rows - 1).min(BLOCK));
-            let vecs = visible.div_ceil(LANES);
+            let computed = visible.next_multiple_of(if engine.rows_along() { LANES } else { 2 });
             let scores = |a: &[u32], steps: usize, b: &[u32], c: &mut [f32]| Words {
                 steps,
-                a: a[row * steps..(row + rows) * steps].as_ptr(),
+                a: a[..BLOCK * steps].as_ptr(),
                 a_row: steps,
                 a_step: 1,
-                b: b[..BLOCK * steps].as_ptr(),
-                c: c[..TILE * BLOCK].as_mut_ptr(),
-                c_row: BLOCK,
+                b: b[tile * steps * PANEL..(tile + 1) * steps * PANEL].as_ptr(),
+                c: c[..BLOCK * PANEL].as_mut_ptr(),
+                c_row: PANEL,
                 ..Words::NOWHERE
             };
-            let s_tile = scores(parts.q, qk_steps, parts.k_columns, parts.scores);
-            let d_p_tile = scores(parts.d_out, v_steps, parts.v_columns, parts.d_p);
-            // SAFETY: the columns are two panels as deep as the rows are wide; the tiles have room for `TILE` rows.
+            let s_tile = scores(parts.k_rows, qk_steps, parts.q_columns, parts.scores);
+            let d_p_tile = scores(parts.v_rows, v_steps, parts.d_out_columns, parts.d_p);
+            // SAFETY: a block of rows and a panel are as deep as each other; the tiles have room for a block of rows.
             unsafe {
-                product(engine, s_tile, rows, vecs, qk_steps * PANEL);
-                product(engine, d_p_tile, rows, vecs, v_steps * PANEL);
+                engine.tile(s_tile, computed, row_vecs);
+                engine.tile(d_p_tile, computed, row_vecs);
             }
-            let tile = ScoreTile {
-                scores: &parts.scores[..rows * BLOCK],
-                d_p: &parts.d_p[..rows * BLOCK],
+            let score_tile = ScoreTile {
+                scores: &parts.scores[..computed * PANEL],
+                d_p: &parts.d_p[..computed * PANEL],
                 p: parts.p,
                 d_s: parts.d_s,
-                d_s_along: parts.d_s_along,
-                lse: &parts.lse[row..row + rows],
-                delta: &parts.delta[row..row + rows],
+                d_s_across: parts.d_s_across,
+                minus_lse: &parts.minus_lse[row..row + PANEL],
+                delta: &parts.delta[row..row + PANEL],
+                sees: &parts.sees[row..row + PANEL],
+                first: from,
             };
-            if least >= BLOCK {
-                score_gradients::<S, false>(engine, tile, factor, sees);
+            if least >= BLOCK && rows == PANEL {
+                score_gradients::<S, false>(engine, score_tile, factor);
             } else {
-                score_gradients::<S, true>(engine, tile, factor, sees);
+                score_gradients::<S, true>(engine, score_tile, factor);
             }
             // keys by width: the tile's rows are the depth
             let key_gradient = |a: &[u32], b: &[u32], c: &mut [f32], width: usize| Words {
                 steps: engine.steps(rows),
-                a: a.as_ptr(),
-                a_row: 1,
-                a_step: BLOCK,
+                a: a[..BLOCK * tile_steps].as_ptr(),
+                a_row: tile_steps,
+                a_step: 1,
                 b: b[engine.steps(row) * PANEL..].as_ptr(),
                 c: c[..BLOCK * width].as_mut_ptr(),
                 c_row: width,
@@ -317,25 +332,36 @@ impl Task<'_> {
             };
             let d_v_tile = key_gradient(parts.p, parts.d_out_panels, parts.d_v, v_pad);
             let d_k_tile = key_gradient(parts.d_s, parts.q_panels, parts.d_k, qk_pad);
-            let d_q_tile = Words {
-                steps: engine.steps(visible),
-                a: if engine.pairs() { parts.d_s_along.as_ptr() } else { parts.d_s.as_ptr() },
-                a_row: block_steps,
-                a_step: 1,
-                b: parts.k_panels.as_ptr(),
-                c: parts.d_q[row * qk_pad..(row + rows) * qk_pad].as_mut_ptr(),
-                c_row: qk_pad,
-                accumulate: true,
-                ..Words::NOWHERE
-            };
-            // SAFETY: panels of the rows are `last_row` deep and begin here at `row`; `d_k` and `d_v` have a block of
-            // rows, of which `visible` are touched; `d_q` was sliced to these rows; `k_panels` are a block deep.
+            // SAFETY: panels of the rows are `last_row` deep and begin here at `row`; the gradients have a block of rows.
             unsafe {
-                product(engine, d_v_tile, visible, v_vecs, rows_panel);
-                product(engine, d_k_tile, visible, qk_vecs, rows_panel);
-                product(engine, d_q_tile, rows, qk_vecs, block_steps * PANEL);
+                engine.product(d_v_tile, computed, v_vecs, rows_panel);
+                engine.product(d_k_tile, computed, qk_vecs, rows_panel);
             }
-            row += rows;
+            // width by rows: the block's keys are the depth. All rows see some of the first block.
+            let steps = engine.steps(visible);
+            let across = if engine.pairs() {
+                parts.d_s_across[computed / 2 * PANEL..steps.max(computed / 2) * PANEL].fill(0);
+                parts.d_s_across.as_ptr()
+            } else {
+                parts.d_s.as_ptr()
+            };
+            let d_q = &mut parts.d_q[tile * qk_pad * PANEL..(tile + 1) * qk_pad * PANEL];
+            for (d_q, k) in d_q.chunks_mut(PANEL * PANEL).zip(parts.k_turned.chunks(turned)) {
+                let d_q_tile = Words {
+                    steps,
+                    a: k.as_ptr(),
+                    a_row: turned_row,
+                    a_step: turned_step,
+                    b: across,
+                    c: d_q.as_mut_ptr(),
+                    c_row: PANEL,
+                    accumulate: block > 0,
+                    ..Words::NOWHERE
+                };
+                // SAFETY: a strip of turned keys has as many columns as there are rows of gradients here, rounded up to
+                // whole vectors; both operands have the visible keys, and zeros or numbers up to `steps`.
+                unsafe { engine.tile(d_q_tile, d_q.len() / PANEL, row_vecs) };
+            }
         }
         for i in 0..count {
             // SAFETY: this task alone owns these rows of its key head.
@@ -345,94 +371,107 @@ impl Task<'_> {
             }
         }
     }
+
+    /// Turns the gradients of the queries back and writes them.
+    #[inline(always)]
+    fn finish<S: Simd>(self, s: S) {
+        let AttentionShape { qk_dim: qk, scale, .. } = *self.shape;
+        let (qk_pad, rows) = (qk.next_multiple_of(LANES), self.query_rows(self.inputs.q, qk));
+        let Parts { d_q, d_k: turned, .. } = self.parts;
+        for (tile, d_q) in d_q.chunks_exact(qk_pad * PANEL).enumerate() {
+            let (lines, _) = d_q.as_chunks::<PANEL>();
+            for (half, first) in (tile * PANEL..self.rows.min((tile + 1) * PANEL)).step_by(LANES).enumerate()
+            {
+                for (v, lines) in lines.chunks_exact(LANES).enumerate() {
+                    let mut block = [s.zero(); LANES];
+                    for (x, line) in block.iter_mut().zip(lines) {
+                        *x = s.load(&line.as_chunks::<LANES>().0[half]);
+                    }
+                    for (r, x) in s.transpose(block).into_iter().enumerate() {
+                        s.store(x, &mut turned[r * qk_pad..].as_chunks_mut::<LANES>().0[v]);
+                    }
+                }
+                for r in 0..LANES.min(self.rows - first) {
+                    let row = &turned[r * qk_pad..][..qk_pad];
+                    // SAFETY: this task alone owns these rows of its query heads.
+                    unsafe { self.outputs[0].write(s, rows.at(first + r), qk, row, scale) };
+                }
+            }
+        }
+    }
 }
 
-/// The scores of one tile and what becomes of them.
+/// Vectors that hold one value per row of a tile.
+const VECS: usize = PANEL / LANES;
+
+/// The scores of one tile and what becomes of them, key by key, [`PANEL`] rows each.
 struct ScoreTile<'a> {
     scores: &'a [f32],
     d_p: &'a [f32],
     p: &'a mut [u32],
     d_s: &'a mut [u32],
-    d_s_along: &'a mut [u32],
-    lse: &'a [f32],
+    d_s_across: &'a mut [u32],
+    minus_lse: &'a [f32],
     delta: &'a [f32],
+    sees: &'a [f32],
+    /// The first key.
+    first: usize,
 }
 
 /// `p = 2^(factor * scores - lse)`, `d_s = p * (d_p - delta)`; keys that a row does not see give exact zeros.
 ///
-/// As f32 words, both are `[rows][BLOCK]`. As pairs, words join two rows; `d_s` is also written with words that join two
+/// As f32 words, both are `[keys][32]`. As pairs, words join two rows; `d_s` is also written with words that join two
 /// keys, which is what the gradient of the queries runs along.
 #[inline(always)]
-fn score_gradients<S: Simd, const MASKED: bool>(
-    engine: Engine<S>,
-    tile: ScoreTile,
-    factor: f32,
-    sees: impl Fn(usize) -> usize,
-) {
-    const VECS: usize = BLOCK / LANES;
-    let ScoreTile { scores, d_p, p, d_s, d_s_along, lse, delta } = tile;
+fn score_gradients<S: Simd, const MASKED: bool>(engine: Engine<S>, tile: ScoreTile, factor: f32) {
+    let ScoreTile { scores, d_p, p, d_s, d_s_across, minus_lse, delta, sees, first } = tile;
     let s = engine.simd();
-    let (lanes, factor) = (lanes(s), s.splat(factor));
+    let factor = s.splat(factor);
     // an infinite `lse` of hostile input must not leave the range of `exp2`
     let most = s.splat(127.0);
-    let rows = lse.len();
-    let (scores, _) = scores.as_chunks::<BLOCK>();
-    let (d_p, _) = d_p.as_chunks::<BLOCK>();
-    let (p, _) = bytemuck::cast_slice_mut::<u32, f32>(p).as_chunks_mut::<BLOCK>();
-    let (d_s, _) = bytemuck::cast_slice_mut::<u32, f32>(d_s).as_chunks_mut::<BLOCK>();
-    let along = d_s_along.chunks_exact_mut(BLOCK / 2);
-    // the row above, which waits for its partner
-    let (mut p_above, mut d_s_above) = ([s.zero(); VECS], [s.zero(); VECS]);
-    for (r, (((scores, d_p), (&lse, &delta)), along)) in
-        scores.iter().zip(d_p).zip(lse.iter().zip(delta)).zip(along).enumerate()
+    let steps = engine.steps(PANEL);
+    let (minus_lse, delta, sees) = (vectors(s, minus_lse), vectors(s, delta), vectors(s, sees));
+    let (scores, _) = scores.as_chunks::<{ 2 * PANEL }>();
+    let (d_p, _) = d_p.as_chunks::<{ 2 * PANEL }>();
+    let (p, d_s) = (p.chunks_exact_mut(2 * steps), d_s.chunks_exact_mut(2 * steps));
+    let (across, _) = bytemuck::cast_slice_mut::<u32, f32>(d_s_across).as_chunks_mut::<PANEL>();
+    // two keys at a time
+    for (pair, ((((scores, d_p), p), d_s), across)) in
+        scores.iter().zip(d_p).zip(p).zip(d_s).zip(across).enumerate()
     {
         let (scores, _) = scores.as_chunks::<LANES>();
         let (d_p, _) = d_p.as_chunks::<LANES>();
-        let limit = s.splat(if MASKED { sees(r).min(BLOCK) as f32 } else { 0.0 });
-        let (lse, delta) = (s.splat(lse), s.splat(delta));
-        let (mut weight, mut change) = ([s.zero(); VECS], [s.zero(); VECS]);
-        for v in 0..VECS {
-            let score = s.sub(s.mul(s.load(&scores[v]), factor), lse);
-            weight[v] = exp2(s, s.min(most, score));
-            change[v] = s.mul(weight[v], s.sub(s.load(&d_p[v]), delta));
-            if MASKED {
-                weight[v] = s.select_lt(lanes[v], limit, weight[v], s.zero());
-                change[v] = s.select_lt(lanes[v], limit, change[v], s.zero());
+        let mut changes = [[s.zero(); VECS]; 2];
+        for (i, change) in changes.iter_mut().enumerate() {
+            let key = s.splat((first + 2 * pair + i) as f32);
+            let mut weight = [s.zero(); VECS];
+            for v in 0..VECS {
+                let score = s.fma(s.load(&scores[i * VECS + v]), factor, minus_lse[v]);
+                weight[v] = exp2(s, s.min(most, score));
+                change[v] = s.mul(weight[v], s.sub(s.load(&d_p[i * VECS + v]), delta[v]));
+                if MASKED {
+                    weight[v] = s.select_lt(key, sees[v], weight[v], s.zero());
+                    change[v] = s.select_lt(key, sees[v], change[v], s.zero());
+                }
+            }
+            engine.store_along(weight, &mut p[i * steps..(i + 1) * steps]);
+            engine.store_along(*change, &mut d_s[i * steps..(i + 1) * steps]);
+        }
+        if engine.pairs() {
+            let (across, _) = across.as_chunks_mut::<LANES>();
+            for v in 0..VECS {
+                s.store(s.pairs_across(changes[0][v], changes[1][v]), &mut across[v]);
             }
         }
-        if !engine.pairs() {
-            store(s, weight, &mut p[r]);
-            store(s, change, &mut d_s[r]);
-            continue;
-        }
-        engine.store_along(change, along);
-        if r % 2 == 1 {
-            store_pairs(s, p_above, weight, &mut p[r / 2]);
-            store_pairs(s, d_s_above, change, &mut d_s[r / 2]);
-        }
-        (p_above, d_s_above) = (weight, change);
-    }
-    if engine.pairs() && rows % 2 == 1 {
-        store_pairs(s, p_above, [s.zero(); VECS], &mut p[rows / 2]);
-        store_pairs(s, d_s_above, [s.zero(); VECS], &mut d_s[rows / 2]);
     }
 }
 
+/// One value per row of a tile.
 #[inline(always)]
-fn store<S: Simd, const VECS: usize>(s: S, x: [S::V; VECS], out: &mut [f32; BLOCK]) {
-    for (x, out) in x.into_iter().zip(out.as_chunks_mut::<LANES>().0) {
-        s.store(x, out);
+fn vectors<S: Simd>(s: S, x: &[f32]) -> [S::V; VECS] {
+    let mut vectors = [s.zero(); VECS];
+    for (x, v) in x.as_chunks::<LANES>().0.iter().zip(&mut vectors) {
+        *v = s.load(x);
     }
-}
-
-#[inline(always)]
-fn store_pairs<S: Simd, const VECS: usize>(
-    s: S,
-    low: [S::V; VECS],
-    high: [S::V; VECS],
-    out: &mut [f32; BLOCK],
-) {
-    for ((low, high), out) in low.into_iter().zip(high).zip(out.as_chunks_mut::<LANES>().0) {
-        s.store(s.pairs_across(low, high), out);
-    }
+    vectors
 }

@@ -7,7 +7,7 @@ use crate::gemm::engine::Engine;
 use crate::gemm::tile::PANEL;
 use crate::rows::over_blocks;
 use crate::scratch::Block;
-use crate::simd::{Kernel, Simd};
+use crate::simd::{GRID_STEPS, Kernel, Simd};
 use crate::view::{DType, View};
 
 use super::{AttentionShape, BLOCK};
@@ -24,6 +24,9 @@ const KEY_PANELS: usize = BLOCK / PANEL;
 /// values as rows of panels `[ceil(v / 32)][64][32]`, as words of a product's right operand: f32, or pairs of bf16
 /// along the depth (neighbours of a key; neighbouring positions of a value). In a bf16 cache values are rounded when
 /// they are appended: to the same that a bf16 training step holds.
+///
+/// Tile registers read pairs in blocks of [`GRID_STEPS`], those of few rows in half blocks. So (on every level: a cache
+/// does not know its machine) a key is whole half blocks, filled with zeros, and values up to the next block are zeros.
 pub struct KvCache {
     kv_heads: usize,
     qk_dim: usize,
@@ -69,13 +72,34 @@ impl KvCache {
     fn steps(&self, k: usize) -> usize {
         match self.dtype {
             DType::F32 => k,
-            DType::Bf16 => k.div_ceil(2),
+            DType::Bf16 => k.div_ceil(2).next_multiple_of(GRID_STEPS / 2),
         }
+    }
+
+    /// Steps of values that hold something, or the zeros behind it, when there are `count` in a block.
+    fn value_steps(&self, count: usize) -> usize {
+        match self.dtype {
+            DType::F32 => count,
+            DType::Bf16 => count.div_ceil(2).next_multiple_of(GRID_STEPS),
+        }
+    }
+
+    /// The step at which depth `i` is.
+    fn step(&self, i: usize) -> usize {
+        match self.dtype {
+            DType::F32 => i,
+            DType::Bf16 => i / 2,
+        }
+    }
+
+    /// Words of one panel of keys.
+    pub(super) fn key_panel(&self) -> usize {
+        self.steps(self.qk_dim) * PANEL
     }
 
     /// Words of the keys of one head in one block.
     fn key_words(&self) -> usize {
-        KEY_PANELS * self.steps(self.qk_dim) * PANEL
+        KEY_PANELS * self.key_panel()
     }
 
     /// Words of keys and values of one head in one block.
@@ -110,7 +134,7 @@ impl KvCache {
         }
         let count = BLOCK.min(self.len - block * BLOCK);
         let HeadBlock { keys, values, .. } = self.head(block, kv_head);
-        let keys = &keys[..count.div_ceil(PANEL) * self.steps(self.qk_dim) * PANEL];
+        let keys = &keys[..count.div_ceil(PANEL) * self.key_panel()];
         keys.iter().step_by(LINE).for_each(|at| s.prefetch(at));
         for panel in values.chunks(self.steps(BLOCK) * PANEL) {
             panel[..self.steps(count) * PANEL].iter().step_by(LINE).for_each(|at| s.prefetch(at));
@@ -135,6 +159,9 @@ impl KvCache {
             if block == self.blocks.len() {
                 self.blocks.push(Block::new(self.block_words()));
             }
+            if i.is_multiple_of(2 * GRID_STEPS) {
+                self.clear(block, i);
+            }
             for head in 0..self.kv_heads {
                 let (k_at, v_at) = (row * k_width + head * self.qk_dim, row * v_width + head * self.v_dim);
                 let (k, v) = (k.slice(k_at, k_at + self.qk_dim), v.slice(v_at, v_at + self.v_dim));
@@ -144,14 +171,31 @@ impl KvCache {
         }
     }
 
+    /// Zeros for tile registers, before the first of the positions from `i` on that they read at once: what its keys
+    /// have more than their width, and its values.
+    fn clear(&mut self, block: usize, i: usize) {
+        if self.dtype == DType::F32 {
+            return;
+        }
+        let (head_words, key_words, key_panel) = (self.head_words(), self.key_words(), self.key_panel());
+        let (real, value_panel) = (self.qk_dim.div_ceil(2) * PANEL, self.steps(BLOCK) * PANEL);
+        for head in self.blocks[block].chunks_mut(head_words) {
+            let (keys, values) = head.split_at_mut(key_words);
+            keys[i / PANEL * key_panel..][real..key_panel].fill(0);
+            for panel in values.chunks_mut(value_panel) {
+                panel[i / 2 * PANEL..][..GRID_STEPS * PANEL].fill(0);
+            }
+        }
+    }
+
     /// Writes position `i` of a block.
     fn put(&mut self, block: usize, i: usize, head: usize, k: View, v: View) {
         let head_words = self.head_words();
-        let (key_words, key_steps) = (self.key_words(), self.steps(self.qk_dim));
-        let (value_steps, step) = (self.steps(BLOCK), self.steps(i + 1) - 1);
+        let (key_words, key_panel) = (self.key_words(), self.key_panel());
+        let (value_steps, step) = (self.steps(BLOCK), self.step(i));
         let words = &mut self.blocks[block][head * head_words..][..head_words];
         let (keys, values) = words.split_at_mut(key_words);
-        let column = keys[i / PANEL * key_steps * PANEL + i % PANEL..].iter_mut().step_by(PANEL);
+        let column = keys[i / PANEL * key_panel + i % PANEL..].iter_mut().step_by(PANEL);
         match (self.dtype, k) {
             (DType::F32, View::F32(k)) => column.zip(k).for_each(|(w, k)| *w = k.to_bits()),
             (DType::F32, View::Bf16(k)) => column.zip(k).for_each(|(w, k)| *w = k.to_f32().to_bits()),
@@ -189,13 +233,17 @@ impl KvCache {
         assert!(len <= self.len, "cache truncate: {len} positions of {}", self.len);
         self.len = len;
         self.blocks.truncate(len.div_ceil(BLOCK));
-        if self.dtype == DType::Bf16 && len % 2 == 1 {
-            // the value beside the last one is multiplied with a probability of zero: it must be a number
+        let i = len % BLOCK;
+        if self.dtype == DType::Bf16 && !i.is_multiple_of(2 * GRID_STEPS) {
+            // values behind the last one are multiplied with a probability of zero: they must be numbers
             let (head_words, key_words) = (self.head_words(), self.key_words());
-            let (step, steps) = (len % BLOCK / 2, self.steps(BLOCK));
+            let (from, to, steps) = (i.div_ceil(2) * PANEL, self.value_steps(i) * PANEL, self.steps(BLOCK));
             for head in self.blocks[len / BLOCK].chunks_mut(head_words) {
                 for panel in head[key_words..].chunks_mut(steps * PANEL) {
-                    panel[step * PANEL..][..PANEL].iter_mut().for_each(|w| *w &= 0xffff);
+                    if i % 2 == 1 {
+                        panel[i / 2 * PANEL..][..PANEL].iter_mut().for_each(|w| *w &= 0xffff);
+                    }
+                    panel[from..to].fill(0);
                 }
             }
         }
@@ -207,8 +255,8 @@ impl Clone for KvCache {
     fn clone(&self) -> Self {
         let copy = |(i, from): (usize, &Block)| {
             let count = BLOCK.min(self.len - i * BLOCK);
-            let key_words = count.div_ceil(PANEL) * self.steps(self.qk_dim) * PANEL;
-            let (panel, value_words) = (self.steps(BLOCK) * PANEL, self.steps(count) * PANEL);
+            let key_words = count.div_ceil(PANEL) * self.key_panel();
+            let (panel, value_words) = (self.steps(BLOCK) * PANEL, self.value_steps(count) * PANEL);
             let mut to = Block::new(self.block_words());
             for (from, to) in from.chunks(self.head_words()).zip(to.chunks_mut(self.head_words())) {
                 to[..key_words].copy_from_slice(&from[..key_words]);
@@ -260,11 +308,12 @@ impl Kernel for Ahead<'_> {
         if block == cache.blocks.len() {
             return;
         }
-        let step = cache.steps(i + 1) - 1;
+        let step = cache.step(i);
         for head in 0..cache.kv_heads {
             let HeadBlock { keys, values, .. } = cache.head(block, head);
-            let column = &keys[i / PANEL * cache.steps(cache.qk_dim) * PANEL + i % PANEL..];
-            column.iter().step_by(PANEL).take(cache.steps(cache.qk_dim)).for_each(|at| s.prefetch(at));
+            let column = &keys[i / PANEL * cache.key_panel() + i % PANEL..];
+            let lines = cache.step(cache.qk_dim - 1) + 1;
+            column.iter().step_by(PANEL).take(lines).for_each(|at| s.prefetch(at));
             for panel in values.chunks(cache.steps(BLOCK) * PANEL) {
                 panel[step * PANEL..][..PANEL].iter().step_by(LINE).for_each(|at| s.prefetch(at));
             }
@@ -302,7 +351,8 @@ impl<'a> HeadBlock<'a> {
     /// Pairs of bf16 as the f32 words of `keys` and `values`.
     #[inline(always)]
     pub fn widen(&self, qk_dim: usize, keys: &mut [u32], values: &mut [u32]) {
-        let panel = qk_dim.div_ceil(2) * PANEL;
+        // a panel may have steps beyond the width
+        let panel = self.keys.len() / KEY_PANELS;
         for (from, to) in self.keys.chunks(panel).zip(keys.chunks_mut(qk_dim * PANEL)) {
             widen(from, to);
         }

@@ -2,14 +2,14 @@
 
 use crate::cpu::{Cpu, SharedMut};
 use crate::gemm::Compute;
-use crate::gemm::engine::{Engine, Rows, Words};
+use crate::gemm::engine::{Engine, Rows, Words, layout};
 use crate::gemm::tile::{MAX_ROWS, PANEL};
 use crate::scratch::take;
-use crate::simd::{Kernel, LANES, Simd};
+use crate::simd::{GRID_ROWS, Kernel, LANES, Simd};
 use crate::view::{DType, View};
 
 use super::cache::KvCache;
-use super::math::{exp2, log2, product};
+use super::math::{exp2, log2};
 use super::pack::{HeadRows, SharedRows};
 use super::{AttentionShape, BLOCK, compute};
 
@@ -20,7 +20,7 @@ const TASK_ROWS: usize = 640;
 /// Rows of a sequence and key head up to which all its heads are one task.
 const FEW_ROWS: usize = 16;
 
-/// Pieces are multiples of this: whole register tiles on every level.
+/// Pieces are multiples of this: whole tiles of vector registers on every level.
 const TASK_STEP: usize = 84;
 
 /// How far (in powers of 2) a row's maximum may grow before what was summed is scaled down. Scaling is rare with
@@ -57,9 +57,10 @@ pub struct Sequence<'a> {
     pub keys: Keys<'a>,
 }
 
-/// How many tasks the rows of one sequence and key head make, and how many rows each has (the last: the rest).
-fn pieces(rows: usize) -> (usize, usize) {
-    let size = rows.div_ceil(rows.div_ceil(TASK_ROWS).max(1)).next_multiple_of(TASK_STEP);
+/// How many tasks the rows of one sequence and key head make, and how many rows each has (the last: the rest), a
+/// multiple of `step`.
+fn pieces(rows: usize, step: usize) -> (usize, usize) {
+    let size = rows.div_ceil(rows.div_ceil(TASK_ROWS).max(1)).next_multiple_of(step);
     (rows.div_ceil(size.max(1)), size)
 }
 
@@ -76,7 +77,9 @@ pub fn run<'a>(
     let group = shape.group();
     let halves = (0..sequences).all(|i| sequence(i).keys.are_bf16());
     let compute = compute(cpu, halves && q.dtype() == DType::Bf16);
-    let most = (0..sequences).map(|i| pieces(sequence(i).len * group).0).max().unwrap_or(0);
+    let (_, tile_rows) = layout(cpu.level(), compute, shape.qk_dim);
+    let step = if tile_rows == GRID_ROWS { GRID_ROWS } else { TASK_STEP };
+    let most = (0..sequences).map(|i| pieces(sequence(i).len * group, step).0).max().unwrap_or(0);
     // few rows (decoding): a task is all heads of a sequence, so that it knows what it will read next
     let few = (0..sequences).all(|i| sequence(i).len * group <= FEW_ROWS);
     let heads = if few { shape.kv_heads } else { 1 };
@@ -86,7 +89,7 @@ pub fn run<'a>(
         let first_head = task % per_piece * heads;
         let sequence = sequence(first_head / shape.kv_heads);
         let rows = sequence.len * group;
-        let (_, size) = pieces(rows);
+        let (_, size) = pieces(rows, step);
         let first = piece * size;
         if first >= rows {
             return;
@@ -112,7 +115,7 @@ struct Parts<'a> {
     sums: &'a mut [f32],
     /// Running maxima.
     max: &'a mut [f32],
-    /// Scores of one tile, `[MAX_ROWS][BLOCK]`.
+    /// Scores of one tile, `[GRID_ROWS][BLOCK]`.
     scores: &'a mut [f32],
     /// Their probabilities.
     p: &'a mut [u32],
@@ -123,14 +126,17 @@ struct Parts<'a> {
 impl<'a> Parts<'a> {
     /// For f32 words, the larger. Each a multiple of a vector, so that all start on a cache line.
     fn sizes(shape: &AttentionShape, count: usize) -> [usize; 7] {
+        // a last tile may be computed to whole half registers, wherever it begins
+        let rows = (if count > LANES { count + LANES } else { count }).next_multiple_of(LANES);
+        let qk = shape.qk_dim.next_multiple_of(LANES);
         [
-            count * shape.qk_dim,
-            count * shape.v_dim.next_multiple_of(LANES),
-            count * LANES,
-            count,
-            MAX_ROWS * BLOCK,
-            MAX_ROWS * BLOCK,
-            BLOCK * (shape.qk_dim + shape.v_dim.next_multiple_of(PANEL)),
+            rows * qk,
+            rows * shape.v_dim.next_multiple_of(LANES),
+            rows * LANES,
+            rows,
+            GRID_ROWS * BLOCK,
+            GRID_ROWS * BLOCK,
+            BLOCK * (qk + shape.v_dim.next_multiple_of(PANEL)),
         ]
         .map(|x| x.next_multiple_of(LANES))
     }
@@ -170,25 +176,30 @@ impl Kernel for Task<'_> {
         let factor = (f64::from(scale) * std::f64::consts::LOG2_E) as f32;
         let (group, before) = (self.shape.group(), self.sequence.before);
         let (v_vecs, v_pad) = (v_dim.div_ceil(LANES), v_dim.next_multiple_of(LANES));
-        let (q_steps, p_steps) = (engine.steps(qk), engine.steps(BLOCK));
+        let few = self.count <= LANES;
+        let (q_steps, p_steps) = (depth(engine, few, qk), engine.steps(BLOCK));
         self.start(engine);
         let last = before + (self.first + self.count - 1) / group;
-        let tile_rows = MAX_ROWS / S::TILE_ROWS * S::TILE_ROWS;
+        let grid = engine.rows_along();
+        let tile_rows = if grid { GRID_ROWS } else { MAX_ROWS / S::TILE_ROWS * S::TILE_ROWS };
+        // tile registers keep their configuration: what is computed for rows that are not there is not looked at
+        let whole = if grid && !few { LANES } else { 1 };
         for block in 0..=last / BLOCK {
             let from = block * BLOCK;
-            let (keys, values) = self.load_block(engine, block, (last + 1 - from).min(BLOCK));
+            let (keys, key_panel, values) = self.load_block(engine, block, (last + 1 - from).min(BLOCK));
             let Parts { q, acc, sums, max, scores, p, .. } = &mut self.parts;
             // rows before this one see none of the block
             let mut row = (from.saturating_sub(before) * group).saturating_sub(self.first);
             while row < self.count {
                 let rows = tile_rows.min(self.count - row);
+                let run = rows.next_multiple_of(whole);
                 // keys of the block that the first and the last row of the tile see; at least one
                 let sees = |r: usize| before + (self.first + row + r) / group + 1 - from;
                 let (least, visible) = (sees(0), sees(rows - 1).min(BLOCK));
                 let vecs = visible.div_ceil(LANES);
                 let score = Words {
                     steps: q_steps,
-                    a: q[row * q_steps..(row + rows) * q_steps].as_ptr(),
+                    a: q[row * q_steps..(row + run) * q_steps].as_ptr(),
                     a_row: q_steps,
                     a_step: 1,
                     b: keys,
@@ -196,8 +207,8 @@ impl Kernel for Task<'_> {
                     c_row: BLOCK,
                     ..Words::NOWHERE
                 };
-                // SAFETY: `keys` points at two panels of `qk` rows; the scores have room for 14 rows of a block.
-                unsafe { product(engine, score, rows, vecs, q_steps * PANEL) };
+                // SAFETY: `keys` points at two panels of `qk` rows; the scores have room for a tile's rows of a block.
+                unsafe { engine.product(score, run, vecs, key_panel) };
                 let state = State {
                     scores: &mut scores[..rows * BLOCK],
                     p: &mut p[..rows * p_steps],
@@ -211,18 +222,18 @@ impl Kernel for Task<'_> {
                     softmax::<S, true>(engine, state, factor, vecs, v_vecs, sees);
                 }
                 let mix = Words {
-                    steps: engine.steps(visible),
+                    steps: depth(engine, few, visible),
                     a: p.as_ptr(),
                     a_row: p_steps,
                     a_step: 1,
                     b: values,
-                    c: acc[row * v_pad..(row + rows) * v_pad].as_mut_ptr(),
+                    c: acc[row * v_pad..(row + run) * v_pad].as_mut_ptr(),
                     c_row: v_pad,
                     accumulate: true,
                     ..Words::NOWHERE
                 };
                 // SAFETY: `values` points at panels of a block's rows; `acc` was sliced to these rows.
-                unsafe { product(engine, mix, rows, v_vecs, p_steps * PANEL) };
+                unsafe { engine.product(mix, run, v_vecs, p_steps * PANEL) };
                 row += rows;
             }
         }
@@ -235,13 +246,13 @@ impl Task<'_> {
     #[inline(always)]
     fn start<S: Simd>(&mut self, engine: Engine<S>) {
         let rows = self.head_rows(self.q, self.shape.qk_dim);
-        let steps = engine.steps(rows.dim);
+        let steps = depth(engine, self.count <= LANES, rows.dim);
         for (r, out) in self.parts.q.chunks_exact_mut(steps).take(self.count).enumerate() {
             engine.pack_row(rows.row(self.first + r), out);
         }
-        self.parts.acc.fill(0.0);
-        self.parts.sums.fill(0.0);
-        self.parts.max.fill(f32::NEG_INFINITY);
+        self.parts.acc[..self.count * self.shape.v_dim.next_multiple_of(LANES)].fill(0.0);
+        self.parts.sums[..self.count * LANES].fill(0.0);
+        self.parts.max[..self.count].fill(f32::NEG_INFINITY);
     }
 
     /// The rows of this task's query heads in a tensor of queries or outputs.
@@ -258,15 +269,16 @@ impl Task<'_> {
         }
     }
 
-    /// Keys and values of a block's first `count` positions, packed.
+    /// Keys, the distance of their panels, and values of a block's first `count` positions, packed.
     #[inline(always)]
     fn load_block<S: Simd>(
         &mut self,
         engine: Engine<S>,
         block: usize,
         count: usize,
-    ) -> (*const u32, *const u32) {
+    ) -> (*const u32, usize, *const u32) {
         let AttentionShape { kv_heads, qk_dim, v_dim, .. } = *self.shape;
+        let steps = depth(engine, self.count <= LANES, qk_dim);
         let (panel, values_panel) = (engine.steps(qk_dim) * PANEL, engine.steps(BLOCK) * PANEL);
         let (keys, values) = self.parts.block.split_at_mut(2 * panel);
         match self.sequence.keys {
@@ -287,15 +299,23 @@ impl Task<'_> {
                 engine.pack_strips(&v, from..from + count, 0..v_dim, PANEL, values_panel, values);
             }
             Keys::Cache(cache) => {
-                let head = cache.head(block, self.kv_head);
-                if let Some((keys, values)) = head.words(engine) {
+                let (head, stored) = (cache.head(block, self.kv_head), cache.key_panel());
+                if let Some((words, values)) = head.words(engine) {
                     cache.prefetch_after(engine.simd(), block, self.kv_head);
-                    return (keys.as_ptr(), values.as_ptr());
+                    if steps * PANEL <= stored {
+                        return (words.as_ptr(), stored, values.as_ptr());
+                    }
+                    // half a block that the tile of many rows does not take
+                    for (from, to) in words.chunks(stored).zip(keys.chunks_mut(panel)) {
+                        to[..stored].copy_from_slice(from);
+                        to[stored..].fill(0);
+                    }
+                    return (keys.as_ptr(), panel, values.as_ptr());
                 }
                 head.widen(qk_dim, keys, values);
             }
         }
-        (keys.as_ptr(), values.as_ptr())
+        (keys.as_ptr(), panel, values.as_ptr())
     }
 
     /// Divides by the sums and writes outputs and logarithms.
@@ -317,6 +337,12 @@ impl Task<'_> {
             }
         }
     }
+}
+
+/// Words that hold a depth of `k` in the products of a task, whose rows may be few.
+#[inline(always)]
+fn depth<S: Simd>(engine: Engine<S>, few: bool, k: usize) -> usize {
+    if few { engine.steps_of_few(k) } else { engine.steps(k) }
 }
 
 /// What belongs to the rows of one tile.
@@ -389,7 +415,7 @@ fn softmax<S: Simd, const MASKED: bool>(
 
 /// The number of each key of a block.
 #[inline(always)]
-pub fn lanes<S: Simd>(s: S) -> [S::V; BLOCK / LANES] {
+fn lanes<S: Simd>(s: S) -> [S::V; BLOCK / LANES] {
     const NUMBERS: [[f32; LANES]; BLOCK / LANES] = {
         let mut numbers = [[0.0; LANES]; BLOCK / LANES];
         let mut i = 0;

@@ -1,8 +1,6 @@
-//! Powers and logarithms to base 2, and products over packed panels.
+//! Powers and logarithms to base 2.
 
-use crate::gemm::engine::{Engine, Words};
-use crate::gemm::tile::PANEL;
-use crate::simd::{LANES, Simd};
+use crate::simd::Simd;
 
 /// The polynomial's coefficient of degree 1: what minimises the error, which is not ln 2 itself.
 #[expect(clippy::approx_constant, reason = "a coefficient near ln 2, not ln 2")]
@@ -46,27 +44,10 @@ pub fn log2(x: f32) -> f32 {
     if x < f32::INFINITY { y } else { x }
 }
 
-/// Computes `rows` by `vecs` vectors (of 16 columns) of a product; panel `i` of the right operand is at
-/// `w.b + i * panel`.
-///
-/// # Safety
-/// All that `w` addresses for these sizes must be readable, and `c` writable and not shared.
-#[inline(always)]
-pub unsafe fn product<S: Simd>(engine: Engine<S>, w: Words, rows: usize, vecs: usize, panel: usize) {
-    const WIDTH: usize = PANEL / LANES;
-    for i in 0..vecs.div_ceil(WIDTH) {
-        // SAFETY: by the caller's promise; each call covers other columns.
-        unsafe {
-            let part = Words { b: w.b.add(i * panel), c: w.c.add(i * PANEL), ..w };
-            engine.tile(part, rows, (vecs - i * WIDTH).min(WIDTH));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::simd::{Kernel, Level};
+    use crate::simd::{Kernel, LANES, Level};
 
     struct Exp2([f32; LANES]);
     impl Kernel for Exp2 {

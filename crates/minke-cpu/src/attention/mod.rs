@@ -15,13 +15,15 @@
 //! - the rows of a register tile are pairs (position, query head of the group) and never meet each other.
 //!
 //! Keys that a row must not see have score minus infinity and probability exactly zero. Tiles stop at the last key
-//! that any of their rows sees; what lies beyond (stale cache memory, padding) is not read into any sum.
+//! that any of their rows sees; what lies beyond (stale cache memory, padding) is not read into any sum, and is zero
+//! where whole blocks of depth are read.
 //!
 //! Scores are scaled by `scale * log2(e)`, so that they are in units of log 2 and `e^x` is [`exp2`](math::exp2).
 //!
 //! What products read is words of [`Engine`](crate::gemm::engine::Engine), as in a matrix product: f32, or pairs of
 //! bf16 where inputs are bf16 and the machine multiplies pairs. A pair of keys is two neighbouring positions, so an odd
-//! last one stands beside a probability of zero.
+//! last one stands beside a probability of zero. Tile registers take sixteen pairs at once, in an order of their own:
+//! blocks of depth begin at position 0 and at the head's first column, and are filled with zeros.
 //!
 //! Dao, "FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning" (2023), algorithms 1 and 2.
 

@@ -469,38 +469,70 @@ fn caches_convert() {
     assert_same_bits("widened", &got, &out.f32());
 }
 
+/// Chunks of every kind of tile, on blocks whose memory was left full of NaN.
+#[test]
+fn chunks_around_a_tile_are_the_forward() {
+    for dims in [DIMS[0], DIMS[1], DIMS[4], DIMS[5]] {
+        for level in Level::available() {
+            for dtype in [DType::F32, DType::Bf16] {
+                let case = Case::new(dims, &[130, 66, 34], dtype, 300);
+                let cpu = Cpu::with_level(level, 2);
+                let (out, _) = case.forward(&cpu);
+                for chunk in [3, 5, 8, 15, 16, 17, 31, 32, 33, 64, 65] {
+                    let x = &case.shape;
+                    let junk = |width: usize| Tensor::filled(512 * width, f32::NAN, dtype);
+                    let (k, v) = (junk(x.kv_heads * x.qk_dim), junk(x.kv_heads * x.v_dim));
+                    KvCache::new(x, dtype).append(k.view(), v.view());
+                    let got = through_caches(&case, &cpu, dtype, |_, _, _| chunk);
+                    let what = format!("{} {dims:?} {dtype:?} chunks of {chunk}", level.name());
+                    assert_same_bits(&what, &got, &out.f32());
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn forgotten_positions_leave_no_trace() {
-    for (dtype, kept) in [(DType::F32, 70), (DType::Bf16, 70), (DType::Bf16, 71)] {
-        let case = Case::new((3, 3, 20, 12), &[100], dtype, 70);
-        let x = &case.shape;
-        let cpu = Cpu::detect(1);
-        let (out, _) = case.forward(&cpu);
-        let mut cache = KvCache::new(x, dtype);
-        append(&mut cache, &case, case.segments[0], 0, kept);
-        let junk = |width: usize| Tensor::filled(60 * width, f32::NAN, dtype);
-        cache.append(junk(3 * 20).view(), junk(3 * 12).view());
-        assert_eq!(cache.len(), kept + 60);
-        let before = cache.bytes();
-        cache.truncate(kept);
-        assert_eq!((cache.len(), cache.is_empty()), (kept, false));
-        assert!(cache.bytes() < before);
-        assert_eq!(cache.bytes(), 2 * KvCache::block_bytes(x, dtype));
-        let q = case.q.f32();
+    for kept in [31, 32, 33, 40, 47, 63, 64, 65, 70, 71] {
+        for level in Level::available() {
+            for dtype in [DType::F32, DType::Bf16] {
+                forget(&Cpu::with_level(level, 1), dtype, kept);
+            }
+        }
+    }
+}
+
+/// Positions from `kept` on are NaN, forgotten, and appended again: by the cache and by a copy of it.
+fn forget(cpu: &Cpu, dtype: DType, kept: usize) {
+    let case = Case::new((3, 3, 20, 12), &[100], dtype, 70);
+    let x = &case.shape;
+    let (out, _) = case.forward(cpu);
+    let mut cache = KvCache::new(x, dtype);
+    append(&mut cache, &case, case.segments[0], 0, kept);
+    let junk = |width: usize| Tensor::filled(70 * width, f32::NAN, dtype);
+    cache.append(junk(3 * 20).view(), junk(3 * 12).view());
+    assert_eq!(cache.len(), kept + 70);
+    let before = cache.bytes();
+    let copy_of_junk = cache.clone();
+    cache.truncate(kept);
+    assert_eq!((cache.len(), cache.is_empty()), (kept, false));
+    assert!(cache.bytes() < before);
+    assert_eq!(cache.bytes(), kept.div_ceil(BLOCK) * KvCache::block_bytes(x, dtype));
+    // the copy gets memory that was full of NaN
+    drop(copy_of_junk);
+    let q = case.q.f32();
+    for mut cache in [cache.clone(), cache] {
         for at in kept - 1..100 {
             if at >= kept {
                 append(&mut cache, &case, case.segments[0], at, at + 1);
             }
             let row = Tensor::from(&q[at * 60..(at + 1) * 60], dtype);
             let mut got = Tensor::filled(36, 0.0, dtype);
-            forward_cached(
-                &cpu,
-                x,
-                row.view(),
-                &[CachedSegment { start: 0, len: 1, cache: &cache }],
-                got.part(0, 36),
-            );
-            assert_same_bits("after truncation", &got.f32(), &out.f32()[at * 36..(at + 1) * 36]);
+            let batch = [CachedSegment { start: 0, len: 1, cache: &cache }];
+            forward_cached(cpu, x, row.view(), &batch, got.part(0, 36));
+            let what = format!("{} {dtype:?} after truncation to {kept}", cpu.level().name());
+            assert_same_bits(&what, &got.f32(), &out.f32()[at * 36..(at + 1) * 36]);
         }
     }
 }

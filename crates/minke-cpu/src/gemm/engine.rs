@@ -37,7 +37,7 @@ pub(crate) struct Engine<S: Simd> {
 }
 
 /// Words that hold a depth of `k` in a matrix product, and rows of its register tile.
-pub(super) fn layout(level: Level, compute: Compute, k: usize) -> (usize, usize) {
+pub(crate) fn layout(level: Level, compute: Compute, k: usize) -> (usize, usize) {
     if compute == Compute::F32 || !level.has_bf16_dot() {
         (k, tile::MAX_ROWS)
     } else if level.has_grid() {
@@ -80,18 +80,11 @@ impl Words {
 }
 
 impl<S: Simd> Engine<S> {
-    /// For products of a few rows and columns each, as in attention: register tiles.
+    /// Pairs where the level multiplies them, in tile registers where it has some; words lie as [`layout`] says.
     #[inline(always)]
     pub fn new(s: S, compute: Compute) -> Self {
         let half = compute == Compute::Bf16;
-        Self { s, round: half, pairs: half && S::DOT, grid: false }
-    }
-
-    /// For matrix products: tile registers where there are some. Its words are laid out as [`layout`] says.
-    #[inline(always)]
-    pub fn matrix(s: S, compute: Compute) -> Self {
-        let engine = Self::new(s, compute);
-        Self { grid: engine.pairs && S::GRID, ..engine }
+        Self { s, round: half, pairs: half && S::DOT, grid: half && S::GRID }
     }
 
     /// Rows of the largest tile.
@@ -137,6 +130,13 @@ impl<S: Simd> Engine<S> {
         } else {
             k
         }
+    }
+
+    /// Words that hold a depth of `k` for up to [`LANES`] rows: as [`Engine::steps`], or half a block of pairs fewer, for
+    /// the same bits.
+    #[inline(always)]
+    pub fn steps_of_few(self, k: usize) -> usize {
+        if self.grid { k.div_ceil(2).next_multiple_of(GRID_STEPS / 2) } else { self.steps(k) }
     }
 
     /// The depth at which step `step` begins.
@@ -398,7 +398,7 @@ impl<S: Simd> Engine<S> {
         }
     }
 
-    /// `rows` by `vecs` vectors (16 columns each; 1 or 2) of a product; see [`tile::run`].
+    /// `rows` (any number) by `vecs` vectors (16 columns each; 1 or 2) of a product; see [`tile::run`].
     ///
     /// # Safety
     /// As for [`tile::run`].
@@ -408,12 +408,8 @@ impl<S: Simd> Engine<S> {
         // SAFETY: by the caller's promise.
         unsafe {
             if self.pairs {
-                if self.grid {
-                    let t =
-                        DotTile { pairs: steps, a, a_row, a_step, b, c, c_row, accumulate, half, half_row };
-                    return self.s.grid_tile(t, rows, vecs);
-                }
-                for done in (0..rows).step_by(tile::MAX_ROWS) {
+                let most = self.tile_rows();
+                for done in (0..rows).step_by(most) {
                     let t = DotTile {
                         pairs: steps,
                         a: a.add(done * a_row),
@@ -426,11 +422,44 @@ impl<S: Simd> Engine<S> {
                         half: half.wrapping_add(done * half_row),
                         half_row,
                     };
-                    self.s.dot_tile(t, tile::MAX_ROWS.min(rows - done), vecs);
+                    let rows = most.min(rows - done);
+                    if self.grid {
+                        self.s.grid_tile(t, rows, vecs);
+                    } else {
+                        self.s.dot_tile(t, rows, vecs);
+                    }
                 }
             } else {
                 let t = Tile { depth: steps, a: a.cast(), a_row, a_step, b: b.cast(), c, c_row, accumulate };
                 tile::run(self.s, t, rows, vecs);
+            }
+        }
+    }
+
+    /// `rows` by `vecs` vectors (16 columns each; any number) of a product with f32 sums; panel `i` of the right operand is
+    /// at `w.b + i * panel`.
+    ///
+    /// # Safety
+    /// As for [`tile::run`].
+    #[inline(always)]
+    pub unsafe fn product(self, w: Words, rows: usize, vecs: usize, panel: usize) {
+        const WIDTH: usize = PANEL / LANES;
+        let mut done = 0;
+        while done < vecs {
+            // SAFETY: by the caller's promise; each call covers other columns.
+            unsafe {
+                let (b, c) = (w.b.add(done / WIDTH * panel), w.c.add(done * LANES));
+                // tiles of few rows wait for each other: two panels side by side wait half as often
+                if self.grid && rows <= LANES && vecs - done > WIDTH {
+                    let Words { steps, a, a_row, a_step, c_row, accumulate, half, half_row, .. } = w;
+                    let t =
+                        DotTile { pairs: steps, a, a_row, a_step, b, c, c_row, accumulate, half, half_row };
+                    self.s.grid_tile_of_two(t, b.add(panel), rows, (vecs - done).min(2 * WIDTH));
+                    done += 2 * WIDTH;
+                } else {
+                    self.tile(Words { b, c, ..w }, rows, (vecs - done).min(WIDTH));
+                    done += WIDTH;
+                }
             }
         }
     }

@@ -90,7 +90,7 @@ impl Kernel for Task<'_> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let engine = Engine::matrix(s, self.b.compute);
+        let engine = Engine::new(s, self.b.compute);
         let n = self.b.n;
         // the depth in even blocks: a panel's block stays in the first-level cache. Sums go on where they stopped.
         let blocks = self.b.steps.div_ceil(DEPTH_BLOCK).max(1);

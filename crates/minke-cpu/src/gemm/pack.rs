@@ -109,7 +109,7 @@ impl Kernel for Task<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Task { w, group, first, n, k, compute, transposed, out } = self;
-        let engine = Engine::matrix(s, compute);
+        let engine = Engine::new(s, compute);
         let w = w.slice(group * n * k, (group + 1) * n * k);
         let width = PANEL.min(n - first);
         if transposed {

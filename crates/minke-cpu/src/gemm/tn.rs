@@ -68,7 +68,7 @@ impl Kernel for Task<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Task { a, b, depth, rows, cols, compute, out, base, accumulate } = self;
-        let engine = Engine::matrix(s, compute);
+        let engine = Engine::new(s, compute);
         let n = b.cols;
         let steps = engine.steps(DEPTH_BLOCK.min(depth.len()));
         let mut edge = [0.0f32; GRID_ROWS * PANEL];

@@ -10,6 +10,9 @@
 //! | 4 (upper) | 0                 | 1                  |
 //! | 5 (lower) | 2                 | 3                  |
 //!
+//! Where there are no lower rows, 2 and 3 hold sums of a second panel, and 5 and 7 left and right operand of half a block
+//! of depth; columns of the right operand then follow each other through 6 and 7.
+//!
 //! One instruction adds, for each element, sixteen pairs to the sum: the products of even and of odd depth each in
 //! their own chain from zero, then the two to each other, then that to the sum, subnormals taken for zero ("Intel
 //! Architecture Instruction Set Extensions Programming Reference", TDPBF16PS). So depth is cut into blocks of 32 from
@@ -66,28 +69,47 @@ struct Config {
     rows: [u8; 16],
 }
 
+impl Config {
+    const EMPTY: Self =
+        Self { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+}
+
 thread_local! {
-    /// Rows of the upper and lower registers as this thread has configured them.
+    /// Rows of the upper and lower registers as this thread has configured them; no lower ones: half blocks.
     static CONFIGURED: Cell<[u8; 2]> = const { Cell::new([0; 2]) };
 }
 
-/// Sets the rows of the upper and lower registers.
+/// Sets the rows of the upper and lower registers; without lower rows, those of the table's last lines if they are needed
+/// (`half`), and otherwise what is there already or will serve most.
 ///
 /// # Safety
 /// [`allowed`].
 #[inline]
-unsafe fn configure(upper: usize, lower: usize) {
-    let wanted = [upper as u8, lower as u8];
-    if CONFIGURED.get() == wanted {
+unsafe fn configure(upper: usize, lower: usize, half: bool) {
+    let (configured, all) = (CONFIGURED.get(), HALF as u8);
+    let mut wanted = [upper as u8, lower as u8];
+    if lower == 0 && !half {
+        if configured[0] == wanted[0] {
+            return;
+        }
+        wanted[1] = if upper == HALF { all } else { 0 };
+    }
+    if configured == wanted {
         return;
     }
-    let (u, l, all) = (wanted[0], wanted[1], HALF as u8);
-    let config = Config {
-        palette: 1,
-        start_row: 0,
-        reserved: [0; 14],
-        row_bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
-        rows: [u, u, l, l, u, l, all, all, 0, 0, 0, 0, 0, 0, 0, 0],
+    let [u, l] = wanted;
+    let config = if l > 0 {
+        Config {
+            row_bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+            rows: [u, u, l, l, u, l, all, all, 0, 0, 0, 0, 0, 0, 0, 0],
+            ..Config::EMPTY
+        }
+    } else {
+        Config {
+            row_bytes: [64, 64, 64, 64, 64, 32, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+            rows: [u, u, u, u, u, u, all, all / 2, 0, 0, 0, 0, 0, 0, 0, 0],
+            ..Config::EMPTY
+        }
     };
     // SAFETY: the configuration is valid; tile registers hold nothing between calls of `tile`.
     unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) };
@@ -135,18 +157,33 @@ macro_rules! tile_store {
     };
 }
 
+/// Half a block of the depth, behind the whole ones.
+macro_rules! half_block {
+    ($t:ident, $blocks:expr, $($line:literal),*) => {
+        asm!(
+            $($line,)*
+            a = in(reg) $t.a.add($blocks * GRID_STEPS),
+            b = in(reg) $t.b.add($blocks * GRID_STEPS * PANEL),
+            a_row = in(reg) 4 * $t.a_row,
+            b_row = in(reg) 4 * PANEL,
+            options(nostack, readonly)
+        )
+    };
+}
+
 /// One tile of a product of bf16 pairs; `rows` up to [`GRID_ROWS`], pairs along the rows of the left operand (`a_step` 1),
-/// a whole number of blocks of sixteen.
+/// a whole number of blocks of sixteen; up to half the rows: of half blocks.
 ///
 /// # Safety
 /// [`allowed`], and as for [`crate::simd::Simd::grid_tile`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 pub unsafe fn tile(t: DotTile, rows: usize, vecs: usize) {
-    debug_assert!(t.a_step == 1 && t.pairs.is_multiple_of(GRID_STEPS) && (1..=GRID_ROWS).contains(&rows));
-    let (upper, two) = (rows.min(HALF), rows > HALF);
+    let (upper, two, half) = (rows.min(HALF), rows > HALF, !t.pairs.is_multiple_of(GRID_STEPS));
+    debug_assert!(t.a_step == 1 && (1..=GRID_ROWS).contains(&rows));
+    debug_assert!(!half || !two && t.pairs.is_multiple_of(GRID_STEPS / 2));
     // SAFETY: by the caller's promise; registers are configured for the rows that are addressed.
     unsafe {
-        configure(upper, if two { rows - HALF } else { HALF });
+        configure(upper, rows - upper, half);
         let halves = !t.half.is_null();
         let mut sums = std::mem::MaybeUninit::<Sums>::uninit();
         let (c, c_row) = if halves { (sums.as_mut_ptr().cast(), PANEL) } else { (t.c, t.c_row) };
@@ -168,8 +205,9 @@ pub unsafe fn tile(t: DotTile, rows: usize, vecs: usize) {
             tile_zero!("2");
             tile_zero!("3");
         }
-        let blocks = t.pairs / GRID_STEPS;
-        if blocks > 0 {
+        let whole = t.pairs / GRID_STEPS;
+        if whole > 0 {
+            let blocks = whole;
             match (two, vecs == 2) {
                 (true, true) => walk!(
                     t,
@@ -197,9 +235,9 @@ pub unsafe fn tile(t: DotTile, rows: usize, vecs: usize) {
                     blocks,
                     "tileloadd tmm4, [{a} + {a_row}*1]",
                     "tileloadd tmm6, [{b} + {b_row}*1]",
-                    "tileloadd tmm7, [{b} + {b_row}*1 + 64]",
                     "tdpbf16ps tmm0, tmm4, tmm6",
-                    "tdpbf16ps tmm1, tmm4, tmm7"
+                    "tileloadd tmm6, [{b} + {b_row}*1 + 64]",
+                    "tdpbf16ps tmm1, tmm4, tmm6"
                 ),
                 (false, false) => walk!(
                     t,
@@ -209,6 +247,25 @@ pub unsafe fn tile(t: DotTile, rows: usize, vecs: usize) {
                     "tdpbf16ps tmm0, tmm4, tmm6"
                 ),
             }
+        }
+        if half && vecs == 2 {
+            half_block!(
+                t,
+                whole,
+                "tileloadd tmm5, [{a} + {a_row}*1]",
+                "tileloadd tmm7, [{b} + {b_row}*1]",
+                "tdpbf16ps tmm0, tmm5, tmm7",
+                "tileloadd tmm7, [{b} + {b_row}*1 + 64]",
+                "tdpbf16ps tmm1, tmm5, tmm7"
+            );
+        } else if half {
+            half_block!(
+                t,
+                whole,
+                "tileloadd tmm5, [{a} + {a_row}*1]",
+                "tileloadd tmm7, [{b} + {b_row}*1]",
+                "tdpbf16ps tmm0, tmm5, tmm7"
+            );
         }
         tile_store!("0", c, c_row);
         if vecs == 2 {
@@ -231,6 +288,68 @@ pub unsafe fn tile(t: DotTile, rows: usize, vecs: usize) {
                 let one = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(low));
                 _mm256_storeu_si256(out.cast(), one);
             }
+        }
+    }
+}
+
+/// Adds a block's products with 16 columns to a register of sums.
+macro_rules! column {
+    ($sums:literal, $left:literal, $right:literal, $at:expr) => {
+        tile_load!($right, $at, PANEL);
+        asm!(concat!("tdpbf16ps tmm", $sums, ", tmm", $left, ", tmm", $right), options(nostack, nomem));
+    };
+}
+
+/// [`tile`] over two panels, the second at `next`: up to [`HALF`] rows by 3 or 4 vectors, sums in f32.
+///
+/// # Safety
+/// As for [`tile`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+pub unsafe fn tile_of_two(t: DotTile, next: *const u32, rows: usize, vecs: usize) {
+    debug_assert!(t.a_step == 1 && t.half.is_null() && (1..=HALF).contains(&rows) && (3..=4).contains(&vecs));
+    debug_assert!(t.pairs.is_multiple_of(GRID_STEPS / 2));
+    // SAFETY: by the caller's promise; registers are configured for the rows that are addressed.
+    unsafe {
+        configure(rows, 0, true);
+        if t.accumulate {
+            tile_load!("0", t.c, t.c_row);
+            tile_load!("1", t.c.add(16), t.c_row);
+            tile_load!("2", t.c.add(32), t.c_row);
+            if vecs == 4 {
+                tile_load!("3", t.c.add(48), t.c_row);
+            }
+        } else {
+            tile_zero!("0");
+            tile_zero!("1");
+            tile_zero!("2");
+            tile_zero!("3");
+        }
+        let whole = t.pairs / GRID_STEPS * GRID_STEPS;
+        for step in (0..whole).step_by(GRID_STEPS) {
+            let (first, second) = (t.b.add(step * PANEL), next.add(step * PANEL));
+            tile_load!("4", t.a.add(step), t.a_row);
+            column!("0", "4", "6", first);
+            column!("1", "4", "6", first.add(16));
+            column!("2", "4", "6", second);
+            if vecs == 4 {
+                column!("3", "4", "6", second.add(16));
+            }
+        }
+        if whole < t.pairs {
+            let (first, second) = (t.b.add(whole * PANEL), next.add(whole * PANEL));
+            tile_load!("5", t.a.add(whole), t.a_row);
+            column!("0", "5", "7", first);
+            column!("1", "5", "7", first.add(16));
+            column!("2", "5", "7", second);
+            if vecs == 4 {
+                column!("3", "5", "7", second.add(16));
+            }
+        }
+        tile_store!("0", t.c, t.c_row);
+        tile_store!("1", t.c.add(16), t.c_row);
+        tile_store!("2", t.c.add(32), t.c_row);
+        if vecs == 4 {
+            tile_store!("3", t.c.add(48), t.c_row);
         }
     }
 }

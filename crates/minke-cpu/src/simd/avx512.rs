@@ -91,6 +91,12 @@ impl<const PRODUCTS: u8> Simd for Avx512<PRODUCTS> {
     }
 
     #[inline(always)]
+    unsafe fn grid_tile_of_two(self, tile: DotTile, next: *const u32, rows: usize, vecs: usize) {
+        // SAFETY: as above.
+        unsafe { amx::tile_of_two(tile, next, rows, vecs) }
+    }
+
+    #[inline(always)]
     fn pairs_along(self, first: __m512, second: __m512) -> __m512 {
         if PRODUCTS < DOT {
             unreachable!("bf16 pairs on a level without their product");

@@ -58,11 +58,21 @@ pub trait Simd: Copy + Send + Sync + 'static {
     }
 
     /// Like [`Simd::dot_tile`] in tile registers: up to [`GRID_ROWS`] rows, [`DotTile::a_step`] 1, [`DotTile::pairs`] in
-    /// whole blocks of [`GRID_STEPS`], whose order of summation is the unit's own.
+    /// whole blocks of [`GRID_STEPS`], whose order of summation is the unit's own. Up to half the rows take half a block,
+    /// which gives the bits of a whole one filled with zeros.
     ///
     /// # Safety
     /// [`Simd::GRID`] must be true, and all that the tile addresses for these sizes readable, `c` and `half` writable.
     unsafe fn grid_tile(self, _tile: DotTile, _rows: usize, _vecs: usize) {
+        unreachable!("a product in tile registers on a level without them")
+    }
+
+    /// [`Simd::grid_tile`] over the panel of the tile and one at `next`: up to half the rows by 3 or 4 vectors, with sums
+    /// in f32.
+    ///
+    /// # Safety
+    /// As for [`Simd::grid_tile`].
+    unsafe fn grid_tile_of_two(self, _tile: DotTile, _next: *const u32, _rows: usize, _vecs: usize) {
         unreachable!("a product in tile registers on a level without them")
     }
 
