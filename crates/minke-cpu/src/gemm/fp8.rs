@@ -216,7 +216,7 @@ impl Kernel for PackTask<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Self { w, rows, cols, first, transposed, blocks, widened, out } = self;
-        let engine = Engine::matrix(s, Compute::Bf16);
+        let engine = Engine::new(s, Compute::Bf16);
         let across = Cuts::whole(cols).blocks();
         let (n, depth) = if transposed { (rows.len, Cuts::whole(cols)) } else { (cols, rows) };
         let width = PANEL.min(n - first);
@@ -325,7 +325,7 @@ impl Kernel for Task<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Self { a, b, group, first, rows, panels, out, accumulate } = self;
-        let engine = Engine::matrix(s, Compute::Bf16);
+        let engine = Engine::new(s, Compute::Bf16);
         let (depth, n, blocks) = (b.depth, b.n, b.depth.blocks());
         let mut a_words = scratch::take::<u32>(rows * b.words);
         let mut a_scales = scratch::take::<f32>(rows * blocks);
@@ -504,7 +504,7 @@ impl Kernel for TaskTn<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Self { a, b, depth, rows, cols, fixed, power, out, base, accumulate } = self;
-        let engine = Engine::matrix(s, Compute::Bf16);
+        let engine = Engine::new(s, Compute::Bf16);
         let (n, height) = (b.cols(), engine.tile_rows());
         let steps = engine.steps(BLOCK.min(depth.len()));
         let (m_width, n_width) = (rows.len(), cols.len().next_multiple_of(PANEL));
