@@ -17,4 +17,4 @@ mod tensor;
 
 pub use context::{Context, Slot, Timers, Var};
 pub use store::{Store, WeightId};
-pub use tensor::Tensor;
+pub use tensor::{Tensor, held_bytes, release};

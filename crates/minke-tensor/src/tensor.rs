@@ -1,6 +1,7 @@
 //! A matrix and where its memory comes from.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use minke_cpu::scratch::AlignedBuf;
@@ -10,6 +11,21 @@ use minke_num::bf16;
 /// Buffers that were dropped, by size: a training step asks for the same sizes again and again, and fresh memory
 /// costs a page fault per 4 KiB.
 static FREE: Mutex<Option<HashMap<usize, Vec<AlignedBuf>>>> = Mutex::new(None);
+
+/// Bytes of all buffers, in use or not.
+static HELD: AtomicUsize = AtomicUsize::new(0);
+
+/// Bytes of all buffers of tensors, in use or waiting to be used again.
+pub fn held_bytes() -> usize {
+    HELD.load(Ordering::Relaxed)
+}
+
+/// Gives the system back what is not in use, for who will never ask for the same sizes again.
+pub fn release() {
+    let free = FREE.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let bytes: usize = free.iter().flatten().map(|(class, buffers)| class * buffers.len()).sum();
+    HELD.fetch_sub(bytes, Ordering::Relaxed);
+}
 
 struct Storage {
     buf: AlignedBuf,
@@ -24,6 +40,9 @@ impl Storage {
         let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
         let found = free.get_or_insert_with(HashMap::new).get_mut(&class).and_then(Vec::pop);
         drop(free);
+        if found.is_none() {
+            HELD.fetch_add(class, Ordering::Relaxed);
+        }
         let mut buf = found.unwrap_or_default();
         buf.get::<u8>(class);
         Self { buf, class }

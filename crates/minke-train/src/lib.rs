@@ -15,6 +15,7 @@ pub mod eval;
 pub mod events;
 pub mod metrics;
 pub mod optim;
+pub mod plan;
 pub mod pretrain;
 pub mod recipe;
 pub mod report;

@@ -1,0 +1,296 @@
+//! How long a step will take: each piece of work measured at its own shape, times how often it comes.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use minke_cpu::adamw::{AdamW, adamw};
+use minke_cpu::attention::{self, AttentionShape, Segment};
+use minke_cpu::gemm::{Operand, Packed, matmul, matmul_tn};
+use minke_cpu::loss::{self, Scales};
+use minke_cpu::reduce::sum_squares;
+use minke_cpu::{Cpu, DType, View, ViewMut, copy, norm, swiglu};
+use minke_model::spec;
+use minke_num::bf16;
+use serde::Serialize;
+
+use super::{Found, Shape, Work, compute, trained, weights};
+use crate::optim::muon;
+
+/// Rows that a piece is measured over, at most; longer ones are as fast.
+const ROWS: usize = 4096;
+/// Times that a piece is measured, after once to warm up; the middle counts.
+const ATTEMPTS: usize = 3;
+/// Elements of the optimizer's and of a memory pass's measurement: more than caches hold.
+const PASS_ELEMENTS: usize = 4 << 20;
+/// Elements of a weight whose packing is measured.
+const PACKED_SIDE: usize = 1024;
+
+/// What a step will take, in seconds, and a run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Time {
+    /// A whole step.
+    pub step_s: f64,
+    /// Tokens per second.
+    pub tok_s: f64,
+    /// All steps, without evaluations, samples and checkpoints.
+    pub run_s: f64,
+    /// Matrix products of layers.
+    pub products_s: f64,
+    /// Attention.
+    pub attention_s: f64,
+    /// The head and its loss.
+    pub head_s: f64,
+    /// Norms and gated products, and everything that only moves memory.
+    pub passes_s: f64,
+    /// The optimizer, the gradient's norm, and packing the weights again.
+    pub update_s: f64,
+    /// How long measuring took.
+    pub measuring_s: f64,
+}
+
+/// Numbers of one dtype, none of them special.
+enum Numbers {
+    F32(Vec<f32>),
+    Bf16(Vec<bf16>),
+}
+
+impl Numbers {
+    fn new(len: usize, dtype: DType) -> Self {
+        let number = |i: usize| (i * 37 % 101) as f32 / 101.0 - 0.5;
+        match dtype {
+            DType::F32 => Self::F32((0..len).map(number).collect()),
+            DType::Bf16 => {
+                let some: Vec<bf16> = (0..101).map(|i| bf16::from_f32(number(i))).collect();
+                Self::Bf16((0..len).map(|i| some[i % 101]).collect())
+            }
+        }
+    }
+
+    fn view(&self) -> View<'_> {
+        match self {
+            Self::F32(x) => View::F32(x),
+            Self::Bf16(x) => View::Bf16(x),
+        }
+    }
+
+    fn view_mut(&mut self) -> ViewMut<'_> {
+        match self {
+            Self::F32(x) => ViewMut::F32(x),
+            Self::Bf16(x) => ViewMut::Bf16(x),
+        }
+    }
+}
+
+/// The middle of a few runs of `f`, in seconds.
+fn measured(mut f: impl FnMut()) -> f64 {
+    f();
+    let mut times = [(); ATTEMPTS].map(|()| {
+        let start = Instant::now();
+        f();
+        start.elapsed().as_secs_f64()
+    });
+    times.sort_unstable_by(f64::total_cmp);
+    times[ATTEMPTS / 2]
+}
+
+/// How rows and groups of a product are measured: the rows of a group as they are, in fewer groups where there are many;
+/// and the factor to all of it.
+fn part(rows: usize, groups: usize) -> (usize, usize, f64) {
+    if rows <= ROWS {
+        return (rows, groups, 1.0);
+    }
+    let each = rows.div_ceil(groups).min(ROWS);
+    let groups = groups.min(ROWS.div_ceil(each));
+    let measured = each * groups;
+    (measured, groups, rows as f64 / measured as f64)
+}
+
+/// Where each of `groups` begins among `rows`, and the end.
+fn offsets(rows: usize, groups: usize) -> Vec<u32> {
+    (0..=groups).map(|g| (rows * g / groups) as u32).collect()
+}
+
+/// Seconds of one piece of work, once.
+fn seconds(work: &Work, cpu: &Cpu, rows: usize, sequence_length: usize) -> f64 {
+    match *work {
+        Work::Product { rows, k, n, groups, weights, x, y } => {
+            let (rows, groups, factor) = part(rows, groups);
+            let (x, mut y) = (Numbers::new(rows * k, x), Numbers::new(rows * n, y));
+            let w = Numbers::new(groups * n * k, DType::F32);
+            let mut packed = Packed::empty();
+            packed.pack_nt(cpu, w.view(), groups, n, k, compute(weights));
+            drop(w);
+            let offsets = offsets(rows, groups);
+            factor
+                * measured(|| matmul(cpu, Operand::new(x.view(), k), &offsets, &packed, y.view_mut(), false))
+        }
+        Work::Gradient { rows, m, n, groups, weights, x } => {
+            let (rows, groups, factor) = part(rows, groups);
+            let (d_y, x) = (Numbers::new(rows * m, x), Numbers::new(rows * n, x));
+            let mut d_w = vec![0.0; groups * m * n];
+            let offsets = offsets(rows, groups);
+            factor
+                * measured(|| {
+                    let (d_y, x) = (Operand::new(d_y.view(), m), Operand::new(x.view(), n));
+                    matmul_tn(cpu, d_y, x, &offsets, compute(weights), &mut d_w, false);
+                })
+        }
+        Work::Attention { heads, kv_heads, qk, v, dtype, back } => {
+            let all = (rows / sequence_length.max(1)).max(1);
+            let some = all.min((ROWS / sequence_length.max(1)).max(cpu.threads()));
+            let n = some * sequence_length;
+            let shape = AttentionShape { heads, kv_heads, qk_dim: qk, v_dim: v, scale: 0.1 };
+            let segments: Vec<Segment> =
+                (0..some).map(|i| Segment { start: i * sequence_length, len: sequence_length }).collect();
+            let of = |width| Numbers::new(n * width, dtype);
+            let (q, k, values) = (of(heads * qk), of(kv_heads * qk), of(kv_heads * v));
+            let (mut out, mut lse) = (of(heads * v), vec![0.0; n * heads]);
+            let mut forward = || {
+                let (q, k, v) = (q.view(), k.view(), values.view());
+                attention::forward(cpu, &shape, q, k, v, &segments, out.view_mut(), &mut lse);
+            };
+            let factor = all as f64 / some as f64;
+            if !back {
+                return factor * measured(forward);
+            }
+            forward();
+            let d_out = of(heads * v);
+            let (mut d_q, mut d_k, mut d_v) = (of(heads * qk), of(kv_heads * qk), of(kv_heads * v));
+            factor
+                * measured(|| {
+                    let (q, k, v, out) = (q.view(), k.view(), values.view(), out.view());
+                    let (d_q, d_k, d_v) = (d_q.view_mut(), d_k.view_mut(), d_v.view_mut());
+                    let d_out = d_out.view();
+                    attention::backward(cpu, &shape, q, k, v, out, &lse, d_out, &segments, d_q, d_k, d_v);
+                })
+        }
+        Work::Head { rows, d, vocabulary, dtype } => {
+            let (x, w) = (Numbers::new(rows * d, dtype), Numbers::new(vocabulary * d, DType::F32));
+            let mut packed = Packed::empty();
+            packed.pack_nt(cpu, w.view(), 1, vocabulary, d, compute(dtype));
+            drop(w);
+            let labels: Vec<u32> = (0..rows).map(|i| (i * 7 % vocabulary) as u32).collect();
+            let (mut losses, mut gradient) = (vec![0.0; rows], Numbers::new(rows * vocabulary, dtype));
+            measured(|| {
+                let gradient = Some(gradient.view_mut());
+                loss::head(cpu, x.view(), &packed, &labels, Scales::All(1.0), &mut losses, gradient);
+            })
+        }
+        Work::Norm { rows, d, x, y, back } => {
+            let (rows, _, factor) = part(rows, 1);
+            let (x, mut d_x, mut y) =
+                (Numbers::new(rows * d, x), Numbers::new(rows * d, x), Numbers::new(rows * d, y));
+            let (w, mut d_w, mut rstd) = (vec![1.0; d], vec![0.0; d], vec![1.0; rows]);
+            factor
+                * if back {
+                    measured(|| {
+                        let (d_y, d_x) = (y.view(), d_x.view_mut());
+                        norm::rmsnorm_backward(cpu, x.view(), &w, &rstd, d_y, None, d_x, &mut d_w);
+                    })
+                } else {
+                    measured(|| norm::rmsnorm(cpu, x.view(), &w, 1e-6, y.view_mut(), &mut rstd))
+                }
+        }
+        Work::Swiglu { rows, f, dtype, back } => {
+            let (rows, _, factor) = part(rows, 1);
+            let of = |width| Numbers::new(rows * width, dtype);
+            let (gu, mut h, mut d_gu, d_h) = (of(2 * f), of(f), of(2 * f), of(f));
+            factor
+                * if back {
+                    measured(|| {
+                        let (h, d_gu) = (Some(h.view_mut()), d_gu.view_mut());
+                        swiglu::swiglu_backward(cpu, gu.view(), f, d_h.view(), None, None, h, d_gu);
+                    })
+                } else {
+                    measured(|| swiglu::swiglu(cpu, gu.view(), f, h.view_mut()))
+                }
+        }
+    }
+}
+
+/// Seconds of the update: the gradient's norm, the optimizer, and the weights packed again for both directions.
+fn update_s(shape: &Shape, cpu: &Cpu) -> f64 {
+    let counts = spec::parameters(&shape.config);
+    let parameters = (counts.total + counts.mtp) as f64;
+    let (by_adamw, by_muon, matrices) = trained(&shape.config, shape.optim.optimizer);
+    let n = PASS_ELEMENTS.min(counts.total as usize).max(1);
+    let (mut w, g, mut m, mut v) = (vec![0.1; n], vec![0.2; n], vec![0.3; n], vec![0.4; n]);
+    let cfg = AdamW { lr: 1e-9, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
+    let adamw_s = measured(|| adamw(cpu, &cfg, 10, 1.0, &mut w, &g, &mut m, &mut v)) / n as f64;
+    let mut sum = 0.0;
+    let norm_s = measured(|| sum += sum_squares(cpu, &g)) / n as f64;
+    std::hint::black_box(sum);
+    let mut total = adamw_s * by_adamw as f64 + norm_s * parameters;
+    // matrices are tasks of one thread each where there are many
+    let alone = Cpu::with_level(cpu.level(), if matrices.len() < 2 * cpu.threads() { 0 } else { 1 });
+    let share = if matrices.len() < 2 * cpu.threads() { 1.0 } else { 1.0 / cpu.threads() as f64 };
+    let mut by_shape: HashMap<(usize, usize), usize> = HashMap::new();
+    for shape in matrices {
+        *by_shape.entry(shape).or_default() += 1;
+    }
+    for ((rows, columns), count) in by_shape {
+        let Numbers::F32(matrix) = Numbers::new(rows * columns, DType::F32) else { continue };
+        let once = measured(|| {
+            std::hint::black_box(muon::orthogonalised(&alone, &matrix, rows, columns));
+        });
+        total += once * count as f64 * share;
+    }
+    total += adamw_s * 0.75 * by_muon as f64;
+    // packed per direction, the first of which turns the weight over
+    let side = PACKED_SIDE;
+    for dtype in [DType::F32, DType::Bf16] {
+        let elements: usize = weights(&shape.config, shape.precision)
+            .iter()
+            .filter(|w| w.dtype == dtype)
+            .map(|w| w.groups * w.rows * w.cols)
+            .sum();
+        if elements == 0 {
+            continue;
+        }
+        let mut packed = Packed::empty();
+        let w = View::F32(&g[..(side * side).min(n)]);
+        let rows = w.len() / side;
+        if rows == 0 {
+            continue;
+        }
+        let w = w.slice(0, rows * side);
+        let once = measured(|| {
+            packed.pack_nt(cpu, w, 1, rows, side, compute(dtype));
+            packed.pack_nn(cpu, w, 1, rows, side, compute(dtype));
+        });
+        total += once * elements as f64 / (rows * side) as f64;
+    }
+    total
+}
+
+/// Adds up what a walk found.
+pub(super) fn predict(shape: &Shape, found: &Found, cpu: &Cpu) -> Time {
+    let start = Instant::now();
+    let mut time = Time::default();
+    for (work, &count) in &found.work {
+        let all = count as f64 * seconds(work, cpu, shape.rows, shape.sequence_length);
+        match work {
+            Work::Product { .. } | Work::Gradient { .. } => time.products_s += all,
+            Work::Attention { .. } => time.attention_s += all,
+            Work::Head { .. } => time.head_s += all,
+            Work::Norm { .. } | Work::Swiglu { .. } => time.passes_s += all,
+        }
+    }
+    // a sum of two arrays: twelve bytes an element
+    let n = PASS_ELEMENTS;
+    let (a, b) = (Numbers::new(n, DType::F32), Numbers::new(n, DType::F32));
+    let mut sum = Numbers::new(n, DType::F32);
+    let byte_s = measured(|| copy::add(cpu, a.view(), b.view(), sum.view_mut())) / (12 * n) as f64;
+    time.passes_s += byte_s * found.moved_bytes as f64;
+    let passes = shape.accumulation as f64;
+    for part in [&mut time.products_s, &mut time.attention_s, &mut time.head_s, &mut time.passes_s] {
+        *part *= passes;
+    }
+    time.update_s = update_s(shape, cpu);
+    let Time { products_s, attention_s, head_s, passes_s, update_s, .. } = time;
+    time.step_s = products_s + attention_s + head_s + passes_s + update_s;
+    time.tok_s = (shape.rows * shape.accumulation) as f64 / time.step_s;
+    time.run_s = time.step_s * shape.steps as f64;
+    time.measuring_s = start.elapsed().as_secs_f64();
+    time
+}
