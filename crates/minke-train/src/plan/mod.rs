@@ -11,13 +11,14 @@ use minke_cpu::attention::{self, AttentionShape};
 use minke_cpu::gemm::{Compute, Packed};
 use minke_cpu::{Cpu, DType, Level};
 use minke_model::config::{AttentionKind, Config, FfnKind};
-use minke_model::spec::{self, Role};
+use minke_model::spec;
 use minke_model::{Precision, Recompute};
 use serde::Serialize;
 
 pub use time::Time;
 pub use walk::{Found, Work, walk};
 
+use crate::error::{Result, TrainError};
 use crate::optim;
 use crate::recipe::{Optim, Optimizer, Resolved};
 
@@ -32,6 +33,27 @@ const HEAD_BYTES: usize = 5 << 18;
 /// Working memory of a thread for the operands of products.
 const PRODUCT_BYTES: usize = 3 << 18;
 
+/// Rows that go through the model at once, and what in a recipe says how many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Batch {
+    /// Rows, at most.
+    pub rows: usize,
+    /// Tokens of a sequence.
+    pub sequence_length: usize,
+    /// The recipe's key.
+    pub key: &'static str,
+    /// Rows that one more of the key's value adds.
+    pub unit: usize,
+}
+
+impl Batch {
+    /// `batch_size` sequences of one length.
+    pub fn sequences(batch_size: usize, sequence_length: usize) -> Self {
+        let rows = batch_size * sequence_length;
+        Self { rows, sequence_length, key: "train.batch_size", unit: sequence_length }
+    }
+}
+
 /// What is trained, and how much of it goes through the model at once.
 #[derive(Debug, Clone)]
 pub struct Shape {
@@ -41,10 +63,8 @@ pub struct Shape {
     pub precision: Precision,
     /// How gradients become steps.
     pub optim: Optim,
-    /// Rows of a micro-batch.
-    pub rows: usize,
-    /// Tokens of a sequence.
-    pub sequence_length: usize,
+    /// What goes through the model at once.
+    pub batch: Batch,
     /// Micro-batches of a step.
     pub accumulation: usize,
     /// Steps of the run.
@@ -58,8 +78,7 @@ impl From<&Resolved> for Shape {
             config: recipe.config.clone(),
             precision: recipe.precision.into(),
             optim: train.optim,
-            rows: train.batch_size * train.sequence_length,
-            sequence_length: train.sequence_length,
+            batch: Batch::sequences(train.batch_size, train.sequence_length),
             accumulation: train.accumulation,
             steps: recipe.steps(),
         }
@@ -211,7 +230,7 @@ impl Shape {
 
     fn found(&self) -> Found {
         let balance = self.optim.sequence_balance_alpha > 0.0;
-        walk(&self.config, self.precision, self.recompute(), balance, self.rows)
+        walk(&self.config, self.precision, self.recompute(), balance, self.batch.rows)
     }
 
     /// Bytes that training on `threads` threads of this level takes at its peak.
@@ -227,9 +246,9 @@ impl Shape {
         // x, its transpose or Gram matrix, the polynomial, a packed operand
         let workspace = matrices.iter().map(|&(m, n)| 4 * (3 * m * n + m.min(n).pow(2))).max().unwrap_or(0);
         let head = HEAD_BYTES.max(14 * size_of::<f32>() * config.vocab_size);
-        let of_attention = attention::scratch_bytes(&attention_shape(config), self.sequence_length);
+        let of_attention = attention::scratch_bytes(&attention_shape(config), self.batch.sequence_length);
         let thread = head.max(of_attention) + PRODUCT_BYTES;
-        let batch = self.rows * self.accumulation * (12 + 8 * config.num_nextn_predict_layers);
+        let batch = self.batch.rows * self.accumulation * (12 + 8 * config.num_nextn_predict_layers);
         let tokenizer = config.vocab_size as u64 * TOKENIZER_BYTES_PER_TOKEN;
         let mut memory = Memory {
             weights_bytes: 4 * parameters,
@@ -299,18 +318,20 @@ impl Shape {
             offer("train.optimizer", "\"muon\"".to_owned(), &shape);
         }
         // the largest batch that fits, else one sequence
-        let batch = self.rows / self.sequence_length.max(1);
-        let mut size = batch / 2;
-        while size > 0 {
-            let shape = Self { rows: size * self.sequence_length, ..self.clone() };
-            if shape.memory(level, threads).peak_bytes <= available_bytes || size == 1 {
-                offer("train.batch_size", size.to_string(), &shape);
+        let Batch { rows, sequence_length, key, unit } = self.batch;
+        let least = sequence_length.div_ceil(unit.max(1)).max(1);
+        let with = |size: usize| Batch { rows: size * unit, ..self.batch };
+        let mut size = rows / unit.max(1) / 2;
+        while size >= least {
+            let shape = Self { batch: with(size), ..self.clone() };
+            if shape.memory(level, threads).peak_bytes <= available_bytes || size / 2 < least {
+                offer(key, size.to_string(), &shape);
                 break;
             }
             size /= 2;
         }
-        smallest.rows = self.sequence_length;
-        if batch > 1 && !ways.iter().any(|way| way.fits) {
+        smallest.batch = with(least);
+        if rows > smallest.batch.rows && !ways.iter().any(|way| way.fits) {
             let needed_bytes = smallest.memory(level, threads).peak_bytes;
             let fits = needed_bytes <= available_bytes;
             ways.push(Way { key: "all of these", value: String::new(), needed_bytes, fits });
@@ -352,6 +373,18 @@ pub struct TooLarge {
     pub available_bytes: u64,
     /// What could be changed.
     pub ways: Vec<Way>,
+}
+
+/// Refuses what does not fit into `available_bytes`; what a person is warned of where that is not known.
+///
+/// # Errors
+/// [`TrainError::TooLarge`].
+pub fn check(shape: &Shape, cpu: &Cpu, available_bytes: Option<u64>) -> Result<Option<&'static str>> {
+    match shape.fit(cpu.level(), cpu.threads(), available_bytes) {
+        Fit::Fits => Ok(None),
+        Fit::Unknown => Ok(Some("the system does not tell how much memory there is: it may not be enough")),
+        Fit::TooLarge(why) => Err(TrainError::TooLarge(why)),
+    }
 }
 
 fn gib(bytes: u64) -> String {

@@ -11,6 +11,7 @@ use minke_cpu::reduce::sum_squares;
 use minke_cpu::{Cpu, DType, View, ViewMut, copy, norm, swiglu};
 use minke_model::spec;
 use minke_num::bf16;
+use minke_tensor::Tensor;
 use serde::Serialize;
 
 use super::{Found, Shape, Work, compute, trained, weights};
@@ -48,37 +49,15 @@ pub struct Time {
     pub measuring_s: f64,
 }
 
-/// Numbers of one dtype, none of them special.
-enum Numbers {
-    F32(Vec<f32>),
-    Bf16(Vec<bf16>),
-}
-
-impl Numbers {
-    fn new(len: usize, dtype: DType) -> Self {
-        let number = |i: usize| (i * 37 % 101) as f32 / 101.0 - 0.5;
-        match dtype {
-            DType::F32 => Self::F32((0..len).map(number).collect()),
-            DType::Bf16 => {
-                let some: Vec<bf16> = (0..101).map(|i| bf16::from_f32(number(i))).collect();
-                Self::Bf16((0..len).map(|i| some[i % 101]).collect())
-            }
-        }
+/// Numbers of one dtype, none of them special, in memory of the kind that training has.
+fn numbers(len: usize, dtype: DType) -> Tensor {
+    let number = |i: usize| (i * 37 % 101) as f32 / 101.0 - 0.5;
+    let mut x = Tensor::uninit(1, len, dtype);
+    match x.view_mut() {
+        ViewMut::F32(x) => x.iter_mut().enumerate().for_each(|(i, x)| *x = number(i)),
+        ViewMut::Bf16(x) => x.iter_mut().enumerate().for_each(|(i, x)| *x = bf16::from_f32(number(i))),
     }
-
-    fn view(&self) -> View<'_> {
-        match self {
-            Self::F32(x) => View::F32(x),
-            Self::Bf16(x) => View::Bf16(x),
-        }
-    }
-
-    fn view_mut(&mut self) -> ViewMut<'_> {
-        match self {
-            Self::F32(x) => ViewMut::F32(x),
-            Self::Bf16(x) => ViewMut::Bf16(x),
-        }
-    }
+    x
 }
 
 /// The middle of a few runs of `f`, in seconds.
@@ -115,8 +94,8 @@ fn seconds(work: &Work, cpu: &Cpu, rows: usize, sequence_length: usize) -> f64 {
     match *work {
         Work::Product { rows, k, n, groups, weights, x, y } => {
             let (rows, groups, factor) = part(rows, groups);
-            let (x, mut y) = (Numbers::new(rows * k, x), Numbers::new(rows * n, y));
-            let w = Numbers::new(groups * n * k, DType::F32);
+            let (x, mut y) = (numbers(rows * k, x), numbers(rows * n, y));
+            let w = numbers(groups * n * k, DType::F32);
             let mut packed = Packed::empty();
             packed.pack_nt(cpu, w.view(), groups, n, k, compute(weights));
             drop(w);
@@ -126,7 +105,7 @@ fn seconds(work: &Work, cpu: &Cpu, rows: usize, sequence_length: usize) -> f64 {
         }
         Work::Gradient { rows, m, n, groups, weights, x } => {
             let (rows, groups, factor) = part(rows, groups);
-            let (d_y, x) = (Numbers::new(rows * m, x), Numbers::new(rows * n, x));
+            let (d_y, x) = (numbers(rows * m, x), numbers(rows * n, x));
             let mut d_w = vec![0.0; groups * m * n];
             let offsets = offsets(rows, groups);
             factor
@@ -142,7 +121,7 @@ fn seconds(work: &Work, cpu: &Cpu, rows: usize, sequence_length: usize) -> f64 {
             let shape = AttentionShape { heads, kv_heads, qk_dim: qk, v_dim: v, scale: 0.1 };
             let segments: Vec<Segment> =
                 (0..some).map(|i| Segment { start: i * sequence_length, len: sequence_length }).collect();
-            let of = |width| Numbers::new(n * width, dtype);
+            let of = |width| numbers(n * width, dtype);
             let (q, k, values) = (of(heads * qk), of(kv_heads * qk), of(kv_heads * v));
             let (mut out, mut lse) = (of(heads * v), vec![0.0; n * heads]);
             let mut forward = || {
@@ -165,12 +144,12 @@ fn seconds(work: &Work, cpu: &Cpu, rows: usize, sequence_length: usize) -> f64 {
                 })
         }
         Work::Head { rows, d, vocabulary, dtype } => {
-            let (x, w) = (Numbers::new(rows * d, dtype), Numbers::new(vocabulary * d, DType::F32));
+            let (x, w) = (numbers(rows * d, dtype), numbers(vocabulary * d, DType::F32));
             let mut packed = Packed::empty();
             packed.pack_nt(cpu, w.view(), 1, vocabulary, d, compute(dtype));
             drop(w);
             let labels: Vec<u32> = (0..rows).map(|i| (i * 7 % vocabulary) as u32).collect();
-            let (mut losses, mut gradient) = (vec![0.0; rows], Numbers::new(rows * vocabulary, dtype));
+            let (mut losses, mut gradient) = (vec![0.0; rows], numbers(rows * vocabulary, dtype));
             measured(|| {
                 let gradient = Some(gradient.view_mut());
                 loss::head(cpu, x.view(), &packed, &labels, Scales::All(1.0), &mut losses, gradient);
@@ -179,7 +158,7 @@ fn seconds(work: &Work, cpu: &Cpu, rows: usize, sequence_length: usize) -> f64 {
         Work::Norm { rows, d, x, y, back } => {
             let (rows, _, factor) = part(rows, 1);
             let (x, mut d_x, mut y) =
-                (Numbers::new(rows * d, x), Numbers::new(rows * d, x), Numbers::new(rows * d, y));
+                (numbers(rows * d, x), numbers(rows * d, x), numbers(rows * d, y));
             let (w, mut d_w, mut rstd) = (vec![1.0; d], vec![0.0; d], vec![1.0; rows]);
             factor
                 * if back {
@@ -193,7 +172,7 @@ fn seconds(work: &Work, cpu: &Cpu, rows: usize, sequence_length: usize) -> f64 {
         }
         Work::Swiglu { rows, f, dtype, back } => {
             let (rows, _, factor) = part(rows, 1);
-            let of = |width| Numbers::new(rows * width, dtype);
+            let of = |width| numbers(rows * width, dtype);
             let (gu, mut h, mut d_gu, d_h) = (of(2 * f), of(f), of(2 * f), of(f));
             factor
                 * if back {
@@ -229,9 +208,9 @@ fn update_s(shape: &Shape, cpu: &Cpu) -> f64 {
         *by_shape.entry(shape).or_default() += 1;
     }
     for ((rows, columns), count) in by_shape {
-        let Numbers::F32(matrix) = Numbers::new(rows * columns, DType::F32) else { continue };
+        let matrix = numbers(rows * columns, DType::F32);
         let once = measured(|| {
-            std::hint::black_box(muon::orthogonalised(&alone, &matrix, rows, columns));
+            std::hint::black_box(muon::orthogonalised(&alone, matrix.f32(), rows, columns));
         });
         total += once * count as f64 * share;
     }
@@ -268,7 +247,7 @@ pub(super) fn predict(shape: &Shape, found: &Found, cpu: &Cpu) -> Time {
     let start = Instant::now();
     let mut time = Time::default();
     for (work, &count) in &found.work {
-        let all = count as f64 * seconds(work, cpu, shape.rows, shape.sequence_length);
+        let all = count as f64 * seconds(work, cpu, shape.batch.rows, shape.batch.sequence_length);
         match work {
             Work::Product { .. } | Work::Gradient { .. } => time.products_s += all,
             Work::Attention { .. } => time.attention_s += all,
@@ -278,8 +257,8 @@ pub(super) fn predict(shape: &Shape, found: &Found, cpu: &Cpu) -> Time {
     }
     // a sum of two arrays: twelve bytes an element
     let n = PASS_ELEMENTS;
-    let (a, b) = (Numbers::new(n, DType::F32), Numbers::new(n, DType::F32));
-    let mut sum = Numbers::new(n, DType::F32);
+    let (a, b) = (numbers(n, DType::F32), numbers(n, DType::F32));
+    let mut sum = numbers(n, DType::F32);
     let byte_s = measured(|| copy::add(cpu, a.view(), b.view(), sum.view_mut())) / (12 * n) as f64;
     time.passes_s += byte_s * found.moved_bytes as f64;
     let passes = shape.accumulation as f64;
@@ -289,7 +268,7 @@ pub(super) fn predict(shape: &Shape, found: &Found, cpu: &Cpu) -> Time {
     time.update_s = update_s(shape, cpu);
     let Time { products_s, attention_s, head_s, passes_s, update_s, .. } = time;
     time.step_s = products_s + attention_s + head_s + passes_s + update_s;
-    time.tok_s = (shape.rows * shape.accumulation) as f64 / time.step_s;
+    time.tok_s = (shape.batch.rows * shape.accumulation) as f64 / time.step_s;
     time.run_s = time.step_s * shape.steps as f64;
     time.measuring_s = start.elapsed().as_secs_f64();
     time

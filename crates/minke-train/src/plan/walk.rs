@@ -15,6 +15,7 @@ use minke_model::{Precision, Recompute};
 
 /// Something that a pass computes, in which time is measured; equal work is counted, not listed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "the letters of the kernels")]
 pub enum Work {
     /// `y = x Wᵀ` or `dx = dy W`: x [rows, k], y [rows, n], rows shared out over groups.
     Product { rows: usize, k: usize, n: usize, groups: usize, weights: DType, x: DType, y: DType },
