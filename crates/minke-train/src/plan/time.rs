@@ -8,7 +8,7 @@ use minke_cpu::attention::{self, AttentionShape, Segment};
 use minke_cpu::gemm::{Operand, Packed, matmul, matmul_tn};
 use minke_cpu::loss::{self, Scales};
 use minke_cpu::reduce::sum_squares;
-use minke_cpu::{Cpu, DType, View, ViewMut, copy, norm, swiglu};
+use minke_cpu::{Cpu, DType, View, ViewMut, copy, norm, rope, swiglu};
 use minke_model::spec;
 use minke_num::bf16;
 use minke_tensor::Tensor;
@@ -20,8 +20,10 @@ use crate::optim::muon;
 /// Rows that a piece is measured over, at most; longer ones are as fast.
 const ROWS: usize = 4096;
 /// Times that a piece is measured, after once to warm up; the middle counts.
-const ATTEMPTS: usize = 3;
-/// Elements of the optimizer's and of a memory pass's measurement: more than caches hold.
+const RUNS: usize = 5;
+/// Elements that pass through the caches before each.
+const OTHER_ELEMENTS: usize = 8 << 20;
+/// Elements of the optimizer's measurement: more than caches hold.
 const PASS_ELEMENTS: usize = 4 << 20;
 /// Elements of a weight whose packing is measured.
 const PACKED_SIDE: usize = 1024;
@@ -60,16 +62,26 @@ fn numbers(len: usize, dtype: DType) -> Tensor {
     x
 }
 
-/// The middle of a few runs of `f`, in seconds.
-fn measured(mut f: impl FnMut()) -> f64 {
-    f();
-    let mut times = [(); ATTEMPTS].map(|()| {
-        let start = Instant::now();
+/// Measures as a step finds things: what is read was written a while ago, and other memory has passed since.
+struct Probe<'a> {
+    cpu: &'a Cpu,
+    other: Vec<f32>,
+}
+
+impl Probe<'_> {
+    /// Seconds of `f`: the middle of a few runs, each after other memory went through the caches.
+    fn seconds(&mut self, mut f: impl FnMut()) -> f64 {
         f();
-        start.elapsed().as_secs_f64()
-    });
-    times.sort_unstable_by(f64::total_cmp);
-    times[ATTEMPTS / 2]
+        let mut times = [(); RUNS].map(|()| {
+            let (from, to) = self.other.split_at_mut(OTHER_ELEMENTS / 2);
+            copy::add(self.cpu, View::F32(from), View::F32(from), ViewMut::F32(to));
+            let start = Instant::now();
+            f();
+            start.elapsed().as_secs_f64()
+        });
+        times.sort_unstable_by(f64::total_cmp);
+        times[RUNS / 2]
+    }
 }
 
 /// How rows and groups of a product are measured: the rows of a group as they are, in fewer groups where there are many;
@@ -90,7 +102,8 @@ fn offsets(rows: usize, groups: usize) -> Vec<u32> {
 }
 
 /// Seconds of one piece of work, once.
-fn seconds(work: &Work, cpu: &Cpu, rows: usize, sequence_length: usize) -> f64 {
+fn seconds(probe: &mut Probe<'_>, work: &Work, rows: usize, sequence_length: usize) -> f64 {
+    let cpu = probe.cpu;
     match *work {
         Work::Product { rows, k, n, groups, weights, x, y } => {
             let (rows, groups, factor) = part(rows, groups);
@@ -101,7 +114,7 @@ fn seconds(work: &Work, cpu: &Cpu, rows: usize, sequence_length: usize) -> f64 {
             drop(w);
             let offsets = offsets(rows, groups);
             factor
-                * measured(|| matmul(cpu, Operand::new(x.view(), k), &offsets, &packed, y.view_mut(), false))
+                * probe.seconds(|| matmul(cpu, Operand::new(x.view(), k), &offsets, &packed, y.view_mut(), false))
         }
         Work::Gradient { rows, m, n, groups, weights, x } => {
             let (rows, groups, factor) = part(rows, groups);
@@ -109,7 +122,7 @@ fn seconds(work: &Work, cpu: &Cpu, rows: usize, sequence_length: usize) -> f64 {
             let mut d_w = vec![0.0; groups * m * n];
             let offsets = offsets(rows, groups);
             factor
-                * measured(|| {
+                * probe.seconds(|| {
                     let (d_y, x) = (Operand::new(d_y.view(), m), Operand::new(x.view(), n));
                     matmul_tn(cpu, d_y, x, &offsets, compute(weights), &mut d_w, false);
                 })
@@ -130,13 +143,13 @@ fn seconds(work: &Work, cpu: &Cpu, rows: usize, sequence_length: usize) -> f64 {
             };
             let factor = all as f64 / some as f64;
             if !back {
-                return factor * measured(forward);
+                return factor * probe.seconds(forward);
             }
             forward();
             let d_out = of(heads * v);
             let (mut d_q, mut d_k, mut d_v) = (of(heads * qk), of(kv_heads * qk), of(kv_heads * v));
             factor
-                * measured(|| {
+                * probe.seconds(|| {
                     let (q, k, v, out) = (q.view(), k.view(), values.view(), out.view());
                     let (d_q, d_k, d_v) = (d_q.view_mut(), d_k.view_mut(), d_v.view_mut());
                     let d_out = d_out.view();
@@ -150,7 +163,7 @@ fn seconds(work: &Work, cpu: &Cpu, rows: usize, sequence_length: usize) -> f64 {
             drop(w);
             let labels: Vec<u32> = (0..rows).map(|i| (i * 7 % vocabulary) as u32).collect();
             let (mut losses, mut gradient) = (vec![0.0; rows], numbers(rows * vocabulary, dtype));
-            measured(|| {
+            probe.seconds(|| {
                 let gradient = Some(gradient.view_mut());
                 loss::head(cpu, x.view(), &packed, &labels, Scales::All(1.0), &mut losses, gradient);
             })
@@ -162,12 +175,12 @@ fn seconds(work: &Work, cpu: &Cpu, rows: usize, sequence_length: usize) -> f64 {
             let (w, mut d_w, mut rstd) = (vec![1.0; d], vec![0.0; d], vec![1.0; rows]);
             factor
                 * if back {
-                    measured(|| {
+                    probe.seconds(|| {
                         let (d_y, d_x) = (y.view(), d_x.view_mut());
                         norm::rmsnorm_backward(cpu, x.view(), &w, &rstd, d_y, None, d_x, &mut d_w);
                     })
                 } else {
-                    measured(|| norm::rmsnorm(cpu, x.view(), &w, 1e-6, y.view_mut(), &mut rstd))
+                    probe.seconds(|| norm::rmsnorm(cpu, x.view(), &w, 1e-6, y.view_mut(), &mut rstd))
                 }
         }
         Work::Swiglu { rows, f, dtype, back } => {
@@ -176,28 +189,29 @@ fn seconds(work: &Work, cpu: &Cpu, rows: usize, sequence_length: usize) -> f64 {
             let (gu, mut h, mut d_gu, d_h) = (of(2 * f), of(f), of(2 * f), of(f));
             factor
                 * if back {
-                    measured(|| {
+                    probe.seconds(|| {
                         let (h, d_gu) = (Some(h.view_mut()), d_gu.view_mut());
                         swiglu::swiglu_backward(cpu, gu.view(), f, d_h.view(), None, None, h, d_gu);
                     })
                 } else {
-                    measured(|| swiglu::swiglu(cpu, gu.view(), f, h.view_mut()))
+                    probe.seconds(|| swiglu::swiglu(cpu, gu.view(), f, h.view_mut()))
                 }
         }
     }
 }
 
 /// Seconds of the update: the gradient's norm, the optimizer, and the weights packed again for both directions.
-fn update_s(shape: &Shape, cpu: &Cpu) -> f64 {
+fn update_s(shape: &Shape, probe: &mut Probe<'_>) -> f64 {
+    let cpu = probe.cpu;
     let counts = spec::parameters(&shape.config);
     let parameters = (counts.total + counts.mtp) as f64;
     let (by_adamw, by_muon, matrices) = trained(&shape.config, shape.optim.optimizer);
     let n = PASS_ELEMENTS.min(counts.total as usize).max(1);
     let (mut w, g, mut m, mut v) = (vec![0.1; n], vec![0.2; n], vec![0.3; n], vec![0.4; n]);
     let cfg = AdamW { lr: 1e-9, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
-    let adamw_s = measured(|| adamw(cpu, &cfg, 10, 1.0, &mut w, &g, &mut m, &mut v)) / n as f64;
+    let adamw_s = probe.seconds(|| adamw(cpu, &cfg, 10, 1.0, &mut w, &g, &mut m, &mut v)) / n as f64;
     let mut sum = 0.0;
-    let norm_s = measured(|| sum += sum_squares(cpu, &g)) / n as f64;
+    let norm_s = probe.seconds(|| sum += sum_squares(cpu, &g)) / n as f64;
     std::hint::black_box(sum);
     let mut total = adamw_s * by_adamw as f64 + norm_s * parameters;
     // matrices are tasks of one thread each where there are many
@@ -209,7 +223,7 @@ fn update_s(shape: &Shape, cpu: &Cpu) -> f64 {
     }
     for ((rows, columns), count) in by_shape {
         let matrix = numbers(rows * columns, DType::F32);
-        let once = measured(|| {
+        let once = probe.seconds(|| {
             std::hint::black_box(muon::orthogonalised(&alone, matrix.f32(), rows, columns));
         });
         total += once * count as f64 * share;
@@ -233,7 +247,7 @@ fn update_s(shape: &Shape, cpu: &Cpu) -> f64 {
             continue;
         }
         let w = w.slice(0, rows * side);
-        let once = measured(|| {
+        let once = probe.seconds(|| {
             packed.pack_nt(cpu, w, 1, rows, side, compute(dtype));
             packed.pack_nn(cpu, w, 1, rows, side, compute(dtype));
         });
@@ -242,12 +256,31 @@ fn update_s(shape: &Shape, cpu: &Cpu) -> f64 {
     total
 }
 
+/// Seconds in which everything that is not measured by itself moves a byte: those of the rotation of queries, which is
+/// a little arithmetic on every element, as in most of it.
+fn byte_s(shape: &Shape, probe: &mut Probe<'_>) -> f64 {
+    let config = &shape.config;
+    let (heads, width, r) = (config.num_attention_heads, config.qk_head_dim(), config.rotary_dim());
+    let (rows, dtype) = (shape.batch.rows.min(ROWS), shape.precision.attention);
+    let (x, mut y) = (numbers(rows * heads * width, dtype), numbers(rows * heads * width, dtype));
+    let positions = vec![0; rows];
+    let (cos, sin) = (vec![1.0; r / 2], vec![0.0; r / 2]);
+    let cpu = probe.cpu;
+    let (offset, interleaved) = (width - r, config.rope.interleaved);
+    let once = probe.seconds(|| {
+        let (x, y) = (x.view(), y.view_mut());
+        rope::rope(cpu, x, heads, width, offset, r, &positions, &cos, &sin, interleaved, false, y);
+    });
+    once / (2 * rows * heads * width * dtype.size_bytes()) as f64
+}
+
 /// Adds up what a walk found.
 pub(super) fn predict(shape: &Shape, found: &Found, cpu: &Cpu) -> Time {
     let start = Instant::now();
     let mut time = Time::default();
+    let mut probe = Probe { cpu, other: vec![1.0; OTHER_ELEMENTS] };
     for (work, &count) in &found.work {
-        let all = count as f64 * seconds(work, cpu, shape.batch.rows, shape.batch.sequence_length);
+        let all = count as f64 * seconds(&mut probe, work, shape.batch.rows, shape.batch.sequence_length);
         match work {
             Work::Product { .. } | Work::Gradient { .. } => time.products_s += all,
             Work::Attention { .. } => time.attention_s += all,
@@ -255,17 +288,13 @@ pub(super) fn predict(shape: &Shape, found: &Found, cpu: &Cpu) -> Time {
             Work::Norm { .. } | Work::Swiglu { .. } => time.passes_s += all,
         }
     }
-    // a sum of two arrays: twelve bytes an element
-    let n = PASS_ELEMENTS;
-    let (a, b) = (numbers(n, DType::F32), numbers(n, DType::F32));
-    let mut sum = numbers(n, DType::F32);
-    let byte_s = measured(|| copy::add(cpu, a.view(), b.view(), sum.view_mut())) / (12 * n) as f64;
+    let byte_s = byte_s(shape, &mut probe);
     time.passes_s += byte_s * found.moved_bytes as f64;
     let passes = shape.accumulation as f64;
     for part in [&mut time.products_s, &mut time.attention_s, &mut time.head_s, &mut time.passes_s] {
         *part *= passes;
     }
-    time.update_s = update_s(shape, cpu);
+    time.update_s = update_s(shape, &mut probe);
     let Time { products_s, attention_s, head_s, passes_s, update_s, .. } = time;
     time.step_s = products_s + attention_s + head_s + passes_s + update_s;
     time.tok_s = (shape.batch.rows * shape.accumulation) as f64 / time.step_s;
