@@ -146,7 +146,14 @@ impl Model {
     pub(crate) fn zero(config: Config, precision: Precision) -> Self {
         let mut layout = Layout::new(&config, precision);
         let net = Net::new(&config, &mut layout);
-        Self { config, params: layout.finish(), precision, timers: Timers::default(), recompute: Recompute::None, net }
+        Self {
+            config,
+            params: layout.finish(),
+            precision,
+            timers: Timers::default(),
+            recompute: Recompute::None,
+            net,
+        }
     }
 
     /// Marks the packed copies of the weights as stale; to be called after every change of `params.data`.

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use minke_cpu::Cpu;
 use minke_cpu::loss::{Scales, cross_entropy};
 use minke_model::{
-    Cache, Config, DType, IGNORE, LossOptions, Model, MtpTargets, Precision, Recompute, Segment, Step, TrainBatch, Want,
-    WeightSource,
+    Cache, Config, DType, IGNORE, LossOptions, Model, MtpTargets, Precision, Recompute, Segment, Step,
+    TrainBatch, Want, WeightSource,
 };
 use minke_num::tolerance::assert_same_bits;
 use safetensors::SafeTensors;

@@ -112,7 +112,14 @@ pub struct Context<'a> {
 impl<'a> Context<'a> {
     /// A context without a tape: operations keep nothing for a backward pass.
     pub fn inference(cpu: &'a Cpu, store: &'a mut Store) -> Self {
-        Self { cpu, store, timers: Timers::default(), tracking: Tracking::Off, tape: Vec::new(), grads: Vec::new() }
+        Self {
+            cpu,
+            store,
+            timers: Timers::default(),
+            tracking: Tracking::Off,
+            tape: Vec::new(),
+            grads: Vec::new(),
+        }
     }
 
     /// A context that records; gradients of weights are added to `store.grad`.

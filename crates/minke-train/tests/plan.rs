@@ -2,11 +2,11 @@
 
 use minke_cpu::Cpu;
 use minke_model::{Model, Precision, Recompute};
+use minke_train::batch;
 use minke_train::optim::Settings;
 use minke_train::plan;
 use minke_train::recipe::Recipe;
 use minke_train::trainer::{Course, Trainer};
-use minke_train::batch;
 
 const DEEPSEEK: &str = r#"
 precision = "bf16"

@@ -290,7 +290,11 @@ impl Shape {
         if needed_bytes <= available_bytes {
             return Fit::Fits;
         }
-        Fit::TooLarge(TooLarge { needed_bytes, available_bytes, ways: self.ways(level, threads, available_bytes) })
+        Fit::TooLarge(TooLarge {
+            needed_bytes,
+            available_bytes,
+            ways: self.ways(level, threads, available_bytes),
+        })
     }
 
     /// Changes that make it smaller, each with what it then needs.
@@ -406,7 +410,10 @@ impl std::fmt::Display for TooLarge {
             write!(f, "\n  with {set}: {} ({verdict})", gib(*needed_bytes))?;
         }
         if !ways.iter().any(|way| way.fits) {
-            write!(f, "\n  = help: make train.sequence_length or the model smaller (model.depth, hidden_size, experts)")?;
+            write!(
+                f,
+                "\n  = help: make train.sequence_length or the model smaller (model.depth, hidden_size, experts)"
+            )?;
         } else {
             write!(f, "\n  = help: change one of these, or train.sequence_length, or the model's size")?;
         }

@@ -23,6 +23,8 @@ const ROWS: usize = 4096;
 const RUNS: usize = 5;
 /// Elements that pass through the caches before each.
 const OTHER_ELEMENTS: usize = 8 << 20;
+/// How far apart the tokens of an expert are, about.
+const APART: usize = 5;
 /// Elements of the optimizer's measurement: more than caches hold.
 const PASS_ELEMENTS: usize = 4 << 20;
 /// Elements of a weight whose packing is measured.
@@ -96,6 +98,11 @@ fn part(rows: usize, groups: usize) -> (usize, usize, f64) {
     (measured, groups, rows as f64 / measured as f64)
 }
 
+/// Rows of a grouped product, read as experts read their tokens: ascending, a few apart.
+fn index(rows: usize, groups: usize) -> Option<Vec<u32>> {
+    (groups > 1).then(|| (0..rows).map(|i| (i * APART % rows) as u32).collect())
+}
+
 /// Where each of `groups` begins among `rows`, and the end.
 fn offsets(rows: usize, groups: usize) -> Vec<u32> {
     (0..=groups).map(|g| (rows * g / groups) as u32).collect()
@@ -112,18 +119,22 @@ fn seconds(probe: &mut Probe<'_>, work: &Work, rows: usize, sequence_length: usi
             let mut packed = Packed::empty();
             packed.pack_nt(cpu, w.view(), groups, n, k, compute(weights));
             drop(w);
-            let offsets = offsets(rows, groups);
+            let (offsets, index) = (offsets(rows, groups), index(rows, groups));
             factor
-                * probe.seconds(|| matmul(cpu, Operand::new(x.view(), k), &offsets, &packed, y.view_mut(), false))
+                * probe.seconds(|| {
+                    let x = Operand { view: x.view(), cols: k, index: index.as_deref() };
+                    matmul(cpu, x, &offsets, &packed, y.view_mut(), false);
+                })
         }
         Work::Gradient { rows, m, n, groups, weights, x } => {
             let (rows, groups, factor) = part(rows, groups);
             let (d_y, x) = (numbers(rows * m, x), numbers(rows * n, x));
             let mut d_w = vec![0.0; groups * m * n];
-            let offsets = offsets(rows, groups);
+            let (offsets, index) = (offsets(rows, groups), index(rows, groups));
             factor
                 * probe.seconds(|| {
-                    let (d_y, x) = (Operand::new(d_y.view(), m), Operand::new(x.view(), n));
+                    let d_y = Operand { view: d_y.view(), cols: m, index: index.as_deref() };
+                    let x = Operand::new(x.view(), n);
                     matmul_tn(cpu, d_y, x, &offsets, compute(weights), &mut d_w, false);
                 })
         }
@@ -170,8 +181,7 @@ fn seconds(probe: &mut Probe<'_>, work: &Work, rows: usize, sequence_length: usi
         }
         Work::Norm { rows, d, x, y, back } => {
             let (rows, _, factor) = part(rows, 1);
-            let (x, mut d_x, mut y) =
-                (numbers(rows * d, x), numbers(rows * d, x), numbers(rows * d, y));
+            let (x, mut d_x, mut y) = (numbers(rows * d, x), numbers(rows * d, x), numbers(rows * d, y));
             let (w, mut d_w, mut rstd) = (vec![1.0; d], vec![0.0; d], vec![1.0; rows]);
             factor
                 * if back {
@@ -299,6 +309,8 @@ pub(super) fn predict(shape: &Shape, found: &Found, cpu: &Cpu) -> Time {
     time.step_s = products_s + attention_s + head_s + passes_s + update_s;
     time.tok_s = (shape.batch.rows * shape.accumulation) as f64 / time.step_s;
     time.run_s = time.step_s * shape.steps as f64;
+    drop(probe);
+    minke_tensor::release();
     time.measuring_s = start.elapsed().as_secs_f64();
     time
 }

@@ -163,7 +163,13 @@ pub fn walk(config: &Config, precision: Precision, recompute: Recompute, balance
     };
     let kept_bytes = cx.train_step(recompute);
     let pool = cx.pool.borrow();
-    Found { held_bytes: pool.held, tensor_bytes: pool.touched, kept_bytes, work: cx.work.clone(), moved_bytes: cx.moved_bytes }
+    Found {
+        held_bytes: pool.held,
+        tensor_bytes: pool.touched,
+        kept_bytes,
+        work: cx.work.clone(),
+        moved_bytes: cx.moved_bytes,
+    }
 }
 
 /// The residual stream and a block's output that is not yet added to it.
@@ -223,7 +229,8 @@ impl Walk {
 
     /// A pass over memory that reads or writes these.
     fn moves(&mut self, tensors: &[&Tensor]) {
-        self.moved_bytes += tensors.iter().map(|t| (t.rows * t.cols * t.dtype.size_bytes()) as u64).sum::<u64>();
+        self.moved_bytes +=
+            tensors.iter().map(|t| (t.rows * t.cols * t.dtype.size_bytes()) as u64).sum::<u64>();
     }
 
     fn embedding(&mut self) -> Var {

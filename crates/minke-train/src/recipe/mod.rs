@@ -27,7 +27,8 @@ use reader::Places;
 pub use reader::{BYTES, Section, TOKENS, Units};
 use sections::GivenTrain;
 pub use sections::{
-    Data, Dtype, Optim, Optimizer, Precision, Recompute, Run, Sample, Source, Train, located, optim, precision, run,
+    Data, Dtype, Optim, Optimizer, Precision, Recompute, Run, Sample, Source, Train, located, optim,
+    precision, run,
 };
 use tree::Texts;
 

@@ -125,7 +125,11 @@ pub fn run(args: &Inspect) -> Result<(), Failure> {
         report.files = Some(files);
         report
     };
-    if args.json { output::json(&report)? } else { output::text(&text(&report))? }
+    if args.json {
+        output::json(&report)?
+    } else {
+        output::text(&text(&report))?
+    }
     too_large.map_or(Ok(()), |why| Err(Failure::user(why.to_string())))
 }
 
@@ -266,8 +270,9 @@ fn files(config: &Config, weights: &WeightFiles) -> Files {
 fn training_rows(training: &Training) -> Vec<(&'static str, String)> {
     let m = &training.memory;
     let size = |n: u64| bytes(n as f64);
-    let there =
-        training.available_bytes.map_or(String::new(), |available| format!(" of {} available", size(available)));
+    let there = training
+        .available_bytes
+        .map_or(String::new(), |available| format!(" of {} available", size(available)));
     let mut rows = vec![
         ("training here", format!("{} threads, {}", training.threads, training.level)),
         ("  peak memory", format!("{}{there}", size(m.peak_bytes))),
@@ -275,7 +280,10 @@ fn training_rows(training: &Training) -> Vec<(&'static str, String)> {
         ("    packed for products", size(m.packed_bytes)),
         ("    gradients", size(m.gradients_bytes)),
         ("    optimizer", size(m.optimizer_bytes)),
-        ("    activations", format!("{} (recompute = \"{}\")", size(m.activations_bytes), training.recompute)),
+        (
+            "    activations",
+            format!("{} (recompute = \"{}\")", size(m.activations_bytes), training.recompute),
+        ),
         ("    in passing", size(m.passing_bytes)),
         ("    threads", size(m.threads_bytes)),
         ("    process", size(m.process_bytes)),
