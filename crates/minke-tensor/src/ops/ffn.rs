@@ -16,7 +16,7 @@ pub fn swiglu_ffn(cx: &mut Context<'_>, x: &Var, gate_up: WeightId, down: Weight
     let y = cx.var(y);
     let (x, out) = (x.clone(), y.slot());
     cx.record(move |cx| {
-        let Some(d_y) = cx.take_grad(&out) else { return };
+        let Some(d_y) = cx.take_grad(out) else { return };
         let d_x = backward(cx, &x.value, &gu, &d_y, gate_up, down);
         cx.add_grad(&x, d_x);
     });

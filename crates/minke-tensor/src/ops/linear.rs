@@ -13,7 +13,7 @@ pub fn linear(cx: &mut Context<'_>, x: &Var, w: WeightId, dtype: DType) -> Var {
     let y = cx.var(y);
     let (x, out) = (x.clone(), y.slot());
     cx.record(move |cx| {
-        let Some(d_y) = cx.take_grad(&out) else { return };
+        let Some(d_y) = cx.take_grad(out) else { return };
         cx.timed("linear dW", |cx| weight_grad(cx, &d_y, &x.value, w));
         let d_x = cx.timed("linear dx", |cx| input_grad(cx, &d_y, w, x.value.dtype()));
         cx.add_grad(&x, d_x);
@@ -56,8 +56,8 @@ pub fn concat(cx: &mut Context<'_>, a: &Var, b: &Var) -> Var {
     let y = cx.var(y);
     let (a, b, out) = (a.slot(), b.slot(), y.slot());
     cx.record(move |cx| {
-        let Some(d_y) = cx.take_grad(&out) else { return };
-        for (part, start) in [(&a, 0), (&b, da)] {
+        let Some(d_y) = cx.take_grad(out) else { return };
+        for (part, start) in [(a, 0), (b, da)] {
             let mut d = Tensor::uninit(n, part.cols, part.dtype);
             copy::take_columns(cx.cpu, d_y.view(), da + db, start, part.cols, d.view_mut());
             cx.add_grad(part, d);

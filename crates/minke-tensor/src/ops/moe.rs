@@ -100,7 +100,7 @@ pub fn moe_ffn(
     let shared_gu = shared.map(|(_, gu)| gu);
     let (x, out, cfg, borders) = (x.clone(), y.slot(), *cfg, borders.clone());
     cx.record(move |cx| {
-        let Some(d_y) = cx.take_grad(&out) else { return };
+        let Some(d_y) = cx.take_grad(out) else { return };
         let saved = Saved {
             x: &x.value,
             gu: &gu,

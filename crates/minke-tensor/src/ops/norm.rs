@@ -19,7 +19,7 @@ pub fn rmsnorm(cx: &mut Context<'_>, x: &Var, w: WeightId, eps: f32, dtype: DTyp
     let y = cx.var(y);
     let (x, out) = (x.clone(), y.slot());
     cx.record(move |cx| {
-        let Some(d_y) = cx.take_grad(&out) else { return };
+        let Some(d_y) = cx.take_grad(out) else { return };
         let d_x = cx.timed("norm backward", |cx| {
             let mut d_x = Tensor::uninit(x.value.rows(), x.value.cols(), x.value.dtype());
             let (weight, d_w) = cx.store.with_grad(w);
@@ -64,7 +64,7 @@ pub fn add_rmsnorm(
     let (x, delta, s, out) = (x.slot(), delta.slot(), sum.clone(), y.slot());
     cx.record(move |cx| {
         let d_sum = cx.take_grad(&s);
-        let d = match cx.take_grad(&out) {
+        let d = match cx.take_grad(out) {
             Some(d_y) => cx.timed("norm backward", |cx| {
                 let mut d = Tensor::uninit(s.value.rows(), s.value.cols(), DType::F32);
                 let (weight, d_w) = cx.store.with_grad(w);
@@ -79,8 +79,8 @@ pub fn add_rmsnorm(
         };
         // one tensor is the gradient of both terms
         let d_delta = d.converted(cx.cpu, delta.dtype);
-        cx.add_grad(&delta, d_delta);
-        cx.add_grad(&x, d);
+        cx.add_grad(delta, d_delta);
+        cx.add_grad(x, d);
     });
     (sum, y)
 }

@@ -409,14 +409,11 @@ impl std::fmt::Display for TooLarge {
             let verdict = if *fits { "fits" } else { "still too much" };
             write!(f, "\n  with {set}: {} ({verdict})", gib(*needed_bytes))?;
         }
-        if !ways.iter().any(|way| way.fits) {
-            write!(
-                f,
-                "\n  = help: make train.sequence_length or the model smaller (model.depth, hidden_size, experts)"
-            )?;
+        let help = if ways.iter().any(|way| way.fits) {
+            "change one of these, or train.sequence_length, or the model's size"
         } else {
-            write!(f, "\n  = help: change one of these, or train.sequence_length, or the model's size")?;
-        }
-        Ok(())
+            "make train.sequence_length or the model smaller (model.depth, hidden_size, experts)"
+        };
+        write!(f, "\n  = help: {help}")
     }
 }

@@ -225,8 +225,9 @@ fn update_s(shape: &Shape, probe: &mut Probe<'_>) -> f64 {
     std::hint::black_box(sum);
     let mut total = adamw_s * by_adamw as f64 + norm_s * parameters;
     // matrices are tasks of one thread each where there are many
-    let alone = Cpu::with_level(cpu.level(), if matrices.len() < 2 * cpu.threads() { 0 } else { 1 });
-    let share = if matrices.len() < 2 * cpu.threads() { 1.0 } else { 1.0 / cpu.threads() as f64 };
+    let many = matrices.len() >= 2 * cpu.threads();
+    let alone = if many { Cpu::with_level(cpu.level(), 1) } else { cpu.clone() };
+    let share = if many { 1.0 / cpu.threads() as f64 } else { 1.0 };
     let mut by_shape: HashMap<(usize, usize), usize> = HashMap::new();
     for shape in matrices {
         *by_shape.entry(shape).or_default() += 1;

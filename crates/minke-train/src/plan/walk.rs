@@ -271,15 +271,9 @@ impl Walk {
         y
     }
 
-    /// The form in which a product's left operand waits for the way back: as it came. A narrower one, with scales or
-    /// without, would be made here.
-    fn kept(&mut self, x: &Tensor, _weights: DType) -> Tensor {
-        x.clone()
-    }
-
     fn linear(&mut self, x: &Var, n: usize, weights: DType, dtype: DType) -> Var {
         let y = self.matmul(&x.value, n, weights, dtype);
-        let kept = self.kept(&x.value, weights);
+        let kept = kept(&x.value, weights);
         let y = self.var(y);
         let (x, out) = (x.slot(), y.slot());
         self.record(move |cx| {
@@ -661,6 +655,14 @@ impl Walk {
         let out = self.layer(layer, recompute, (x, None));
         let head = self.model.precision.head;
         self.normed(out, head).1
+    }
+}
+
+/// The form in which a product's left operand waits for the way back: as it came. A narrower one, such as a byte with
+/// scales, would be a tensor of its own, made here.
+fn kept(x: &Tensor, weights: DType) -> Tensor {
+    match weights {
+        DType::F32 | DType::Bf16 => x.clone(),
     }
 }
 

@@ -126,9 +126,9 @@ pub fn run(args: &Inspect) -> Result<(), Failure> {
         report
     };
     if args.json {
-        output::json(&report)?
+        output::json(&report)?;
     } else {
-        output::text(&text(&report))?
+        output::text(&text(&report))?;
     }
     too_large.map_or(Ok(()), |why| Err(Failure::user(why.to_string())))
 }
