@@ -267,6 +267,7 @@ pub fn run(
             optim: setup.optim,
             batch,
             accumulation: 1,
+            prepares: false,
             steps: setup.steps,
         };
         // the weights are there already

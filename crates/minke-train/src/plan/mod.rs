@@ -26,6 +26,8 @@ use crate::recipe::{Optim, Optimizer, Resolved};
 const PROCESS_BYTES: u64 = 24 << 20;
 /// Bytes of a tokenizer for each of its tokens, in both directions and as the model's file.
 const TOKENIZER_BYTES_PER_TOKEN: u64 = 500;
+/// What preparing text, mapping it, and compressing what is held out leave behind, whatever their size.
+const DATA_BYTES: u64 = 64 << 20;
 /// Elements of a weight above which its packed copies are shared while training, as the store of weights has it.
 const SHARED_ELEMENTS: usize = 1 << 20;
 /// Bytes of logits that a thread holds at least while it computes a loss.
@@ -67,6 +69,8 @@ pub struct Shape {
     pub batch: Batch,
     /// Micro-batches of a step.
     pub accumulation: usize,
+    /// Whether text is prepared first.
+    pub prepares: bool,
     /// Steps of the run.
     pub steps: u64,
 }
@@ -80,6 +84,7 @@ impl From<&Resolved> for Shape {
             optim: train.optim,
             batch: Batch::sequences(train.batch_size, train.sequence_length),
             accumulation: train.accumulation,
+            prepares: !recipe.data.random,
             steps: recipe.steps(),
         }
     }
@@ -104,6 +109,8 @@ pub struct Memory {
     pub threads_bytes: u64,
     /// The program, the tokenizer, and batches.
     pub process_bytes: u64,
+    /// Preparing text, and what is held of it.
+    pub data_bytes: u64,
     /// All of it: the most that the process will hold.
     pub peak_bytes: u64,
 }
@@ -259,10 +266,12 @@ impl Shape {
             passing_bytes: found.tensor_bytes.saturating_sub(found.kept_bytes),
             threads_bytes: (thread * threads) as u64,
             process_bytes: PROCESS_BYTES + tokenizer + batch as u64,
+            data_bytes: if self.prepares { DATA_BYTES } else { 0 },
             peak_bytes: 0,
         };
         let Memory { weights_bytes, packed_bytes, gradients_bytes, optimizer_bytes, .. } = memory;
-        let Memory { activations_bytes, passing_bytes, threads_bytes, process_bytes, .. } = memory;
+        let Memory { activations_bytes, passing_bytes, threads_bytes, process_bytes, data_bytes, .. } =
+            memory;
         memory.peak_bytes = [
             weights_bytes,
             packed_bytes,
@@ -272,6 +281,7 @@ impl Shape {
             passing_bytes,
             threads_bytes,
             process_bytes,
+            data_bytes,
         ]
         .iter()
         .fold(0, |sum, &bytes| u64::saturating_add(sum, bytes));

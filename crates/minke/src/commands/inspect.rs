@@ -287,6 +287,7 @@ fn training_rows(training: &Training) -> Vec<(&'static str, String)> {
         ("    in passing", size(m.passing_bytes)),
         ("    threads", size(m.threads_bytes)),
         ("    process", size(m.process_bytes)),
+        ("    data", size(m.data_bytes)),
     ];
     if let Some(time) = &training.time {
         let step = format!("{:.0} ms for {} tokens", time.step_s * 1e3, training.tokens_per_step);
