@@ -16,11 +16,13 @@ use std::time::Instant;
 use minke_cpu::Cpu;
 use minke_data::Tokenizer;
 use minke_data::template::ChatTemplate;
+use minke_infer::machine::available_bytes;
 use minke_infer::{Loaded, load_model};
 use minke_model::{Model, Precision, spec};
 use minke_train::checkpoint::{self, State};
 use minke_train::metrics::MetricsWriter;
 use minke_train::optim::Settings;
+use minke_train::plan::{self, Batch, Shape};
 use minke_train::pretrain::Options;
 use minke_train::recipe::{Optim, RecipeError, Run, Section};
 use minke_train::run_folder::{self, RunFolder};
@@ -124,6 +126,11 @@ pub trait Stage {
         1
     }
 
+    /// What goes through the model at once when it trains, at most; none where that is not known.
+    fn batch(&self) -> Option<Batch> {
+        None
+    }
+
     /// What a person wants to know before the first step.
     fn facts(&self) -> Vec<(String, String)> {
         Vec::new()
@@ -181,6 +188,7 @@ pub struct Base {
     folder: RunFolder,
     loaded: Loaded,
     cpu: Cpu,
+    force: bool,
 }
 
 /// Takes the run's folder and loads the model; what costs minutes comes after what is likely to be wrong.
@@ -202,7 +210,7 @@ pub fn open(setup: &Setup, options: &Options, on_event: &mut dyn FnMut(Event<'_>
 /// The folder is taken or holds something else; what `make` says.
 pub fn fresh(setup: &Setup, options: &Options, make: impl FnOnce() -> Result<Loaded>) -> Result<Base> {
     let folder = RunFolder::take(Path::new(&setup.run.out), options.resume)?;
-    Ok(Base { folder, loaded: make()?, cpu: Cpu::detect(options.threads) })
+    Ok(Base { folder, loaded: make()?, cpu: Cpu::detect(options.threads), force: options.force })
 }
 
 impl Base {
@@ -234,7 +242,7 @@ pub fn run(
     stop: &AtomicBool,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Outcome> {
-    let Base { folder, loaded, cpu } = base;
+    let Base { folder, loaded, cpu, force } = base;
     let before = if resume { find(setup, &folder, on_event)? } else { None };
     let (mut stop_ids, bos) = (loaded.stop_ids(), loaded.bos());
     let template = match &setup.template {
@@ -252,6 +260,22 @@ pub fn run(
         stop_ids.push(end);
     }
     let counts = spec::parameters(&loaded.model.config);
+    if let Some(batch) = stage.batch().filter(|_| !force) {
+        let shape = Shape {
+            config: loaded.model.config.clone(),
+            precision: loaded.model.precision,
+            optim: setup.optim,
+            batch,
+            accumulation: 1,
+            prepares: false,
+            steps: setup.steps,
+        };
+        // the weights are there already
+        let available = available_bytes().map(|bytes| bytes + 4 * (counts.total + counts.mtp));
+        if let Some(text) = plan::check(&shape, &cpu, available)? {
+            on_event(Event::Warning { text });
+        }
+    }
     let course = Course::new(&setup.optim, setup.steps * stage.updates());
     let trainer = Trainer::new(loaded.model, &Settings::from(&setup.optim), course);
     let folder_path = folder.path().to_owned();

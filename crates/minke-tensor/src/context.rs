@@ -42,12 +42,6 @@ impl From<&Var> for Slot {
     }
 }
 
-impl From<&Slot> for Slot {
-    fn from(slot: &Slot) -> Self {
-        *slot
-    }
-}
-
 type Backward = Box<dyn FnOnce(&mut Context<'_>)>;
 
 /// Time spent per operation; forward and backward apart.
@@ -215,7 +209,7 @@ impl<'a> Context<'a> {
         self.tracking = Tracking::Tape;
         let slots = outputs.each_ref().map(Var::slot);
         self.record(move |cx| {
-            let grads = slots.map(|slot| cx.take_grad(&slot));
+            let grads = slots.map(|slot| cx.take_grad(slot));
             if grads.iter().all(Option::is_none) {
                 return;
             }
@@ -223,13 +217,13 @@ impl<'a> Context<'a> {
             let inner = inputs.map(|input| cx.var(input.value));
             let slots = inner.each_ref().map(Var::slot);
             let outputs = again(cx, inner).map(|output| output.slot());
-            for (output, grad) in outputs.iter().zip(grads) {
+            for (output, grad) in outputs.into_iter().zip(grads) {
                 if let Some(grad) = grad {
                     cx.add_grad(output, grad);
                 }
             }
             cx.unwind();
-            for (outer, inner) in outer.iter().zip(&slots) {
+            for (outer, inner) in outer.into_iter().zip(slots) {
                 if let Some(grad) = cx.take_grad(inner) {
                     cx.add_grad(outer, grad);
                 }

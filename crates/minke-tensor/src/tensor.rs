@@ -48,6 +48,21 @@ impl Memory {
     }
 }
 
+/// Bytes of all buffers, in use or not.
+static HELD: AtomicUsize = AtomicUsize::new(0);
+
+/// Bytes of all buffers of tensors, in use or waiting to be used again.
+pub fn held_bytes() -> usize {
+    HELD.load(Ordering::Relaxed)
+}
+
+/// Gives the system back what is not in use, for who will never ask for the same sizes again.
+pub fn release() {
+    let free = FREE.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let bytes: usize = free.iter().flatten().map(|(class, buffers)| class * buffers.len()).sum();
+    HELD.fetch_sub(bytes, Ordering::Relaxed);
+}
+
 struct Storage {
     buf: AlignedBuf,
     class: usize,
@@ -61,6 +76,9 @@ impl Storage {
         let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
         let found = free.get_or_insert_with(HashMap::new).get_mut(&class).and_then(Vec::pop);
         drop(free);
+        if found.is_none() {
+            HELD.fetch_add(class, Ordering::Relaxed);
+        }
         let mut buf = found.unwrap_or_default();
         buf.get::<u8>(class);
         let live = LIVE.fetch_add(class, Ordering::Relaxed) + class;

@@ -7,13 +7,14 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use minke_cpu::Cpu;
-use minke_infer::machine::{gemm_peak_gflops, median, peak_rss_bytes};
+use minke_infer::machine::{available_bytes, gemm_peak_gflops, median, peak_rss_bytes};
 use minke_model::{DType, Model, Precision, spec};
 use serde::Serialize;
 
 use crate::batch;
 use crate::error::Result;
 use crate::optim::Settings;
+use crate::plan::{self, Shape};
 use crate::recipe::{self, Recipe};
 use crate::trainer::{Course, Trainer};
 
@@ -28,6 +29,8 @@ pub struct Options {
     pub steps: usize,
     /// Threads; 0 for as many as there are cores.
     pub threads: usize,
+    /// Whether to start what needs more memory than there is.
+    pub force: bool,
 }
 
 /// Share of one operation in a step.
@@ -114,6 +117,9 @@ pub struct Figures {
 pub fn run(options: &Options) -> Result<Figures> {
     let recipe = Recipe::load(&options.recipe, &options.overrides)?.resolve()?;
     let cpu = Cpu::detect(options.threads);
+    if !options.force {
+        plan::check(&Shape::from(&recipe), &cpu, available_bytes())?;
+    }
     let (config, train, seed) = (recipe.config.clone(), &recipe.train, recipe.run.seed);
     let linear = Precision::from(recipe.precision).linear;
     let peaks = || (gemm_peak_gflops(&cpu, linear), gemm_peak_gflops(&cpu, DType::F32));

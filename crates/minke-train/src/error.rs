@@ -77,6 +77,9 @@ pub enum TrainError {
         /// Why it cannot be used here, and what to do.
         reason: String,
     },
+    /// It would not fit into memory.
+    #[error("{0}, or start anyway with --force")]
+    TooLarge(crate::plan::TooLarge),
     /// Numbers ran away and did not come back.
     #[error(
         "step {step}: the {what} is not finite, {in_a_row} times in a row; the weights are those before the first of them, and so is the newest checkpoint\n  = help: a lower `train.lr` or `train.muon_lr`, a longer `train.warmup_share` or a smaller `train.clip` may hold it; `train.skip_limit` says how many such steps are skipped"
@@ -109,6 +112,7 @@ impl TrainError {
             | Self::Busy { .. }
             | Self::Changed { .. }
             | Self::NoWholeCheckpoint { .. }
+            | Self::TooLarge(_)
             | Self::Unsuitable { .. } => true,
             Self::Data(error) => error.is_user_error(),
             Self::Io { source, .. } => {

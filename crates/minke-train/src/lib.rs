@@ -17,6 +17,7 @@ pub mod events;
 pub mod export;
 pub mod metrics;
 pub mod optim;
+pub mod plan;
 pub mod pretrain;
 pub mod recipe;
 pub mod report;

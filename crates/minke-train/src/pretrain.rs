@@ -19,7 +19,7 @@ use minke_data::{
     DataSettings, Evaluation, Loader, LoaderOptions, Prepared, SourceSpec, TokenizerSpec, TrainOptions,
     compress, expand_path,
 };
-use minke_infer::machine::{gemm_peak_gflops, median};
+use minke_infer::machine::{available_bytes, gemm_peak_gflops, median};
 use minke_model::{Model, Precision, spec};
 
 use crate::checkpoint::{self, Checkpoint, State};
@@ -28,6 +28,7 @@ use crate::eval::{self, Score};
 use crate::events::{Event, Started};
 use crate::metrics::{self, Balance, MetricsWriter, Record, SampleText};
 use crate::optim::Settings;
+use crate::plan::{self, Shape};
 use crate::recipe::{self, Recipe, Resolved};
 use crate::report::{Report, Yardstick};
 use crate::resume;
@@ -52,6 +53,8 @@ pub struct Options {
     pub resume: bool,
     /// Threads; 0 for as many as there are cores.
     pub threads: usize,
+    /// Whether to start what needs more memory than there is.
+    pub force: bool,
     /// Where prepared data is kept; by default `.data` beside the run's folder, so that runs share it.
     pub cache: Option<PathBuf>,
 }
@@ -100,9 +103,15 @@ pub fn run(options: &Options, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<
         Some(tokenizer) => recipe.resolve_with_vocabulary(tokenizer.vocab_size())?,
         None => recipe.resolve()?,
     };
+    let cpu = Cpu::detect(options.threads);
+    if !options.force {
+        let warning = plan::check(&Shape::from(&early), &cpu, available_bytes())?;
+        if let Some(text) = warning {
+            on_event(Event::Warning { text });
+        }
+    }
     let folder = RunFolder::take(&out, options.resume)?;
     let resumed = if options.resume { find(&folder, &early, on_event)? } else { None };
-    let cpu = Cpu::detect(options.threads);
     let cache = options.cache.clone().unwrap_or_else(|| {
         let beside = out.parent().filter(|parent| !parent.as_os_str().is_empty());
         beside.unwrap_or(Path::new(".")).join(".data")

@@ -486,7 +486,8 @@ fn the_benchmark_measures_a_step() {
     let text = "precision = \"bf16\"\n[model]\ndepth = 2\nvocab_size = 512\nnum_nextn_predict_layers = 0\n\
                 [data]\nrandom = true\n[train]\nsequence_length = 64\nbatch_size = 2\noptimizer = \"adamw\"\n";
     fs::write(&recipe, text).unwrap();
-    let options = minke_train::bench::Options { recipe, overrides: Vec::new(), steps: 3, threads: 2 };
+    let options =
+        minke_train::bench::Options { recipe, overrides: Vec::new(), steps: 3, threads: 2, force: false };
     let figures = minke_train::bench::run(&options).unwrap();
     assert_eq!((figures.threads, figures.steps, figures.tokens_per_step), (2, 3, 128));
     let implied = figures.tok_s * figures.step_ms / 1e3;

@@ -63,11 +63,13 @@ pub enum Command {
         The file holds {\"sequences\": [[1, 2, 3], [4, 5]]}. With --logits, row i of\n\
         `logits.N` is what the model says after token i of sequence N.")]
     Score(Score),
-    /// Show the parameters, memory and arithmetic of a model or recipe
+    /// Show the parameters, memory, arithmetic and time of a model or recipe
     #[command(after_help = "Examples:\n  \
         minke inspect runs/quickstart\n  \
         minke inspect recipes/quickstart.toml --set model.depth=8\n  \
-        minke inspect deepseek-ai/DeepSeek-V2-Lite --json")]
+        minke inspect deepseek-ai/DeepSeek-V2-Lite --json\n\n\
+        Of a recipe it also says what training will need here: memory by formula, and time from measurements\n\
+        of some seconds. A recipe that does not fit into memory ends with exit code 2.")]
     Inspect(Inspect),
     /// Teach a model to answer as examples do
     #[command(after_help = "Examples:\n  \
@@ -255,6 +257,9 @@ pub struct Train {
     /// Continue a run from its last checkpoint
     #[arg(long)]
     pub resume: bool,
+    /// Start even if it needs more memory than there is
+    #[arg(long)]
+    pub force: bool,
     /// Print one JSON object per event
     #[arg(long)]
     pub json: bool,
@@ -346,6 +351,8 @@ pub struct Inspect {
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub threads: Threads,
 }
 
 /// `minke bench infer`.
@@ -384,6 +391,9 @@ pub struct BenchTrain {
     /// Steps to measure, after warming up
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub steps: u32,
+    /// Start even if it needs more memory than there is
+    #[arg(long)]
+    pub force: bool,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

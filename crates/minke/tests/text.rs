@@ -224,6 +224,40 @@ fn exported_models_are_models() {
 }
 
 #[test]
+fn inspect_foretells_what_training_needs() {
+    let recipe = concat!(env!("CARGO_MANIFEST_DIR"), "/../../recipes/bench-a.toml");
+    let report = |set: &[&str]| -> Value {
+        serde_json::from_str(&good(&[&["inspect", recipe, "--json", "--threads", "1"], set].concat()))
+            .unwrap()
+    };
+    let (all, twice) = (report(&[]), report(&["--set", "train.recompute=layer"]));
+    let bytes = |report: &Value, key: &str| report["training"]["memory"][key].as_u64().unwrap();
+    assert_eq!(bytes(&all, "weights_bytes"), 4 * 7_378_832);
+    assert_eq!(bytes(&all, "optimizer_bytes"), 2 * (bytes(&all, "weights_bytes") - 4 * 80));
+    assert!(bytes(&twice, "activations_bytes") < bytes(&all, "activations_bytes") / 2);
+    assert!(bytes(&twice, "peak_bytes") < bytes(&all, "peak_bytes"));
+    assert!(all["training"]["time"]["step_s"].as_f64().unwrap() > 0.0);
+    let shown = good(&["inspect", recipe]);
+    for said in ["training here", "peak memory", "activations", "tokens/s", "whole run"] {
+        assert!(shown.contains(said), "{shown}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_into_memory_is_refused() {
+    let recipe = concat!(env!("CARGO_MANIFEST_DIR"), "/../../recipes/bench-a.toml");
+    let large = ["--set", "train.batch_size=65536", "--set", "train.sequence_length=4096"];
+    let large = [&large[..], &["--set", "train.tokens=1000M"]].concat();
+    for command in [&["inspect", recipe][..], &["bench", "train", recipe]] {
+        let run = minke(&[command, &large].concat());
+        assert_eq!(run.code, 2, "{}", run.err);
+        for said in ["GiB are available", "train.recompute = \"layer\"", "train.batch_size = ", "hint: "] {
+            assert!(run.err.contains(said), "{said}: {}", run.err);
+        }
+    }
+}
+
+#[test]
 fn bench_infer_has_its_figures() {
     let folder = vectors("v3_plain");
     let args =

@@ -47,6 +47,11 @@ pub fn run(
     });
 }
 
+/// Words of a task of `rows`.
+pub fn scratch_words(shape: &AttentionShape, rows: usize) -> usize {
+    Parts::sizes(shape, rows).iter().sum()
+}
+
 /// The working memory of a task. Rows are (position, query head of the group); a tile is [`PANEL`] of them. What products
 /// read is words of the task's engine: f32, or bf16 pairs.
 struct Parts<'a> {

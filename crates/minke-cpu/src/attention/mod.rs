@@ -181,6 +181,11 @@ pub fn forward_cached(cpu: &Cpu, shape: &AttentionShape, q: View, segments: &[Ca
     forward::run(cpu, shape, q, segments.len(), sequence, &SharedRows::new(out), None);
 }
 
+/// Bytes of working memory of a thread in [`backward`] over sequences of `len`, which is more than [`forward`] takes.
+pub fn scratch_bytes(shape: &AttentionShape, len: usize) -> usize {
+    size_of::<u32>() * backward::scratch_words(shape, len * shape.group())
+}
+
 /// Gradients of [`forward`].
 ///
 /// With `P = softmax(scale * Q K^T)`, `delta = rowsum(d_out * out)` and `dS = P * (d_out V^T - delta)`:

@@ -87,6 +87,12 @@ impl Packed {
         self.k
     }
 
+    /// Bytes that packing [groups, k, n] takes on a level.
+    pub fn bytes_of(level: Level, compute: Compute, groups: usize, k: usize, n: usize) -> usize {
+        let words = layout(level, compute, k).0 * PANEL;
+        groups * n.div_ceil(PANEL) * words * size_of::<u32>()
+    }
+
     /// Memory held.
     pub fn bytes(&self) -> usize {
         self.buf.capacity_bytes()

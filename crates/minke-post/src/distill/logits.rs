@@ -2,6 +2,7 @@
 
 use minke_cpu::Cpu;
 use minke_model::{Divergence, Model, Teacher, TrainBatch};
+use minke_train::plan::Batch;
 use serde_json::{Value, json};
 
 use super::cache::Cache;
@@ -64,6 +65,10 @@ impl<'a> Logits<'a> {
 }
 
 impl Stage for Logits<'_> {
+    fn batch(&self) -> Option<Batch> {
+        self.sft.batch()
+    }
+
     fn facts(&self) -> Vec<(String, String)> {
         let Telling { k, temperature, divergence, .. } = self.telling;
         let way = match divergence {

@@ -10,6 +10,7 @@
 use std::time::Instant;
 
 use minke_model::Model;
+use minke_train::plan::Batch;
 use minke_train::trainer::{self, Load};
 use serde_json::{Value, json};
 
@@ -86,6 +87,10 @@ impl OnPolicy {
 }
 
 impl Stage for OnPolicy {
+    fn batch(&self) -> Option<Batch> {
+        self.grpo.batch()
+    }
+
     fn facts(&self) -> Vec<(String, String)> {
         let rollout = &self.grpo.recipe.rollout;
         let mut facts = self.grpo.facts();

@@ -27,6 +27,7 @@ use std::time::Instant;
 use minke_data::template::Thinking;
 use minke_gym::{Split, Task};
 use minke_infer::load_model;
+use minke_train::plan::Batch;
 use minke_train::pretrain::Options;
 use serde_json::Value;
 
@@ -230,7 +231,17 @@ fn sample(group: &Group, answer: &Answer) -> Sample {
     Sample { step: 0, prompt: group.task.prompt.clone(), text: answer.generation.text.clone(), verdict }
 }
 
+/// Tokens of a prompt, about: for the plan alone.
+const PROMPT_TOKENS: usize = 128;
+
 impl Stage for Grpo {
+    fn batch(&self) -> Option<Batch> {
+        let RolloutSettings { prompts, group, max_tokens, .. } = self.recipe.rollout;
+        let sequence_length = max_tokens + PROMPT_TOKENS;
+        let rows = self.recipe.train.rows_per_pass.min(prompts * group * sequence_length);
+        Some(Batch { rows, sequence_length, key: "train.rows_per_pass", unit: 1 })
+    }
+
     fn updates(&self) -> u64 {
         (self.recipe.train.minibatches * self.recipe.train.epochs) as u64
     }

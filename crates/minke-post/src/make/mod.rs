@@ -311,6 +311,7 @@ fn make<R: Runner>(
             out: Some(folder.stage(&stage.name)),
             resume: resumed,
             threads,
+            force: false,
             cache: None,
         },
     );

@@ -21,6 +21,7 @@ use minke_data::template::{ChatTemplate, Message, Thinking};
 use minke_gym::Task;
 use minke_infer::{Engine, Request, Sampling};
 use minke_model::{LossOptions, Model, StepStats, TrainBatch};
+use minke_train::plan::Batch;
 use minke_train::pretrain::Options;
 use minke_train::recipe::Document;
 use serde_json::{Value, json};
@@ -173,6 +174,11 @@ impl<'a> Sft<'a> {
 pub(crate) type Pass<'a> = &'a mut dyn FnMut(&mut Model, usize, &LossOptions) -> StepStats;
 
 impl Stage for Sft<'_> {
+    fn batch(&self) -> Option<Batch> {
+        let train = &self.recipe.train;
+        Some(Batch::sequences(train.batch_size, train.sequence_length))
+    }
+
     fn facts(&self) -> Vec<(String, String)> {
         let held_out: usize = self.held_out.iter().map(|batch| batch.segments.len()).sum();
         let mut facts = vec![

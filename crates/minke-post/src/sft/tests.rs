@@ -256,7 +256,7 @@ fn recipe(folder: &Path, more: &str) -> PathBuf {
 }
 
 fn options(recipe: PathBuf, out: Option<PathBuf>, resume: bool) -> Options {
-    Options { recipe, overrides: Vec::new(), out, resume, threads: 2, cache: None }
+    Options { recipe, overrides: Vec::new(), out, resume, threads: 2, force: false, cache: None }
 }
 
 #[test]

@@ -192,7 +192,7 @@ pub fn mla_attention(
     };
     let (q, kv_a, result, rotary) = (q.slot(), kv_a.slot(), out.slot(), rotary.clone());
     cx.record(move |cx| {
-        let Some(d_out) = cx.take_grad(&result) else { return };
+        let Some(d_out) = cx.take_grad(result) else { return };
         if let Some(kv_a) = &source {
             (attended.k, attended.v) = expand(cx, mla, &normed, kv_a, w.kv_b, &rotary, act);
         }
@@ -219,8 +219,8 @@ pub fn mla_attention(
             norm::rmsnorm_backward(cx.cpu, x, weight, rstd.f32(), d_y, None, d_latent.view_mut(), d_w);
             copy::put_columns(cx.cpu, d_latent.view(), c, d_kv_a.view_mut(), stride, 0);
         });
-        cx.add_grad(&q, d_q);
-        cx.add_grad(&kv_a, d_kv_a);
+        cx.add_grad(q, d_q);
+        cx.add_grad(kv_a, d_kv_a);
     });
     out
 }
@@ -339,15 +339,15 @@ pub fn gqa_attention(
     let out = cx.var(attended.out.clone());
     let (q, k, v, result, rotary) = (q.slot(), k.slot(), v.slot(), out.slot(), rotary.clone());
     cx.record(move |cx| {
-        let Some(d_out) = cx.take_grad(&result) else { return };
+        let Some(d_out) = cx.take_grad(result) else { return };
         let [mut d_q, mut d_k, d_v] = attend_backward(cx, &shape, &attended, &d_out);
         cx.timed("rope backward", |cx| {
             rotate(cx, &mut d_q, shape.heads, &a, &rotary, true);
             rotate(cx, &mut d_k, shape.kv_heads, &a, &rotary, true);
         });
-        cx.add_grad(&q, d_q);
-        cx.add_grad(&k, d_k);
-        cx.add_grad(&v, d_v);
+        cx.add_grad(q, d_q);
+        cx.add_grad(k, d_k);
+        cx.add_grad(v, d_v);
     });
     out
 }

@@ -20,7 +20,7 @@ pub fn embedding(cx: &mut Context<'_>, w: WeightId, ids: &Arc<[u32]>) -> Var {
     let y = cx.var(y);
     let (out, ids) = (y.slot(), ids.clone());
     cx.record(move |cx| {
-        let Some(d_y) = cx.take_grad(&out) else { return };
+        let Some(d_y) = cx.take_grad(out) else { return };
         cx.timed("embedding backward", |cx| {
             kernel::scatter_add(cx.cpu, d_y.view(), &ids, cx.store.with_grad(w).1);
         });

@@ -17,9 +17,9 @@ pub fn swiglu_ffn(cx: &mut Context<'_>, x: &Var, gate_up: WeightId, down: Weight
     let y = cx.var(y);
     let (x, out) = (x.slot(), y.slot());
     cx.record(move |cx| {
-        let Some(d_y) = cx.take_grad(&out) else { return };
+        let Some(d_y) = cx.take_grad(out) else { return };
         let d_x = backward(cx, &input, &gu, &d_y, gate_up, down, x.dtype);
-        cx.add_grad(&x, d_x);
+        cx.add_grad(x, d_x);
     });
     y
 }

@@ -82,10 +82,10 @@ fn recorded(cx: &mut Context<'_>, x: &Var, w: WeightId, dtype: DType, kept: bool
     let y = cx.var(y);
     let (x, out) = (x.slot(), y.slot());
     cx.record(move |cx| {
-        let Some(d_y) = cx.take_grad(&out) else { return };
+        let Some(d_y) = cx.take_grad(out) else { return };
         cx.timed("linear dW", |cx| weight_grad(cx, &d_y, &input, w));
         let d_x = cx.timed("linear dx", |cx| input_grad(cx, &d_y, w, x.dtype));
-        cx.add_grad(&x, d_x);
+        cx.add_grad(x, d_x);
     });
     y
 }
@@ -195,8 +195,8 @@ pub fn concat(cx: &mut Context<'_>, a: &Var, b: &Var) -> Var {
     let y = cx.var(y);
     let (a, b, out) = (a.slot(), b.slot(), y.slot());
     cx.record(move |cx| {
-        let Some(d_y) = cx.take_grad(&out) else { return };
-        for (part, start) in [(&a, 0), (&b, da)] {
+        let Some(d_y) = cx.take_grad(out) else { return };
+        for (part, start) in [(a, 0), (b, da)] {
             let mut d = Tensor::uninit(n, part.cols, part.dtype);
             copy::take_columns(cx.cpu, d_y.view(), da + db, start, part.cols, d.view_mut());
             cx.add_grad(part, d);

@@ -12,7 +12,8 @@ use crate::tensor::Tensor;
 /// alone: the head's gradient sums over rows in this order.
 const CHUNK_LOGITS: usize = 1 << 21;
 
-pub(super) fn chunk_rows(vocabulary: usize) -> usize {
+/// Rows of which gradients of logits exist at once.
+pub fn chunk_rows(vocabulary: usize) -> usize {
     (CHUNK_LOGITS / vocabulary.max(1)).clamp(64, 1024)
 }
 

@@ -102,7 +102,7 @@ pub fn moe_ffn(
     let shared_gu = shared.map(|(_, gu)| gu);
     let (x, out, cfg, borders) = (x.slot(), y.slot(), *cfg, borders.clone());
     cx.record(move |cx| {
-        let Some(d_y) = cx.take_grad(&out) else { return };
+        let Some(d_y) = cx.take_grad(out) else { return };
         let saved = Saved {
             x: &input,
             shared_x: shared_input.as_ref(),
@@ -114,7 +114,7 @@ pub fn moe_ffn(
             perm: &perm,
         };
         let d_x = backward(cx, &saved, &d_y, w, &cfg, &borders, alpha, shared_gu.as_ref());
-        cx.add_grad(&x, d_x);
+        cx.add_grad(x, d_x);
     });
     (y, routed)
 }

@@ -24,7 +24,7 @@ pub fn rmsnorm(cx: &mut Context<'_>, x: &Var, w: WeightId, eps: f32, dtype: DTyp
     let y = cx.var(y);
     let (value, x, out) = (kept(cx, &x.value), x.slot(), y.slot());
     cx.record(move |cx| {
-        let Some(d_y) = cx.take_grad(&out) else { return };
+        let Some(d_y) = cx.take_grad(out) else { return };
         let d_x = cx.timed("norm backward", |cx| {
             let mut d_x = Tensor::uninit(value.rows(), value.cols(), x.dtype);
             let (weight, d_w) = cx.store.with_grad(w);
@@ -32,7 +32,7 @@ pub fn rmsnorm(cx: &mut Context<'_>, x: &Var, w: WeightId, eps: f32, dtype: DTyp
             kernel::rmsnorm_backward(cx.cpu, value, weight, rstd, d_y, None, d_x_out, d_w);
             d_x
         });
-        cx.add_grad(&x, d_x);
+        cx.add_grad(x, d_x);
     });
     y
 }
@@ -60,8 +60,8 @@ pub fn add_rmsnorm(
     let value = cx.timed("norm", |cx| kept(cx, &sum.value));
     let (x, delta, s, out) = (x.slot(), delta.slot(), sum.slot(), y.slot());
     cx.record(move |cx| {
-        let d_sum = cx.take_grad(&s);
-        let d = match cx.take_grad(&out) {
+        let d_sum = cx.take_grad(s);
+        let d = match cx.take_grad(out) {
             Some(d_y) => cx.timed("norm backward", |cx| {
                 let mut d = Tensor::uninit(value.rows(), value.cols(), DType::F32);
                 let (weight, d_w) = cx.store.with_grad(w);
@@ -76,8 +76,8 @@ pub fn add_rmsnorm(
         };
         // one tensor is the gradient of both terms
         let d_delta = d.converted(cx.cpu, delta.dtype);
-        cx.add_grad(&delta, d_delta);
-        cx.add_grad(&x, d);
+        cx.add_grad(delta, d_delta);
+        cx.add_grad(x, d);
     });
     (sum, y)
 }

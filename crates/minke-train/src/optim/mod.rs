@@ -64,15 +64,15 @@ pub struct Optimizer {
 
 /// Which rule trains a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Rule {
+pub(crate) enum Rule {
     AdamW,
     Muon,
     /// Moved by something else than a gradient.
     None,
 }
 
-fn rule(param: &Param, optimizer: recipe::Optimizer) -> Rule {
-    match (param.role, optimizer) {
+pub(crate) fn rule_of(role: Role, optimizer: recipe::Optimizer) -> Rule {
+    match (role, optimizer) {
         (Role::RouterBias, _) => Rule::None,
         (
             Role::AttentionLinear | Role::FfnLinear | Role::ExpertLinear { .. } | Role::MtpProjection,
@@ -98,7 +98,7 @@ impl Optimizer {
         let with = |wanted| {
             let all = entries.iter().enumerate();
             let mut chosen: Vec<(usize, &Param)> =
-                all.filter(|(_, param)| rule(param, settings.optimizer) == wanted).collect();
+                all.filter(|(_, param)| rule_of(param.role, settings.optimizer) == wanted).collect();
             // as they lie in memory: neighbours can go together
             chosen.sort_by_key(|(_, param)| param.range.start);
             chosen

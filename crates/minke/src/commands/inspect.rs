@@ -1,14 +1,17 @@
 //! `minke inspect`: what a model or recipe is and needs, without running it.
 
+use minke_cpu::Cpu;
 use minke_data::hf::{WeightFiles, resolve_model, weight_of_scales};
-use minke_infer::read_config;
+use minke_infer::{machine, read_config};
 use minke_model::config::{AttentionKind, Config};
 use minke_model::spec::{self, Role};
 use minke_model::{DType, Precision};
-use minke_train::recipe::Optimizer;
+use minke_train::plan;
+use minke_train::recipe::{Optimizer, Resolved};
 use serde::Serialize;
 
-use super::{is_recipe, resolve};
+use super::train::duration;
+use super::{is_recipe, resolve, threads};
 use crate::cli::Inspect;
 use crate::failure::Failure;
 use crate::output::{self, bytes, count};
@@ -61,6 +64,20 @@ struct Files {
     unknown: usize,
 }
 
+/// What training by a recipe will need on this machine.
+#[derive(Serialize)]
+struct Training {
+    threads: usize,
+    level: &'static str,
+    recompute: &'static str,
+    steps: u64,
+    tokens_per_step: u64,
+    memory: plan::Memory,
+    available_bytes: Option<u64>,
+    /// None where it does not fit.
+    time: Option<plan::Time>,
+}
+
 #[derive(Serialize)]
 struct Report {
     what: String,
@@ -75,16 +92,22 @@ struct Report {
     tensors: Vec<Group>,
     memory: Memory,
     flops_per_token: FlopsPerToken,
+    training: Option<Training>,
     files: Option<Files>,
 }
 
 /// Runs the command.
 pub fn run(args: &Inspect) -> Result<(), Failure> {
+    let mut too_large = None;
     let report = if is_recipe(&args.what) {
         let resolved = resolve(args.what.as_ref(), &args.set)?;
         let context = args.context.map_or(resolved.train.sequence_length, |n| n as usize);
         let precision = minke_model::Precision::from(resolved.precision);
-        describe(args.what.clone(), &resolved.config, precision, context, resolved.train.optim.optimizer)
+        let optimizer = resolved.train.optim.optimizer;
+        let mut report = describe(args.what.clone(), &resolved.config, precision, context, optimizer);
+        let (training, why) = training(&resolved, threads(args.threads));
+        (report.training, too_large) = (Some(training), why);
+        report
     } else {
         if !args.set.is_empty() {
             return Err(Failure::user("--set changes recipes, and this is a model")
@@ -102,7 +125,30 @@ pub fn run(args: &Inspect) -> Result<(), Failure> {
         report.files = Some(files);
         report
     };
-    if args.json { output::json(&report) } else { output::text(&text(&report)) }
+    if args.json {
+        output::json(&report)?;
+    } else {
+        output::text(&text(&report))?;
+    }
+    too_large.map_or(Ok(()), |why| Err(Failure::user(why.to_string())))
+}
+
+fn training(recipe: &Resolved, threads: usize) -> (Training, Option<plan::TooLarge>) {
+    let (shape, cpu) = (plan::Shape::from(recipe), Cpu::detect(threads));
+    let available_bytes = machine::available_bytes();
+    let fit = shape.fit(cpu.level(), cpu.threads(), available_bytes);
+    let too_large = if let plan::Fit::TooLarge(why) = fit { Some(why) } else { None };
+    let training = Training {
+        threads: cpu.threads(),
+        level: cpu.level().name(),
+        recompute: recipe.train.optim.recompute.name(),
+        steps: recipe.steps(),
+        tokens_per_step: recipe.tokens_per_step(),
+        memory: shape.memory(cpu.level(), cpu.threads()),
+        available_bytes,
+        time: too_large.is_none().then(|| shape.time(&cpu)),
+    };
+    (training, too_large)
 }
 
 fn describe(
@@ -173,6 +219,7 @@ fn describe(
             training: trunk.training(),
             training_with_mtp: spec::flops_per_token(config, context, true).training(),
         },
+        training: None,
         files: None,
     }
 }
@@ -222,6 +269,46 @@ fn files(config: &Config, weights: &WeightFiles) -> Files {
             .filter(|name| !known.contains(weight_of_scales(name).unwrap_or(name)))
             .count(),
     }
+}
+
+fn training_rows(training: &Training) -> Vec<(&'static str, String)> {
+    let m = &training.memory;
+    let size = |n: u64| bytes(n as f64);
+    let there = training
+        .available_bytes
+        .map_or(String::new(), |available| format!(" of {} available", size(available)));
+    let mut rows = vec![
+        ("training here", format!("{} threads, {}", training.threads, training.level)),
+        ("  peak memory", format!("{}{there}", size(m.peak_bytes))),
+        ("    weights", size(m.weights_bytes)),
+        ("    packed for products", size(m.packed_bytes)),
+        ("    gradients", size(m.gradients_bytes)),
+        ("    optimizer", size(m.optimizer_bytes)),
+        (
+            "    activations",
+            format!("{} (recompute = \"{}\")", size(m.activations_bytes), training.recompute),
+        ),
+        ("    in passing", size(m.passing_bytes)),
+        ("    threads", size(m.threads_bytes)),
+        ("    process", size(m.process_bytes)),
+        ("    data", size(m.data_bytes)),
+    ];
+    if let Some(time) = &training.time {
+        let step = format!("{:.0} ms for {} tokens", time.step_s * 1e3, training.tokens_per_step);
+        let run = format!("{} for {} steps", duration(time.run_s), training.steps);
+        rows.push(("  step", step));
+        let parts = [
+            ("    products", time.products_s),
+            ("    attention", time.attention_s),
+            ("    head", time.head_s),
+            ("    passes over memory", time.passes_s),
+            ("    update", time.update_s),
+        ];
+        rows.extend(parts.map(|(name, seconds)| (name, format!("{:.0} ms", seconds * 1e3))));
+        rows.push(("  speed", format!("{:.0} tokens/s", time.tok_s)));
+        rows.push(("  whole run", run));
+    }
+    rows
 }
 
 fn text(report: &Report) -> String {
@@ -282,6 +369,9 @@ fn text(report: &Report) -> String {
     rows.push(("  training", count(f.training as f64)));
     if p.mtp > 0 {
         rows.push(("  training with MTP", count(f.training_with_mtp as f64)));
+    }
+    if let Some(training) = &report.training {
+        rows.extend(training_rows(training));
     }
     let lines = output::table(&rows);
     lines.lines().map(|line| format!("{}\n", line.trim_end())).collect()

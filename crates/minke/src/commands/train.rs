@@ -37,6 +37,7 @@ pub fn options(args: &Train) -> pretrain::Options {
         out: args.out.clone(),
         resume: args.resume,
         threads: threads(args.threads),
+        force: args.force,
         cache: None,
     }
 }
@@ -252,6 +253,7 @@ pub fn bench(args: &BenchTrain) -> Result<(), Failure> {
         overrides: args.recipe.set.clone(),
         steps: args.steps as usize,
         threads: threads(args.threads),
+        force: args.force,
     })?;
     if args.json { output::json(&figures) } else { output::text(&bench_text(&figures)) }
 }

@@ -1,0 +1,429 @@
+//! What a recipe will need before anything runs: memory by formula, time from short measurements of this machine.
+//!
+//! Memory is weights, their packed copies, gradients, the optimizer's state, tensors as [`walk`] finds them, working
+//! memory of the threads, and the process itself. Time is the same walk's list of work, each piece measured once at its
+//! own shape, times how often it comes.
+
+mod time;
+mod walk;
+
+use minke_cpu::attention::{self, AttentionShape};
+use minke_cpu::gemm::{Compute, Packed};
+use minke_cpu::{Cpu, DType, Level};
+use minke_model::config::{AttentionKind, Config, FfnKind};
+use minke_model::spec;
+use minke_model::{Precision, Recompute};
+use serde::Serialize;
+
+pub use time::Time;
+pub use walk::{Found, Work, walk};
+
+use crate::error::{Result, TrainError};
+use crate::optim;
+use crate::recipe::{Optim, Optimizer, Resolved};
+
+/// The program, its libraries, the stacks of its threads, and what the allocator holds back.
+const PROCESS_BYTES: u64 = 24 << 20;
+/// Bytes of a tokenizer for each of its tokens, in both directions and as the model's file.
+const TOKENIZER_BYTES_PER_TOKEN: u64 = 500;
+/// What preparing text, mapping it, and compressing what is held out leave behind, whatever their size.
+const DATA_BYTES: u64 = 64 << 20;
+/// Elements of a weight above which its packed copies are shared while training, as the store of weights has it.
+const SHARED_ELEMENTS: usize = 1 << 20;
+/// Bytes of logits that a thread holds at least while it computes a loss.
+const HEAD_BYTES: usize = 5 << 18;
+/// Working memory of a thread for the operands of products.
+const PRODUCT_BYTES: usize = 3 << 18;
+
+/// Rows that go through the model at once, and what in a recipe says how many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Batch {
+    /// Rows, at most.
+    pub rows: usize,
+    /// Tokens of a sequence.
+    pub sequence_length: usize,
+    /// The recipe's key.
+    pub key: &'static str,
+    /// Rows that one more of the key's value adds.
+    pub unit: usize,
+}
+
+impl Batch {
+    /// `batch_size` sequences of one length.
+    pub fn sequences(batch_size: usize, sequence_length: usize) -> Self {
+        let rows = batch_size * sequence_length;
+        Self { rows, sequence_length, key: "train.batch_size", unit: sequence_length }
+    }
+}
+
+/// What is trained, and how much of it goes through the model at once.
+#[derive(Debug, Clone)]
+pub struct Shape {
+    /// The model.
+    pub config: Config,
+    /// Types of products.
+    pub precision: Precision,
+    /// How gradients become steps.
+    pub optim: Optim,
+    /// What goes through the model at once.
+    pub batch: Batch,
+    /// Micro-batches of a step.
+    pub accumulation: usize,
+    /// Whether text is prepared first.
+    pub prepares: bool,
+    /// Steps of the run.
+    pub steps: u64,
+}
+
+impl From<&Resolved> for Shape {
+    fn from(recipe: &Resolved) -> Self {
+        let train = &recipe.train;
+        Self {
+            config: recipe.config.clone(),
+            precision: recipe.precision.into(),
+            optim: train.optim,
+            batch: Batch::sequences(train.batch_size, train.sequence_length),
+            accumulation: train.accumulation,
+            prepares: !recipe.data.random,
+            steps: recipe.steps(),
+        }
+    }
+}
+
+/// Bytes by what they are for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Memory {
+    /// The weights in f32.
+    pub weights_bytes: u64,
+    /// The weights as products read them.
+    pub packed_bytes: u64,
+    /// Their gradients.
+    pub gradients_bytes: u64,
+    /// Moments and momentum, and what Muon works in.
+    pub optimizer_bytes: u64,
+    /// Values that are kept for the way back.
+    pub activations_bytes: u64,
+    /// Tensors of the operation in work, gradients of values and of logits.
+    pub passing_bytes: u64,
+    /// Working memory of the threads.
+    pub threads_bytes: u64,
+    /// The program, the tokenizer, and batches.
+    pub process_bytes: u64,
+    /// Preparing text, and what is held of it.
+    pub data_bytes: u64,
+    /// All of it: the most that the process will hold.
+    pub peak_bytes: u64,
+}
+
+/// A weight of a product: [groups, rows, cols].
+struct Weight {
+    groups: usize,
+    rows: usize,
+    cols: usize,
+    dtype: DType,
+}
+
+/// The weights that products read, as the model lays them out.
+fn weights(config: &Config, precision: Precision) -> Vec<Weight> {
+    let (d, heads) = (config.hidden_size, config.num_attention_heads);
+    let mut all = Vec::new();
+    let mut add = |groups, rows, cols, dtype| all.push(Weight { groups, rows, cols, dtype });
+    add(1, config.vocab_size, d, precision.head);
+    let act = precision.attention;
+    for layer in 0..config.num_hidden_layers + config.num_nextn_predict_layers {
+        if layer >= config.num_hidden_layers {
+            add(1, d, 2 * d, precision.linear);
+        }
+        let queries = heads * config.qk_head_dim();
+        match config.attention {
+            AttentionKind::Mla {
+                q_lora_rank,
+                kv_lora_rank: c,
+                qk_nope_head_dim,
+                qk_rope_head_dim,
+                v_head_dim,
+            } => {
+                match q_lora_rank {
+                    None => add(1, queries, d, act),
+                    Some(rank) => {
+                        add(1, rank, d, act);
+                        add(1, queries, rank, act);
+                    }
+                }
+                add(1, c + qk_rope_head_dim, d, act);
+                add(1, heads * (qk_nope_head_dim + v_head_dim), c, act);
+            }
+            AttentionKind::Gqa { num_key_value_heads, head_dim, .. } => {
+                add(1, queries, d, act);
+                add(1, num_key_value_heads * head_dim, d, act);
+                add(1, num_key_value_heads * head_dim, d, act);
+            }
+        }
+        add(1, d, heads * config.v_head_dim(), act);
+        let mut block = |groups, f, dtype| {
+            add(groups, 2 * f, d, dtype);
+            add(groups, d, f, dtype);
+        };
+        match config.ffn(layer) {
+            FfnKind::Dense { intermediate_size } => block(1, intermediate_size, precision.linear),
+            FfnKind::Moe(moe) => {
+                block(moe.n_routed_experts, moe.moe_intermediate_size, precision.expert);
+                if moe.n_shared_experts > 0 {
+                    block(1, moe.n_shared_experts * moe.moe_intermediate_size, precision.linear);
+                }
+                add(1, moe.n_routed_experts, d, precision.router);
+            }
+        }
+    }
+    all
+}
+
+fn compute(dtype: DType) -> Compute {
+    match dtype {
+        DType::F32 => Compute::F32,
+        DType::Bf16 => Compute::Bf16,
+    }
+}
+
+/// Bytes of the packed copies: each small weight its own two, all large ones the largest one's.
+fn packed_bytes(weights: &[Weight], level: Level) -> u64 {
+    let (mut own, mut shared) = (0, [0, 0]);
+    for &Weight { groups, rows, cols, dtype } in weights {
+        let of = |k, n| Packed::bytes_of(level, compute(dtype), groups, k, n) as u64;
+        let both = [of(cols, rows), of(rows, cols)];
+        if groups * rows * cols > SHARED_ELEMENTS {
+            shared = [shared[0].max(both[0]), shared[1].max(both[1])];
+        } else {
+            own += both[0] + both[1];
+        }
+    }
+    own + shared[0] + shared[1]
+}
+
+/// Elements that `AdamW` trains, those that Muon does, and the matrices of the latter by shape.
+fn trained(config: &Config, optimizer: Optimizer) -> (u64, u64, Vec<(usize, usize)>) {
+    let (mut adamw, mut muon, mut matrices) = (0, 0, Vec::new());
+    for tensor in spec::tensors(config) {
+        match optim::rule_of(tensor.role, optimizer) {
+            optim::Rule::AdamW => adamw += tensor.numel() as u64,
+            optim::Rule::Muon => {
+                muon += tensor.numel() as u64;
+                matrices.push((tensor.shape[0], tensor.shape[1]));
+            }
+            optim::Rule::None => {}
+        }
+    }
+    (adamw, muon, matrices)
+}
+
+fn attention_shape(config: &Config) -> AttentionShape {
+    let heads = config.num_attention_heads;
+    AttentionShape {
+        heads,
+        kv_heads: match config.attention {
+            AttentionKind::Mla { .. } => heads,
+            AttentionKind::Gqa { num_key_value_heads, .. } => num_key_value_heads,
+        },
+        qk_dim: config.qk_head_dim(),
+        v_dim: config.v_head_dim(),
+        scale: config.softmax_scale(),
+    }
+}
+
+impl Shape {
+    fn recompute(&self) -> Recompute {
+        self.optim.recompute.into()
+    }
+
+    fn found(&self) -> Found {
+        let balance = self.optim.sequence_balance_alpha > 0.0;
+        walk(&self.config, self.precision, self.recompute(), balance, self.batch.rows)
+    }
+
+    /// Bytes that training on `threads` threads of this level takes at its peak.
+    pub fn memory(&self, level: Level, threads: usize) -> Memory {
+        self.memory_of(&self.found(), level, threads)
+    }
+
+    fn memory_of(&self, found: &Found, level: Level, threads: usize) -> Memory {
+        let config = &self.config;
+        let counts = spec::parameters(config);
+        let parameters = counts.total + counts.mtp;
+        let (adamw, muon, matrices) = trained(config, self.optim.optimizer);
+        // x, its transpose or Gram matrix, the polynomial, a packed operand
+        let workspace = matrices.iter().map(|&(m, n)| 4 * (3 * m * n + m.min(n).pow(2))).max().unwrap_or(0);
+        let head = HEAD_BYTES.max(14 * size_of::<f32>() * config.vocab_size);
+        let of_attention = attention::scratch_bytes(&attention_shape(config), self.batch.sequence_length);
+        let thread = head.max(of_attention) + PRODUCT_BYTES;
+        let batch = self.batch.rows * self.accumulation * (12 + 8 * config.num_nextn_predict_layers);
+        let tokenizer = config.vocab_size as u64 * TOKENIZER_BYTES_PER_TOKEN;
+        let mut memory = Memory {
+            weights_bytes: 4 * parameters,
+            packed_bytes: packed_bytes(&weights(config, self.precision), level),
+            gradients_bytes: 4 * parameters,
+            optimizer_bytes: 8 * adamw + 4 * muon + (workspace * threads) as u64,
+            activations_bytes: found.kept_bytes.min(found.tensor_bytes),
+            passing_bytes: found.tensor_bytes.saturating_sub(found.kept_bytes),
+            threads_bytes: (thread * threads) as u64,
+            process_bytes: PROCESS_BYTES + tokenizer + batch as u64,
+            data_bytes: if self.prepares { DATA_BYTES } else { 0 },
+            peak_bytes: 0,
+        };
+        let Memory { weights_bytes, packed_bytes, gradients_bytes, optimizer_bytes, .. } = memory;
+        let Memory { activations_bytes, passing_bytes, threads_bytes, process_bytes, data_bytes, .. } =
+            memory;
+        memory.peak_bytes = [
+            weights_bytes,
+            packed_bytes,
+            gradients_bytes,
+            optimizer_bytes,
+            activations_bytes,
+            passing_bytes,
+            threads_bytes,
+            process_bytes,
+            data_bytes,
+        ]
+        .iter()
+        .fold(0, |sum, &bytes| u64::saturating_add(sum, bytes));
+        memory
+    }
+
+    /// What a step and the run will take on this machine; measures for some seconds.
+    pub fn time(&self, cpu: &Cpu) -> Time {
+        time::predict(self, &self.found(), cpu)
+    }
+
+    /// Whether it fits into `available_bytes`, and if not, what would.
+    pub fn fit(&self, level: Level, threads: usize, available_bytes: Option<u64>) -> Fit {
+        let needed_bytes = self.memory(level, threads).peak_bytes;
+        let Some(available_bytes) = available_bytes else { return Fit::Unknown };
+        if needed_bytes <= available_bytes {
+            return Fit::Fits;
+        }
+        Fit::TooLarge(TooLarge {
+            needed_bytes,
+            available_bytes,
+            ways: self.ways(level, threads, available_bytes),
+        })
+    }
+
+    /// Changes that make it smaller, each with what it then needs.
+    fn ways(&self, level: Level, threads: usize, available_bytes: u64) -> Vec<Way> {
+        let mut ways = Vec::new();
+        let mut smallest = self.clone();
+        let mut offer = |key: &'static str, value: String, shape: &Shape| {
+            let needed_bytes = shape.memory(level, threads).peak_bytes;
+            ways.push(Way { key, value, needed_bytes, fits: needed_bytes <= available_bytes });
+            needed_bytes <= available_bytes
+        };
+        if self.recompute() == Recompute::None {
+            smallest.optim.recompute = crate::recipe::Recompute::Layer;
+            offer("train.recompute", "\"layer\"".to_owned(), &smallest);
+        }
+        let half = |precision: &Precision| precision.linear == DType::Bf16 && precision.expert == DType::Bf16;
+        if !half(&self.precision) {
+            let shape = Self { precision: Precision::uniform(DType::Bf16), ..self.clone() };
+            smallest.precision = shape.precision;
+            offer("precision", "\"bf16\"".to_owned(), &shape);
+        }
+        if self.optim.optimizer == Optimizer::AdamW {
+            let mut shape = self.clone();
+            shape.optim.optimizer = Optimizer::Muon;
+            offer("train.optimizer", "\"muon\"".to_owned(), &shape);
+        }
+        // the largest batch that fits, else one sequence
+        let Batch { rows, sequence_length, key, unit } = self.batch;
+        let least = sequence_length.div_ceil(unit.max(1)).max(1);
+        let with = |size: usize| Batch { rows: size * unit, ..self.batch };
+        let mut size = rows / unit.max(1) / 2;
+        while size >= least {
+            let shape = Self { batch: with(size), ..self.clone() };
+            if shape.memory(level, threads).peak_bytes <= available_bytes || size / 2 < least {
+                offer(key, size.to_string(), &shape);
+                break;
+            }
+            size /= 2;
+        }
+        smallest.batch = with(least);
+        if rows > smallest.batch.rows && !ways.iter().any(|way| way.fits) {
+            let needed_bytes = smallest.memory(level, threads).peak_bytes;
+            let fits = needed_bytes <= available_bytes;
+            ways.push(Way { key: "all of these", value: String::new(), needed_bytes, fits });
+        }
+        ways
+    }
+}
+
+/// A change to a recipe, and what it then needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Way {
+    /// The key.
+    pub key: &'static str,
+    /// Its value.
+    pub value: String,
+    /// The peak with it.
+    pub needed_bytes: u64,
+    /// Whether that fits.
+    pub fits: bool,
+}
+
+/// Whether a recipe fits into a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fit {
+    /// It does.
+    Fits,
+    /// The system does not tell how much memory there is.
+    Unknown,
+    /// It does not.
+    TooLarge(TooLarge),
+}
+
+/// Why a recipe does not fit, and what would.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TooLarge {
+    /// Its peak.
+    pub needed_bytes: u64,
+    /// What is there.
+    pub available_bytes: u64,
+    /// What could be changed.
+    pub ways: Vec<Way>,
+}
+
+/// Refuses what does not fit into `available_bytes`; what a person is warned of where that is not known.
+///
+/// # Errors
+/// [`TrainError::TooLarge`].
+pub fn check(shape: &Shape, cpu: &Cpu, available_bytes: Option<u64>) -> Result<Option<&'static str>> {
+    match shape.fit(cpu.level(), cpu.threads(), available_bytes) {
+        Fit::Fits => Ok(None),
+        Fit::Unknown => Ok(Some("the system does not tell how much memory there is: it may not be enough")),
+        Fit::TooLarge(why) => Err(TrainError::TooLarge(why)),
+    }
+}
+
+fn gib(bytes: u64) -> String {
+    format!("{:.2} GiB", bytes as f64 / (1u64 << 30) as f64)
+}
+
+impl std::fmt::Display for TooLarge {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { needed_bytes, available_bytes, ways } = self;
+        write!(
+            f,
+            "training needs about {} of memory, and {} are available",
+            gib(*needed_bytes),
+            gib(*available_bytes)
+        )?;
+        for Way { key, value, needed_bytes, fits } in ways {
+            let set = if value.is_empty() { (*key).to_owned() } else { format!("{key} = {value}") };
+            let verdict = if *fits { "fits" } else { "still too much" };
+            write!(f, "\n  with {set}: {} ({verdict})", gib(*needed_bytes))?;
+        }
+        let help = if ways.iter().any(|way| way.fits) {
+            "change one of these, or train.sequence_length, or the model's size"
+        } else {
+            "make train.sequence_length or the model smaller (model.depth, hidden_size, experts)"
+        };
+        write!(f, "\n  = help: {help}")
+    }
+}

@@ -1,0 +1,102 @@
+//! The plan's walk against the passes that it foretells: the buffers that tensors hold, to the byte.
+
+use minke_cpu::Cpu;
+use minke_model::{Model, Precision, Recompute};
+use minke_train::batch;
+use minke_train::optim::Settings;
+use minke_train::plan;
+use minke_train::recipe::Recipe;
+use minke_train::trainer::{Course, Trainer};
+
+const DEEPSEEK: &str = r#"
+precision = "bf16"
+[model]
+family = "deepseek_v3"
+vocab_size = 3000
+hidden_size = 64
+num_hidden_layers = 3
+num_attention_heads = 4
+q_lora_rank = 24
+kv_lora_rank = 32
+qk_nope_head_dim = 16
+qk_rope_head_dim = 8
+v_head_dim = 24
+first_k_dense_replace = 1
+intermediate_size = 160
+n_routed_experts = 8
+num_experts_per_tok = 3
+moe_intermediate_size = 48
+n_shared_experts = 1
+num_nextn_predict_layers = 2
+[data]
+random = true
+[train]
+batch_size = 5
+sequence_length = 96
+accumulation = 2
+tokens = 100000
+optimizer = "adamw"
+"#;
+
+const LLAMA: &str = r#"
+[model]
+family = "llama"
+vocab_size = 500
+hidden_size = 48
+num_hidden_layers = 2
+num_attention_heads = 4
+num_key_value_heads = 2
+intermediate_size = 128
+tie_word_embeddings = true
+[data]
+random = true
+[train]
+batch_size = 3
+sequence_length = 70
+tokens = 100000
+"#;
+
+#[test]
+fn a_walk_asks_for_the_buffers_of_a_pass() {
+    let cpu = Cpu::detect(2);
+    let balance = ["train.sequence_balance_alpha=0", "train.sequence_balance_alpha=0.001"];
+    for text in [DEEPSEEK, LLAMA] {
+        for recompute in ["none", "layer"] {
+            for precision in ["f32", "bf16"] {
+                for balance in balance {
+                    let set = [
+                        format!("train.recompute={recompute}"),
+                        format!("precision={precision}"),
+                        balance.to_owned(),
+                    ];
+                    let recipe = Recipe::parse("plan.toml", text, &set).unwrap().resolve().unwrap();
+                    let train = &recipe.train;
+                    let expected = plan::walk(
+                        &recipe.config,
+                        Precision::from(recipe.precision),
+                        Recompute::from(train.optim.recompute),
+                        train.optim.sequence_balance_alpha > 0.0,
+                        train.batch_size * train.sequence_length,
+                    );
+                    minke_tensor::release();
+                    let before = minke_tensor::held_bytes();
+                    let model = Model::random(recipe.config.clone(), recipe.precision.into(), 1);
+                    let settings = Settings::from(&train.optim);
+                    let mut trainer = Trainer::new(model, &settings, Course::from(&recipe));
+                    for step in 0..2 {
+                        let micro: Vec<_> = (0..train.accumulation as u64)
+                            .map(|at| {
+                                let (rows, len) = (train.batch_size, train.sequence_length);
+                                batch::random(&recipe.config, rows, len, 1, 10 * step + at)
+                            })
+                            .collect();
+                        trainer.step(&cpu, &micro).unwrap();
+                    }
+                    let held = (minke_tensor::held_bytes() - before) as u64;
+                    assert_eq!(held, expected.held_bytes, "{} {set:?}", recipe.config.family.model_type());
+                    assert!(expected.kept_bytes <= held && expected.tensor_bytes <= held);
+                }
+            }
+        }
+    }
+}
