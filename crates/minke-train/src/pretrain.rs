@@ -30,7 +30,7 @@ use crate::metrics::{self, Balance, MetricsWriter, Record, SampleText};
 use crate::optim::Settings;
 use crate::plan::{self, Shape};
 use crate::recipe::{self, Recipe, Resolved};
-use crate::report::{Report, Yardstick};
+use crate::report::{Baseline, Report, Yardstick};
 use crate::resume;
 use crate::run_folder::{self, RunFolder};
 use crate::trainer::{Course, Trainer};
@@ -103,6 +103,13 @@ pub fn run(options: &Options, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<
         Some(tokenizer) => recipe.resolve_with_vocabulary(tokenizer.vocab_size())?,
         None => recipe.resolve()?,
     };
+    // so is a run that there is nothing of
+    if let Some(folder) = &early.baseline
+        && baseline(folder)?.records.is_empty()
+    {
+        let reason = format!("no metrics of a run in {folder}");
+        return Err(TrainError::Unsuitable { key: "run.baseline", reason });
+    }
     let cpu = Cpu::detect(options.threads);
     if !options.force {
         let warning = plan::check(&Shape::from(&early), &cpu, available_bytes())?;
@@ -232,6 +239,15 @@ fn data(
 /// The name of the prepared data, which is a hash of all that decides it.
 fn fingerprint(prepared: &Prepared) -> String {
     prepared.folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// The evaluations of the run in `folder`.
+fn baseline(folder: &str) -> Result<Baseline> {
+    let folder = Path::new(folder);
+    let records = metrics::read(&folder.join("metrics.jsonl"))?;
+    let name =
+        folder.file_name().map_or_else(|| folder.display().to_string(), |name| name.to_string_lossy().into());
+    Ok(Baseline { name, records })
 }
 
 /// What the data and the precision say about the model's config.
@@ -503,6 +519,7 @@ impl<'a> Session<'a> {
                 .collect(),
             facts: self.facts(&records),
             records,
+            baseline: self.recipe.baseline.as_deref().map(baseline).transpose()?,
         };
         let report = report.write(self.folder.path())?;
         Ok(Finished {

@@ -38,6 +38,17 @@ pub struct Report {
     pub facts: Vec<(String, String)>,
     /// The run's metrics, samples included.
     pub records: Vec<Record>,
+    /// The run that its held-out losses are put beside.
+    pub baseline: Option<Baseline>,
+}
+
+/// Another run of the same steps, such as one in another precision.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Baseline {
+    /// Its folder.
+    pub name: String,
+    /// Its metrics.
+    pub records: Vec<Record>,
 }
 
 /// Why a report cannot be written.
@@ -82,6 +93,7 @@ impl Report {
         // writing to a String cannot fail
         let _ = self.results(&mut text);
         let _ = self.comparison(&mut text);
+        let _ = self.gaps(&mut text);
         for plot in plots {
             let _ = write!(text, "![{}](plots/{})\n\n", plot.caption, plot.file);
         }
@@ -140,6 +152,29 @@ impl Report {
             let share = 100.0 * model / yardstick.bits_per_byte;
             let bits = yardstick.bits_per_byte;
             writeln!(text, "| {} | {bits:.3} | {share:.0} % of it |", cell(&yardstick.name))?;
+        }
+        writeln!(text)
+    }
+
+    /// Held-out loss beside the baseline's, at every evaluation that both have.
+    fn gaps(&self, text: &mut String) -> std::fmt::Result {
+        let Some(Baseline { name, records }) = &self.baseline else { return Ok(()) };
+        let losses = |records: &[Record]| -> std::collections::BTreeMap<u64, f64> {
+            let of = |record: &Record| match record {
+                Record::Evaluation(evaluation) => Some((evaluation.step, evaluation.loss)),
+                Record::Step(_) | Record::Sample(_) => None,
+            };
+            records.iter().filter_map(of).collect()
+        };
+        let (own, other) = (losses(&self.records), losses(records));
+        let name = cell(name);
+        writeln!(text, "Held-out loss beside that of `{name}`:\n")?;
+        writeln!(text, "| step | this run | `{name}` | gap |\n|---:|---:|---:|---:|")?;
+        for (step, loss) in own {
+            if let Some(other) = other.get(&step) {
+                let gap = 100.0 * (loss - other) / other;
+                writeln!(text, "| {} | {loss:.4} | {other:.4} | {gap:+.2} % |", grouped(step))?;
+            }
         }
         writeln!(text)
     }

@@ -9,9 +9,10 @@ use crate::recipe::Resolved;
 /// Keys that change no weight in any kind of run, so that they may differ: what it is called, where it lies, and when it
 /// shows and saves something.
 pub fn is_free_everywhere(key: &str) -> bool {
-    const FREE: [&str; 7] = [
+    const FREE: [&str; 8] = [
         "run.name",
         "run.out",
+        "run.baseline",
         "train.eval_every",
         "train.sample_every",
         "train.checkpoint_every",

@@ -48,6 +48,7 @@ pub struct Recipe {
     train: GivenTrain,
     precision: Precision,
     sample: Sample,
+    baseline: Option<String>,
     texts: Texts,
     places: Places,
 }
@@ -69,6 +70,8 @@ pub struct Resolved {
     pub precision: Precision,
     /// Text written during training.
     pub sample: Sample,
+    /// The folder of another run, whose losses the report puts beside this one's.
+    pub baseline: Option<String>,
     /// Dotted keys that the recipe gave itself; the rest was derived.
     pub given: BTreeSet<String>,
 }
@@ -101,13 +104,14 @@ impl Recipe {
         // an unknown section first: what stands in it explains other errors
         root.finish()?;
         let run = sections::run(&mut run_section, document.name())?;
+        let baseline = run_section.text("baseline")?.map(|path| located(path, document.folder()));
         run_section.finish()?;
         let model = model(model_section)?;
         let train = sections::train(train_section)?;
         let sample = sections::sample(sample_section)?;
         let data = sections::data(data_section, document.folder())?;
         let (texts, places) = document.texts_and_places();
-        Ok(Self { run, model, data, train, precision, sample, texts, places })
+        Ok(Self { run, model, data, train, precision, sample, baseline, texts, places })
     }
 
     /// The run's section, for taking its folder before anything else is done.
@@ -185,6 +189,7 @@ impl Recipe {
             train,
             precision: self.precision,
             sample: self.sample.clone(),
+            baseline: self.baseline.clone(),
             given: self.places.keys().cloned().collect(),
         };
         self.check(&resolved)?;

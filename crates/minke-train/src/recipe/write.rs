@@ -76,6 +76,9 @@ pub(super) fn recipe(resolved: &Resolved) -> String {
     w.put("name", string(&resolved.run.name));
     w.put("seed", resolved.run.seed);
     w.put("out", string(&resolved.run.out));
+    if let Some(baseline) = &resolved.baseline {
+        w.put("baseline", string(baseline));
+    }
     write_model(&mut w, resolved);
     write_data(&mut w, resolved);
     write_train(&mut w, resolved);

@@ -53,7 +53,24 @@ fn report(steps: u64) -> Report {
         ],
         facts: vec![("vocabulary".into(), "4,096".into())],
         records: records(steps),
+        baseline: None,
     }
+}
+
+#[test]
+fn a_baseline_stands_beside_the_run() {
+    let mut other = records(40);
+    for record in &mut other {
+        if let Record::Evaluation(evaluation) = record {
+            evaluation.loss *= 1.25;
+        }
+    }
+    let with = Report { baseline: Some(Baseline { name: "b|f16".into(), records: other }), ..report(40) };
+    let text = with.markdown(&[]);
+    let last = with.last_evaluation().unwrap().0;
+    assert!(text.contains("| step | this run | `b\\|f16` | gap |"), "{text}");
+    assert!(text.contains(&format!("| {last:.4} | {:.4} | -20.00 % |", 1.25 * last)), "{text}");
+    assert!(!report(40).markdown(&[]).contains("-20.00 %"));
 }
 
 #[test]
