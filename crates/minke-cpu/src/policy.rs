@@ -3,10 +3,13 @@
 //! Rollout and training go through the same three functions in the same order, so the log-probability of a token is
 //! the same number to the bit in both: [`temper`], then [`draw`] or [`crate::loss::log_probs`].
 
+use minke_num::bf16;
+
 use crate::Cpu;
 use crate::cpu::SharedMut;
-use crate::rows::{self, kernel, lanes, load_f32, load_f32_or, store_f32};
+use crate::rows::{self, SharedView, kernel, lanes, load_f32, load_f32_or, store_f32};
 use crate::softmax::{exp_below, exp_sum, natural_log, row_max};
+use crate::view::ViewMut;
 
 /// The tokens that filters such as top-k and top-p left, row by row; an empty row kept all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -194,6 +197,61 @@ pub fn likeliest(cpu: &Cpu, logits: &[f32], w: usize, k: usize) -> Teacher {
 }
 
 kernel! {
+    Gradients<'a>(
+        s: S, logits: &'a [f32], w: usize, labels: &'a [u32], log_probs: &'a [f32], scales: &'a [f32],
+        out: ViewMut<'a>,
+    ) {
+        let mut out = out;
+        for (row, (((x, &label), log_prob), scale)) in
+            logits.chunks(w).zip(labels).zip(log_probs).zip(scales).enumerate()
+        {
+            let (log_sum, factor) = (s.splat(x[label as usize] - log_prob), s.splat(-scale));
+            lanes!(w, |i, n| {
+                let p = exp_below(s, load_f32_or(s, x, i, n, f32::NEG_INFINITY), log_sum);
+                rows::store(s, s.mul(p, factor), &mut out, row * w + i, n);
+            });
+            let of_label = scale * (1.0 - log_prob.exp());
+            match &mut out {
+                ViewMut::F32(out) => out[row * w + label as usize] = of_label,
+                ViewMut::Bf16(out) => out[row * w + label as usize] = bf16::from_f32(of_label),
+            }
+        }
+    }
+}
+
+/// The gradient of `sum of scale_i log p_i` for the logits: `scale (onehot(label) - softmax(x))`, row by row, in one pass
+/// over them, since the log-probability knows the sum that softmax divides by.
+///
+/// logits, out: [n, w], out rounded once; labels, log_probs (of these logits), scales: [n].
+///
+/// # Panics
+/// When sizes do not fit or a label is beyond the row.
+pub fn log_prob_gradients(
+    cpu: &Cpu,
+    logits: &[f32],
+    w: usize,
+    labels: &[u32],
+    log_probs: &[f32],
+    scales: &[f32],
+    out: ViewMut<'_>,
+) {
+    let what = "log_prob_gradients";
+    for (name, len) in [("log_probs", log_probs.len()), ("scales", scales.len())] {
+        rows::expect_len(what, name, len, labels.len());
+    }
+    rows::expect_len(what, "logits", logits.len(), labels.len() * w);
+    rows::expect_len(what, "the gradient", out.len(), logits.len());
+    assert!(labels.iter().all(|&label| (label as usize) < w), "{what}: a label beyond rows of {w}");
+    let out = SharedView::new(out);
+    rows::over_tiles(cpu, labels.len(), w, |from, to| {
+        // SAFETY: tasks own disjoint rows.
+        let out = unsafe { out.slice(from * w, (to - from) * w) };
+        let (labels, log_probs, scales) = (&labels[from..to], &log_probs[from..to], &scales[from..to]);
+        cpu.dispatch(Gradients { logits: &logits[from * w..to * w], w, labels, log_probs, scales, out });
+    });
+}
+
+kernel! {
     LogSum<'a>(s: S, x: &'a [f32]) -> f32 {
         let max = row_max(s, x);
         max + natural_log(exp_sum(s, x, max))
@@ -331,6 +389,29 @@ mod tests {
     use super::*;
     use crate::loss;
     use crate::testing::{AWKWARD, assert_gradient, everywhere, normal, wide};
+
+    #[test]
+    fn gradients_of_log_probabilities_are_those_of_cross_entropy() {
+        for w in AWKWARD.into_iter().filter(|&w| w > 0) {
+            let n = 7;
+            let x: Vec<f32> = normal(1, n * w).iter().map(|x| 3.0 * x).collect();
+            let labels: Vec<u32> = (0..n).map(|r| (r * 5 % w) as u32).collect();
+            let scales = normal(2, n);
+            let minus: Vec<f32> = scales.iter().map(|s| -s).collect();
+            let mut expected = vec![0.0; n * w];
+            let cpu = Cpu::detect(1);
+            let to = Some(ViewMut::F32(&mut expected));
+            let by = loss::Scales::Rows(&minus);
+            loss::cross_entropy(&cpu, &mut x.clone(), w, &labels, by, &mut vec![0.0; n], to);
+            let got = everywhere("log_prob_gradients", |cpu| {
+                let (mut log_probs, mut out) = (vec![0.0; n], vec![0.0; n * w]);
+                loss::log_probs(cpu, &x, w, &labels, &mut log_probs);
+                log_prob_gradients(cpu, &x, w, &labels, &log_probs, &scales, ViewMut::F32(&mut out));
+                out
+            });
+            Tolerance::new(2e-6, 2e-6).check_f32("gradient", &got, &expected).unwrap();
+        }
+    }
 
     #[test]
     fn a_draw_follows_the_shares_and_its_log_probability_is_the_losses() {

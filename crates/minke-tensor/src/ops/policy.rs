@@ -4,7 +4,7 @@
 //! its sequence; a sequence that is longer than a chunk is walked twice.
 
 use minke_cpu::gemm::{self, Operand};
-use minke_cpu::loss::{self, Scales};
+use minke_cpu::loss;
 use minke_cpu::policy::{self, Divergence, Kept, Teacher};
 use minke_cpu::{DType, ViewMut, copy};
 
@@ -82,7 +82,7 @@ pub fn head_policy(
                 slope(sequence, &log_probs[of.clone()], &mut slopes[of]);
             }
             for part in &parts {
-                let mut logits = match kept_logits.take() {
+                let logits = match kept_logits.take() {
                     Some(logits) if parts.len() == 1 => logits,
                     _ => {
                         let mut logits = head.logits(cx, part.clone());
@@ -92,14 +92,13 @@ pub fn head_policy(
                         logits
                     }
                 };
-                // cross entropy is minus log p, of logits that were divided by the temperature
-                let scales: Vec<f32> = slopes[part.clone()].iter().map(|s| -s / temperature).collect();
-                let mut again = vec![0.0; part.len()];
-                let (labels, scales) = (&labels[part.clone()], Scales::Rows(&scales));
+                // the logits were divided by the temperature
+                let scales: Vec<f32> = slopes[part.clone()].iter().map(|s| s / temperature).collect();
+                let (labels, log_probs) = (&labels[part.clone()], &log_probs[part.clone()]);
                 let vocabulary = logits.cols();
                 let mut d_logits = Tensor::uninit(part.len(), vocabulary, cx.store.dtype(w));
-                let to = Some(d_logits.view_mut());
-                loss::cross_entropy(cx.cpu, logits.f32_mut(), vocabulary, labels, scales, &mut again, to);
+                let (x, to) = (logits.f32(), d_logits.view_mut());
+                policy::log_prob_gradients(cx.cpu, x, vocabulary, labels, log_probs, &scales, to);
                 head.backward(cx, part.clone(), &d_logits);
             }
         }
