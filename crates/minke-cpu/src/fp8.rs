@@ -111,14 +111,11 @@ pub(crate) fn load_codes<S: Simd>(s: S, codes: &[u8], at: usize, n: usize) -> S:
 /// The largest magnitude of `len` elements from `at`; NaN or infinity where one is not finite.
 #[inline(always)]
 pub(crate) fn amax<S: Simd>(s: S, x: View<'_>, at: usize, len: usize) -> f32 {
-    let (mut most, mut poison) = (s.zero(), s.zero());
+    let mut most = s.zero();
     lanes!(len, |i, n| {
-        let v = load(s, x, at + i, n);
-        most = s.max(s.abs(v), most);
-        // 0 x is NaN where x is not finite, and NaN stays
-        poison = s.fma(v, s.zero(), poison);
+        most = s.max_size(most, load(s, x, at + i, n));
     });
-    s.max_lane(most) + s.sum(poison)
+    s.max_size_lane(most)
 }
 
 kernel! {
@@ -193,12 +190,11 @@ const VECTORS: usize = BLOCK / LANES;
 #[inline(always)]
 fn code_block<S: Simd>(s: S, x: [S::V; VECTORS], fixed: f32, power: bool, codes: &mut [u8; BLOCK]) -> f32 {
     let by = if fixed == 0.0 {
-        let (mut most, mut poison) = (s.zero(), s.zero());
+        let mut most = s.zero();
         for &v in &x {
-            most = s.max(s.abs(v), most);
-            poison = s.fma(v, s.zero(), poison);
+            most = s.max_size(most, v);
         }
-        scale(s.max_lane(most) + s.sum(poison), power)
+        scale(s.max_size_lane(most), power)
     } else {
         fixed
     };
@@ -352,14 +348,11 @@ fn columns<S: Simd, X: Elements>(
     lanes!(width, |i, n| {
         let mut by = [fixed; LANES];
         if fixed == 0.0 {
-            let (mut most, mut poison) = (s.zero(), s.zero());
+            let mut most = s.zero();
             for r in rows.clone() {
-                let v = x.load(s, r, cols.start + i, n);
-                most = s.max(s.abs(v), most);
-                // 0 x is NaN where x is not finite, and NaN stays
-                poison = s.fma(v, s.zero(), poison);
+                most = s.max_size(most, x.load(s, r, cols.start + i, n));
             }
-            s.store(s.add(most, poison), &mut by);
+            s.store(most, &mut by);
             for by in &mut by {
                 *by = scale(*by, power);
             }

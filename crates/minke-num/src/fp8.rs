@@ -43,6 +43,7 @@ pub fn e4m3_from_f32(x: f32) -> u8 {
 /// What codes are multiplied by so that the largest magnitude of a block, `amax`, becomes [`E4M3_MAX`]: `amax / 448`, or
 /// 1 for a block of zeros. With `power_of_two` the next power of two above ("round scales", UE8M0 of DeepSeek-V3.1).
 /// NaN stays NaN, infinity is infinity: what is not finite is seen in every product with the block.
+#[inline]
 pub fn scale(amax: f32, power_of_two: bool) -> f32 {
     if amax == 0.0 {
         return 1.0;

@@ -192,8 +192,15 @@ impl<const PRODUCTS: u8> Simd for Avx512<PRODUCTS> {
         }
     }
     #[inline(always)]
-    fn abs(self, x: __m512) -> __m512 {
-        unsafe { _mm512_abs_ps(x) }
+    fn max_size(self, most: __m512, x: __m512) -> __m512 {
+        unsafe {
+            let size = _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fff_ffff));
+            _mm512_castsi512_ps(_mm512_max_epu32(_mm512_castps_si512(most), size))
+        }
+    }
+    #[inline(always)]
+    fn max_size_lane(self, most: __m512) -> f32 {
+        unsafe { f32::from_bits(_mm512_reduce_max_epu32(_mm512_castps_si512(most))) }
     }
     #[inline(always)]
     fn prefetch<T>(self, at: &T) {

@@ -134,10 +134,25 @@ pub trait Simd: Copy + Send + Sync + 'static {
         self.pairs_along(self.load_e4m3(first), self.load_e4m3(second))
     }
 
-    /// Magnitudes.
+    /// The larger of `most` and `|x|` per lane, `most` not negative; infinity is larger than any number and NaN than
+    /// infinity, as their bits are.
     #[inline(always)]
-    fn abs(self, x: Self::V) -> Self::V {
-        self.max(x, self.sub(self.zero(), x))
+    fn max_size(self, most: Self::V, x: Self::V) -> Self::V {
+        let (mut a, mut b) = ([0.0; LANES], [0.0; LANES]);
+        self.store(most, &mut a);
+        self.store(x, &mut b);
+        for (a, b) in a.iter_mut().zip(b) {
+            *a = f32::from_bits(a.to_bits().max(b.to_bits() & 0x7fff_ffff));
+        }
+        self.load(&a)
+    }
+
+    /// The largest lane of what [`Simd::max_size`] made.
+    #[inline(always)]
+    fn max_size_lane(self, most: Self::V) -> f32 {
+        let mut all = [0.0; LANES];
+        self.store(most, &mut all);
+        f32::from_bits(all.iter().fold(0, |most, x| most.max(x.to_bits())))
     }
 
     /// All lanes `x`.

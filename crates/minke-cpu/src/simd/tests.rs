@@ -37,6 +37,22 @@ impl Kernel for Everything<'_> {
             // which NaN it is differs between instruction sets, and may
             bits.extend(out.map(|x| if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() }));
         }
+        let most = s.max_size(s.max_size(s.zero(), a), b);
+        let mut out = [0.0; LANES];
+        s.store(most, &mut out);
+        bits.extend(out.map(|x| if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() }));
+        let largest = s.max_size_lane(most);
+        bits.push(if largest.is_nan() { f32::NAN.to_bits() } else { largest.to_bits() });
+        let small = self.0.map(|x| if x.abs() <= fp8::E4M3_MAX { x } else { 1.0 / 3.0 });
+        let mut codes = [0; LANES];
+        s.store_e4m3(s.load(&small), &mut codes);
+        bits.extend(codes.map(u32::from));
+        let (mut back, mut rounded) = ([0.0; LANES], [0.0; LANES]);
+        s.store(s.load_e4m3(&codes), &mut back);
+        s.store(s.round_e4m3(s.load(&small)), &mut rounded);
+        // the sign of a zero apart
+        bits.extend(back.map(|x| (x + 0.0).to_bits()));
+        bits.extend(rounded.map(|x| (x + 0.0).to_bits()));
         let mut half = [bf16::ZERO; LANES];
         s.store_bf16(a, &mut half);
         bits.extend(half.map(|x| if x.is_nan() { 0x7fc0 } else { u32::from(x.to_bits()) }));
