@@ -3,7 +3,7 @@
 use minke_cpu::Cpu;
 use minke_cpu::policy::{Kept, draw, temper};
 use minke_model::{
-    Cache, Config, DType, Divergence, IGNORE, LossOptions, Model, MtpTargets, PolicyBatch, Precision,
+    Cache, Config, DType, Divergence, Fp8, IGNORE, LossOptions, Model, MtpTargets, PolicyBatch, Precision,
     Segment, Step, Want,
 };
 use minke_num::rng;
@@ -24,7 +24,7 @@ fn model(precision: Precision) -> Model {
     Model::random(config, precision, 5)
 }
 
-fn precisions() -> [Precision; 2] {
+fn precisions() -> [Precision; 3] {
     let of = |dtype| Precision {
         linear: dtype,
         expert: dtype,
@@ -32,7 +32,7 @@ fn precisions() -> [Precision; 2] {
         attention: dtype,
         ..Precision::uniform(DType::F32)
     };
-    [of(DType::F32), of(DType::Bf16)]
+    [of(DType::F32), of(DType::Bf16), Precision::fp8(Fp8::default())]
 }
 
 const TEMPERATURE: f32 = 0.9;

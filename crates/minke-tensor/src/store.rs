@@ -167,19 +167,24 @@ impl Store {
         self.weights.iter().any(|weight| weight.only_codes)
     }
 
-    /// The packed copies that have codes of their own, in the order of weights.
-    pub fn codes(&self) -> impl Iterator<Item = &Packed8> {
-        self.weights.iter().filter(|weight| weight.only_codes).map(|weight| match &weight.packed[0] {
-            Copy::Eight(packed) => packed,
-            Copy::Plain(_) => unreachable!("its products are in FP8"),
-        })
+    /// All weights, in the order in which they were added.
+    pub fn ids(&self) -> impl Iterator<Item = WeightId> + use<> {
+        (0..self.weights.len()).map(WeightId)
     }
 
-    /// The weight's numbers, made from its codes where it has nothing else.
-    pub fn numbers(&self, id: WeightId) -> Cow<'_, [f32]> {
+    /// Groups of the weight.
+    pub fn groups(&self, id: WeightId) -> usize {
+        self.weights[id.0].groups
+    }
+
+    /// The numbers of a group of the weight, made from its codes where it has nothing else.
+    pub fn numbers(&self, id: WeightId, group: usize) -> Cow<'_, [f32]> {
         match &self.weights[id.0] {
-            Weight { only_codes: true, packed: [Copy::Eight(packed), _], .. } => packed.numbers().into(),
-            _ => self.slice(id).into(),
+            Weight { only_codes: true, packed: [Copy::Eight(packed), _], .. } => packed.numbers(group).into(),
+            weight => {
+                let each = weight.rows * weight.cols;
+                self.slice(id)[group * each..][..each].into()
+            }
         }
     }
 
@@ -220,7 +225,10 @@ impl Store {
 
     /// Where the weight's elements lie.
     fn elements(&self, id: WeightId) -> Range<usize> {
-        assert!(!self.weights[id.0].only_codes, "a weight of which there are only codes has no elements in f32");
+        assert!(
+            !self.weights[id.0].only_codes,
+            "a weight of which there are only codes has no elements in f32"
+        );
         self.range(id)
     }
 
@@ -270,7 +278,10 @@ impl Store {
     /// # Panics
     /// When codes are all that there is of a weight.
     pub fn zero_grad(&mut self) {
-        assert!(!self.only_runs(), "a model that was loaded to run, with weights in codes alone, cannot be trained");
+        assert!(
+            !self.only_runs(),
+            "a model that was loaded to run, with weights in codes alone, cannot be trained"
+        );
         if self.grad.len() != self.data.len() {
             self.grad = vec![0.0; self.data.len()];
         }

@@ -82,7 +82,12 @@ fn to(source: &Path, out: &Path, format: Format) -> Exported {
 }
 
 fn logits(folder: &Path) -> Vec<f32> {
-    let mut loaded = load_model(folder.to_str().unwrap(), Some(Precision::uniform(DType::F32))).unwrap();
+    let mut loaded = load_model(
+        folder.to_str().unwrap(),
+        Some(Precision::uniform(DType::F32)),
+        minke_model::Purpose::Train,
+    )
+    .unwrap();
     assert!(loaded.notes.is_empty() && loaded.model.config.quantization.is_none());
     let cpu = Cpu::detect(1);
     let mut all = Vec::new();
@@ -348,7 +353,8 @@ fn broken_fp8_folders_are_refused_by_name() {
         let mut tensors = whole.clone();
         damage(&mut tensors);
         write(&folder, &tensors);
-        let error = load_model(folder.to_str().unwrap(), None).err().expect(&expected);
+        let error =
+            load_model(folder.to_str().unwrap(), None, minke_model::Purpose::Train).err().expect(&expected);
         assert!(error.is_user_error() && error.to_string().contains(&expected), "{expected}\n{error}");
         let options = Options { out: root.path().join("out"), format: FP8, force: false };
         let error = export(folder.to_str().unwrap(), &options, &mut |_| {}).expect_err(&expected);
@@ -360,7 +366,8 @@ fn broken_fp8_folders_are_refused_by_name() {
     let mut config = json_of(&folder);
     config.as_object_mut().unwrap().remove("quantization_config");
     fs::write(folder.join("config.json"), config.to_string()).unwrap();
-    let text = load_model(folder.to_str().unwrap(), None).err().unwrap().to_string();
+    let text =
+        load_model(folder.to_str().unwrap(), None, minke_model::Purpose::Train).err().unwrap().to_string();
     assert!(
         text.contains("config.json") && text.contains("is in F8_E4M3: expected `quantization_config`"),
         "{text}"

@@ -208,7 +208,12 @@ fn groups_index_threads_and_rows_change_no_bit() {
         let run = |threads: usize, widened: bool| {
             let cpu = Cpu::with_level(level, threads);
             let mut packed = Packed8::empty();
-            packed.pack(&cpu, Weight8 { elements: Elements::Numbers { w: &w, how }, groups, rows, cols: k }, true, widened);
+            packed.pack(
+                &cpu,
+                Weight8 { elements: Elements::Numbers { w: &w, how }, groups, rows, cols: k },
+                true,
+                widened,
+            );
             let (codes, scales) = coded(&cpu, &x, whole, how);
             let a = Codes { codes: &codes, scales: &scales, cuts: whole, index: Some(&index) };
             let mut y = vec![0.0; index.len() * rows.len];
@@ -268,7 +273,11 @@ fn codes_are_packed_as_they_are() {
             let numbers: Vec<f32> = parts.iter().flat_map(Quantized::dequantize).collect();
             let mut packed = Packed8::empty();
             packed.pack(&cpu, weight, true, false);
-            assert_same_bits(&format!("numbers {level:?} {k}"), &packed.numbers(), &numbers);
+            assert_same_bits(
+                &format!("numbers {level:?} {k}"),
+                &(0..groups).flat_map(|group| packed.numbers(group)).collect::<Vec<_>>(),
+                &numbers,
+            );
             // one product for each column of the unit matrix says every code and scale, both ways
             for transposed in [true, false] {
                 let (depth, n) = if transposed { (Cuts::whole(k), rows.len) } else { (rows, k) };
@@ -284,7 +293,8 @@ fn codes_are_packed_as_they_are() {
                         let mut y = vec![0.5; depth.len * n];
                         matmul8(&cpu, a, &offsets, &packed, ViewMut::F32(&mut y), false);
                         let w = &numbers[group * rows.len * k..];
-                        let expected = |i: usize, j: usize| if transposed { w[j * k + i] } else { w[i * k + j] };
+                        let expected =
+                            |i: usize, j: usize| if transposed { w[j * k + i] } else { w[i * k + j] };
                         for (at, &got) in y.iter().enumerate() {
                             // a zero may lose its sign in a sum
                             assert!(got == expected(at / n, at % n), "{level:?} {transposed} {widened} {at}");

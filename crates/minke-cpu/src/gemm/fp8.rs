@@ -251,17 +251,16 @@ impl Packed8 {
         &all[(group * blocks + b) * padded..][..padded]
     }
 
-    /// The numbers of a weight that was packed for y = x Wᵀ, from its codes: `code * scale`, [groups, rows, cols].
+    /// The numbers of a group of a weight that was packed for y = x Wᵀ, from its codes: `code * scale`, [rows, cols].
     ///
     /// # Panics
     /// When it was packed with `widened`.
-    pub fn numbers(&self) -> Vec<f32> {
+    pub fn numbers(&self, group: usize) -> Vec<f32> {
         assert!(!self.widened, "numbers are made from codes, one byte each");
         let per_word = if self.level.has_bf16_dot() { 2 } else { 1 };
         let (n, k) = (self.n, self.depth.len);
-        let mut out = vec![0.0; self.groups * n * k];
-        for (i, row) in out.chunks_exact_mut(k.max(1)).enumerate() {
-            let (group, col) = (i / n, i % n);
+        let mut out = vec![0.0; n * k];
+        for (col, row) in out.chunks_exact_mut(k.max(1)).enumerate() {
             let panel = self.panel(group, col / PANEL);
             let mut at = 0;
             for b in 0..self.depth.blocks() {
