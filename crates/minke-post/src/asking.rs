@@ -168,3 +168,20 @@ pub(crate) fn suite_place(suite: &str, folder: Option<&Path>) -> String {
     };
     suite.split(',').map(place).collect::<Vec<_>>().join(",")
 }
+
+#[cfg(test)]
+mod tests {
+    use minke_model::{DType, Fp8};
+
+    use super::*;
+
+    #[test]
+    fn answers_that_depend_on_each_other_are_refused() {
+        let fp8 = |per_tensor| Some(Precision::fp8(Fp8 { per_tensor, power_of_two: false }));
+        for fine in [None, Some(Precision::uniform(DType::Bf16)), fp8(false)] {
+            refuse_coupled("precision", fine).unwrap();
+        }
+        let text = refuse_coupled("teacher.precision", fp8(true)).unwrap_err().to_string();
+        assert!(text.contains("teacher.precision") && text.contains("\"block\""), "{text}");
+    }
+}

@@ -431,14 +431,13 @@ impl Kernel for Task<'_> {
         let mut block_sums = scratch::take::<f32>(GRID_ROWS * PANEL);
         let mut sums = scratch::take::<f32>(GRID_ROWS * PANEL);
         let tile_rows = engine.tile_rows();
+        // codes that one tile reads are widened a block at a time, which stays in the first cache
+        let by_block = !b.widened && rows <= tile_rows;
         for panel in panels {
             let bytes = b.panel(group, panel);
-            let b_words: &[u32] = if b.widened {
-                bytemuck::cast_slice(bytes)
-            } else {
+            if !b.widened && !by_block {
                 engine.widen(bytes, &mut wide);
-                &wide
-            };
+            }
             let (col, width) = (panel * PANEL, PANEL.min(n - panel * PANEL));
             let vecs = width.div_ceil(LANES);
             for i in (0..rows).step_by(tile_rows) {
@@ -453,12 +452,23 @@ impl Kernel for Task<'_> {
                 let mut at = 0;
                 for block in 0..blocks {
                     let steps = engine.steps(depth.block(block).len());
+                    let here = at * PANEL..(at + steps) * PANEL;
+                    let b_words = if b.widened {
+                        &bytemuck::cast_slice(bytes)[here]
+                    } else if by_block {
+                        let per_word = engine.codes_per_word();
+                        let codes = &bytes[here.start * per_word..here.end * per_word];
+                        engine.widen(codes, &mut wide[..steps * PANEL]);
+                        &wide[..steps * PANEL]
+                    } else {
+                        &wide[here]
+                    };
                     let words = Words {
                         steps,
                         a: a_words[i * b.words + at..].as_ptr(),
                         a_row: b.words,
                         a_step: 1,
-                        b: b_words[at * PANEL..].as_ptr(),
+                        b: b_words.as_ptr(),
                         c: block_sums.as_mut_ptr(),
                         c_row: PANEL,
                         ..Words::NOWHERE
