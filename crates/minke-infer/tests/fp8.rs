@@ -55,7 +55,9 @@ fn write(folder: &Path, config: &Config, power_of_two: bool, spared: &str) {
             let (rows, cols) = (entry.shape[0], entry.shape[1]);
             let mut q = Quantized::quantize(w, rows, cols, power_of_two);
             if !power_of_two {
-                q.scales.iter_mut().for_each(|scale| *scale = f32::from_bits(scale.to_bits() & !0xfff));
+                for scale in &mut q.scales {
+                    *scale = f32::from_bits(scale.to_bits() & !0xfff);
+                }
             }
             let scales = floats(&q.scales);
             put(&entry.name, Dtype::F8E4M3, entry.shape.clone(), q.codes);

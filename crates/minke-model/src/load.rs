@@ -173,7 +173,9 @@ impl Model {
                 let how = self.precision.coded.how;
                 self.params.set_codes(cpu, id, Elements::Numbers { w: &w, how });
             }
-            tensors.iter().for_each(|(name, _)| source.done(name));
+            for (name, _) in &tensors {
+                source.done(name);
+            }
         }
         Ok(())
     }

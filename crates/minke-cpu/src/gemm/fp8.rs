@@ -78,7 +78,7 @@ pub struct Matrix8<'a> {
     pub scales: &'a [f32],
 }
 
-impl<'a> Weight8<'a> {
+impl Weight8<'_> {
     fn check(&self) {
         let Self { elements, groups, rows, cols } = *self;
         let all = groups * rows.len * cols;
@@ -480,7 +480,7 @@ impl Kernel for Task<'_> {
                     let go_on = block > 0 || accumulate;
                     // SAFETY: the sums are a whole tile.
                     unsafe {
-                        promote(s, &block_sums, row_scales, by, go_on, height, sums.as_mut_ptr(), PANEL)
+                        promote(s, &block_sums, row_scales, by, go_on, height, sums.as_mut_ptr(), PANEL);
                     };
                     at += steps;
                 }
@@ -659,7 +659,7 @@ impl Kernel for TaskTn<'_> {
                     if width == PANEL {
                         // SAFETY: rows and columns of this task alone, in bounds for a whole panel.
                         unsafe {
-                            promote(s, &block_sums, by_row, by, go_on, tall, out.start().add(first), n)
+                            promote(s, &block_sums, by_row, by, go_on, tall, out.start().add(first), n);
                         };
                         continue;
                     }
