@@ -112,11 +112,12 @@ impl Known {
     /// The weights cannot be looked at.
     pub fn bytes_to_run(&self, precision: Option<Precision>) -> Result<u64> {
         let each = 4 + self.width(precision)?;
-        let weights =
-            self.folder.as_ref().map(|folder| WeightFolder::open(folder, &self.config)).transpose()?;
-        let coded = |tensor: &spec::TensorSpec| match precision {
-            Some(precision) => precision.coded.of(tensor.role).is_some(),
-            None => weights.as_ref().is_some_and(|weights| weights.is_coded(&tensor.name)),
+        let folder = self.folder.as_ref().filter(|_| precision.is_none());
+        let weights = folder.map(|folder| WeightFolder::open(folder, &self.config)).transpose()?;
+        let coded = |tensor: &spec::TensorSpec| match (precision, &weights) {
+            (Some(precision), _) => precision.coded.of(tensor.role).is_some(),
+            (None, Some(weights)) => weights.is_coded(&tensor.name),
+            (None, None) => false,
         };
         let in_fp8: u64 =
             spec::tensors(&self.config).iter().filter(|t| coded(t)).map(|t| t.numel() as u64).sum();
