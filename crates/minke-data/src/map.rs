@@ -33,6 +33,19 @@ impl MappedFile {
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(Error::io("map", path))?;
         Ok(Self { map: Some(map) })
     }
+
+    /// Lets go of the pages of some bytes: they no longer count as memory of this process, and come back from the file
+    /// if they are read again. A hint that changes no byte.
+    pub(crate) fn forget(&self, bytes: std::ops::Range<usize>) {
+        #[cfg(unix)]
+        if let Some(map) = &self.map {
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            // SAFETY: the map is read-only and of a file, so its pages hold nothing that the file does not
+            let _ = unsafe { map.unchecked_advise_range(advice, bytes.start, bytes.len()) };
+        }
+        #[cfg(not(unix))]
+        let _ = bytes;
+    }
 }
 
 impl Deref for MappedFile {

@@ -4,10 +4,10 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use minke_data::hf::{Dtype, TensorView, WeightFiles, resolve_model};
+use minke_data::hf::{Dtype, QuantizedView, TensorView, WeightFiles, resolve_model};
 use minke_data::{ChatTemplate, Tokenizer};
 use minke_model::config::{Config, ConfigError};
-use minke_model::{DType, LoadError, Model, Precision, WeightSource};
+use minke_model::{DType, LoadError, Model, Precision, Purpose, StoredCodes, WeightSource};
 use minke_num::{bf16, f16};
 use serde_json::Value;
 
@@ -117,18 +117,23 @@ impl Loaded {
 
 /// Opens the model that `argument` means: a folder, a run, or a hub id in the local cache.
 ///
-/// With `precision` the products run in that type whatever the tensors are stored in.
+/// With `precision` the products run in that type whatever the tensors are stored in; without, weights in FP8 stay as they
+/// are in a model that is loaded to run, and become f32 in one that is loaded to be trained.
 ///
 /// # Errors
 /// Nothing is there, or a file is missing, inconsistent or hostile; nothing is ever written.
-pub fn load_model(argument: &str, precision: Option<Precision>) -> Result<Loaded, LoadModelError> {
+pub fn load_model(
+    argument: &str,
+    precision: Option<Precision>,
+    purpose: Purpose<'_>,
+) -> Result<Loaded, LoadModelError> {
     let folder = resolve_model(argument)?;
     let config = read_config(&folder)?;
     let generation = generation_defaults(&folder)?;
     let tokenizer_file = folder.join("tokenizer.json");
     let tokenizer = if tokenizer_file.is_file() { Some(Tokenizer::load(&tokenizer_file)?) } else { None };
     let weights = WeightFolder::open(&folder, &config)?;
-    let (model, mut notes) = Model::load(config, precision, &weights)
+    let (model, mut notes) = Model::load(config, precision, &weights, purpose)
         .map_err(|source| LoadModelError::Weights { folder: folder.clone(), source })?;
     if let Some(tokenizer) = &tokenizer
         && tokenizer.vocab_size() > model.config.vocab_size
@@ -247,6 +252,14 @@ impl WeightFolder {
     pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
         self.0.get(name)
     }
+
+    fn quantized(&self, name: &str) -> Result<QuantizedView<'_>, String> {
+        self.0.quantized_view(name).map_err(|error| match error {
+            // whoever asked knows the folder, and the scales were checked when it was opened
+            minke_data::Error::Weights { expected, got, .. } => format!("expected {expected}, got {got}"),
+            other => other.to_string(),
+        })
+    }
 }
 
 impl WeightSource for WeightFolder {
@@ -286,18 +299,21 @@ impl WeightSource for WeightFolder {
                     *x = f16::from_le_bytes(pair).to_f32();
                 }
             }
-            Dtype::F8E4M3 => {
-                let view = self.0.quantized_view(name).map_err(|error| match error {
-                    // whoever asked knows the folder, and the scales were checked when it was opened
-                    minke_data::Error::Weights { expected, got, .. } => {
-                        format!("expected {expected}, got {got}")
-                    }
-                    other => other.to_string(),
-                })?;
-                view.dequantize(out);
-            }
+            Dtype::F8E4M3 => self.quantized(name)?.dequantize(out),
             other => return Err(format!("expected F32, F16, BF16 or F8_E4M3, got {other}")),
         }
         Ok(())
+    }
+    fn is_coded(&self, name: &str) -> bool {
+        self.0.is_quantized(name)
+    }
+
+    fn codes(&self, name: &str) -> Result<StoredCodes<'_>, String> {
+        let QuantizedView { codes, scales, .. } = self.quantized(name)?;
+        Ok(StoredCodes { codes, scales })
+    }
+
+    fn done(&self, name: &str) {
+        self.0.forget(name);
     }
 }

@@ -16,7 +16,7 @@ fn copy() -> tempfile::TempDir {
 }
 
 fn load(folder: &Path) -> Result<Loaded, String> {
-    load_model(folder.to_str().unwrap(), None).map_err(|error| {
+    load_model(folder.to_str().unwrap(), None, minke_model::Purpose::Train).map_err(|error| {
         assert!(error.is_user_error());
         error.to_string()
     })

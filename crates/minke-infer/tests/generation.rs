@@ -9,14 +9,23 @@ use minke_data::tokenizer::TrainOptions;
 use minke_infer::{
     Delta, Engine, EngineError, Generation, Loaded, Request, Sampling, Session, StopReason, load_model,
 };
-use minke_model::{DType, Precision};
+use minke_model::{DType, Fp8, Precision, Purpose};
 
 fn vectors(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../minke-model/tests/vectors").join(name)
 }
 
 fn loaded(name: &str, dtype: DType) -> Loaded {
-    load_model(vectors(name).to_str().unwrap(), Some(Precision::uniform(dtype))).unwrap()
+    opened(name, Precision::uniform(dtype))
+}
+
+/// As a model that only runs: in FP8 there are codes and no numbers.
+fn opened(name: &str, precision: Precision) -> Loaded {
+    load_model(vectors(name).to_str().unwrap(), Some(precision), Purpose::Run(&Cpu::detect(2))).unwrap()
+}
+
+fn precisions() -> [Precision; 3] {
+    [Precision::uniform(DType::F32), Precision::uniform(DType::Bf16), Precision::fp8(Fp8::default())]
 }
 
 /// All bytes and a few merges.
@@ -46,8 +55,9 @@ fn bits(generation: &Generation) -> Vec<u32> {
 #[test]
 fn a_request_gives_the_same_bits_alone_in_a_batch_and_at_any_number_of_threads() {
     for name in ["v3_groups_published", "v2_greedy_yarn_published", "llama_gqa", "v3_mtp1"] {
-        for dtype in [DType::F32, DType::Bf16] {
-            let mut model = loaded(name, dtype).model;
+        for precision in precisions() {
+            let mut model = opened(name, precision).model;
+            let dtype = (precision.linear, precision.coded.any());
             let w = model.config.vocab_size as u32;
             // more tokens than one call takes
             let lengths = [1, 40, 7, 200, 63, 190, 30];
@@ -101,8 +111,9 @@ fn generation_says_the_log_probs_that_scoring_gives() {
 #[test]
 fn a_plain_draw_says_the_log_probs_that_scoring_gives_whatever_is_drawn_beside_it() {
     for name in ["v3_groups_published", "llama_gqa"] {
-        for dtype in [DType::F32, DType::Bf16] {
-            let mut model = loaded(name, dtype).model;
+        for precision in precisions() {
+            let mut model = opened(name, precision).model;
+            let dtype = (precision.linear, precision.coded.any());
             let plain =
                 |seed| Request { sampling: Sampling { seed, ..Sampling::default() }, ..request(seed, 9, 96) };
             let filtered = Request {

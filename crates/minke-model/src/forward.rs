@@ -9,7 +9,7 @@ use minke_tensor::ops::{self, AttentionWeights, Keys, MlaWeights, MoeWeights, Ro
 use minke_tensor::{Context, Timers, Var, WeightId};
 
 use crate::config::{self, AttentionKind, Config, FfnKind, LATENT_NORM_EPS, MoeConfig, TopkMethod};
-use crate::params::{Layout, Params, Precision};
+use crate::params::{Keep, Layout, Params, Precision};
 use crate::train::ExpertLoad;
 
 /// What is computed a second time on the way back, instead of being kept from the way there.
@@ -137,14 +137,14 @@ pub(crate) struct Pass<'a> {
 impl Model {
     /// A model with fresh weights.
     pub fn random(config: Config, precision: Precision, seed: u64) -> Self {
-        let mut model = Self::zero(config, precision);
+        let mut model = Self::zero(config, precision, Keep::default());
         model.params.randomize(&model.config, seed);
         model
     }
 
     /// A model whose weights are all zero, to be filled.
-    pub(crate) fn zero(config: Config, precision: Precision) -> Self {
-        let mut layout = Layout::new(&config, precision);
+    pub(crate) fn zero(config: Config, precision: Precision, keep: Keep) -> Self {
+        let mut layout = Layout::new(&config, precision, keep);
         let net = Net::new(&config, &mut layout);
         Self {
             config,

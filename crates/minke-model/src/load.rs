@@ -2,11 +2,13 @@
 
 use std::collections::HashSet;
 
-use minke_cpu::DType;
+use minke_cpu::fp8::Fp8;
+use minke_cpu::gemm::{Elements, Matrix8};
+use minke_cpu::{Cpu, DType};
 
 use crate::config::Config;
 use crate::forward::Model;
-use crate::params::{Coded, Precision};
+use crate::params::{Coded, Keep, Precision};
 use crate::spec::{self, Role, TensorSpec};
 
 /// Where weights come from; a folder of safetensors files is one.
@@ -19,6 +21,45 @@ pub trait WeightSource {
     fn dtype(&self, name: &str) -> Option<DType>;
     /// Reads all elements, widened to f32.
     fn read_into(&self, name: &str, out: &mut [f32]) -> Result<(), String>;
+    /// Whether a tensor is stored in FP8.
+    fn is_coded(&self, name: &str) -> bool {
+        let _ = name;
+        false
+    }
+    /// A tensor in FP8 as it is stored.
+    fn codes(&self, name: &str) -> Result<StoredCodes<'_>, String> {
+        let _ = name;
+        Err("expected FP8, got numbers".to_owned())
+    }
+    /// The tensor will not be read again: memory that holds it can go.
+    fn done(&self, name: &str) {
+        let _ = name;
+    }
+}
+
+/// A matrix in E4M3 as it is stored.
+#[derive(Debug, Clone)]
+pub struct StoredCodes<'a> {
+    /// Codes [rows, cols], none of them NaN.
+    pub codes: &'a [u8],
+    /// A scale for each square of 128 by 128.
+    pub scales: Vec<f32>,
+}
+
+impl StoredCodes<'_> {
+    fn matrix(&self) -> Matrix8<'_> {
+        Matrix8 { codes: self.codes, scales: &self.scales }
+    }
+}
+
+/// What a model is loaded for.
+#[derive(Clone, Copy)]
+pub enum Purpose<'a> {
+    /// To be trained: an f32 master of every weight.
+    Train,
+    /// To be run, on this machine only: of weights whose products are in FP8 there are codes and scales and nothing else.
+    /// Those that are stored so stay as they are stored.
+    Run(&'a Cpu),
 }
 
 /// Why weights do not make a model.
@@ -65,7 +106,10 @@ pub enum LoadError {
 
 impl Model {
     /// Builds the model of `config` with weights from `source`; products compute in `precision`, or else in what each
-    /// role's tensors are stored in. Also returns notes that a user should see.
+    /// role's tensors are stored in, where FP8 counts as f32 unless the model is loaded to run. Weights in FP8 decide on
+    /// the kind of scales of a model that runs in FP8. Also returns notes that a user should see.
+    ///
+    /// A tensor is read at a time, and where numbers become codes a weight (the experts of a layer are one).
     ///
     /// # Errors
     /// As [`check`], and what the source reports.
@@ -73,18 +117,73 @@ impl Model {
         config: Config,
         precision: Option<Precision>,
         source: &dyn WeightSource,
+        purpose: Purpose<'_>,
     ) -> Result<(Self, Vec<String>), LoadError> {
         let Checked { mut config, specs, notes } = check(config, source)?;
-        let precision = precision.unwrap_or_else(|| stored_precision(&config, &specs, source));
-        // whatever they were read from, they are numbers now
+        let to_run = matches!(purpose, Purpose::Run(_));
+        let mut keep = Keep::default();
+        let mut precision = precision.unwrap_or_else(|| {
+            let stored = stored_precision(&config, &specs, source, to_run);
+            let plain = specs.iter().filter(|s| !source.is_coded(&s.name));
+            keep.plain = plain.map(|s| s.name.clone()).collect();
+            stored
+        });
+        // (one scale for a whole matrix is a matter of training)
+        keep.only_codes = to_run && precision.coded.any() && !precision.coded.couples_rows();
+        if keep.only_codes && specs.iter().any(|s| source.is_coded(&s.name)) {
+            precision.coded.how = stored_how(&config);
+        }
+        // whatever they were read from, they are numbers or codes now
         config.quantization = None;
-        let mut model = Self::zero(config, precision);
-        for entry in model.params.entries.clone() {
-            let out = &mut model.params.data[entry.range];
-            source.read_into(&entry.name, out).map_err(|why| LoadError::Read { name: entry.name, why })?;
+        let mut model = Self::zero(config, precision, keep);
+        if let Purpose::Run(cpu) = purpose {
+            model.load_codes(cpu, source)?;
+        }
+        let in_codes: HashSet<usize> =
+            model.params.coded.iter().flat_map(|(_, entries)| entries.iter().copied()).collect();
+        for (i, entry) in model.params.entries.clone().into_iter().enumerate() {
+            if !in_codes.contains(&i) {
+                let out = &mut model.params.data[entry.range];
+                source.read_into(&entry.name, out).map_err(failed(&entry.name))?;
+                source.done(&entry.name);
+            }
         }
         Ok((model, notes))
     }
+
+    /// Fills the weights of which there are only codes.
+    fn load_codes(&mut self, cpu: &Cpu, source: &dyn WeightSource) -> Result<(), LoadError> {
+        for (id, entries) in self.params.coded.clone() {
+            let entries = entries.iter().map(|&i| &self.params.entries[i]);
+            let tensors: Vec<(String, usize)> =
+                entries.map(|entry| (entry.name.clone(), entry.shape.iter().product())).collect();
+            if tensors.iter().all(|(name, _)| source.is_coded(name)) {
+                let codes = |(name, _): &(String, usize)| source.codes(name).map_err(failed(name));
+                let parts: Vec<StoredCodes<'_>> = tensors.iter().map(codes).collect::<Result<_, _>>()?;
+                let parts: Vec<Matrix8<'_>> = parts.iter().map(StoredCodes::matrix).collect();
+                self.params.set_codes(cpu, id, Elements::Codes(&parts));
+            } else {
+                let mut w = vec![0.0; tensors.iter().map(|(_, size)| size).sum()];
+                let mut rest = &mut w[..];
+                for (name, size) in &tensors {
+                    let (out, behind) = rest.split_at_mut(*size);
+                    source.read_into(name, out).map_err(failed(name))?;
+                    rest = behind;
+                }
+                let how = self.precision.coded.how;
+                self.params.set_codes(cpu, id, Elements::Numbers { w: &w, how });
+            }
+            for (name, _) in &tensors {
+                source.done(name);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn failed(name: &str) -> impl FnOnce(String) -> LoadError {
+    let name = name.to_owned();
+    move |why| LoadError::Read { name, why }
 }
 
 /// What a source holds, when it holds what a config asks for.
@@ -145,24 +244,45 @@ fn is_derived(name: &str, config: &Config) -> bool {
     name.ends_with(".rotary_emb.inv_freq") || config.tie_word_embeddings && name == "lm_head.weight"
 }
 
-/// bf16 for a role whose tensors are all stored in bf16, f32 for the others.
-fn stored_precision(config: &Config, specs: &[TensorSpec], source: &dyn WeightSource) -> Precision {
+/// How a folder in FP8 has its scales.
+fn stored_how(config: &Config) -> Fp8 {
+    Fp8 { power_of_two: config.quantization.is_some_and(|q| q.power_of_two), per_tensor: false }
+}
+
+/// bf16 for a role whose tensors are all stored in bf16, f32 for the others; FP8 with activations in bf16 for a role with
+/// tensors in FP8, if these are to `run`.
+fn stored_precision(
+    config: &Config,
+    specs: &[TensorSpec],
+    source: &dyn WeightSource,
+    run: bool,
+) -> Precision {
+    let coded = |s: &TensorSpec| run && s.role.takes_fp8() && source.is_coded(&s.name);
     let of = |wanted: &dyn Fn(Role) -> bool| {
         let mut tensors = specs.iter().filter(|s| wanted(s.role)).peekable();
         let some = tensors.peek().is_some();
-        if some && tensors.all(|s| source.dtype(&s.name) == Some(DType::Bf16)) {
+        if some && tensors.all(|s| coded(s) || source.dtype(&s.name) == Some(DType::Bf16)) {
             DType::Bf16
         } else {
             DType::F32
         }
     };
+    let any = |wanted: &dyn Fn(Role) -> bool| specs.iter().any(|s| wanted(s.role) && coded(s));
+    let linear = |r| matches!(r, Role::FfnLinear | Role::MtpProjection);
+    let expert = |r| matches!(r, Role::ExpertLinear { .. });
+    let attention = |r| r == Role::AttentionLinear;
     let tied = config.tie_word_embeddings;
     Precision {
-        linear: of(&|r| matches!(r, Role::FfnLinear | Role::MtpProjection)),
-        expert: of(&|r| matches!(r, Role::ExpertLinear { .. })),
-        attention: of(&|r| r == Role::AttentionLinear),
+        linear: of(&linear),
+        expert: of(&expert),
+        attention: of(&attention),
         head: of(&|r| r == if tied { Role::Embedding } else { Role::Head }),
         router: of(&|r| r == Role::Router),
-        coded: Coded::default(),
+        coded: Coded {
+            linear: any(&linear),
+            expert: any(&expert),
+            attention: any(&attention),
+            how: stored_how(config),
+        },
     }
 }

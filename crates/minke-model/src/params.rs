@@ -1,6 +1,6 @@
 //! The weights of a model: published names over one flat store.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::{Deref, DerefMut, Range};
 
 use minke_cpu::DType;
@@ -106,7 +106,7 @@ pub struct Param {
     pub shape: Vec<usize>,
     /// What it is for.
     pub role: Role,
-    /// Where it lies in `data` and `grad`.
+    /// Where it lies in `data` and `grad`; empty where there are only codes of it.
     pub range: Range<usize>,
     /// What products with it compute in, and what checkpoints store it in.
     pub dtype: DType,
@@ -116,6 +116,8 @@ pub struct Param {
 pub struct Params {
     /// The published tensors, in the order of [`spec::tensors`].
     pub entries: Vec<Param>,
+    /// Weights of which there are only codes, and the entries whose tensors they are of.
+    pub(crate) coded: Vec<(WeightId, Vec<usize>)>,
     store: Store,
 }
 
@@ -135,7 +137,7 @@ impl DerefMut for Params {
 impl Params {
     /// Draws fresh weights: normal with `initializer_range`, gains one, correction bias zero.
     pub(crate) fn randomize(&mut self, config: &Config, seed: u64) {
-        let Self { entries, store } = self;
+        let Self { entries, store, .. } = self;
         for (stream, entry) in entries.iter().enumerate() {
             let out = &mut store.data[entry.range.clone()];
             match entry.role {
@@ -160,9 +162,20 @@ impl Params {
     }
 }
 
+/// What is kept of weights whose products are in FP8.
+#[derive(Default)]
+pub(crate) struct Keep {
+    /// Their codes and nothing else.
+    pub only_codes: bool,
+    /// Tensors whose products are not in FP8 although those of their role are.
+    pub plain: HashSet<String>,
+}
+
 /// Lays tensors out in a store. Tensors that one product reads together (gate and up; all experts of a layer) are put
 /// next to each other and become one weight.
 pub(crate) struct Layout {
+    keep: Keep,
+    coded: Vec<(WeightId, Vec<usize>)>,
     specs: HashMap<String, (usize, TensorSpec)>,
     entries: Vec<Option<Param>>,
     store: Store,
@@ -171,9 +184,11 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    pub fn new(config: &Config, precision: Precision) -> Self {
+    pub fn new(config: &Config, precision: Precision, keep: Keep) -> Self {
         let specs: Vec<TensorSpec> = spec::tensors(config);
         Self {
+            keep,
+            coded: Vec::new(),
             entries: vec![None; specs.len()],
             specs: specs.into_iter().enumerate().map(|(i, spec)| (spec.name.clone(), (i, spec))).collect(),
             store: Store::default(),
@@ -186,10 +201,13 @@ impl Layout {
     pub fn weight(&mut self, groups: usize, names: &[String]) -> WeightId {
         let start = self.store.data.len();
         let (mut at, mut cols, mut dtype, mut fp8) = (start, 1, DType::F32, None);
+        let plain = names.iter().any(|name| self.keep.plain.contains(name));
+        let mut indices = Vec::with_capacity(names.len());
         for name in names {
             let (index, spec) = self.specs.get(name).expect("the model asks for tensors of its own table");
             dtype = self.precision.of(spec.role, self.tied);
-            fp8 = self.precision.coded.of(spec.role);
+            fp8 = self.precision.coded.of(spec.role).filter(|_| !plain);
+            indices.push(*index);
             cols = spec.shape.last().copied().unwrap_or(1);
             let range = at..at + spec.numel();
             at = range.end;
@@ -197,6 +215,14 @@ impl Layout {
             self.entries[*index] = Some(Param { name, shape, role, range, dtype });
         }
         let rows = (at - start) / groups / cols;
+        if let Some(how) = fp8.filter(|_| self.keep.only_codes) {
+            for &index in &indices {
+                self.entries[index].as_mut().expect("placed above").range = start..start;
+            }
+            let id = self.store.add_codes(groups, rows, cols, dtype, names.len() / groups, how);
+            self.coded.push((id, indices));
+            return id;
+        }
         self.store.add_stacked(groups, rows, cols, dtype, names.len() / groups, fp8)
     }
 
@@ -208,6 +234,6 @@ impl Layout {
     pub fn finish(self) -> Params {
         let entries =
             self.entries.into_iter().map(|e| e.expect("the model places every tensor of its table"));
-        Params { entries: entries.collect(), store: self.store }
+        Params { entries: entries.collect(), coded: self.coded, store: self.store }
     }
 }

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use minke_cpu::Cpu;
 use minke_cpu::loss::{Scales, cross_entropy};
 use minke_model::{
-    Cache, Config, DType, IGNORE, LossOptions, Model, MtpTargets, Precision, Recompute, Segment, Step,
-    TrainBatch, Want, WeightSource,
+    Cache, Config, DType, Fp8, IGNORE, LossOptions, Model, MtpTargets, Precision, Purpose, Recompute,
+    Segment, Step, TrainBatch, Want, WeightSource,
 };
 use minke_num::tolerance::assert_same_bits;
 use safetensors::SafeTensors;
@@ -68,7 +68,7 @@ fn load(folder: &Path, precision: Option<Precision>) -> Case {
     let config = std::fs::read_to_string(folder.join("config.json")).unwrap();
     let config = Config::from_json(&serde_json::from_str(&config).unwrap()).unwrap();
     let weights = File::open(&folder.join("model.safetensors"));
-    let (model, notes) = Model::load(config, precision, &weights).unwrap();
+    let (model, notes) = Model::load(config, precision, &weights, Purpose::Train).unwrap();
     assert!(notes.is_empty(), "{notes:?}");
     let vectors = File::open(&folder.join("vectors.safetensors"));
     let (shape, ids) = {
@@ -173,12 +173,16 @@ fn losses_and_gradients_match_transformers() {
     }
 }
 
+fn precisions() -> [Precision; 3] {
+    [Precision::uniform(DType::F32), Precision::uniform(DType::Bf16), Precision::fp8(Fp8::default())]
+}
+
 /// Losses of the training pass and logits of inference, whatever the chunking, batch and threads, are the same bits.
 #[test]
 fn generation_has_the_bits_of_training() {
     for folder in folders() {
-        for precision in [DType::F32, DType::Bf16] {
-            let mut case = load(&folder, Some(Precision::uniform(precision)));
+        for precision in precisions() {
+            let mut case = load(&folder, Some(precision));
             let cpu = Cpu::detect(2);
             let batch = batch(&case);
             let losses = case.model.evaluate(&cpu, &batch);
@@ -194,7 +198,7 @@ fn generation_has_the_bits_of_training() {
                 &mut from_logits,
                 None,
             );
-            assert_same_bits(&format!("{} {precision:?}: losses", case.name), &from_logits, &losses);
+            assert_same_bits(&format!("{} {:?}: losses", case.name, precision.coded), &from_logits, &losses);
             // both rows at once, in uneven chunks, the last tokens one by one
             for threads in [1, 3] {
                 let cpu = Cpu::detect(threads);
@@ -216,7 +220,7 @@ fn generation_has_the_bits_of_training() {
                     let logits = case.model.infer(&cpu, &mut steps);
                     for r in 0..case.rows {
                         let expected = &whole[(r * case.len + at) * w..][..chunk * w];
-                        let what = format!("{} {precision:?}: row {r} from {at}", case.name);
+                        let what = format!("{} {:?}: row {r} from {at}", case.name, precision.coded);
                         assert_same_bits(&what, &logits[r * chunk * w..][..chunk * w], expected);
                     }
                     at += chunk;
@@ -230,9 +234,9 @@ fn generation_has_the_bits_of_training() {
 #[test]
 fn gradients_are_the_same_bits_at_any_thread_count() {
     for folder in folders() {
-        for precision in [DType::F32, DType::Bf16] {
+        for precision in precisions() {
             let grads = [1, 2, 3].map(|threads| {
-                let mut case = load(&folder, Some(Precision::uniform(precision)));
+                let mut case = load(&folder, Some(precision));
                 let (batch, options) = (batch(&case), LossOptions { balance_alpha: 0.01, ..options(&case) });
                 case.model.train_step(&Cpu::detect(threads), &batch, &options);
                 case.model.params.grad.clone()

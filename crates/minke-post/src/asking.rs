@@ -2,10 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use minke_cpu::Cpu;
 use minke_data::Tokenizer;
 use minke_data::template::{ChatTemplate, Thinking};
 use minke_infer::load_model;
 use minke_model::Model;
+use minke_model::{Precision, Purpose};
 use minke_train::recipe::{self, Document, Section, located};
 use serde::Serialize;
 
@@ -23,6 +25,20 @@ pub enum ThinkingName {
     Open,
     /// With an empty thought.
     Empty,
+}
+
+/// Refuses a precision, named by its key, in which what is computed for a token depends on what else is in the call:
+/// answers would depend on what is answered beside them, and no log-probability could be found again.
+///
+/// # Errors
+/// It is FP8 with one scale per tensor.
+pub(crate) fn refuse_coupled(key: &str, precision: Option<Precision>) -> Result<()> {
+    if precision.is_some_and(|precision| precision.coded.couples_rows()) {
+        let reason = "scaling = \"tensor\" gives all tokens of a call one scale, so that they depend on each other: \
+                      expected \"block\" where answers are written or judged";
+        return Err(PostError::unsuitable(key, reason));
+    }
+    Ok(())
 }
 
 /// `[model]`, `precision`, and the keys `form` and `thinking`.
@@ -88,10 +104,12 @@ impl Asking {
     /// Opens the model.
     ///
     /// # Errors
-    /// It cannot be loaded, has no tokenizer, or the template cannot be used.
-    pub fn open(&self) -> Result<Asked> {
+    /// It cannot be loaded, has no tokenizer, or the template cannot be used; a precision that couples answers.
+    pub fn open(&self, cpu: &Cpu) -> Result<Asked> {
         let template = self.named_template()?;
-        let loaded = load_model(&self.model, self.precision.map(minke_model::Precision::from))?;
+        let precision = self.precision.map(Precision::from);
+        refuse_coupled("precision", precision)?;
+        let loaded = load_model(&self.model, precision, Purpose::Run(cpu))?;
         let template = match template {
             Some(template) => Some(template),
             None => loaded.template()?,
@@ -149,4 +167,21 @@ pub(crate) fn suite_place(suite: &str, folder: Option<&Path>) -> String {
         if Path::new(&there).is_file() { there } else { part.trim().to_owned() }
     };
     suite.split(',').map(place).collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use minke_model::{DType, Fp8};
+
+    use super::*;
+
+    #[test]
+    fn answers_that_depend_on_each_other_are_refused() {
+        let fp8 = |per_tensor| Some(Precision::fp8(Fp8 { per_tensor, power_of_two: false }));
+        for fine in [None, Some(Precision::uniform(DType::Bf16)), fp8(false)] {
+            refuse_coupled("precision", fine).unwrap();
+        }
+        let text = refuse_coupled("teacher.precision", fp8(true)).unwrap_err().to_string();
+        assert!(text.contains("teacher.precision") && text.contains("\"block\""), "{text}");
+    }
 }

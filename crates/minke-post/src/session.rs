@@ -18,7 +18,7 @@ use minke_data::Tokenizer;
 use minke_data::template::ChatTemplate;
 use minke_infer::machine::available_bytes;
 use minke_infer::{Loaded, load_model};
-use minke_model::{Model, Precision, spec};
+use minke_model::{Model, Precision, Purpose, spec};
 use minke_train::checkpoint::{self, State};
 use minke_train::metrics::MetricsWriter;
 use minke_train::optim::Settings;
@@ -196,7 +196,7 @@ pub struct Base {
 /// # Errors
 /// The folder is taken or holds something else; the model cannot be loaded.
 pub fn open(setup: &Setup, options: &Options, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Base> {
-    let base = fresh(setup, options, || Ok(load_model(&setup.model, setup.precision)?))?;
+    let base = fresh(setup, options, || Ok(load_model(&setup.model, setup.precision, Purpose::Train)?))?;
     for note in &base.loaded.notes {
         on_event(Event::Warning { text: note });
     }

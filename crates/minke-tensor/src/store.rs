@@ -1,9 +1,10 @@
 //! All weights of a model: one flat buffer of f32 masters, one of gradients, and packed copies for products.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use minke_cpu::fp8::{Cuts, Fp8};
-use minke_cpu::gemm::{Compute, Packed, Packed8, Weight8};
+use minke_cpu::gemm::{Compute, Elements, Packed, Packed8, Weight8};
 use minke_cpu::{Cpu, DType, View};
 
 /// Names a weight of a [`Store`].
@@ -12,7 +13,10 @@ pub struct WeightId(usize);
 
 /// One weight [groups, rows, cols]; a linear layer has one group, the experts of a layer one each.
 struct Weight {
+    /// Where its elements are in `data`; empty where they are codes and nothing else.
     range: Range<usize>,
+    /// Whether the packed copy for y = x Wᵀ, in codes, is all that there is of it: it runs and cannot be trained.
+    only_codes: bool,
     groups: usize,
     rows: usize,
     cols: usize,
@@ -48,6 +52,7 @@ impl Copy {
 }
 
 /// What a product with a weight reads.
+#[derive(Clone, Copy)]
 pub enum PackedWeight<'a> {
     /// f32, or bf16.
     Plain(&'a Packed),
@@ -97,11 +102,41 @@ impl Store {
     ) -> WeightId {
         let start = self.data.len();
         self.data.resize(start + groups * rows * cols, 0.0);
-        let range = start..self.data.len();
+        self.push(start..self.data.len(), groups, rows, cols, dtype, parts, fp8)
+    }
+
+    /// Like [`Store::add_stacked`] with products in FP8, for a weight that only runs: it has no elements in `data`, and
+    /// one byte for each in its packed copy, which [`Store::set_codes`] makes.
+    pub fn add_codes(
+        &mut self,
+        groups: usize,
+        rows: usize,
+        cols: usize,
+        dtype: DType,
+        parts: usize,
+        fp8: Fp8,
+    ) -> WeightId {
+        let end = self.data.len();
+        let id = self.push(end..end, groups, rows, cols, dtype, parts, Some(fp8));
+        self.weights[id.0].only_codes = true;
+        id
+    }
+
+    fn push(
+        &mut self,
+        range: Range<usize>,
+        groups: usize,
+        rows: usize,
+        cols: usize,
+        dtype: DType,
+        parts: usize,
+        fp8: Option<Fp8>,
+    ) -> WeightId {
         let packed = [Copy::empty(fp8), Copy::empty(fp8)];
         self.any_fp8 |= fp8.is_some();
         self.weights.push(Weight {
             range,
+            only_codes: false,
             groups,
             rows,
             cols,
@@ -115,7 +150,46 @@ impl Store {
         WeightId(self.weights.len() - 1)
     }
 
-    /// Where the weight lies in `data` and `grad`.
+    /// Makes the packed copy of a weight of [`Store::add_codes`]: codes and scales stay as they are, numbers become codes.
+    ///
+    /// # Panics
+    /// When the weight has elements in `data`, or another shape.
+    pub fn set_codes(&mut self, cpu: &Cpu, id: WeightId, elements: Elements<'_>) {
+        let Weight { only_codes, groups, rows, cols, parts, packed, fresh, .. } = &mut self.weights[id.0];
+        assert!(*only_codes, "set_codes: a weight with elements in `data`");
+        let Copy::Eight(packed) = &mut packed[0] else { unreachable!("its products are in FP8") };
+        let rows = Cuts::parts(*rows, *parts);
+        packed.pack(cpu, Weight8 { elements, groups: *groups, rows, cols: *cols }, true, false);
+        fresh[0] = true;
+    }
+
+    /// Whether codes are all that there is of some weight, so that the model runs and cannot be trained or saved.
+    pub fn only_runs(&self) -> bool {
+        self.weights.iter().any(|weight| weight.only_codes)
+    }
+
+    /// All weights, in the order in which they were added.
+    pub fn ids(&self) -> impl Iterator<Item = WeightId> + use<> {
+        (0..self.weights.len()).map(WeightId)
+    }
+
+    /// Groups of the weight.
+    pub fn groups(&self, id: WeightId) -> usize {
+        self.weights[id.0].groups
+    }
+
+    /// The numbers of a group of the weight, made from its codes where it has nothing else.
+    pub fn numbers(&self, id: WeightId, group: usize) -> Cow<'_, [f32]> {
+        match &self.weights[id.0] {
+            Weight { only_codes: true, packed: [Copy::Eight(packed), _], .. } => packed.numbers(group).into(),
+            weight => {
+                let each = weight.rows * weight.cols;
+                self.slice(id)[group * each..][..each].into()
+            }
+        }
+    }
+
+    /// Where the weight lies in `data` and `grad`: nowhere, if codes are all that there is of it.
     pub fn range(&self, id: WeightId) -> Range<usize> {
         self.weights[id.0].range.clone()
     }
@@ -150,14 +224,29 @@ impl Store {
         self.weights[id.0].cols
     }
 
+    /// Where the weight's elements lie.
+    fn elements(&self, id: WeightId) -> Range<usize> {
+        assert!(
+            !self.weights[id.0].only_codes,
+            "a weight of which there are only codes has no elements in f32"
+        );
+        self.range(id)
+    }
+
     /// The weight's elements.
+    ///
+    /// # Panics
+    /// When codes are all that there is of it; [`Store::numbers`] makes them.
     pub fn slice(&self, id: WeightId) -> &[f32] {
-        &self.data[self.range(id)]
+        &self.data[self.elements(id)]
     }
 
     /// The weight's elements beside its gradient, to be added to.
+    ///
+    /// # Panics
+    /// When codes are all that there is of it.
     pub fn with_grad(&mut self, id: WeightId) -> (&[f32], &mut [f32]) {
-        let range = self.range(id);
+        let range = self.elements(id);
         if !std::mem::replace(&mut self.weights[id.0].summed, true) {
             self.grad[range.clone()].fill(0.0);
         }
@@ -165,15 +254,18 @@ impl Store {
     }
 
     /// The weight's gradient, to be written by a product, and whether the product adds to what is there.
+    ///
+    /// # Panics
+    /// When codes are all that there is of the weight.
     pub fn grad_sum(&mut self, id: WeightId) -> (&mut [f32], bool) {
-        let range = self.range(id);
+        let range = self.elements(id);
         let summed = std::mem::replace(&mut self.weights[id.0].summed, true);
         (&mut self.grad[range], summed)
     }
 
-    /// Marks every packed copy as stale.
+    /// Marks every packed copy as stale that is made of elements in `data`.
     pub fn changed(&mut self) {
-        for weight in &mut self.weights {
+        for weight in self.weights.iter_mut().filter(|weight| !weight.only_codes) {
             weight.fresh = [false; 2];
         }
         for shared in &mut self.shared {
@@ -183,7 +275,14 @@ impl Store {
 
     /// Makes all gradients zero. Memory is not touched: the next product that sums one overwrites it, and
     /// [`Store::settle_grad`] does the rest.
+    ///
+    /// # Panics
+    /// When codes are all that there is of a weight.
     pub fn zero_grad(&mut self) {
+        assert!(
+            !self.only_runs(),
+            "a model that was loaded to run, with weights in codes alone, cannot be trained"
+        );
         if self.grad.len() != self.data.len() {
             self.grad = vec![0.0; self.data.len()];
         }
@@ -213,6 +312,9 @@ impl Store {
     }
 
     /// The weight packed for dx = dy W.
+    ///
+    /// # Panics
+    /// When codes are all that there is of it.
     pub fn backward(&mut self, cpu: &Cpu, id: WeightId) -> PackedWeight<'_> {
         self.packed(cpu, id, 1)
     }
@@ -235,8 +337,12 @@ impl Store {
 
     fn packed(&mut self, cpu: &Cpu, id: WeightId, direction: usize) -> PackedWeight<'_> {
         let training = !self.grad.is_empty();
-        let Weight { range, groups, rows, cols, dtype, fp8, parts, packed, fresh, .. } =
+        let Weight { range, only_codes, groups, rows, cols, dtype, fp8, parts, packed, fresh, .. } =
             &mut self.weights[id.0];
+        assert!(
+            !*only_codes || direction == 0 && fresh[0],
+            "a weight of which there are only codes is packed forward, and once it has them"
+        );
         let w = &self.data[range.clone()];
         let (packed, fresh) = if range.len() > SHARED_ELEMENTS && training {
             let (shared, form) = (&mut self.shared[direction], usize::from(fp8.is_some()));
@@ -257,8 +363,9 @@ impl Store {
             }
             Copy::Eight(packed) => {
                 if !fresh {
-                    let (rows, how) = (Cuts::parts(*rows, *parts), fp8.unwrap_or_default());
-                    let weight = Weight8 { w, groups: *groups, rows, cols: *cols, how };
+                    let elements = Elements::Numbers { w, how: fp8.unwrap_or_default() };
+                    let rows = Cuts::parts(*rows, *parts);
+                    let weight = Weight8 { elements, groups: *groups, rows, cols: *cols };
                     // many rows pass in training: widened once
                     packed.pack(cpu, weight, direction == 0, training);
                 }

@@ -98,6 +98,10 @@ pub fn write_model(
     tokenizer: &Tokenizer,
     template: Option<&ChatTemplate>,
 ) -> minke_data::Result<()> {
+    if model.params.only_runs() {
+        let why = "the model was loaded to run: of its weights in FP8 there are codes and no numbers to save";
+        return Err(minke_data::Error::io("write", folder)(std::io::Error::other(why)));
+    }
     let config = model.config.to_json();
     // a model that talks is asked as R1's model card says
     let mut generation = match template {

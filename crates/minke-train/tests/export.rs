@@ -4,11 +4,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use minke_cpu::Cpu;
+use minke_data::Tokenizer;
 use minke_data::hf::{Dtype, TensorSpec, WeightFiles, write_safetensors};
+use minke_data::tokenizer::TrainOptions;
 use minke_infer::{Engine, load_model};
 use minke_model::config::{Config, Quantization};
-use minke_model::{DType, Model, Precision, spec};
+use minke_model::{DType, Model, Precision, Purpose, spec};
 use minke_num::tolerance::assert_same_bits;
+use minke_train::checkpoint::save_model;
 use minke_train::export::{ExportError, Exported, Format, Options, export};
 use serde_json::{Value, json};
 
@@ -82,7 +85,8 @@ fn to(source: &Path, out: &Path, format: Format) -> Exported {
 }
 
 fn logits(folder: &Path) -> Vec<f32> {
-    let mut loaded = load_model(folder.to_str().unwrap(), Some(Precision::uniform(DType::F32))).unwrap();
+    let mut loaded =
+        load_model(folder.to_str().unwrap(), Some(Precision::uniform(DType::F32)), Purpose::Train).unwrap();
     assert!(loaded.notes.is_empty() && loaded.model.config.quantization.is_none());
     let cpu = Cpu::detect(1);
     let mut all = Vec::new();
@@ -348,19 +352,29 @@ fn broken_fp8_folders_are_refused_by_name() {
         let mut tensors = whole.clone();
         damage(&mut tensors);
         write(&folder, &tensors);
-        let error = load_model(folder.to_str().unwrap(), None).err().expect(&expected);
-        assert!(error.is_user_error() && error.to_string().contains(&expected), "{expected}\n{error}");
+        for purpose in [Purpose::Train, Purpose::Run(&Cpu::detect(1))] {
+            let error = load_model(folder.to_str().unwrap(), None, purpose).err().expect(&expected);
+            assert!(error.is_user_error() && error.to_string().contains(&expected), "{expected}\n{error}");
+        }
         let options = Options { out: root.path().join("out"), format: FP8, force: false };
         let error = export(folder.to_str().unwrap(), &options, &mut |_| {}).expect_err(&expected);
         assert!(error.is_user_error() && error.to_string().contains(&expected), "{expected}\n{error}");
         assert!(!root.path().join("out").exists());
     }
+    // a model that only runs has no numbers to save
+    write(&folder, &whole);
+    let running = load_model(folder.to_str().unwrap(), None, Purpose::Run(&Cpu::detect(1))).unwrap().model;
+    let options = TrainOptions { vocab_size: 300, ..TrainOptions::default() };
+    let tokenizer = Tokenizer::train(&["whale".to_owned()], &options).unwrap();
+    let place = root.path().join("saved");
+    let text = save_model(&place, &running, &tokenizer, None).unwrap_err().to_string();
+    assert!(text.contains("loaded to run") && !place.exists(), "{text}");
     // codes that the config does not speak of
     write(&folder, &whole);
     let mut config = json_of(&folder);
     config.as_object_mut().unwrap().remove("quantization_config");
     fs::write(folder.join("config.json"), config.to_string()).unwrap();
-    let text = load_model(folder.to_str().unwrap(), None).err().unwrap().to_string();
+    let text = load_model(folder.to_str().unwrap(), None, Purpose::Train).err().unwrap().to_string();
     assert!(
         text.contains("config.json") && text.contains("is in F8_E4M3: expected `quantization_config`"),
         "{text}"

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use minke_cpu::Cpu;
 use minke_data::hf::WeightFiles;
 use minke_infer::{WeightFolder, read_config};
-use minke_model::{DType, IGNORE, Model, MtpTargets, Precision, Recompute, Segment, TrainBatch};
+use minke_model::{DType, IGNORE, Model, MtpTargets, Precision, Purpose, Recompute, Segment, TrainBatch};
 use minke_train::optim::{Rates, Settings};
 use minke_train::recipe::Optimizer;
 use minke_train::schedule::{Decay, Schedule};
@@ -54,7 +54,7 @@ fn losses(folder: &Path, cpu: &Cpu, apart: bool) -> Vec<f64> {
     let config = read_config(folder).unwrap();
     let source = WeightFolder::open(folder, &config).unwrap();
     let f32 = Precision::uniform(DType::F32);
-    let (model, notes) = Model::load(config, Some(f32), &source).unwrap();
+    let (model, notes) = Model::load(config, Some(f32), &source, Purpose::Train).unwrap();
     assert!(notes.is_empty(), "{notes:?}");
     let vectors = WeightFiles::open_file(folder.join("vectors.safetensors")).unwrap();
     let batch = batches(&vectors, model.config.num_nextn_predict_layers, apart);

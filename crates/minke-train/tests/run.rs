@@ -195,7 +195,7 @@ fn a_run_learns_and_leaves_everything_that_it_promises() {
     assert!(config["bos_token_id"].is_u64() && config["eos_token_id"].is_u64(), "{config}");
     // the run, its checkpoint and its model open as models, with the same bits as the trainer's own
     for name in [&outcome.folder, &finished.model, outcome.checkpoint.as_ref().unwrap()] {
-        let loaded = load_model(name.to_str().unwrap(), None).unwrap();
+        let loaded = load_model(name.to_str().unwrap(), None, minke_model::Purpose::Train).unwrap();
         assert!(loaded.notes.is_empty() && loaded.tokenizer.is_some());
     }
     // nothing half-written is left behind

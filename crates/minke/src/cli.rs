@@ -194,6 +194,7 @@ pub enum Word {
     // no doc comments: they would stretch the help of every command
     F32,
     Bf16,
+    Fp8,
 }
 
 /// Which model, and how it computes.
@@ -202,7 +203,7 @@ pub struct ModelArgs {
     /// A model folder, a run folder, or OWNER/NAME in the local hub cache
     #[arg(value_name = "MODEL")]
     pub model: String,
-    /// Compute in this type instead of the one that the weights are stored in
+    /// Compute in this type instead of the one that the weights are stored in: in f32 and bf16 weights in FP8 are expanded
     #[arg(long, value_enum)]
     pub precision: Option<Word>,
     #[command(flatten)]
@@ -373,7 +374,7 @@ pub struct BenchInfer {
     /// Measurements, of which the median counts
     #[arg(long, value_name = "R", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub runs: u32,
-    /// Compute in this type instead of the one that the weights are stored in
+    /// Compute in this type instead of the one that the weights are stored in: in f32 and bf16 weights in FP8 are expanded
     #[arg(long, value_enum)]
     pub precision: Option<Word>,
     /// Print one JSON object

@@ -4,7 +4,7 @@ use minke_num::rng;
 use minke_num::tolerance::{Tolerance, assert_same_bits};
 
 use super::*;
-use crate::gemm::{Operand, Packed8, Weight8, matmul8, matmul8_tn};
+use crate::gemm::{Elements, Matrix8, Operand, Packed8, Weight8, matmul8, matmul8_tn};
 use crate::simd::Level;
 
 /// Normal numbers whose size differs from column to column and from row to row.
@@ -95,7 +95,7 @@ impl Case {
     }
 
     fn weight(&self, how: Fp8) -> Weight8<'_> {
-        Weight8 { w: &self.w, groups: 1, rows: self.rows, cols: self.k, how }
+        Weight8 { elements: Elements::Numbers { w: &self.w, how }, groups: 1, rows: self.rows, cols: self.k }
     }
 }
 
@@ -208,7 +208,12 @@ fn groups_index_threads_and_rows_change_no_bit() {
         let run = |threads: usize, widened: bool| {
             let cpu = Cpu::with_level(level, threads);
             let mut packed = Packed8::empty();
-            packed.pack(&cpu, Weight8 { w: &w, groups, rows, cols: k, how }, true, widened);
+            packed.pack(
+                &cpu,
+                Weight8 { elements: Elements::Numbers { w: &w, how }, groups, rows, cols: k },
+                true,
+                widened,
+            );
             let (codes, scales) = coded(&cpu, &x, whole, how);
             let a = Codes { codes: &codes, scales: &scales, cuts: whole, index: Some(&index) };
             let mut y = vec![0.0; index.len() * rows.len];
@@ -249,4 +254,54 @@ fn groups_index_threads_and_rows_change_no_bit() {
 
 fn a_of<'a>(codes: &'a [u8], scales: &'a [f32], cuts: Cuts, index: &'a [u32]) -> Codes<'a> {
     Codes { codes, scales, cuts, index: Some(index) }
+}
+
+#[test]
+fn codes_are_packed_as_they_are() {
+    use minke_num::fp8::Quantized;
+    for level in Level::available() {
+        let cpu = Cpu::with_level(level, 2);
+        for (groups, rows, k) in
+            [(1, Cuts::whole(64), 128), (2, Cuts::parts(2 * 130, 2), 200), (3, Cuts::whole(33), 7)]
+        {
+            let parts: Vec<Quantized> = (0..groups * rows.len / rows.part)
+                .map(|i| Quantized::quantize(&uneven(i as u64, rows.part, k), rows.part, k, i % 2 == 0))
+                .collect();
+            let matrices: Vec<Matrix8<'_>> =
+                parts.iter().map(|q| Matrix8 { codes: &q.codes, scales: &q.scales }).collect();
+            let weight = Weight8 { elements: Elements::Codes(&matrices), groups, rows, cols: k };
+            let numbers: Vec<f32> = parts.iter().flat_map(Quantized::dequantize).collect();
+            let mut packed = Packed8::empty();
+            packed.pack(&cpu, weight, true, false);
+            assert_same_bits(
+                &format!("numbers {level:?} {k}"),
+                &(0..groups).flat_map(|group| packed.numbers(group)).collect::<Vec<_>>(),
+                &numbers,
+            );
+            // one product for each column of the unit matrix says every code and scale, both ways
+            for transposed in [true, false] {
+                let (depth, n) = if transposed { (Cuts::whole(k), rows.len) } else { (rows, k) };
+                let mut unit = vec![0u8; depth.len * depth.len];
+                (0..depth.len).for_each(|i| unit[i * depth.len + i] = 0x38);
+                let scales = vec![1.0; depth.len * depth.blocks()];
+                for widened in [false, true] {
+                    packed.pack(&cpu, weight, transposed, widened);
+                    for group in 0..groups {
+                        let offsets: Vec<u32> =
+                            (0..=groups).map(|g| if g > group { depth.len as u32 } else { 0 }).collect();
+                        let a = Codes { codes: &unit, scales: &scales, cuts: depth, index: None };
+                        let mut y = vec![0.5; depth.len * n];
+                        matmul8(&cpu, a, &offsets, &packed, ViewMut::F32(&mut y), false);
+                        let w = &numbers[group * rows.len * k..];
+                        let expected =
+                            |i: usize, j: usize| if transposed { w[j * k + i] } else { w[i * k + j] };
+                        for (at, &got) in y.iter().enumerate() {
+                            // a zero may lose its sign in a sum
+                            assert!(got == expected(at / n, at % n), "{level:?} {transposed} {widened} {at}");
+                        }
+                    }
+                }
+            }
+        }
+    }
 }

@@ -4,7 +4,7 @@
 //! level, and bf16 products where no bf16 instruction exists: operands are rounded to bf16 while they are packed, and
 //! products of two bf16 are exact in f32. Pairs serve bf16 products on levels that have the instruction.
 
-use minke_num::{bf16, fp8};
+use minke_num::bf16;
 
 use super::tile::{self, DotTile, PANEL, Tile};
 use super::{Compute, Operand};
@@ -545,18 +545,19 @@ impl<S: Simd> Engine<S> {
         }
     }
 
-    /// The other way, for words that hold values of E4M3.
+    /// The other way, for words that hold values of E4M3; whole vectors.
     #[inline(always)]
     pub fn narrow(self, words: &[u32], out: &mut [u8]) {
+        let (out, _) = out.as_chunks_mut::<LANES>();
         if self.pairs {
-            let values: &[bf16] = bytemuck::cast_slice(words);
-            for (value, code) in values.iter().zip(out) {
-                *code = fp8::e4m3_from_f32(value.to_f32());
+            let (values, _) = bytemuck::cast_slice::<u32, bf16>(words).as_chunks::<LANES>();
+            for (values, codes) in values.iter().zip(out) {
+                self.s.store_e4m3(self.s.load_bf16(values), codes);
             }
         } else {
-            let values: &[f32] = bytemuck::cast_slice(words);
-            for (&value, code) in values.iter().zip(out) {
-                *code = fp8::e4m3_from_f32(value);
+            let (values, _) = bytemuck::cast_slice::<u32, f32>(words).as_chunks::<LANES>();
+            for (values, codes) in values.iter().zip(out) {
+                self.s.store_e4m3(self.s.load(values), codes);
             }
         }
     }

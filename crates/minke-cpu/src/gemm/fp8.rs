@@ -15,7 +15,7 @@ use super::nt::store_halves;
 use super::tile::PANEL;
 use super::{Compute, Operand, check_offsets};
 use crate::cpu::{Cpu, SharedMut};
-use crate::fp8::{BLOCK, Codes, Cuts, Fp8, Values, largest, quantize_columns, scale};
+use crate::fp8::{BLOCK, Codes, Cuts, Fp8, Values, largest, load_codes, quantize_columns, scale};
 use crate::rows::{self, lanes, load_f32};
 use crate::scratch::{self, AlignedBuf};
 use crate::simd::{GRID_ROWS, Kernel, LANES, Level, Simd};
@@ -42,26 +42,75 @@ pub struct Packed8 {
     widened: bool,
 }
 
-/// A weight [groups, rows, cols] that is to be coded.
+/// A weight [groups, rows, cols] that is to be packed.
 #[derive(Clone, Copy)]
 pub struct Weight8<'a> {
     /// Its elements.
-    pub w: &'a [f32],
+    pub elements: Elements<'a>,
     /// Matrices.
     pub groups: usize,
     /// Rows of each, and the parts that are coded by themselves.
     pub rows: Cuts,
     /// Row length.
     pub cols: usize,
-    /// How.
-    pub how: Fp8,
+}
+
+/// What a weight is packed from.
+#[derive(Clone, Copy)]
+pub enum Elements<'a> {
+    /// Numbers, coded on the way.
+    Numbers {
+        /// All of them.
+        w: &'a [f32],
+        /// How they become codes.
+        how: Fp8,
+    },
+    /// What is coded already and stays as it is: a matrix for each part of each group.
+    Codes(&'a [Matrix8<'a>]),
+}
+
+/// A matrix in E4M3 with a scale for each square of [`BLOCK`] by [`BLOCK`], as files have it.
+#[derive(Clone, Copy, Debug)]
+pub struct Matrix8<'a> {
+    /// Codes [rows, cols].
+    pub codes: &'a [u8],
+    /// Scales, `minke_num::fp8::scale_shape(rows, cols)` of them.
+    pub scales: &'a [f32],
 }
 
 impl Weight8<'_> {
+    fn check(&self) {
+        let Self { elements, groups, rows, cols } = *self;
+        let all = groups * rows.len * cols;
+        match elements {
+            Elements::Numbers { w, .. } => {
+                assert_eq!(w.len(), all, "pack8: {groups} groups of {} x {cols}", rows.len);
+            }
+            Elements::Codes(parts) => {
+                assert_eq!(parts.len() * rows.part, groups * rows.len, "pack8: parts of {groups} groups");
+                let scales = rows.part.div_ceil(BLOCK) * cols.div_ceil(BLOCK);
+                for part in parts {
+                    let got = (part.codes.len(), part.scales.len());
+                    assert_eq!(got, (rows.part * cols, scales), "pack8: a part of {} x {cols}", rows.part);
+                }
+            }
+        }
+    }
+
     /// The scale of every block, `[groups][row blocks][column blocks]`.
     fn scales(&self, cpu: &Cpu, out: &mut [f32]) {
-        let Self { w, groups, rows, cols, how } = *self;
+        let Self { elements, groups, rows, cols } = *self;
         let (down, across) = (rows.blocks(), Cuts::whole(cols).blocks());
+        let (w, how) = match elements {
+            Elements::Numbers { w, how } => (w, how),
+            Elements::Codes(parts) => {
+                let of_part = rows.part.div_ceil(BLOCK) * across;
+                for (part, out) in parts.iter().zip(out.chunks_exact_mut(of_part.max(1))) {
+                    out.copy_from_slice(part.scales);
+                }
+                return;
+            }
+        };
         if how.per_tensor {
             // of each matrix of its own
             for (group, out) in out.chunks_exact_mut((down * across).max(1)).enumerate() {
@@ -79,6 +128,30 @@ impl Weight8<'_> {
             let w = &w[start..start + block.len() * cols];
             cpu.level().dispatch(BlockScales { w, cols, power: how.power_of_two, out });
         });
+    }
+
+    /// Columns from `at` of row `row` of group `group`, on the grid of E4M3 as bf16; `by` is their block's scale.
+    #[inline(always)]
+    fn grid<S: Simd>(&self, s: S, group: usize, row: usize, at: usize, by: f32, out: &mut [bf16]) {
+        let Self { elements, rows, cols, .. } = *self;
+        let len = out.len();
+        let mut out = ViewMut::Bf16(out);
+        match elements {
+            Elements::Numbers { w, .. } => {
+                let (row, by) = (&w[(group * rows.len + row) * cols + at..][..len], s.splat(by));
+                lanes!(len, |i, n| {
+                    let v = s.div(load_f32(s, row, i, n), by);
+                    rows::store(s, s.round_e4m3(v), &mut out, i, n);
+                });
+            }
+            Elements::Codes(parts) => {
+                let part = parts[(group * rows.len + row) / rows.part];
+                let row = &part.codes[row % rows.part * cols + at..][..len];
+                lanes!(len, |i, n| {
+                    rows::store(s, load_codes(s, row, i, n), &mut out, i, n);
+                });
+            }
+        }
     }
 }
 
@@ -104,14 +177,14 @@ impl Packed8 {
         Self { buf, scales, level: Level::SCALAR, groups: 0, n: 0, depth, words: 0, widened: false }
     }
 
-    /// Codes and packs a weight: for y = x Wᵀ, or (`transposed` false) for dx = dy W. `widened` keeps two bytes per
+    /// Packs a weight, and codes it where it is not yet coded: for y = x Wᵀ, or (`transposed` false) for dx = dy W. `widened` keeps two bytes per
     /// element instead of one and saves the widening when it is used.
     ///
     /// # Panics
     /// When shapes do not fit.
     pub fn pack(&mut self, cpu: &Cpu, weight: Weight8<'_>, transposed: bool, widened: bool) {
-        let Weight8 { w, groups, rows, cols, .. } = weight;
-        assert_eq!(w.len(), groups * rows.len * cols, "pack8: {groups} groups of {} x {cols}", rows.len);
+        weight.check();
+        let Weight8 { groups, rows, cols, .. } = weight;
         let (n, depth) = if transposed { (rows.len, Cuts::whole(cols)) } else { (cols, rows) };
         let words = words(cpu.level(), depth);
         *self = Self {
@@ -148,8 +221,7 @@ impl Packed8 {
             let out = unsafe { out.slice(i * bytes, bytes) };
             let (group, panel) = (i / panels, i % panels);
             let blocks = &blocks[group * down * across..][..down * across];
-            let w = &w[group * rows.len * cols..][..rows.len * cols];
-            let task = PackTask { w, rows, cols, first: panel * PANEL, transposed, blocks, widened, out };
+            let task = PackTask { weight, group, first: panel * PANEL, transposed, blocks, widened, out };
             cpu.level().dispatch_product(task);
         });
     }
@@ -179,6 +251,31 @@ impl Packed8 {
         &all[(group * blocks + b) * padded..][..padded]
     }
 
+    /// The numbers of a group of a weight that was packed for y = x Wᵀ, from its codes: `code * scale`, [rows, cols].
+    ///
+    /// # Panics
+    /// When it was packed with `widened`.
+    pub fn numbers(&self, group: usize) -> Vec<f32> {
+        assert!(!self.widened, "numbers are made from codes, one byte each");
+        let per_word = if self.level.has_bf16_dot() { 2 } else { 1 };
+        let (n, k) = (self.n, self.depth.len);
+        let mut out = vec![0.0; n * k];
+        for (col, row) in out.chunks_exact_mut(k.max(1)).enumerate() {
+            let panel = self.panel(group, col / PANEL);
+            let mut at = 0;
+            for b in 0..self.depth.blocks() {
+                let (block, by) = (self.depth.block(b), self.scales(group, b)[col]);
+                let words = &panel[at * PANEL * per_word..];
+                at += layout(self.level, Compute::Bf16, block.len()).0;
+                for (p, x) in row[block].iter_mut().enumerate() {
+                    let word = p / per_word * PANEL + col % PANEL;
+                    *x = minke_num::fp8::e4m3_to_f32(words[word * per_word + p % per_word]) * by;
+                }
+            }
+        }
+        out
+    }
+
     /// Columns of a product with one of its groups.
     pub fn columns(&self) -> usize {
         self.n
@@ -201,9 +298,8 @@ fn words(level: Level, depth: Cuts) -> usize {
 }
 
 struct PackTask<'a> {
-    w: &'a [f32],
-    rows: Cuts,
-    cols: usize,
+    weight: Weight8<'a>,
+    group: usize,
     first: usize,
     transposed: bool,
     blocks: &'a [f32],
@@ -215,7 +311,8 @@ impl Kernel for PackTask<'_> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { w, rows, cols, first, transposed, blocks, widened, out } = self;
+        let Self { weight, group, first, transposed, blocks, widened, out } = self;
+        let Weight8 { rows, cols, .. } = weight;
         let engine = Engine::new(s, Compute::Bf16);
         let across = Cuts::whole(cols).blocks();
         let (n, depth) = if transposed { (rows.len, Cuts::whole(cols)) } else { (cols, rows) };
@@ -236,26 +333,16 @@ impl Kernel for PackTask<'_> {
             // columns that a partial panel lacks, and steps behind the last, are zeros in both forms
             wide.fill(0);
             if transposed {
-                for j in 0..width {
-                    let by = s.splat(blocks[rows.of(first + j) * across + b]);
-                    let row = &w[(first + j) * cols + block.start..][..len];
-                    let mut grid = ViewMut::Bf16(&mut grid[j * len..][..len]);
-                    lanes!(len, |i, n| {
-                        let v = s.div(load_f32(s, row, i, n), by);
-                        rows::store(s, s.round_e4m3(v), &mut grid, i, n);
-                    });
+                for (j, grid) in grid[..width * len].chunks_exact_mut(len).enumerate() {
+                    let by = blocks[rows.of(first + j) * across + b];
+                    weight.grid(s, group, first + j, block.start, by, grid);
                 }
                 engine.pack_columns(&Operand::new(View::Bf16(&grid[..width * len]), len), 0..width, wide);
             } else {
-                for p in 0..len {
-                    let row = &w[(block.start + p) * cols + first..][..width];
-                    let mut grid = ViewMut::Bf16(&mut grid[p * width..][..width]);
-                    // a panel is within one block of columns
-                    let by = s.splat(blocks[b * across + first / BLOCK]);
-                    lanes!(width, |i, n| {
-                        let v = s.div(load_f32(s, row, i, n), by);
-                        rows::store(s, s.round_e4m3(v), &mut grid, i, n);
-                    });
+                // a panel is within one block of columns
+                let by = blocks[b * across + first / BLOCK];
+                for (p, grid) in grid[..width * len].chunks_exact_mut(width).enumerate() {
+                    weight.grid(s, group, block.start + p, first, by, grid);
                 }
                 let x = Operand::new(View::Bf16(&grid[..width * len]), width);
                 engine.pack_strips(&x, 0..len, 0..width, PANEL, 0, wide);
@@ -344,14 +431,13 @@ impl Kernel for Task<'_> {
         let mut block_sums = scratch::take::<f32>(GRID_ROWS * PANEL);
         let mut sums = scratch::take::<f32>(GRID_ROWS * PANEL);
         let tile_rows = engine.tile_rows();
+        // codes that one tile reads are widened a block at a time, which stays in the first cache
+        let by_block = !b.widened && rows <= tile_rows;
         for panel in panels {
             let bytes = b.panel(group, panel);
-            let b_words: &[u32] = if b.widened {
-                bytemuck::cast_slice(bytes)
-            } else {
+            if !b.widened && !by_block {
                 engine.widen(bytes, &mut wide);
-                &wide
-            };
+            }
             let (col, width) = (panel * PANEL, PANEL.min(n - panel * PANEL));
             let vecs = width.div_ceil(LANES);
             for i in (0..rows).step_by(tile_rows) {
@@ -366,12 +452,23 @@ impl Kernel for Task<'_> {
                 let mut at = 0;
                 for block in 0..blocks {
                     let steps = engine.steps(depth.block(block).len());
+                    let here = at * PANEL..(at + steps) * PANEL;
+                    let b_words = if b.widened {
+                        &bytemuck::cast_slice(bytes)[here]
+                    } else if by_block {
+                        let per_word = engine.codes_per_word();
+                        let codes = &bytes[here.start * per_word..here.end * per_word];
+                        engine.widen(codes, &mut wide[..steps * PANEL]);
+                        &wide[..steps * PANEL]
+                    } else {
+                        &wide[here]
+                    };
                     let words = Words {
                         steps,
                         a: a_words[i * b.words + at..].as_ptr(),
                         a_row: b.words,
                         a_step: 1,
-                        b: b_words[at * PANEL..].as_ptr(),
+                        b: b_words.as_ptr(),
                         c: block_sums.as_mut_ptr(),
                         c_row: PANEL,
                         ..Words::NOWHERE
@@ -383,7 +480,7 @@ impl Kernel for Task<'_> {
                     let go_on = block > 0 || accumulate;
                     // SAFETY: the sums are a whole tile.
                     unsafe {
-                        promote(s, &block_sums, row_scales, by, go_on, height, sums.as_mut_ptr(), PANEL)
+                        promote(s, &block_sums, row_scales, by, go_on, height, sums.as_mut_ptr(), PANEL);
                     };
                     at += steps;
                 }
@@ -564,7 +661,7 @@ impl Kernel for TaskTn<'_> {
                     if width == PANEL {
                         // SAFETY: rows and columns of this task alone, in bounds for a whole panel.
                         unsafe {
-                            promote(s, &block_sums, by_row, by, go_on, tall, out.start().add(first), n)
+                            promote(s, &block_sums, by_row, by, go_on, tall, out.start().add(first), n);
                         };
                         continue;
                     }

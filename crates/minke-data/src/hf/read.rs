@@ -127,6 +127,13 @@ impl WeightFiles {
         Some(TensorView { dtype: entry.dtype, shape: &entry.shape, bytes })
     }
 
+    /// A tensor has been read: its pages need not stay in memory. It can be read again.
+    pub fn forget(&self, name: &str) {
+        if let Some((file, entry)) = self.tensors.get(name) {
+            self.files[*file].1.forget(entry.start..entry.end);
+        }
+    }
+
     /// The file that holds a tensor, for messages.
     pub fn file_of(&self, name: &str) -> Option<&Path> {
         self.tensors.get(name).map(|(file, _)| self.files[*file].0.as_path())

@@ -29,6 +29,7 @@ use minke_train::pretrain::Options;
 pub use recipe::{Mode, Recipe};
 pub use teacher::Known;
 
+use crate::asking::refuse_coupled;
 use crate::distill::cache::Built;
 use crate::distill::logits::{Logits, Source};
 use crate::distill::on_policy::OnPolicy;
@@ -49,6 +50,10 @@ pub fn run(options: &Options, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<
     let teacher = Known::look("teacher.path", &recipe.teacher.path)?;
     let student = recipe.look(&teacher)?;
     let mut setup = recipe.setup()?;
+    refuse_coupled("teacher.precision", recipe.teacher_precision())?;
+    if recipe.distill.mode == Mode::OnPolicy {
+        refuse_coupled("precision", setup.precision)?;
+    }
     let needs = [teacher.bytes_to_run(recipe.teacher_precision())?, student.bytes_to_train(&setup)?];
     if recipe.asks_teacher() {
         teacher::fits(needs, available_bytes())?;
@@ -86,13 +91,17 @@ pub fn run(options: &Options, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<
             let fingerprint = teacher.fingerprint()?;
             let telling = recipe.telling(teacher.config.vocab_size);
             let source = match recipe.cache() {
-                None => Source::Online(Box::new(teacher.load(recipe.teacher_precision(), on_event)?)),
+                None => Source::Online(Box::new(teacher.load(
+                    recipe.teacher_precision(),
+                    base.cpu(),
+                    on_event,
+                )?)),
                 Some(place) => {
                     let entry = cache::Entry::new(place, &fingerprint, &telling, sft.batches.samples())?;
                     match entry.open_or_build(base.cpu(), stop, on_event, &mut |on_event| {
                         // the student is there already
                         teacher::fits([needs[0], 0], available_bytes())?;
-                        teacher.load(recipe.teacher_precision(), on_event)
+                        teacher.load(recipe.teacher_precision(), base.cpu(), on_event)
                     })? {
                         Built::Whole(cache) => Source::Cached(cache),
                         Built::Stopped => return Ok(stopped(&setup, &base)),
@@ -113,7 +122,7 @@ pub fn run(options: &Options, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<
             let grpo = Grpo::new(recipe.rollouts(), folder)?;
             let base = open(&setup, options, &teacher, &student, on_event)?;
             let fingerprint = teacher.fingerprint()?;
-            let model = teacher.load(recipe.teacher_precision(), on_event)?;
+            let model = teacher.load(recipe.teacher_precision(), base.cpu(), on_event)?;
             let mut stage = OnPolicy::new(grpo, model, &fingerprint);
             session::run(&setup, base, &mut stage, options.resume, stop, on_event)
         }

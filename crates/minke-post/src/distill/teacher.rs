@@ -3,11 +3,12 @@
 use std::fs;
 use std::path::PathBuf;
 
+use minke_cpu::Cpu;
 use minke_data::Tokenizer;
 use minke_data::hf::resolve_model;
 use minke_data::template::ChatTemplate;
 use minke_infer::{WeightFolder, load_model, read_config};
-use minke_model::{Config, DType, Model, Precision, WeightSource, spec};
+use minke_model::{Config, DType, Model, Precision, Purpose, WeightSource, spec};
 
 use crate::error::{PostError, Result};
 use crate::events::Event;
@@ -96,7 +97,7 @@ impl Known {
                 .names()
                 .iter()
                 .filter(|name| matrix(name))
-                .any(|name| weights.dtype(name) != Some(DType::Bf16)),
+                .any(|name| weights.dtype(name) != Some(DType::Bf16) && !weights.is_coded(name)),
         ))
     }
 
@@ -105,12 +106,23 @@ impl Known {
         counts.total + counts.mtp
     }
 
-    /// Bytes that it takes to run it: masters in f32, and a packed copy.
+    /// Bytes that it takes to run it: masters in f32, and a packed copy; of weights in FP8 a byte, and a scale for 128.
     ///
     /// # Errors
     /// The weights cannot be looked at.
     pub fn bytes_to_run(&self, precision: Option<Precision>) -> Result<u64> {
-        Ok(self.parameters().saturating_mul(4 + self.width(precision)?))
+        let each = 4 + self.width(precision)?;
+        let folder = self.folder.as_ref().filter(|_| precision.is_none());
+        let weights = folder.map(|folder| WeightFolder::open(folder, &self.config)).transpose()?;
+        let coded = |tensor: &spec::TensorSpec| match (precision, &weights) {
+            (Some(precision), _) => precision.coded.of(tensor.role).is_some(),
+            (None, Some(weights)) => weights.is_coded(&tensor.name),
+            (None, None) => false,
+        };
+        let in_fp8: u64 =
+            spec::tensors(&self.config).iter().filter(|t| coded(t)).map(|t| t.numel() as u64).sum();
+        let numbers = self.parameters().saturating_sub(in_fp8).saturating_mul(each);
+        Ok(numbers.saturating_add(in_fp8 + in_fp8 / 32))
     }
 
     /// Bytes that it takes to train it, activations apart.
@@ -157,9 +169,14 @@ impl Known {
     ///
     /// # Panics
     /// When it is still to be made.
-    pub fn load(&self, precision: Option<Precision>, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Model> {
+    pub fn load(
+        &self,
+        precision: Option<Precision>,
+        cpu: &Cpu,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Model> {
         let folder = self.folder.as_ref().expect("a teacher has a folder");
-        let loaded = load_model(&folder.to_string_lossy(), precision)?;
+        let loaded = load_model(&folder.to_string_lossy(), precision, Purpose::Run(cpu))?;
         for note in &loaded.notes {
             on_event(Event::Warning { text: &format!("teacher: {note}") });
         }

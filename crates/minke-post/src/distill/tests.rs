@@ -288,7 +288,7 @@ fn a_cache_that_was_cut_off_goes_on_after_its_last_sample() {
     let build = |stop: bool| -> Result<Built> {
         let entry = cache::Entry::new(&folder, "teacher", &telling, &samples)?;
         entry.open_or_build(&cpu, &AtomicBool::new(stop), &mut |_| {}, &mut |on_event| {
-            known.load(None, on_event)
+            known.load(None, &cpu, on_event)
         })
     };
     assert!(matches!(build(true).unwrap(), Built::Stopped));
@@ -307,7 +307,7 @@ fn a_cache_that_was_cut_off_goes_on_after_its_last_sample() {
     assert_eq!(whole(build(false).unwrap()), first);
     assert_eq!(fs::read(&entry).unwrap(), bytes);
     let picked = [5, 0, 3].map(|at: usize| &samples[at]);
-    let asked = telling.ask(&cpu, &mut known.load(None, &mut |_| {}).unwrap(), &pack(picked, 0));
+    let asked = telling.ask(&cpu, &mut known.load(None, &cpu, &mut |_| {}).unwrap(), &pack(picked, 0));
     assert_eq!(asked, first);
     // two runs do not write one entry
     fs::rename(&entry, &part).unwrap();

@@ -350,9 +350,12 @@ fn prompt_name(prompt: &[u32]) -> String {
 pub fn model_name(model: &Model) -> String {
     let mut hasher = blake3::Hasher::new();
     hasher.update(model.config.to_json().to_string().as_bytes());
-    for part in model.params.data.chunks(1 << 14) {
-        let bytes: Vec<u8> = part.iter().flat_map(|x| x.to_le_bytes()).collect();
-        hasher.update(&bytes);
+    let params = &model.params;
+    for (id, group) in params.ids().flat_map(|id| (0..params.groups(id)).map(move |group| (id, group))) {
+        for part in params.numbers(id, group).chunks(1 << 14) {
+            let bytes: Vec<u8> = part.iter().flat_map(|x| x.to_le_bytes()).collect();
+            hasher.update(&bytes);
+        }
     }
     hasher.finalize().to_hex()[..16].to_owned()
 }

@@ -17,6 +17,7 @@ use minke_train::trainer::{Course, Trainer};
 use serde::Serialize;
 
 use super::{Algorithm, Answer, Grade, Learner, Objective};
+use crate::asking::refuse_coupled;
 use crate::error::{PostError, Result};
 
 /// What to measure.
@@ -86,7 +87,9 @@ pub fn run(options: &Options) -> Result<Figures> {
         return Err(PostError::unsuitable("--prompt-tokens, --new-tokens", reason));
     }
     let seed = recipe.run.seed;
-    let model = Model::random(config, Precision::from(recipe.precision), seed);
+    let precision = Precision::from(recipe.precision);
+    refuse_coupled("precision", Some(precision))?;
+    let model = Model::random(config, precision, seed);
     let mut trainer = Trainer::new(model, &Settings::from(&recipe.train.optim), Course::from(&recipe));
     let mut learner = Learner {
         objective: Objective::from(Algorithm::Grpo),

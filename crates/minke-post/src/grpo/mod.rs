@@ -27,6 +27,7 @@ use std::time::Instant;
 use minke_data::template::Thinking;
 use minke_gym::{Split, Task};
 use minke_infer::load_model;
+use minke_model::Purpose;
 use minke_train::plan::Batch;
 use minke_train::pretrain::Options;
 use serde_json::Value;
@@ -40,6 +41,7 @@ pub(crate) use recipe::{ModelPart, OPTIM, Tasks, Train, model_path, precision, r
 pub use reward::{Grade, Reward};
 pub use rollout::{Answer, Group, RolloutSettings, RolloutStats, batch, roll};
 
+use crate::asking::refuse_coupled;
 use crate::error::{PostError, Result};
 use crate::eval::{EvalSettings, Form, Prompter, evaluate};
 use crate::events::Event;
@@ -53,13 +55,14 @@ use crate::session::{self, Outcome, Stage, Workshop};
 pub fn run(options: &Options, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Outcome> {
     let recipe = Recipe::load(&options.recipe, &options.overrides, options.out.as_deref())?;
     let setup = recipe.setup()?;
+    refuse_coupled("precision", setup.precision)?;
     let mut stage = Grpo::new(recipe, options.recipe.parent())?;
     let base = session::open(&setup, options, on_event)?;
     let Recipe { model, objective, .. } = &stage.recipe;
     let reference = match (&model.reference, objective.beta > 0.0) {
         (_, false) => None,
-        (Some(path), true) => Some(load_model(path, setup.precision)?.model),
-        (None, true) => Some(load_model(&setup.model, setup.precision)?.model),
+        (Some(path), true) => Some(load_model(path, setup.precision, Purpose::Train)?.model),
+        (None, true) => Some(load_model(&setup.model, setup.precision, Purpose::Train)?.model),
     };
     if let Some(reference) = &reference {
         let (own, other) = (base.loaded().model.config.vocab_size, reference.config.vocab_size);

@@ -70,7 +70,8 @@ pub fn run(options: &Options, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<
     if loaded.tasks.is_empty() {
         return Err(PostError::unsuitable("tasks.suite", "there is no task in it"));
     }
-    let mut teacher = recipe.asking.open()?;
+    let cpu = Cpu::detect(options.threads);
+    let mut teacher = recipe.asking.open(&cpu)?;
     for note in loaded.notes.iter().chain(&teacher.notes) {
         on_event(Event::Warning { text: note });
     }
@@ -87,7 +88,6 @@ pub fn run(options: &Options, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<
         stop_ids: teacher.stop_ids.clone(),
     };
     keep_recipe(&folder, &recipe, options.resume)?;
-    let cpu = Cpu::detect(options.threads);
     let log_path = folder.path().join(SAMPLES);
     let mut log =
         AnswerLog::open(&log_path, &model_name(&teacher.model), &prompter, &settings, options.resume)?;

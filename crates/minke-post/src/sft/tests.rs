@@ -320,7 +320,13 @@ fn a_folder_names_the_token_that_ends_a_turn() {
     let base = model(&tokenizer, "v3_mtp1", DType::F32);
     let ends = |out: &str, template: Option<&ChatTemplate>| {
         checkpoint::save_model(&folder.path().join(out), &base, &tokenizer, template).unwrap();
-        minke_infer::load_model(&folder.path().join(out).display().to_string(), None).unwrap().stop_ids()
+        minke_infer::load_model(
+            &folder.path().join(out).display().to_string(),
+            None,
+            minke_model::Purpose::Train,
+        )
+        .unwrap()
+        .stop_ids()
     };
     let text = ends("text", None);
     assert_eq!(ends("minke", Some(&ChatTemplate::named("minke").unwrap())), text);

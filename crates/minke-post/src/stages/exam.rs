@@ -115,14 +115,14 @@ pub fn run(
     if loaded.tasks.is_empty() {
         return Err(PostError::unsuitable("eval.suite", "there is no task in it"));
     }
-    let mut asked = recipe.asking.open()?;
+    let cpu = Cpu::detect(options.threads);
+    let mut asked = recipe.asking.open(&cpu)?;
     for note in loaded.notes.iter().chain(&asked.notes) {
         on_event(Event::Warning { text: note });
     }
     let settings = EvalSettings { stop_ids: asked.stop_ids.clone(), ..recipe.settings.clone() };
     let prompter = recipe.asking.prompter(&asked, recipe.asking.thinking)?;
-    let mut exam =
-        Exam { cpu: Cpu::detect(options.threads), tasks: &loaded.tasks, settings: &settings, stop };
+    let mut exam = Exam { cpu, tasks: &loaded.tasks, settings: &settings, stop };
     let log = folder.path().join("answers.jsonl");
     let report = exam.sit(&mut asked, &prompter, &log, options.resume, "answers", on_event)?;
     if !report.complete {

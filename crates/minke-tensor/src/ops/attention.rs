@@ -283,7 +283,7 @@ pub fn mla_absorbed(
     let (n, c, r, p) = (q.rows(), cx.store.cols(w.kv_b), a.rotary, qk_dim - a.rotary);
     let (_, normed, _) = latent(cx, kv_a, w, c);
     let q = rotated(cx, q, heads, &a, rotary).to_vec();
-    let kv_b = cx.store.slice(w.kv_b).to_vec();
+    let kv_b = cx.store.numbers(w.kv_b, 0).into_owned();
     // queries in the latent space: [q_nope K_h ; q_rope] per head
     let mut q_latent = Tensor::uninit(n, heads * (c + r), DType::F32);
     let rows = heads * (c + r);

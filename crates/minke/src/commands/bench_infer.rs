@@ -7,11 +7,11 @@ use minke_cpu::Cpu;
 use minke_infer::{Engine, Request, Sampling, Session, load_model, machine};
 use minke_model::config::{Config, FfnKind};
 use minke_model::spec::{self, Role};
-use minke_model::{Model, Param};
+use minke_model::{Model, Param, Purpose};
 use minke_num::rng;
 use serde::Serialize;
 
-use super::{dtype_name, is_recipe, precision, rate, resolve, threads};
+use super::{is_recipe, precision, precision_name, rate, resolve, threads};
 use crate::cli::BenchInfer;
 use crate::failure::Failure;
 use crate::output::{self, bytes, percent};
@@ -46,12 +46,18 @@ struct Report {
 
 /// Runs the command.
 pub fn run(args: &BenchInfer) -> Result<(), Failure> {
+    let cpu = Cpu::detect(threads(args.threads));
     let mut model = if is_recipe(&args.model) {
         let resolved = resolve(args.model.as_ref(), &[])?;
         let dtypes = precision(args.precision).unwrap_or(minke_model::Precision::from(resolved.precision));
+        if dtypes.coded.couples_rows() {
+            let reason =
+                "precision.scaling = \"tensor\" gives all tokens of a call one scale: it cannot generate";
+            return Err(Failure::user(reason).hint("--precision fp8 has a scale for each block"));
+        }
         Model::random(resolved.config, dtypes, SEED)
     } else {
-        load_model(&args.model, precision(args.precision))?.model
+        load_model(&args.model, precision(args.precision), Purpose::Run(&cpu))?.model
     };
     let context = model.config.max_position_embeddings;
     let (prefill, decode) = lengths(args, context);
@@ -66,7 +72,6 @@ pub fn run(args: &BenchInfer) -> Result<(), Failure> {
     let prompts: Vec<Vec<u32>> = (0..batch as u64)
         .map(|b| (0..prefill as u64).map(|i| rng::below(SEED, b, i, w) as u32).collect())
         .collect();
-    let cpu = Cpu::detect(threads(args.threads));
     let mut engine = Engine::new(&mut model, &cpu, None);
     let (mut reading, mut writing) = (Vec::new(), Vec::new());
     let mut kv_cache_bytes = 0;
@@ -91,7 +96,7 @@ pub fn run(args: &BenchInfer) -> Result<(), Failure> {
     let decode_gb_s = decode_tok_s / batch as f64 * decode_bytes_per_step / 1e9;
     let report = Report {
         model: args.model.clone(),
-        precision: dtype_name(dtype),
+        precision: precision_name(&model.precision),
         prefill,
         decode,
         batch,
@@ -187,7 +192,11 @@ fn weight_bytes_per_step(model: &Model, batch: usize) -> f64 {
         }
     };
     let entries = model.params.entries.iter();
-    entries.map(|entry| share(entry) * (entry.range.len() * entry.dtype.size_bytes()) as f64).sum()
+    let bytes = |entry: &Param| match model.precision.coded.of(entry.role) {
+        Some(_) => 1,
+        None => entry.dtype.size_bytes(),
+    };
+    entries.map(|entry| share(entry) * (entry.shape.iter().product::<usize>() * bytes(entry)) as f64).sum()
 }
 
 fn text(report: &Report) -> String {

@@ -107,7 +107,8 @@ impl Input {
 
 /// Runs the command.
 pub fn run(args: &Chat) -> Result<(), Failure> {
-    let mut loaded = open(&args.model)?;
+    let cpu = Cpu::detect(threads(args.model.threads));
+    let mut loaded = open(&args.model, &cpu)?;
     let sampling = sampling(&args.sampling, &loaded)?;
     let Some(tokenizer) = loaded.tokenizer.clone() else {
         return Err(Failure::user(format!(
@@ -118,7 +119,6 @@ pub fn run(args: &Chat) -> Result<(), Failure> {
     };
     let (bos, mut stop_ids) = (loaded.bos(), loaded.stop_ids());
     let turns = loaded.template()?.map(|template| Turns::new(template, &tokenizer, &mut stop_ids));
-    let cpu = Cpu::detect(threads(args.model.threads));
     let engine = Engine::new(&mut loaded.model, &cpu, Some(&tokenizer)).without_log_probs();
     let most = engine.context() / 2;
     let tokens = args.sampling.n.map_or(TOKENS.min(most), |n| (n as usize).min(engine.context() - 1)).max(1);

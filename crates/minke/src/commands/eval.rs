@@ -38,7 +38,8 @@ struct Report<'a> {
 /// Runs the command.
 pub fn run(args: &Eval) -> Result<(), Failure> {
     let (tasks, texts) = suites(args)?;
-    let mut loaded = open(&args.model)?;
+    let cpu = Cpu::detect(threads(args.model.threads));
+    let mut loaded = open(&args.model, &cpu)?;
     let Some(tokenizer) = loaded.tokenizer.clone() else {
         return Err(Failure::user(format!(
             "{} has no tokenizer.json, so it cannot read text",
@@ -47,7 +48,6 @@ pub fn run(args: &Eval) -> Result<(), Failure> {
     };
     let prompter = prompter(args, &loaded)?;
     let settings = settings(args, &loaded, &prompter)?;
-    let cpu = Cpu::detect(threads(args.model.threads));
     let mut log = match &args.out {
         Some(path) if !tasks.is_empty() => {
             let log = AnswerLog::open(path, &model_name(&loaded.model), &prompter, &settings, args.resume)?;

@@ -40,7 +40,8 @@ struct Report<'a> {
 /// Runs the command.
 pub fn run(args: &Generate) -> Result<(), Failure> {
     let prompt = if args.prompt == "-" { read_stdin()? } else { args.prompt.clone() };
-    let mut loaded = open(&args.model)?;
+    let cpu = Cpu::detect(threads(args.model.threads));
+    let mut loaded = open(&args.model, &cpu)?;
     let sampling = sampling(&args.sampling, &loaded)?;
     let Some(tokenizer) = loaded.tokenizer.clone() else {
         return Err(Failure::user(format!(
@@ -61,7 +62,6 @@ pub fn run(args: &Generate) -> Result<(), Failure> {
         stop_ids: loaded.stop_ids(),
     };
     let terminal = std::io::stdout().is_terminal();
-    let cpu = Cpu::detect(threads(args.model.threads));
     let mut engine = Engine::new(&mut loaded.model, &cpu, Some(&tokenizer));
     interrupt::install();
     let work = Work::begin();

@@ -6,6 +6,7 @@ use minke_infer::{machine, read_config};
 use minke_model::config::{AttentionKind, Config};
 use minke_model::spec::{self, Role};
 use minke_model::{DType, Precision};
+use minke_num::fp8::BLOCK;
 use minke_train::plan;
 use minke_train::recipe::{Optimizer, Resolved};
 use serde::Serialize;
@@ -37,6 +38,9 @@ struct Group {
 struct Memory {
     /// Weights as they are stored.
     weights_bytes: u64,
+    /// Weights as they are in memory while the model runs: a byte for each in FP8, and their scales; of others an f32
+    /// master and the copy that products read.
+    running_weights_bytes: u64,
     /// Keys and values of one token.
     kv_cache_bytes_per_token: u64,
     /// Of `context` tokens.
@@ -120,8 +124,14 @@ pub fn run(args: &Inspect) -> Result<(), Failure> {
         let files = files(&config, &weights);
         let stored = if files.dtypes.iter().any(|dtype| dtype == "BF16") { DType::Bf16 } else { DType::F32 };
         let name = folder.display().to_string();
-        let mut report = describe(name, &config, Precision::uniform(stored), context, Optimizer::AdamW);
+        let mut precision = Precision::uniform(stored);
+        if files.dtypes.iter().any(|dtype| dtype == "F8_E4M3") {
+            precision.attention = DType::Bf16;
+        }
+        let mut report = describe(name, &config, precision, context, Optimizer::AdamW);
         report.memory.weights_bytes = files.bytes;
+        report.memory.running_weights_bytes =
+            running_bytes(&config, precision, |tensor| weights.is_quantized(&tensor.name));
         report.files = Some(files);
         report
     };
@@ -208,6 +218,7 @@ fn describe(
         },
         memory: Memory {
             weights_bytes,
+            running_weights_bytes: running_bytes(config, precision, |_| false),
             kv_cache_bytes_per_token,
             kv_cache_bytes: kv_cache_bytes_per_token.saturating_mul(context as u64),
             kv_latent_bytes_per_token: latent,
@@ -222,6 +233,31 @@ fn describe(
         training: None,
         files: None,
     }
+}
+
+/// Bytes of all weights in a model that runs; of those that are `coded` there are codes and scales alone.
+fn running_bytes(config: &Config, precision: Precision, coded: impl Fn(&spec::TensorSpec) -> bool) -> u64 {
+    let tied = config.tie_word_embeddings;
+    let bytes = |tensor: &spec::TensorSpec| {
+        let n = tensor.numel() as u64;
+        let packed = match tensor.role {
+            Role::Norm | Role::RouterBias => 0,
+            Role::Embedding if !tied => 0,
+            Role::AttentionLinear
+            | Role::FfnLinear
+            | Role::ExpertLinear { .. }
+            | Role::MtpProjection
+            | Role::Router
+            | Role::Head
+            | Role::Embedding => precision.of(tensor.role, tied).size_bytes() as u64,
+        };
+        match tensor.shape[..] {
+            // a scale per output and 128 inputs, where products read them
+            [rows, cols] if coded(tensor) => n + 4 * (rows * cols.div_ceil(BLOCK)) as u64,
+            _ => n * (4 + packed),
+        }
+    };
+    spec::tensors(config).iter().map(bytes).sum()
 }
 
 fn groups(tensors: &[spec::TensorSpec]) -> Vec<Group> {
@@ -351,6 +387,7 @@ fn text(report: &Report) -> String {
     }
     rows.push(("memory", String::new()));
     rows.push(("  weights", bytes(m.weights_bytes as f64)));
+    rows.push(("  while it runs", bytes(m.running_weights_bytes as f64)));
     let cache = format!(
         "{} per token, {} for {} tokens",
         bytes(m.kv_cache_bytes_per_token as f64),

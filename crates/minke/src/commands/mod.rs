@@ -18,8 +18,9 @@ mod train;
 use std::io::Read;
 use std::path::Path;
 
+use minke_cpu::Cpu;
 use minke_infer::{Loaded, Sampling, load_model};
-use minke_model::{DType, Precision};
+use minke_model::{DType, Fp8, Precision, Purpose};
 use minke_train::recipe::{Recipe, Resolved};
 
 use crate::cli::{Bench, Command, ModelArgs, SamplingArgs, Threads, Word};
@@ -57,17 +58,17 @@ fn threads(args: Threads) -> usize {
 }
 
 fn precision(word: Option<Word>) -> Option<Precision> {
-    word.map(|word| {
-        Precision::uniform(match word {
-            Word::F32 => DType::F32,
-            Word::Bf16 => DType::Bf16,
-        })
+    word.map(|word| match word {
+        Word::F32 => Precision::uniform(DType::F32),
+        Word::Bf16 => Precision::uniform(DType::Bf16),
+        // a folder in FP8 has its own kind of scales
+        Word::Fp8 => Precision::fp8(Fp8::default()),
     })
 }
 
-/// Loads a model and tells its notes.
-fn open(args: &ModelArgs) -> Result<Loaded, Failure> {
-    let loaded = load_model(&args.model, precision(args.precision))?;
+/// Loads a model that is to run on `cpu`, and tells its notes.
+fn open(args: &ModelArgs, cpu: &Cpu) -> Result<Loaded, Failure> {
+    let loaded = load_model(&args.model, precision(args.precision), Purpose::Run(cpu))?;
     for note in &loaded.notes {
         output::note(&format!("note: {note}"));
     }
@@ -105,9 +106,10 @@ fn resolve(path: &Path, overrides: &[String]) -> Result<Resolved, Failure> {
     Ok(recipe.resolve_with_vocabulary(tokenizer.vocab_size())?)
 }
 
-/// The name of a dtype as recipes have it.
-fn dtype_name(dtype: DType) -> &'static str {
-    match dtype {
+/// The name of what most products compute in, as recipes have it.
+fn precision_name(precision: &Precision) -> &'static str {
+    match precision.linear {
+        _ if precision.coded.any() => "fp8",
         DType::F32 => "f32",
         DType::Bf16 => "bf16",
     }

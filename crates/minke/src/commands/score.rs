@@ -46,9 +46,9 @@ pub fn run(args: &Score) -> Result<(), Failure> {
             .hint("the file holds {\"sequences\": [[1, 2, 3], [4, 5]]}")
     })?;
     drop(bytes);
-    let mut loaded = open(&args.model)?;
-    let w = loaded.model.config.vocab_size;
     let cpu = Cpu::detect(threads(args.model.threads));
+    let mut loaded = open(&args.model, &cpu)?;
+    let w = loaded.model.config.vocab_size;
     let mut engine = Engine::new(&mut loaded.model, &cpu, None);
     // all of the input before any of the work
     for (number, sequence) in sequences.iter().enumerate() {
