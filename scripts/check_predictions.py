@@ -42,7 +42,7 @@ def case(recipe, precision, threads, recompute, steps, rounds):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--recipes", default="bench-a,bench-b,bench-c,quickstart,moe-150m")
-    parser.add_argument("--precisions", default="bf16,f32")
+    parser.add_argument("--precisions", default="bf16,f32,fp8")
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--recompute", default="none")
     parser.add_argument("--steps", type=int, default=3)

@@ -17,4 +17,4 @@ mod tensor;
 
 pub use context::{Context, Slot, Timers, Var};
 pub use store::{Store, WeightId};
-pub use tensor::{Memory, Tensor, held_bytes, release};
+pub use tensor::{Memory, Tensor, Tensor8, held_bytes, release};

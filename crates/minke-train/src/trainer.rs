@@ -9,11 +9,11 @@ use std::time::Instant;
 
 use minke_cpu::Cpu;
 use minke_cpu::reduce::sum_squares;
-use minke_model::{DType, ExpertLoad, IGNORE, LossOptions, Model, Recompute, StepStats, TrainBatch};
+use minke_model::{ExpertLoad, IGNORE, LossOptions, Model, Recompute, StepStats, TrainBatch};
 use minke_tensor::WeightId;
 
 use crate::error::{Result, TrainError};
-use crate::optim::{Optimizer, Rates, Settings};
+use crate::optim::{self, Optimizer, Rates, Settings};
 use crate::recipe::{Optim, Resolved};
 use crate::schedule::Schedule;
 
@@ -155,7 +155,7 @@ fn share(n: usize) -> f64 {
 impl Trainer {
     /// A trainer at its first step.
     pub fn new(mut model: Model, settings: &Settings, course: Course) -> Self {
-        let moments = if model.precision.coded.any() { DType::Bf16 } else { DType::F32 };
+        let moments = optim::moments(model.precision);
         let optimizer = Optimizer::new(settings, &model.params.entries, moments);
         model.params.zero_grad();
         model.recompute = course.recompute;
@@ -321,7 +321,7 @@ fn balance(bias_e: &mut [f32], counts: &[u64], gamma: f32) {
 
 #[cfg(test)]
 mod tests {
-    use minke_model::{Config, Precision};
+    use minke_model::{Config, DType, Precision};
 
     use super::*;
     use crate::{batch, recipe};

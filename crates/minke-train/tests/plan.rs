@@ -5,7 +5,7 @@ use minke_model::{Model, Precision, Recompute};
 use minke_train::batch;
 use minke_train::optim::Settings;
 use minke_train::plan;
-use minke_train::recipe::Recipe;
+use minke_train::recipe::{Optimizer, Recipe};
 use minke_train::trainer::{Course, Trainer};
 
 const DEEPSEEK: &str = r#"
@@ -62,7 +62,7 @@ fn a_walk_asks_for_the_buffers_of_a_pass() {
     let balance = ["train.sequence_balance_alpha=0", "train.sequence_balance_alpha=0.001"];
     for text in [DEEPSEEK, LLAMA] {
         for recompute in ["none", "layer"] {
-            for precision in ["f32", "bf16"] {
+            for precision in ["f32", "bf16", "fp8"] {
                 for balance in balance {
                     let set = [
                         format!("train.recompute={recompute}"),
@@ -94,6 +94,12 @@ fn a_walk_asks_for_the_buffers_of_a_pass() {
                     }
                     let held = (minke_tensor::held_bytes() - before) as u64;
                     assert_eq!(held, expected.held_bytes, "{} {set:?}", recipe.config.family.model_type());
+                    let memory = plan::Shape::from(&recipe).memory(cpu.level(), cpu.threads());
+                    assert_eq!(memory.packed_bytes, trainer.model.params.packed_bytes() as u64, "{set:?}");
+                    let state = trainer.optimizer().bytes() as u64;
+                    if train.optim.optimizer == Optimizer::AdamW {
+                        assert_eq!(state, memory.optimizer_bytes, "{set:?}");
+                    }
                     assert!(expected.kept_bytes <= held && expected.tensor_bytes <= held);
                 }
             }

@@ -290,6 +290,9 @@ pub struct Make {
     /// Make this stage and what follows again
     #[arg(long, value_name = "STAGE")]
     pub from: Option<String>,
+    /// Start stages even if they need more memory than there is
+    #[arg(long)]
+    pub force: bool,
     /// Print one JSON object per event
     #[arg(long)]
     pub json: bool,

@@ -191,6 +191,14 @@ fn inspect_reads_recipes() {
         serde_json::from_str(&good(&["inspect", recipe, "--set", "model.num_hidden_layers=7", "--json"]))
             .unwrap();
     assert_eq!(larger["layers"], 7);
+    let coded: Value =
+        serde_json::from_str(&good(&["inspect", recipe, "--set", "precision=fp8", "--json"])).unwrap();
+    let precision = |report: &Value| report["training"]["precision"].as_str().unwrap().to_owned();
+    assert_eq!((precision(&report), precision(&coded)), ("bf16".to_owned(), "fp8".to_owned()));
+    for kind in ["activations_bytes", "optimizer_bytes"] {
+        let bytes = |report: &Value| report["training"]["memory"][kind].as_u64().unwrap();
+        assert!(bytes(&coded) < bytes(&report), "{kind}");
+    }
     let error = refused(&["inspect", recipe, "--set", "model.n_routed_expert=8"]);
     let gone = refused(&["inspect", "/nonexistent-minke/a.toml"]);
     insta::assert_snapshot!(format!("{}\n{gone}", error.replace(recipe, "RECIPE")));

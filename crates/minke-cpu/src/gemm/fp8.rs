@@ -228,14 +228,7 @@ impl Packed8 {
 
     /// Bytes of a panel.
     fn panel_bytes(&self) -> usize {
-        let words = self.words * PANEL;
-        if self.widened {
-            words * 4
-        } else if self.level.has_bf16_dot() {
-            words * 2
-        } else {
-            words
-        }
+        panel_bytes(self.level, self.words, self.widened)
     }
 
     fn panel(&self, group: usize, panel: usize) -> &[u8] {
@@ -286,9 +279,28 @@ impl Packed8 {
         self.depth
     }
 
+    /// Bytes that packing [groups, depth, n] takes on a level.
+    pub fn bytes_of(level: Level, groups: usize, depth: Cuts, n: usize, widened: bool) -> usize {
+        let panels = groups * n.div_ceil(PANEL);
+        let of_panel = panel_bytes(level, words(level, depth), widened);
+        panels * (of_panel + depth.blocks() * PANEL * size_of::<f32>())
+    }
+
     /// Memory held.
     pub fn bytes(&self) -> usize {
         self.buf.capacity_bytes() + self.scales.capacity_bytes()
+    }
+}
+
+/// Bytes of a panel whose columns have so many words.
+fn panel_bytes(level: Level, words: usize, widened: bool) -> usize {
+    let words = words * PANEL;
+    if widened {
+        words * 4
+    } else if level.has_bf16_dot() {
+        words * 2
+    } else {
+        words
     }
 }
 

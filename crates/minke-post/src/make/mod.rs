@@ -129,6 +129,8 @@ pub struct Options {
     pub from: Option<String>,
     /// Threads; 0 for as many as there are cores.
     pub threads: usize,
+    /// Whether stages start even if they need more memory than there is.
+    pub force: bool,
 }
 
 /// How it ended.
@@ -202,7 +204,7 @@ pub fn run<R: Runner>(options: &Options, runner: &mut R) -> Result<Outcome, Fail
             Plan::Resume => true,
         };
         runner.see(&Event::Stage { index, stages, name, stage_kind: stage.kind.name, resumed });
-        let marker = make(&folder, stage, resumed, options.threads, runner)?;
+        let marker = make(&folder, stage, resumed, options, runner)?;
         let Some(result) = &marker.result else {
             stopped = Some(stage.name.clone());
             break;
@@ -284,7 +286,7 @@ fn make<R: Runner>(
     folder: &Folder,
     stage: &Stage,
     resumed: bool,
-    threads: usize,
+    options: &Options,
     runner: &mut R,
 ) -> Result<Marker, Failed<R::Error>> {
     for reference in stage.references() {
@@ -310,8 +312,8 @@ fn make<R: Runner>(
             overrides: Vec::new(),
             out: Some(folder.stage(&stage.name)),
             resume: resumed,
-            threads,
-            force: false,
+            threads: options.threads,
+            force: options.force,
             cache: None,
         },
     );

@@ -25,6 +25,8 @@ struct Fake {
     stops: Option<String>,
     /// A stage that fails.
     fails: Option<String>,
+    /// Whether stages are told to start whatever memory there is.
+    forces: bool,
     checked: Vec<String>,
     seen: RefCell<Vec<String>>,
 }
@@ -51,6 +53,7 @@ impl Runner for Fake {
         let out = PathBuf::from(table["run"]["out"].as_str().unwrap());
         let stage = out.file_name().unwrap().to_string_lossy().into_owned();
         assert_eq!(out.file_name(), options.out.as_ref().unwrap().file_name());
+        assert_eq!(options.force, self.forces);
         self.ran.push(format!("{stage}{}", if options.resume { "+" } else { "" }));
         if self.fails.as_ref() == Some(&stage) {
             // as a stage does that took its folder and could not go on
@@ -226,8 +229,8 @@ fn a_changed_stage_is_refused_until_it_is_made_again() {
     }
     assert_eq!(fs::read_to_string(bench.out().join("base/model/config.json")).unwrap(), "base 10");
     fs::write(bench.out().join("rl/left-over"), "of the old run").unwrap();
-    let from = Options { resume: false, from: Some("base".into()), ..changed.clone() };
-    let mut fake = Fake::default();
+    let from = Options { resume: false, from: Some("base".into()), force: true, ..changed.clone() };
+    let mut fake = Fake { forces: true, ..Fake::default() };
     run(&from, &mut fake).unwrap();
     assert_eq!(fake.ran, ["base", "rl"]);
     assert_eq!(fs::read_to_string(bench.out().join("base/model/config.json")).unwrap(), "base 11");

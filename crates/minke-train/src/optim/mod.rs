@@ -18,10 +18,15 @@ pub mod adamw;
 pub mod muon;
 
 use minke_cpu::{Cpu, DType, View, ViewMut};
-use minke_model::Param;
 use minke_model::spec::Role;
+use minke_model::{Param, Precision};
 
 use crate::recipe;
+
+/// What the moments of `AdamW` are kept in.
+pub fn moments(precision: Precision) -> DType {
+    if precision.coded.any() { DType::Bf16 } else { DType::F32 }
+}
 
 /// What does not change during a run.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -8,7 +8,8 @@ mod time;
 mod walk;
 
 use minke_cpu::attention::{self, AttentionShape};
-use minke_cpu::gemm::{Compute, Packed};
+use minke_cpu::fp8::{Cuts, Fp8};
+use minke_cpu::gemm::{Compute, Packed, Packed8};
 use minke_cpu::{Cpu, DType, Level};
 use minke_model::config::{AttentionKind, Config, FfnKind};
 use minke_model::spec;
@@ -16,7 +17,7 @@ use minke_model::{Precision, Recompute};
 use serde::Serialize;
 
 pub use time::Time;
-pub use walk::{Found, Work, walk};
+pub use walk::{Found, Weights, Work, walk};
 
 use crate::error::{Result, TrainError};
 use crate::optim;
@@ -115,24 +116,50 @@ pub struct Memory {
     pub peak_bytes: u64,
 }
 
-/// A weight of a product: [groups, rows, cols].
+/// A weight of a product: [groups, rows, cols], `parts` matrices in the rows of a group.
 struct Weight {
     groups: usize,
     rows: usize,
     cols: usize,
-    dtype: DType,
+    parts: usize,
+    kind: Weights,
+}
+
+/// How products read the weights of each kind of layer.
+#[derive(Clone, Copy)]
+struct Kinds {
+    attention: Weights,
+    linear: Weights,
+    expert: Weights,
+    router: Weights,
+    head: Weights,
+}
+
+impl From<Precision> for Kinds {
+    fn from(precision: Precision) -> Self {
+        let Precision { linear, expert, attention, head, router, coded } = precision;
+        let of = |dtype, fp8: bool| Weights { dtype, fp8: fp8.then_some(coded.how) };
+        Self {
+            attention: of(attention, coded.attention),
+            linear: of(linear, coded.linear),
+            expert: of(expert, coded.expert),
+            router: of(router, false),
+            head: of(head, false),
+        }
+    }
 }
 
 /// The weights that products read, as the model lays them out.
 fn weights(config: &Config, precision: Precision) -> Vec<Weight> {
     let (d, heads) = (config.hidden_size, config.num_attention_heads);
+    let Kinds { attention, linear, expert, router, head } = Kinds::from(precision);
     let mut all = Vec::new();
-    let mut add = |groups, rows, cols, dtype| all.push(Weight { groups, rows, cols, dtype });
-    add(1, config.vocab_size, d, precision.head);
-    let act = precision.attention;
+    let mut stacked = |groups, rows, cols, parts, kind| all.push(Weight { groups, rows, cols, parts, kind });
+    stacked(1, config.vocab_size, d, 1, head);
     for layer in 0..config.num_hidden_layers + config.num_nextn_predict_layers {
+        let mut add = |rows, cols, kind| stacked(1, rows, cols, 1, kind);
         if layer >= config.num_hidden_layers {
-            add(1, d, 2 * d, precision.linear);
+            add(d, 2 * d, linear);
         }
         let queries = heads * config.qk_head_dim();
         match config.attention {
@@ -144,34 +171,34 @@ fn weights(config: &Config, precision: Precision) -> Vec<Weight> {
                 v_head_dim,
             } => {
                 match q_lora_rank {
-                    None => add(1, queries, d, act),
+                    None => add(queries, d, attention),
                     Some(rank) => {
-                        add(1, rank, d, act);
-                        add(1, queries, rank, act);
+                        add(rank, d, attention);
+                        add(queries, rank, attention);
                     }
                 }
-                add(1, c + qk_rope_head_dim, d, act);
-                add(1, heads * (qk_nope_head_dim + v_head_dim), c, act);
+                add(c + qk_rope_head_dim, d, attention);
+                add(heads * (qk_nope_head_dim + v_head_dim), c, attention);
             }
             AttentionKind::Gqa { num_key_value_heads, head_dim, .. } => {
-                add(1, queries, d, act);
-                add(1, num_key_value_heads * head_dim, d, act);
-                add(1, num_key_value_heads * head_dim, d, act);
+                add(queries, d, attention);
+                add(num_key_value_heads * head_dim, d, attention);
+                add(num_key_value_heads * head_dim, d, attention);
             }
         }
-        add(1, d, heads * config.v_head_dim(), act);
-        let mut block = |groups, f, dtype| {
-            add(groups, 2 * f, d, dtype);
-            add(groups, d, f, dtype);
+        add(d, heads * config.v_head_dim(), attention);
+        let mut block = |groups, f, kind| {
+            stacked(groups, 2 * f, d, 2, kind);
+            stacked(groups, d, f, 1, kind);
         };
         match config.ffn(layer) {
-            FfnKind::Dense { intermediate_size } => block(1, intermediate_size, precision.linear),
+            FfnKind::Dense { intermediate_size } => block(1, intermediate_size, linear),
             FfnKind::Moe(moe) => {
-                block(moe.n_routed_experts, moe.moe_intermediate_size, precision.expert);
+                block(moe.n_routed_experts, moe.moe_intermediate_size, expert);
                 if moe.n_shared_experts > 0 {
-                    block(1, moe.n_shared_experts * moe.moe_intermediate_size, precision.linear);
+                    block(1, moe.n_shared_experts * moe.moe_intermediate_size, linear);
                 }
-                add(1, moe.n_routed_experts, d, precision.router);
+                stacked(1, moe.n_routed_experts, d, 1, router);
             }
         }
     }
@@ -185,19 +212,26 @@ fn compute(dtype: DType) -> Compute {
     }
 }
 
-/// Bytes of the packed copies: each small weight its own two, all large ones the largest one's.
+/// Bytes of the packed copies: each small weight its own two, all large ones the largest one's of each form.
 fn packed_bytes(weights: &[Weight], level: Level) -> u64 {
-    let (mut own, mut shared) = (0, [0, 0]);
-    for &Weight { groups, rows, cols, dtype } in weights {
-        let of = |k, n| Packed::bytes_of(level, compute(dtype), groups, k, n) as u64;
-        let both = [of(cols, rows), of(rows, cols)];
+    let (mut own, mut shared) = (0, [[0; 2]; 2]);
+    for &Weight { groups, rows, cols, parts, kind } in weights {
+        let both = if kind.fp8.is_some() {
+            let of = |depth, n| Packed8::bytes_of(level, groups, depth, n, true) as u64;
+            [of(Cuts::whole(cols), rows), of(Cuts::parts(rows, parts), cols)]
+        } else {
+            let of = |k, n| Packed::bytes_of(level, compute(kind.dtype), groups, k, n) as u64;
+            [of(cols, rows), of(rows, cols)]
+        };
         if groups * rows * cols > SHARED_ELEMENTS {
-            shared = [shared[0].max(both[0]), shared[1].max(both[1])];
+            for (most, bytes) in shared[usize::from(kind.fp8.is_some())].iter_mut().zip(both) {
+                *most = bytes.max(*most);
+            }
         } else {
             own += both[0] + both[1];
         }
     }
-    own + shared[0] + shared[1]
+    own + shared.iter().flatten().sum::<u64>()
 }
 
 /// Elements that `AdamW` trains, those that Muon does, and the matrices of the latter by shape.
@@ -250,6 +284,7 @@ impl Shape {
         let counts = spec::parameters(config);
         let parameters = counts.total + counts.mtp;
         let (adamw, muon, matrices) = trained(config, self.optim.optimizer);
+        let moments = 2 * optim::moments(self.precision).size_bytes() as u64;
         // x, its transpose or Gram matrix, the polynomial, a packed operand
         let workspace = matrices.iter().map(|&(m, n)| 4 * (3 * m * n + m.min(n).pow(2))).max().unwrap_or(0);
         let head = HEAD_BYTES.max(14 * size_of::<f32>() * config.vocab_size);
@@ -261,7 +296,7 @@ impl Shape {
             weights_bytes: 4 * parameters,
             packed_bytes: packed_bytes(&weights(config, self.precision), level),
             gradients_bytes: 4 * parameters,
-            optimizer_bytes: 8 * adamw + 4 * muon + (workspace * threads) as u64,
+            optimizer_bytes: moments * adamw + 4 * muon + (workspace * threads) as u64,
             activations_bytes: found.kept_bytes.min(found.tensor_bytes),
             passing_bytes: found.tensor_bytes.saturating_sub(found.kept_bytes),
             threads_bytes: (thread * threads) as u64,
@@ -325,6 +360,10 @@ impl Shape {
             let shape = Self { precision: Precision::uniform(DType::Bf16), ..self.clone() };
             smallest.precision = shape.precision;
             offer("precision", "\"bf16\"".to_owned(), &shape);
+        } else if !self.precision.coded.any() {
+            let shape = Self { precision: Precision::fp8(Fp8::default()), ..self.clone() };
+            smallest.precision = shape.precision;
+            offer("precision", "\"fp8\"".to_owned(), &shape);
         }
         if self.optim.optimizer == Optimizer::AdamW {
             let mut shape = self.clone();

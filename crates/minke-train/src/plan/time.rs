@@ -1,25 +1,35 @@
 //! How long a step will take: each piece of work measured at its own shape, times how often it comes.
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use minke_cpu::adamw::{AdamW, adamw};
 use minke_cpu::attention::{self, AttentionShape, Segment};
-use minke_cpu::gemm::{Operand, Packed, matmul, matmul_tn};
+use minke_cpu::fp8::{Cuts, Values};
+use minke_cpu::gemm::{Elements, Operand, Packed, Packed8, Weight8, matmul, matmul_tn, matmul8, matmul8_tn};
 use minke_cpu::loss::{self, Scales};
 use minke_cpu::reduce::sum_squares;
 use minke_cpu::{Cpu, DType, View, ViewMut, copy, norm, rope, swiglu};
 use minke_model::spec;
 use minke_num::bf16;
-use minke_tensor::Tensor;
+use minke_tensor::{Tensor, Tensor8};
 use serde::Serialize;
 
-use super::{Found, Shape, Work, compute, trained, weights};
-use crate::optim::muon;
+use super::{Found, Shape, Weights, Work, compute, trained, weights};
+use crate::optim::{self, muon};
 
+/// Seconds that all measurements share by what they are about; a little more where the least that each needs is more.
+const BUDGET_S: f64 = 2.5;
+/// The least share of it.
+const LEAST_S: f64 = 0.02;
 /// Rows that a piece is measured over, at most; longer ones are as fast.
 const ROWS: usize = 4096;
-/// Times that a piece is measured, after once to warm up.
+/// Operations of a measured product, about, at most, and the rows that it has at least: more are as fast.
+const PRODUCT_OPS: usize = 3 << 30;
+const PRODUCT_ROWS: usize = 512;
+/// Operations of a measured orthogonalisation, about, at most.
+const MUON_OPS: f64 = 3e9;
+/// Times that a piece is measured, at most, after once to warm up.
 const RUNS: usize = 5;
 /// What a step takes beside the pieces: threads that wait for each other, choices of experts, short loops.
 const REST: f64 = 1.08;
@@ -29,6 +39,8 @@ const OTHER_ELEMENTS: usize = 8 << 20;
 const APART: usize = 5;
 /// Elements of the optimizer's measurement: more than caches hold.
 const PASS_ELEMENTS: usize = 4 << 20;
+/// Seconds of each piece of the update.
+const PIECE_S: f64 = 0.1;
 /// Elements of a weight whose packing is measured.
 const PACKED_SIDE: usize = 1024;
 
@@ -55,13 +67,16 @@ pub struct Time {
     pub measuring_s: f64,
 }
 
-/// Numbers of one dtype, none of them special, in memory of the kind that training has.
-fn numbers(len: usize, dtype: DType) -> Tensor {
-    let number = |i: usize| (i * 37 % 101) as f32 / 101.0 - 0.5;
-    let mut x = Tensor::uninit(1, len, dtype);
+/// A matrix of one dtype, none of whose numbers is special, in memory of the kind that training has.
+fn numbers(rows: usize, cols: usize, dtype: DType) -> Tensor {
+    let some: Vec<f32> = (0..101 * 64).map(|i| (i * 37 % 101) as f32 / 101.0 - 0.5).collect();
+    let mut x = Tensor::uninit(rows, cols, dtype);
     match x.view_mut() {
-        ViewMut::F32(x) => x.iter_mut().enumerate().for_each(|(i, x)| *x = number(i)),
-        ViewMut::Bf16(x) => x.iter_mut().enumerate().for_each(|(i, x)| *x = bf16::from_f32(number(i))),
+        ViewMut::F32(x) => x.chunks_mut(some.len()).for_each(|x| x.copy_from_slice(&some[..x.len()])),
+        ViewMut::Bf16(x) => {
+            let some: Vec<bf16> = some.iter().map(|&x| bf16::from_f32(x)).collect();
+            x.chunks_mut(some.len()).for_each(|x| x.copy_from_slice(&some[..x.len()]));
+        }
     }
     x
 }
@@ -70,32 +85,61 @@ fn numbers(len: usize, dtype: DType) -> Tensor {
 struct Probe<'a> {
     cpu: &'a Cpu,
     other: Vec<f32>,
+    /// When the piece in work should be done.
+    until: Instant,
 }
 
 impl Probe<'_> {
+    /// Gives the next piece so many seconds, preparations included.
+    fn allow(&mut self, seconds: f64) {
+        self.until = Instant::now() + Duration::from_secs_f64(seconds.max(LEAST_S));
+    }
+
     /// Seconds of `f`: the mean of a few runs, each after other memory went through the caches. Not their middle: what
     /// others on the machine take from a short run once in a while they take from every step.
     fn seconds(&mut self, mut f: impl FnMut()) -> f64 {
         f();
-        let times = [(); RUNS].map(|()| {
+        let (mut sum, mut runs) = (0.0, 0);
+        while runs == 0 || runs < RUNS && Instant::now() < self.until {
             let (from, to) = self.other.split_at_mut(OTHER_ELEMENTS / 2);
             copy::add(self.cpu, View::F32(from), View::F32(from), ViewMut::F32(to));
             let start = Instant::now();
             f();
-            start.elapsed().as_secs_f64()
-        });
-        times.iter().sum::<f64>() / RUNS as f64
+            sum += start.elapsed().as_secs_f64();
+            runs += 1;
+        }
+        sum / runs as f64
     }
 }
 
-/// How rows and groups of a product are measured: the rows of a group as they are, in fewer groups where there are many;
-/// and the factor to all of it.
-fn part(rows: usize, groups: usize) -> (usize, usize, f64) {
-    if rows <= ROWS {
+/// About how long a piece of work takes, in operations of a product: what it is worth to measure it.
+fn worth(work: &Work, rows: usize, sequence_length: usize) -> f64 {
+    // of a pass over memory each element counts as many operations
+    let passes = |rows: usize, cols: usize| 64.0 * rows as f64 * cols as f64;
+    let product = |rows: usize, m: usize, n: usize| 2.0 * rows as f64 * m as f64 * n as f64;
+    match *work {
+        Work::Product { rows, k, n, .. } => product(rows, k, n),
+        Work::Gradient { rows, m, n, .. } => product(rows, m, n),
+        Work::Attention { heads, qk, v, back, .. } => {
+            let once = product(rows, heads * (qk + v), sequence_length) / 2.0;
+            if back { 2.5 * once } else { once }
+        }
+        Work::Head { rows, d, vocabulary, .. } => product(rows, d, vocabulary),
+        Work::Coding { rows, cols, .. } => passes(rows, cols),
+        Work::Norm { rows, d, .. } => passes(rows, d),
+        Work::Swiglu { rows, f, .. } => passes(rows, 3 * f),
+    }
+}
+
+/// How rows and groups of a product of `each_ops` operations a row are measured: the rows of a group as they are, in
+/// fewer groups where there are many; and the factor to all of it.
+fn part(rows: usize, groups: usize, each_ops: usize) -> (usize, usize, f64) {
+    let most = (PRODUCT_OPS / each_ops.max(1)).clamp(PRODUCT_ROWS, ROWS);
+    if rows <= most {
         return (rows, groups, 1.0);
     }
-    let each = rows.div_ceil(groups).min(ROWS);
-    let groups = groups.min(ROWS.div_ceil(each));
+    let each = rows.div_ceil(groups).min(most);
+    let groups = groups.min(most.div_ceil(each));
     let measured = each * groups;
     (measured, groups, rows as f64 / measured as f64)
 }
@@ -114,31 +158,71 @@ fn offsets(rows: usize, groups: usize) -> Vec<u32> {
 fn seconds(probe: &mut Probe<'_>, work: &Work, rows: usize, sequence_length: usize) -> f64 {
     let cpu = probe.cpu;
     match *work {
-        Work::Product { rows, k, n, groups, weights, x, y } => {
-            let (rows, groups, factor) = part(rows, groups);
-            let (x, mut y) = (numbers(rows * k, x), numbers(rows * n, y));
-            let w = numbers(groups * n * k, DType::F32);
-            let mut packed = Packed::empty();
-            packed.pack_nt(cpu, w.view(), groups, n, k, compute(weights));
-            drop(w);
+        Work::Product { rows, k, parts, n, groups, weights, x, y } => {
+            let (rows, groups, factor) = part(rows, groups, 2 * k * n);
+            let (x, mut y) = (numbers(rows, k, x), numbers(rows, n, y));
+            let w = numbers(groups * n, k, DType::F32);
             let (offsets, index) = (offsets(rows, groups), index(rows, groups));
+            if let Some(how) = weights.fp8 {
+                let depth = Cuts::parts(k, parts);
+                let x = Tensor8::quantize(cpu, &x, depth, how);
+                let mut packed = Packed8::empty();
+                let weight =
+                    Weight8 { elements: Elements::Numbers { w: w.f32(), how }, groups, rows: depth, cols: n };
+                packed.pack(cpu, weight, false, true);
+                drop(w);
+                return factor
+                    * probe.seconds(|| {
+                        let x = x.codes(index.as_deref());
+                        matmul8(cpu, x, &offsets, &packed, y.view_mut(), false);
+                    });
+            }
+            let mut packed = Packed::empty();
+            packed.pack_nt(cpu, w.view(), groups, n, k, compute(weights.dtype));
+            drop(w);
             factor
                 * probe.seconds(|| {
                     let x = Operand { view: x.view(), cols: k, index: index.as_deref() };
                     matmul(cpu, x, &offsets, &packed, y.view_mut(), false);
                 })
         }
-        Work::Gradient { rows, m, n, groups, weights, x } => {
-            let (rows, groups, factor) = part(rows, groups);
-            let (d_y, x) = (numbers(rows * m, x), numbers(rows * n, x));
+        Work::Gradient { rows, m, n, groups, weights, x, coded } => {
+            let (rows, groups, factor) = part(rows, groups, 2 * m * n);
+            let (d_y, x) = (numbers(rows, m, x), numbers(rows, n, x));
             let mut d_w = vec![0.0; groups * m * n];
             let (offsets, index) = (offsets(rows, groups), index(rows, groups));
+            let Weights { dtype, fp8: Some(how) } = weights else {
+                return factor
+                    * probe.seconds(|| {
+                        let d_y = Operand { view: d_y.view(), cols: m, index: index.as_deref() };
+                        let x = Operand::new(x.view(), n);
+                        matmul_tn(cpu, d_y, x, &offsets, compute(weights.dtype), &mut d_w, false);
+                    });
+            };
+            debug_assert_eq!(dtype, x.dtype(), "activations of a weight in FP8");
+            let codes = coded.then(|| Tensor8::quantize(cpu, &x, Cuts::whole(n), how));
             factor
                 * probe.seconds(|| {
-                    let d_y = Operand { view: d_y.view(), cols: m, index: index.as_deref() };
-                    let x = Operand::new(x.view(), n);
-                    matmul_tn(cpu, d_y, x, &offsets, compute(weights), &mut d_w, false);
+                    // what is coded are the tokens that went in, and experts read those through an index
+                    let (of_d_y, values) = match &codes {
+                        Some(codes) => (None, Values::Codes(codes.codes(index.as_deref()))),
+                        None => (index.as_deref(), Values::Plain(Operand::new(x.view(), n))),
+                    };
+                    let d_y = Operand { view: d_y.view(), cols: m, index: of_d_y };
+                    let power = [how.power_of_two, how.power_of_two || coded];
+                    matmul8_tn(cpu, d_y, values, &offsets, how, power, &mut d_w, false);
                 })
+        }
+        Work::Coding { rows, cols, parts, dtype, how, back } => {
+            let (rows, _, factor) = part(rows, 1, 1);
+            let (x, cuts) = (numbers(rows, cols, dtype), Cuts::parts(cols, parts));
+            factor
+                * if back {
+                    let codes = Tensor8::quantize(cpu, &x, cuts, how);
+                    probe.seconds(|| drop(codes.numbers(cpu, dtype)))
+                } else {
+                    probe.seconds(|| drop(Tensor8::quantize(cpu, &x, cuts, how)))
+                }
         }
         Work::Attention { heads, kv_heads, qk, v, dtype, back } => {
             let all = (rows / sequence_length.max(1)).max(1);
@@ -147,7 +231,7 @@ fn seconds(probe: &mut Probe<'_>, work: &Work, rows: usize, sequence_length: usi
             let shape = AttentionShape { heads, kv_heads, qk_dim: qk, v_dim: v, scale: 0.1 };
             let segments: Vec<Segment> =
                 (0..some).map(|i| Segment { start: i * sequence_length, len: sequence_length }).collect();
-            let of = |width| numbers(n * width, dtype);
+            let of = |width| numbers(n, width, dtype);
             let (q, k, values) = (of(heads * qk), of(kv_heads * qk), of(kv_heads * v));
             let (mut out, mut lse) = (of(heads * v), vec![0.0; n * heads]);
             let mut forward = || {
@@ -170,34 +254,36 @@ fn seconds(probe: &mut Probe<'_>, work: &Work, rows: usize, sequence_length: usi
                 })
         }
         Work::Head { rows, d, vocabulary, dtype } => {
-            let (x, w) = (numbers(rows * d, dtype), numbers(vocabulary * d, DType::F32));
+            let (x, w) = (numbers(rows, d, dtype), numbers(vocabulary, d, DType::F32));
             let mut packed = Packed::empty();
             packed.pack_nt(cpu, w.view(), 1, vocabulary, d, compute(dtype));
             drop(w);
             let labels: Vec<u32> = (0..rows).map(|i| (i * 7 % vocabulary) as u32).collect();
-            let (mut losses, mut gradient) = (vec![0.0; rows], numbers(rows * vocabulary, dtype));
+            let (mut losses, mut gradient) = (vec![0.0; rows], numbers(rows, vocabulary, dtype));
             probe.seconds(|| {
                 let gradient = Some(gradient.view_mut());
                 loss::head(cpu, x.view(), &packed, &labels, Scales::All(1.0), &mut losses, gradient);
             })
         }
-        Work::Norm { rows, d, x, y, back } => {
-            let (rows, _, factor) = part(rows, 1);
-            let (x, mut d_x, mut y) = (numbers(rows * d, x), numbers(rows * d, x), numbers(rows * d, y));
+        Work::Norm { rows, d, x, kept, y, back } => {
+            let (rows, _, factor) = part(rows, 1, 1);
             let (w, mut d_w, mut rstd) = (vec![1.0; d], vec![0.0; d], vec![1.0; rows]);
+            let mut y = numbers(rows, d, y);
             factor
                 * if back {
+                    let (kept, mut d_x) = (numbers(rows, d, kept), numbers(rows, d, x));
                     probe.seconds(|| {
                         let (d_y, d_x) = (y.view(), d_x.view_mut());
-                        norm::rmsnorm_backward(cpu, x.view(), &w, &rstd, d_y, None, d_x, &mut d_w);
+                        norm::rmsnorm_backward(cpu, kept.view(), &w, &rstd, d_y, None, d_x, &mut d_w);
                     })
                 } else {
+                    let x = numbers(rows, d, x);
                     probe.seconds(|| norm::rmsnorm(cpu, x.view(), &w, 1e-6, y.view_mut(), &mut rstd))
                 }
         }
         Work::Swiglu { rows, f, dtype, back } => {
-            let (rows, _, factor) = part(rows, 1);
-            let of = |width| numbers(rows * width, dtype);
+            let (rows, _, factor) = part(rows, 1, 1);
+            let of = |width| numbers(rows, width, dtype);
             let (gu, mut h, mut d_gu, d_h) = (of(2 * f), of(f), of(2 * f), of(f));
             factor
                 * if back {
@@ -219,12 +305,14 @@ fn update_s(shape: &Shape, probe: &mut Probe<'_>) -> f64 {
     let parameters = (counts.total + counts.mtp) as f64;
     let (by_adamw, by_muon, matrices) = trained(&shape.config, shape.optim.optimizer);
     let n = PASS_ELEMENTS.min(counts.total as usize).max(1);
-    let (mut w, g, mut m, mut v) = (vec![0.1; n], vec![0.2; n], vec![0.3; n], vec![0.4; n]);
+    let (mut w, g) = (vec![0.1; n], vec![0.2; n]);
+    let [mut m, mut v] = [(); 2].map(|()| Tensor::zeros(1, n, optim::moments(shape.precision)));
     let cfg = AdamW { lr: 1e-9, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
-    let adamw_s = probe
-        .seconds(|| adamw(cpu, &cfg, 10, 1.0, &mut w, &g, ViewMut::F32(&mut m), ViewMut::F32(&mut v)))
-        / n as f64;
+    probe.allow(PIECE_S);
+    let adamw_s =
+        probe.seconds(|| adamw(cpu, &cfg, 10, 1.0, &mut w, &g, m.view_mut(), v.view_mut())) / n as f64;
     let mut sum = 0.0;
+    probe.allow(PIECE_S);
     let norm_s = probe.seconds(|| sum += sum_squares(cpu, &g)) / n as f64;
     std::hint::black_box(sum);
     let mut total = adamw_s * by_adamw as f64 + norm_s * parameters;
@@ -237,35 +325,57 @@ fn update_s(shape: &Shape, probe: &mut Probe<'_>) -> f64 {
         *by_shape.entry(shape).or_default() += 1;
     }
     for ((rows, columns), count) in by_shape {
-        let matrix = numbers(rows * columns, DType::F32);
-        let once = probe.seconds(|| {
-            std::hint::black_box(muon::orthogonalised(&alone, matrix.f32(), rows, columns));
-        });
+        // two products of each of its steps; a smaller matrix of the same form where that is much
+        let (short, long) = (rows.min(columns) as f64, rows.max(columns) as f64);
+        let ops = 10.0 * short * short * (2.0 * long + short);
+        let scale = (MUON_OPS / ops).cbrt().min(1.0);
+        let [m, n] = [rows, columns].map(|side| ((side as f64 * scale) as usize).max(1));
+        let (less, more) = (m.min(n) as f64, m.max(n) as f64);
+        let factor = ops / (10.0 * less * less * (2.0 * more + less));
+        let matrix = numbers(m, n, DType::F32);
+        probe.allow(PIECE_S);
+        let once = factor
+            * probe.seconds(|| {
+                std::hint::black_box(muon::orthogonalised(&alone, matrix.f32(), m, n));
+            });
         total += once * count as f64 * share;
     }
-    total += adamw_s * 0.75 * by_muon as f64;
+    // a moment less than two in f32, as much as two in bf16
+    total +=
+        adamw_s * if optim::moments(shape.precision) == DType::F32 { 0.75 } else { 1.0 } * by_muon as f64;
     // packed per direction, the first of which turns the weight over
     let side = PACKED_SIDE;
-    for dtype in [DType::F32, DType::Bf16] {
-        let elements: usize = weights(&shape.config, shape.precision)
-            .iter()
-            .filter(|w| w.dtype == dtype)
-            .map(|w| w.groups * w.rows * w.cols)
-            .sum();
-        if elements == 0 {
-            continue;
-        }
-        let mut packed = Packed::empty();
-        let w = View::F32(&g[..(side * side).min(n)]);
-        let rows = w.len() / side;
+    let mut by_kind: HashMap<Weights, usize> = HashMap::new();
+    for weight in weights(&shape.config, shape.precision) {
+        *by_kind.entry(weight.kind).or_default() += weight.groups * weight.rows * weight.cols;
+    }
+    for (kind, elements) in by_kind {
+        let rows = (n / side).min(side);
         if rows == 0 {
             continue;
         }
-        let w = w.slice(0, rows * side);
-        let once = probe.seconds(|| {
-            packed.pack_nt(cpu, w, 1, rows, side, compute(dtype));
-            packed.pack_nn(cpu, w, 1, rows, side, compute(dtype));
-        });
+        let w = &g[..rows * side];
+        probe.allow(PIECE_S);
+        let once = if let Some(how) = kind.fp8 {
+            let mut packed = [Packed8::empty(), Packed8::empty()];
+            let weight = Weight8 {
+                elements: Elements::Numbers { w, how },
+                groups: 1,
+                rows: Cuts::whole(rows),
+                cols: side,
+            };
+            probe.seconds(|| {
+                let [forward, backward] = &mut packed;
+                forward.pack(cpu, weight, true, true);
+                backward.pack(cpu, weight, false, true);
+            })
+        } else {
+            let mut packed = Packed::empty();
+            probe.seconds(|| {
+                packed.pack_nt(cpu, View::F32(w), 1, rows, side, compute(kind.dtype));
+                packed.pack_nn(cpu, View::F32(w), 1, rows, side, compute(kind.dtype));
+            })
+        };
         total += once * elements as f64 / (rows * side) as f64;
     }
     total
@@ -277,7 +387,7 @@ fn byte_s(shape: &Shape, probe: &mut Probe<'_>) -> f64 {
     let config = &shape.config;
     let (heads, width, r) = (config.num_attention_heads, config.qk_head_dim(), config.rotary_dim());
     let (rows, dtype) = (shape.batch.rows.min(ROWS), shape.precision.attention);
-    let (x, mut y) = (numbers(rows * heads * width, dtype), numbers(rows * heads * width, dtype));
+    let (x, mut y) = (numbers(rows, heads * width, dtype), numbers(rows, heads * width, dtype));
     let positions = vec![0; rows];
     let (cos, sin) = (vec![1.0; r / 2], vec![0.0; r / 2]);
     let cpu = probe.cpu;
@@ -293,16 +403,29 @@ fn byte_s(shape: &Shape, probe: &mut Probe<'_>) -> f64 {
 pub(super) fn predict(shape: &Shape, found: &Found, cpu: &Cpu) -> Time {
     let start = Instant::now();
     let mut time = Time::default();
-    let mut probe = Probe { cpu, other: vec![1.0; OTHER_ELEMENTS] };
-    for (work, &count) in &found.work {
-        let all = count as f64 * seconds(&mut probe, work, shape.batch.rows, shape.batch.sequence_length);
+    let mut probe = Probe { cpu, other: vec![1.0; OTHER_ELEMENTS], until: start };
+    let (rows, sequence_length) = (shape.batch.rows, shape.batch.sequence_length);
+    // the cheap ones first: what they leave goes to the others
+    let mut all: Vec<(f64, &Work, f64)> = found
+        .work
+        .iter()
+        .map(|(work, &count)| (count as f64 * worth(work, rows, sequence_length), work, count as f64))
+        .collect();
+    all.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let mut ahead: f64 = all.iter().map(|&(worth, ..)| worth).sum();
+    for (worth, work, count) in all {
+        let left = BUDGET_S - start.elapsed().as_secs_f64();
+        probe.allow(left * worth / ahead);
+        ahead -= worth;
+        let all = count * seconds(&mut probe, work, rows, sequence_length);
         match work {
             Work::Product { .. } | Work::Gradient { .. } => time.products_s += all,
             Work::Attention { .. } => time.attention_s += all,
             Work::Head { .. } => time.head_s += all,
-            Work::Norm { .. } | Work::Swiglu { .. } => time.passes_s += all,
+            Work::Norm { .. } | Work::Swiglu { .. } | Work::Coding { .. } => time.passes_s += all,
         }
     }
+    probe.allow(PIECE_S);
     let byte_s = byte_s(shape, &mut probe);
     time.passes_s += byte_s * found.moved_bytes as f64;
     let passes = shape.accumulation as f64;

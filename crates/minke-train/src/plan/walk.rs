@@ -10,23 +10,47 @@ use std::rc::Rc;
 
 use minke_cpu::DType;
 use minke_cpu::attention::AttentionShape;
+use minke_cpu::fp8::{Cuts, Fp8};
 use minke_model::config::{AttentionKind, Config, FfnKind, MoeConfig};
 use minke_model::{Precision, Recompute};
+
+use super::Kinds;
+
+/// How products read a weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Weights {
+    /// What they compute in; of activations where they are in FP8.
+    pub dtype: DType,
+    /// How operands are coded, if they are in FP8.
+    pub fp8: Option<Fp8>,
+}
 
 /// Something that a pass computes, in which time is measured; equal work is counted, not listed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "the letters of the kernels")]
 pub enum Work {
-    /// `y = x Wᵀ` or `dx = dy W`: x [rows, k], y [rows, n], rows shared out over groups.
-    Product { rows: usize, k: usize, n: usize, groups: usize, weights: DType, x: DType, y: DType },
-    /// `dW = dyᵀ x`: dy [rows, m], x [rows, n].
-    Gradient { rows: usize, m: usize, n: usize, groups: usize, weights: DType, x: DType },
+    /// `y = x Wᵀ` or `dx = dy W`: x [rows, k], y [rows, n], rows shared out over groups; k in parts that are coded by
+    /// themselves.
+    Product {
+        rows: usize,
+        k: usize,
+        parts: usize,
+        n: usize,
+        groups: usize,
+        weights: Weights,
+        x: DType,
+        y: DType,
+    },
+    /// `dW = dyᵀ x`: dy [rows, m], x [rows, n], which waited as codes where it is `coded`.
+    Gradient { rows: usize, m: usize, n: usize, groups: usize, weights: Weights, x: DType, coded: bool },
+    /// Codes of rows, cut in so many parts; or, `back`, the numbers of codes.
+    Coding { rows: usize, cols: usize, parts: usize, dtype: DType, how: Fp8, back: bool },
     /// Causal attention over whole sequences; backward where `back`.
     Attention { heads: usize, kv_heads: usize, qk: usize, v: usize, dtype: DType, back: bool },
     /// Logits and their gradients of a chunk of rows.
     Head { rows: usize, d: usize, vocabulary: usize, dtype: DType },
-    /// A norm of rows, with an addition before it, or its way back.
-    Norm { rows: usize, d: usize, x: DType, y: DType, back: bool },
+    /// A norm of rows, with an addition before it; or its way back, which reads x as it was kept.
+    Norm { rows: usize, d: usize, x: DType, kept: DType, y: DType, back: bool },
     /// The gated product of a feed-forward block, or its way back.
     Swiglu { rows: usize, f: usize, dtype: DType, back: bool },
 }
@@ -75,11 +99,57 @@ impl Drop for Block {
 #[derive(Clone)]
 struct Tensor {
     /// Held for as long as the tensor is there.
-    #[expect(dead_code, reason = "its end is what counts")]
     block: Rc<Block>,
     rows: usize,
     cols: usize,
     dtype: DType,
+}
+
+/// A tensor in FP8: a byte per element, and scales.
+#[derive(Clone)]
+struct Tensor8 {
+    #[expect(dead_code, reason = "its end is what counts")]
+    codes: Rc<Block>,
+    #[expect(dead_code, reason = "its end is what counts")]
+    scales: Tensor,
+    rows: usize,
+    cuts: Cuts,
+}
+
+/// What a product reads, and how it waits for the way back.
+#[derive(Clone)]
+enum Input {
+    Plain(Tensor),
+    Codes(Tensor8),
+}
+
+impl Input {
+    fn rows(&self) -> usize {
+        match self {
+            Input::Plain(x) => x.rows,
+            Input::Codes(x) => x.rows,
+        }
+    }
+
+    fn cols(&self) -> usize {
+        match self {
+            Input::Plain(x) => x.cols,
+            Input::Codes(x) => x.cuts.len,
+        }
+    }
+}
+
+/// Whose scales are powers of two whatever the weight says: activations that are coded twice.
+#[derive(Clone, Copy, PartialEq)]
+enum Scales {
+    Usual,
+    PowersOfTwo,
+}
+
+impl Scales {
+    fn of(self, how: Fp8) -> Fp8 {
+        Fp8 { power_of_two: how.power_of_two || self == Scales::PowersOfTwo, ..how }
+    }
 }
 
 #[derive(Clone)]
@@ -114,6 +184,8 @@ struct Walk {
     tracking: Tracking,
     tape: Vec<Step>,
     grads: Vec<Option<Tensor>>,
+    /// The last activation that was coded: whoever reads the same one reads the same codes.
+    coded: Option<(Tensor, Fp8, Tensor8)>,
     model: Rc<Shapes>,
     n: usize,
     work: HashMap<Work, u64>,
@@ -125,9 +197,15 @@ struct Shapes {
     config: Config,
     precision: Precision,
     balance: bool,
+    /// Whether norms keep what they read in bf16.
+    any_fp8: bool,
 }
 
 impl Shapes {
+    fn kinds(&self) -> Kinds {
+        self.precision.into()
+    }
+
     fn embedding(&self) -> DType {
         if self.config.tie_word_embeddings { self.precision.head } else { DType::F32 }
     }
@@ -150,12 +228,14 @@ impl Shapes {
 
 /// Walks through one micro-batch of `n` rows: forward, backward.
 pub fn walk(config: &Config, precision: Precision, recompute: Recompute, balance: bool, n: usize) -> Found {
-    let model = Rc::new(Shapes { config: config.clone(), precision, balance });
+    let any_fp8 = super::weights(config, precision).iter().any(|weight| weight.kind.fp8.is_some());
+    let model = Rc::new(Shapes { config: config.clone(), precision, balance, any_fp8 });
     let mut cx = Walk {
         pool: Rc::default(),
         tracking: Tracking::Tape,
         tape: Vec::new(),
         grads: Vec::new(),
+        coded: None,
         model,
         n,
         work: HashMap::new(),
@@ -176,8 +256,8 @@ pub fn walk(config: &Config, precision: Precision, recompute: Recompute, balance
 type State = (Var, Option<Var>);
 
 impl Walk {
-    fn uninit(&mut self, rows: usize, cols: usize, dtype: DType) -> Tensor {
-        let bytes = (rows as u64).saturating_mul((cols * dtype.size_bytes()) as u64).min(1 << 50);
+    fn block(&mut self, rows: usize, row_bytes: usize) -> Rc<Block> {
+        let bytes = (rows as u64).saturating_mul(row_bytes as u64).min(1 << 50);
         let step = (bytes.max(64).next_power_of_two() / 16).max(64);
         let class = bytes.max(64).next_multiple_of(step);
         let mut pool = self.pool.borrow_mut();
@@ -187,8 +267,16 @@ impl Walk {
         let before = found.unwrap_or(0);
         let touched = before.max(bytes);
         pool.touched += touched - before;
-        let block = Rc::new(Block { class, touched, pool: self.pool.clone() });
+        Rc::new(Block { class, touched, pool: self.pool.clone() })
+    }
+
+    fn uninit(&mut self, rows: usize, cols: usize, dtype: DType) -> Tensor {
+        let block = self.block(rows, cols * dtype.size_bytes());
         Tensor { block, rows, cols, dtype }
+    }
+
+    fn recording(&self) -> bool {
+        self.tracking == Tracking::Tape
     }
 
     fn var(&mut self, value: Tensor) -> Var {
@@ -197,7 +285,7 @@ impl Walk {
     }
 
     fn record(&mut self, step: impl FnOnce(&mut Walk) + 'static) {
-        if self.tracking == Tracking::Tape {
+        if self.recording() {
             self.tape.push(Box::new(step));
         }
     }
@@ -218,6 +306,7 @@ impl Walk {
     }
 
     fn unwind(&mut self) {
+        self.coded = None;
         for step in std::mem::take(&mut self.tape).into_iter().rev() {
             step(self);
         }
@@ -256,30 +345,133 @@ impl Walk {
         y
     }
 
-    fn product(&mut self, x: &Tensor, groups: usize, n: usize, weights: DType, y: &Tensor) {
-        self.does(Work::Product { rows: y.rows, k: x.cols, n, groups, weights, x: x.dtype, y: y.dtype });
+    fn quantize(&mut self, x: &Tensor, parts: usize, how: Fp8) -> Tensor8 {
+        let Tensor { rows, cols, dtype, .. } = *x;
+        let cuts = Cuts::parts(cols, parts);
+        let (codes, scales) = (self.block(rows, cols), self.uninit(rows, cuts.blocks(), DType::F32));
+        self.does(Work::Coding { rows, cols, parts, dtype, how, back: false });
+        Tensor8 { codes, scales, rows, cuts }
     }
 
-    fn gradient(&mut self, d_y: &Tensor, x: &Tensor, rows: usize, groups: usize, weights: DType) {
-        self.does(Work::Gradient { rows, m: d_y.cols, n: x.cols, groups, weights, x: x.dtype });
+    /// `x` as products with these weights read it.
+    fn input(&mut self, x: &Tensor, weights: Weights, scales: Scales) -> Input {
+        let Some(how) = weights.fp8.map(|how| scales.of(how)) else { return Input::Plain(x.clone()) };
+        if let Some((of, by, codes)) = &self.coded
+            && Rc::ptr_eq(&of.block, &x.block)
+            && *by == how
+        {
+            return Input::Codes(codes.clone());
+        }
+        let codes = self.quantize(x, 1, how);
+        self.coded = Some((x.clone(), how, codes.clone()));
+        Input::Codes(codes)
     }
 
-    /// `y = x Wᵀ` or `dx = dy W`
-    fn matmul(&mut self, x: &Tensor, n: usize, weights: DType, dtype: DType) -> Tensor {
-        let y = self.uninit(x.rows, n, dtype);
-        self.product(x, 1, n, weights, &y);
+    /// The numbers of an input, in `dtype` where they have to be made.
+    fn numbers(&mut self, x: &Input, dtype: DType) -> Tensor {
+        match x {
+            Input::Plain(x) => x.clone(),
+            Input::Codes(Tensor8 { rows, cuts, .. }) => {
+                let out = self.uninit(*rows, cuts.len, dtype);
+                let (rows, cols, parts) = (*rows, cuts.len, cuts.len.checked_div(cuts.part).unwrap_or(1));
+                self.does(Work::Coding { rows, cols, parts, dtype, how: Fp8::default(), back: true });
+                out
+            }
+        }
+    }
+
+    /// `y_i = x_i W_gᵀ`: `rows` of them over `groups`.
+    fn grouped(
+        &mut self,
+        x: &Input,
+        rows: usize,
+        groups: usize,
+        n: usize,
+        weights: Weights,
+        dtype: DType,
+    ) -> Tensor {
+        let y = self.uninit(rows, n, dtype);
+        let (k, x) = (x.cols(), if let Input::Plain(x) = x { x.dtype } else { weights.dtype });
+        self.does(Work::Product { rows, k, parts: 1, n, groups, weights, x, y: dtype });
         y
     }
 
-    fn linear(&mut self, x: &Var, n: usize, weights: DType, dtype: DType) -> Var {
-        let y = self.matmul(&x.value, n, weights, dtype);
-        let kept = kept(&x.value, weights);
+    /// `y = x Wᵀ`
+    fn matmul(&mut self, x: &Input, n: usize, weights: Weights, dtype: DType) -> Tensor {
+        self.grouped(x, x.rows(), 1, n, weights, dtype)
+    }
+
+    /// `dx_i = dy_i W_g` of a weight with `cols` columns, whose rows are so many matrices.
+    #[expect(clippy::too_many_arguments, reason = "the letters of the operation")]
+    fn grouped_input_grad(
+        &mut self,
+        d_y: &Tensor,
+        rows: usize,
+        groups: usize,
+        parts: usize,
+        cols: usize,
+        weights: Weights,
+        dtype: DType,
+    ) -> Tensor {
+        let d_x = self.uninit(rows, cols, dtype);
+        let (k, x) = (d_y.cols, if weights.fp8.is_some() { weights.dtype } else { d_y.dtype });
+        // (whether scales are powers of two changes neither memory nor time)
+        let _codes = weights.fp8.map(|how| self.quantize(d_y, parts, how));
+        let parts = if weights.fp8.is_some() { parts } else { 1 };
+        self.does(Work::Product { rows, k, parts, n: cols, groups, weights, x, y: dtype });
+        d_x
+    }
+
+    /// `dx = dy W`
+    fn input_grad(
+        &mut self,
+        d_y: &Tensor,
+        parts: usize,
+        cols: usize,
+        weights: Weights,
+        dtype: DType,
+    ) -> Tensor {
+        self.grouped_input_grad(d_y, d_y.rows, 1, parts, cols, weights, dtype)
+    }
+
+    /// `dW_g += dyᵀ x`
+    fn weight_grad(&mut self, d_y: &Tensor, x: &Input, rows: usize, groups: usize, weights: Weights) {
+        let (coded, x_dtype) = match x {
+            Input::Plain(x) => (false, x.dtype),
+            Input::Codes(_) => (true, weights.dtype),
+        };
+        let (m, n) = (d_y.cols, x.cols());
+        self.does(Work::Gradient { rows, m, n, groups, weights, x: x_dtype, coded });
+    }
+
+    fn linear(&mut self, x: &Var, n: usize, weights: Weights, dtype: DType) -> Var {
+        let input = self.input(&x.value, weights, Scales::Usual);
+        self.linear_of(x, input.clone(), input, n, weights, dtype)
+    }
+
+    /// Of what another operation keeps for its own way back.
+    fn linear_of_kept(&mut self, x: &Var, n: usize, weights: Weights, dtype: DType) -> Var {
+        let input = self.input(&x.value, weights, Scales::PowersOfTwo);
+        self.linear_of(x, input, Input::Plain(x.value.clone()), n, weights, dtype)
+    }
+
+    fn linear_of(
+        &mut self,
+        x: &Var,
+        input: Input,
+        kept: Input,
+        n: usize,
+        weights: Weights,
+        dtype: DType,
+    ) -> Var {
+        let y = self.matmul(&input, n, weights, dtype);
+        drop(input);
         let y = self.var(y);
         let (x, out) = (x.slot(), y.slot());
         self.record(move |cx| {
             let Some(d_y) = cx.take_grad(out) else { return };
-            cx.gradient(&d_y, &kept, d_y.rows, 1, weights);
-            let d_x = cx.matmul(&d_y, x.cols, weights, x.dtype);
+            cx.weight_grad(&d_y, &kept, d_y.rows, 1, weights);
+            let d_x = cx.input_grad(&d_y, 1, x.cols, weights, x.dtype);
             cx.add_grad(x, d_x);
         });
         y
@@ -301,20 +493,26 @@ impl Walk {
         y
     }
 
+    /// The input of a norm as it waits.
+    fn kept(&mut self, x: &Tensor) -> Tensor {
+        if self.recording() && self.model.any_fp8 { self.converted(x, DType::Bf16) } else { x.clone() }
+    }
+
     fn rmsnorm(&mut self, x: &Var, dtype: DType) -> Var {
         let (n, d) = (x.value.rows, x.value.cols);
         let y = self.uninit(n, d, dtype);
         let rstd = self.uninit(n, 1, DType::F32);
-        let norm = |back| Work::Norm { rows: n, d, x: x.value.dtype, y: dtype, back };
-        self.does(norm(false));
-        let (y, back) = (self.var(y), norm(true));
-        let (x, out) = (x.clone(), y.slot());
+        let (value, of) = (self.kept(&x.value), x.value.dtype);
+        let norm = |kept, back| Work::Norm { rows: n, d, x: of, kept, y: dtype, back };
+        self.does(norm(of, false));
+        let (y, back) = (self.var(y), norm(value.dtype, true));
+        let (x, out) = (x.slot(), y.slot());
         self.record(move |cx| {
             let Some(_d_y) = cx.take_grad(out) else { return };
-            let d_x = cx.uninit(n, d, x.value.dtype);
+            let d_x = cx.uninit(n, d, x.dtype);
             cx.does(back);
-            cx.add_grad(x.slot(), d_x);
-            drop(rstd);
+            cx.add_grad(x, d_x);
+            drop((value, rstd));
         });
         y
     }
@@ -323,13 +521,14 @@ impl Walk {
         let (n, d) = (x.value.rows, x.value.cols);
         let (sum, y) = (self.uninit(n, d, DType::F32), self.uninit(n, d, dtype));
         let rstd = self.uninit(n, 1, DType::F32);
-        let norm = |back| Work::Norm { rows: n, d, x: DType::F32, y: dtype, back };
-        self.does(norm(false));
+        let value = self.kept(&sum);
+        let norm = |kept, back| Work::Norm { rows: n, d, x: DType::F32, kept, y: dtype, back };
+        self.does(norm(DType::F32, false));
         self.moves(&[&delta.value]);
-        let (sum, y, back) = (self.var(sum), self.var(y), norm(true));
-        let (x, delta, s, out) = (x.slot(), delta.slot(), sum.clone(), y.slot());
+        let (sum, y, back) = (self.var(sum), self.var(y), norm(value.dtype, true));
+        let (x, delta, s, out) = (x.slot(), delta.slot(), sum.slot(), y.slot());
         self.record(move |cx| {
-            let d_sum = cx.take_grad(s.slot());
+            let d_sum = cx.take_grad(s);
             let d = match cx.take_grad(out) {
                 Some(_d_y) => {
                     let d = cx.uninit(n, d, DType::F32);
@@ -344,7 +543,7 @@ impl Walk {
             let d_delta = cx.converted(&d, delta.dtype);
             cx.add_grad(delta, d_delta);
             cx.add_grad(x, d);
-            drop((d_sum, rstd));
+            drop((d_sum, value, rstd));
         });
         (sum, y)
     }
@@ -364,41 +563,68 @@ impl Walk {
         [q, k, v].map(|x| self.uninit(x.rows, x.cols, x.dtype))
     }
 
+    /// Keys and values of the normed latent.
+    fn expand(&mut self, normed: &Input) -> [Tensor; 2] {
+        let (shape, weights) = (self.model.attention(), self.model.kinds().attention);
+        let nope = shape.qk_dim - self.model.config.rotary_dim();
+        let kv = self.matmul(normed, shape.heads * (nope + shape.v_dim), weights, weights.dtype);
+        let (rows, act) = (kv.rows, weights.dtype);
+        let k = self.uninit(rows, shape.heads * shape.qk_dim, act);
+        let v = self.uninit(rows, shape.heads * shape.v_dim, act);
+        self.moves(&[&kv, &k, &v]);
+        [k, v]
+    }
+
     fn mla(&mut self, q: &Var, kv_a: &Var, c: usize) -> Var {
-        let (shape, n) = (self.model.attention(), self.n);
+        let (shape, n, weights) = (self.model.attention(), self.n, self.model.kinds().attention);
         let (act, stride) = (q.value.dtype, kv_a.value.cols);
         let nope = shape.qk_dim - self.model.config.rotary_dim();
         let wide = shape.heads * (nope + shape.v_dim);
         let (latent, normed, rstd) =
             (self.uninit(n, c, act), self.uninit(n, c, act), self.uninit(n, 1, DType::F32));
         self.moves(&[&latent, &latent]);
-        self.does(Work::Norm { rows: n, d: c, x: act, y: act, back: false });
-        let kv = self.matmul(&normed, wide, act, act);
+        let norm = move |back| Work::Norm { rows: n, d: c, x: act, kept: act, y: act, back };
+        self.does(norm(false));
+        let input = self.input(&normed, weights, Scales::Usual);
+        let [k, v] = self.expand(&input);
         let q_turned = self.uninit(n, q.value.cols, act);
-        let k = self.uninit(n, shape.heads * shape.qk_dim, act);
-        let v = self.uninit(n, shape.heads * shape.v_dim, act);
-        self.moves(&[&q.value, &q_turned, &kv, &k, &v]);
-        drop(kv);
-        let (out, attended) = self.attend(q_turned, k, v);
+        self.moves(&[&q.value, &q_turned]);
+        let (out, mut attended) = self.attend(q_turned, k, v);
         let out = self.var(out);
+        // in FP8 keys and values are made again, and the latent is cut out again of what it is a part of
+        let source = (self.recording() && weights.fp8.is_some()).then(|| kv_a.value.clone());
+        let mut kept_latent = None;
+        if source.is_some() {
+            let nothing = [(); 2].map(|()| self.uninit(0, 0, act));
+            [attended[1], attended[2]] = nothing;
+        } else {
+            kept_latent = Some(latent.clone());
+        }
         let (q, kv_a, result) = (q.slot(), kv_a.slot(), out.slot());
         self.record(move |cx| {
             let Some(_d_out) = cx.take_grad(result) else { return };
+            if source.is_some() {
+                [attended[1], attended[2]] = cx.expand(&input);
+                let latent = cx.uninit(n, c, act);
+                cx.moves(&[&latent, &latent]);
+                kept_latent = Some(latent);
+            }
             let [d_q, d_k, d_v] = cx.attend_backward(&attended);
             let d_kv_a = cx.uninit(n, stride, act);
             let d_kv = cx.uninit(n, wide, act);
             cx.moves(&[&d_q, &d_q, &d_k, &d_v, &d_kv]);
-            cx.gradient(&d_kv, &normed, n, 1, act);
-            let _d_normed = cx.matmul(&d_kv, c, act, act);
+            cx.weight_grad(&d_kv, &input, n, 1, weights);
+            let _d_normed = cx.input_grad(&d_kv, 1, c, weights, act);
             {
                 let d_latent = cx.uninit(n, c, act);
-                cx.does(Work::Norm { rows: n, d: c, x: act, y: act, back: true });
+                cx.does(norm(true));
                 cx.moves(&[&d_latent, &d_latent]);
             }
             cx.add_grad(q, d_q);
             cx.add_grad(kv_a, d_kv_a);
-            drop((latent, rstd, attended));
+            drop((source, kept_latent, rstd, attended));
         });
+        drop((latent, normed));
         out
     }
 
@@ -422,99 +648,128 @@ impl Walk {
         out
     }
 
-    /// Returns (y, gate and up).
-    fn ffn_forward(&mut self, x: &Tensor, f: usize, weights: DType, dtype: DType) -> (Tensor, Tensor) {
-        let gu = self.matmul(x, 2 * f, weights, weights);
-        let h = self.uninit(x.rows, f, weights);
-        self.does(Work::Swiglu { rows: x.rows, f, dtype: weights, back: false });
-        let y = self.matmul(&h, x.cols, weights, dtype);
+    /// Gate and up values as they wait.
+    fn kept_gate_up(&mut self, gu: Tensor, weights: Weights) -> Input {
+        match weights.fp8 {
+            Some(how) if self.recording() => Input::Codes(self.quantize(&gu, 2, Scales::PowersOfTwo.of(how))),
+            _ => Input::Plain(gu),
+        }
+    }
+
+    /// Returns (y [n, d], gate and up).
+    fn ffn_forward(&mut self, x: &Input, d: usize, f: usize, weights: Weights) -> (Tensor, Input) {
+        let act = weights.dtype;
+        let gu = self.matmul(x, 2 * f, weights, act);
+        let h = self.uninit(x.rows(), f, act);
+        self.does(Work::Swiglu { rows: x.rows(), f, dtype: act, back: false });
+        let gu = self.kept_gate_up(gu, weights);
+        let input = self.input(&h, weights, Scales::Usual);
+        let y = self.matmul(&input, d, weights, act);
         (y, gu)
     }
 
-    fn ffn_backward(&mut self, x: &Tensor, gu: &Tensor, d_y: &Tensor, weights: DType) -> Tensor {
-        let (n, f) = (x.rows, gu.cols / 2);
-        let _d_h = self.matmul(d_y, f, weights, gu.dtype);
-        let (h, d_gu) = (self.uninit(n, f, gu.dtype), self.uninit(n, 2 * f, gu.dtype));
-        self.does(Work::Swiglu { rows: n, f, dtype: gu.dtype, back: true });
-        self.gradient(d_y, &h, n, 1, weights);
-        self.gradient(&d_gu, x, n, 1, weights);
-        self.matmul(&d_gu, x.cols, weights, x.dtype)
+    fn ffn_backward(
+        &mut self,
+        x: &Input,
+        gu: &Input,
+        d_y: &Tensor,
+        weights: Weights,
+        dtype: DType,
+    ) -> Tensor {
+        let (n, f, act) = (x.rows(), gu.cols() / 2, weights.dtype);
+        let _d_h = self.input_grad(d_y, 1, f, weights, act);
+        let (h, d_gu) = {
+            let _gu = self.numbers(gu, act);
+            let parts = (self.uninit(n, f, act), self.uninit(n, 2 * f, act));
+            self.does(Work::Swiglu { rows: n, f, dtype: act, back: true });
+            parts
+        };
+        self.weight_grad(d_y, &Input::Plain(h.clone()), n, 1, weights);
+        self.weight_grad(&d_gu, x, n, 1, weights);
+        self.input_grad(&d_gu, 2, x.cols(), weights, dtype)
     }
 
     fn dense(&mut self, x: &Var, f: usize) -> Var {
-        let weights = self.model.precision.linear;
-        let (y, gu) = self.ffn_forward(&x.value, f, weights, weights);
+        let weights = self.model.kinds().linear;
+        let input = self.input(&x.value, weights, Scales::Usual);
+        let (y, gu) = self.ffn_forward(&input, x.value.cols, f, weights);
         let y = self.var(y);
-        let (x, out) = (x.clone(), y.slot());
+        let (x, out) = (x.slot(), y.slot());
         self.record(move |cx| {
             let Some(d_y) = cx.take_grad(out) else { return };
-            let d_x = cx.ffn_backward(&x.value, &gu, &d_y, weights);
-            cx.add_grad(x.slot(), d_x);
+            let d_x = cx.ffn_backward(&input, &gu, &d_y, weights, x.dtype);
+            cx.add_grad(x, d_x);
         });
         y
     }
 
     fn moe(&mut self, x: &Var, moe: &MoeConfig) -> Var {
         let (n, d, e, k) = (self.n, x.value.cols, moe.n_routed_experts, moe.num_experts_per_tok);
-        let (f, act) = (moe.moe_intermediate_size, self.model.precision.expert);
-        let (linear, router) = (self.model.precision.linear, self.model.precision.router);
+        let (f, expert, linear) =
+            (moe.moe_intermediate_size, self.model.kinds().expert, self.model.kinds().linear);
+        let (act, router) = (expert.dtype, self.model.kinds().router);
         let slots = n * k;
         let scores = {
-            let logits = self.matmul(&x.value, e, router, DType::F32);
+            let logits = self.matmul(&Input::Plain(x.value.clone()), e, router, DType::F32);
             let scores = self.uninit(n, e, DType::F32);
             self.moves(&[&logits, &logits, &scores]);
             scores
         };
-        let (gu, y_slots) = {
-            let gu = self.uninit(slots, 2 * f, act);
-            self.product(&x.value, e, 2 * f, act, &gu);
+        let (input, gu, y_slots) = {
+            let input = self.input(&x.value, expert, Scales::PowersOfTwo);
+            let gu = self.grouped(&input, slots, e, 2 * f, expert, act);
             let h = self.uninit(slots, f, act);
             self.does(Work::Swiglu { rows: slots, f, dtype: act, back: false });
-            let y = self.uninit(slots, d, act);
-            self.product(&h, e, d, act, &y);
-            (gu, y)
+            let gu = self.kept_gate_up(gu, expert);
+            let of_down = self.input(&h, expert, Scales::Usual);
+            let y = self.grouped(&of_down, slots, e, d, expert, act);
+            (input, gu, y)
         };
-        let shared = (moe.n_shared_experts > 0)
-            .then(|| self.ffn_forward(&x.value, f * moe.n_shared_experts, linear, act));
+        let shared_f = f * moe.n_shared_experts;
+        let shared_input = (shared_f > 0).then(|| self.input(&x.value, linear, Scales::PowersOfTwo));
+        let shared = shared_input.as_ref().map(|input| self.ffn_forward(input, d, shared_f, linear));
         let y = self.uninit(n, d, act);
         self.moves(&[&y_slots, &y, &y]);
         drop(y_slots);
         let y = self.var(y);
         let shared_gu = shared.map(|(_, gu)| gu);
-        let (x, out) = (x.clone(), y.slot());
+        let (x, out) = (x.slot(), y.slot());
         self.record(move |cx| {
             let Some(d_y) = cx.take_grad(out) else { return };
-            let d_shared = shared_gu.as_ref().map(|gu| cx.ffn_backward(&x.value, gu, &d_y, linear));
-            let d_h = cx.uninit(slots, f, act);
-            cx.product(&d_y, e, f, act, &d_h);
+            let d_shared = shared_input
+                .as_ref()
+                .zip(shared_gu.as_ref())
+                .map(|(input, gu)| cx.ffn_backward(input, gu, &d_y, linear, x.dtype));
+            let d_h = cx.grouped_input_grad(&d_y, slots, e, 1, f, expert, act);
             let _d_weights = cx.uninit(n, k, DType::F32);
             let (h, d_gu) = {
                 let _by_slot = cx.uninit(slots, 1, DType::F32);
                 let _d_by_slot = cx.uninit(slots, 1, DType::F32);
+                let _gu = cx.numbers(&gu, act);
                 let parts = (cx.uninit(slots, f, act), cx.uninit(slots, 2 * f, act));
                 cx.does(Work::Swiglu { rows: slots, f, dtype: act, back: true });
                 parts
             };
             drop(d_h);
-            cx.gradient(&d_y, &h, slots, e, act);
-            cx.gradient(&d_gu, &x.value, slots, e, act);
-            let d_x_slots = cx.uninit(slots, d, act);
-            cx.product(&d_gu, e, d, act, &d_x_slots);
+            cx.weight_grad(&d_y, &Input::Plain(h.clone()), slots, e, expert);
+            cx.weight_grad(&d_gu, &input, slots, e, expert);
+            let d_x_slots = cx.grouped_input_grad(&d_gu, slots, e, 2, d, expert, act);
             let d_router = {
                 let d_logits = cx.uninit(n, e, DType::F32);
                 let _d_scores = cx.model.balance.then(|| cx.uninit(n, e, DType::F32));
                 cx.moves(&[&d_logits, &d_logits, &scores]);
-                cx.gradient(&d_logits, &x.value, n, 1, router);
-                cx.matmul(&d_logits, d, router, DType::F32)
+                let numbers = cx.numbers(&input, x.dtype);
+                cx.weight_grad(&d_logits, &Input::Plain(numbers.clone()), n, 1, router);
+                cx.input_grad(&d_logits, 1, d, router, DType::F32)
             };
-            let d_x = cx.uninit(n, d, x.value.dtype);
+            let d_x = cx.uninit(n, d, x.dtype);
             let sum = cx.uninit(n, d, DType::F32);
             if let Some(d_shared) = &d_shared {
                 cx.moves(&[&d_router, d_shared, &sum]);
             }
             cx.moves(&[&d_x_slots, &sum, &d_x]);
             drop((sum, d_x_slots, d_gu, h));
-            cx.add_grad(x.slot(), d_x);
+            cx.add_grad(x, d_x);
             drop(gu);
         });
         y
@@ -531,29 +786,30 @@ impl Walk {
     }
 
     fn attention(&mut self, y: &Var) -> Var {
-        let (model, act) = (self.model.clone(), self.model.precision.attention);
+        let (model, weights) = (self.model.clone(), self.model.kinds().attention);
+        let act = weights.dtype;
         let (config, shape) = (&model.config, model.attention());
         let attended = match config.attention {
             AttentionKind::Mla { q_lora_rank, kv_lora_rank, qk_rope_head_dim, .. } => {
                 let queries = shape.heads * shape.qk_dim;
                 let q = match q_lora_rank {
-                    None => self.linear(y, queries, act, act),
+                    None => self.linear(y, queries, weights, act),
                     Some(rank) => {
-                        let low = self.linear(y, rank, act, act);
+                        let low = self.linear(y, rank, weights, act);
                         let low = self.rmsnorm(&low, act);
-                        self.linear(&low, queries, act, act)
+                        self.linear(&low, queries, weights, act)
                     }
                 };
-                let kv_a = self.linear(y, kv_lora_rank + qk_rope_head_dim, act, act);
+                let kv_a = self.linear(y, kv_lora_rank + qk_rope_head_dim, weights, act);
                 self.mla(&q, &kv_a, kv_lora_rank)
             }
             AttentionKind::Gqa { .. } => {
                 let [q, k, v] = [shape.heads, shape.kv_heads, shape.kv_heads]
-                    .map(|heads| self.linear(y, heads * shape.qk_dim, act, act));
+                    .map(|heads| self.linear(y, heads * shape.qk_dim, weights, act));
                 self.gqa(&q, &k, &v)
             }
         };
-        self.linear(&attended, config.hidden_size, act, act)
+        self.linear_of_kept(&attended, config.hidden_size, weights, act)
     }
 
     fn layer_once(&mut self, layer: usize, state: State) -> [Var; 2] {
@@ -609,7 +865,8 @@ impl Walk {
     }
 
     fn head_loss(&mut self, x: &Var) {
-        let (n, d, dtype) = (self.n, x.value.cols, self.model.precision.head);
+        let (n, d, weights) = (self.n, x.value.cols, self.model.kinds().head);
+        let dtype = weights.dtype;
         let vocabulary = self.model.config.vocab_size;
         let d_x = self.uninit(n, d, x.value.dtype);
         let chunk = minke_tensor::ops::head_chunk_rows(vocabulary);
@@ -617,9 +874,9 @@ impl Walk {
             let rows = chunk.min(n - start);
             let d_logits = self.uninit(rows, vocabulary, dtype);
             self.does(Work::Head { rows, d, vocabulary, dtype });
-            self.gradient(&d_logits, &x.value, rows, 1, dtype);
+            self.weight_grad(&d_logits, &Input::Plain(x.value.clone()), rows, 1, weights);
             let (k, x, y) = (vocabulary, d_logits.dtype, x.value.dtype);
-            self.does(Work::Product { rows, k, n: d, groups: 1, weights: dtype, x, y });
+            self.does(Work::Product { rows, k, parts: 1, n: d, groups: 1, weights, x, y });
         }
         self.add_grad(x.slot(), d_x);
     }
@@ -645,24 +902,17 @@ impl Walk {
     }
 
     fn module(&mut self, layer: usize, recompute: Recompute, h: &Var) -> Var {
-        let (d, act) = (self.model.config.hidden_size, self.model.precision.linear);
+        let (d, weights) = (self.model.config.hidden_size, self.model.kinds().linear);
+        let act = weights.dtype;
         let embedded = self.embedding();
         let h = h.clone();
         let embedded = self.rmsnorm(&embedded, act);
         let state = self.rmsnorm(&h, act);
         let joined = self.concat(&embedded, &state);
-        let x = self.linear(&joined, d, act, DType::F32);
+        let x = self.linear(&joined, d, weights, DType::F32);
         let out = self.layer(layer, recompute, (x, None));
         let head = self.model.precision.head;
         self.normed(out, head).1
-    }
-}
-
-/// The form in which a product's left operand waits for the way back: as it came. A narrower one, such as a byte with
-/// scales, would be a tensor of its own, made here.
-fn kept(x: &Tensor, weights: DType) -> Tensor {
-    match weights {
-        DType::F32 | DType::Bf16 => x.clone(),
     }
 }
 

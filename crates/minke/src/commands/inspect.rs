@@ -7,8 +7,8 @@ use minke_model::config::{AttentionKind, Config};
 use minke_model::spec::{self, Role};
 use minke_model::{DType, Precision};
 use minke_num::fp8::BLOCK;
-use minke_train::plan;
-use minke_train::recipe::{Optimizer, Resolved};
+use minke_train::recipe::{self, Optimizer, Resolved};
+use minke_train::{optim, plan};
 use serde::Serialize;
 
 use super::train::duration;
@@ -47,7 +47,7 @@ struct Memory {
     kv_cache_bytes: u64,
     /// The same as latents, where attention has them.
     kv_latent_bytes_per_token: Option<u64>,
-    /// Masters, gradients and optimizer state in f32, without activations.
+    /// Masters, gradients and optimizer state, without activations.
     training_state_bytes: u64,
 }
 
@@ -73,6 +73,8 @@ struct Files {
 struct Training {
     threads: usize,
     level: &'static str,
+    /// What products compute in.
+    precision: String,
     recompute: &'static str,
     steps: u64,
     tokens_per_step: u64,
@@ -151,6 +153,7 @@ fn training(recipe: &Resolved, threads: usize) -> (Training, Option<plan::TooLar
     let training = Training {
         threads: cpu.threads(),
         level: cpu.level().name(),
+        precision: precision_name(&recipe.precision),
         recompute: recipe.train.optim.recompute.name(),
         steps: recipe.steps(),
         tokens_per_step: recipe.tokens_per_step(),
@@ -159,6 +162,15 @@ fn training(recipe: &Resolved, threads: usize) -> (Training, Option<plan::TooLar
         time: too_large.is_none().then(|| shape.time(&cpu)),
     };
     (training, too_large)
+}
+
+/// The word of a recipe for what products compute in, or that of each role.
+fn precision_name(precision: &recipe::Precision) -> String {
+    let (scaling, scales) = (precision.scaling, precision.scales);
+    if *precision == (recipe::Precision { scaling, scales, ..recipe::Precision::all(precision.linear) }) {
+        return precision.name().to_owned();
+    }
+    precision.roles().map(|(role, dtype)| format!("{role} {}", dtype.name())).join(", ")
 }
 
 fn describe(
@@ -175,7 +187,8 @@ fn describe(
         .iter()
         .map(|t| t.numel() as u64 * size(precision.of(t.role, config.tie_word_embeddings)))
         .sum();
-    // masters and gradients; AdamW keeps two moments, Muon one for the matrices that it moves
+    // masters and gradients; AdamW keeps two moments, Muon one in f32 for the matrices that it moves
+    let moments = 2 * size(optim::moments(precision));
     let state = tensors.iter().filter(|t| t.role != Role::RouterBias).map(|t| {
         let by_muon = match t.role {
             Role::AttentionLinear | Role::FfnLinear | Role::ExpertLinear { .. } | Role::MtpProjection => {
@@ -183,7 +196,7 @@ fn describe(
             }
             Role::Embedding | Role::Head | Role::Norm | Role::Router | Role::RouterBias => false,
         };
-        t.numel() as u64 * if by_muon { 12 } else { 16 }
+        t.numel() as u64 * if by_muon { 12 } else { 8 + moments }
     });
     let layers = config.num_hidden_layers as u64;
     let (kv_heads, latent) = match config.attention {
@@ -314,7 +327,10 @@ fn training_rows(training: &Training) -> Vec<(&'static str, String)> {
         .available_bytes
         .map_or(String::new(), |available| format!(" of {} available", size(available)));
     let mut rows = vec![
-        ("training here", format!("{} threads, {}", training.threads, training.level)),
+        (
+            "training here",
+            format!("{} threads, {}; products in {}", training.threads, training.level, training.precision),
+        ),
         ("  peak memory", format!("{}{there}", size(m.peak_bytes))),
         ("    weights", size(m.weights_bytes)),
         ("    packed for products", size(m.packed_bytes)),

@@ -85,6 +85,7 @@ pub fn run(args: &Make) -> Result<(), Failure> {
         only: args.only.clone(),
         from: args.from.clone(),
         threads: threads(args.threads),
+        force: args.force,
     };
     let mut stages = Stages { json: args.json, stop: work.flag() };
     let outcome = make::run(&options, &mut stages).map_err(|failed| match failed {
