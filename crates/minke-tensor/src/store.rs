@@ -48,6 +48,7 @@ impl Copy {
 }
 
 /// What a product with a weight reads.
+#[derive(Clone, Copy)]
 pub enum PackedWeight<'a> {
     /// f32, or bf16.
     Plain(&'a Packed),

@@ -395,7 +395,7 @@ impl Kernel for Task<'_> {
                     let go_on = block > 0 || accumulate;
                     // SAFETY: the sums are a whole tile.
                     unsafe {
-                        promote(s, &block_sums, row_scales, by, go_on, height, sums.as_mut_ptr(), PANEL)
+                        promote(s, &block_sums, row_scales, by, go_on, height, sums.as_mut_ptr(), PANEL);
                     };
                     at += steps;
                 }
@@ -576,7 +576,7 @@ impl Kernel for TaskTn<'_> {
                     if width == PANEL {
                         // SAFETY: rows and columns of this task alone, in bounds for a whole panel.
                         unsafe {
-                            promote(s, &block_sums, by_row, by, go_on, tall, out.start().add(first), n)
+                            promote(s, &block_sums, by_row, by, go_on, tall, out.start().add(first), n);
                         };
                         continue;
                     }

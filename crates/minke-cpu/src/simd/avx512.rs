@@ -134,7 +134,7 @@ impl<const PRODUCTS: u8> Simd for Avx512<PRODUCTS> {
             let odd = _mm512_and_si512(_mm512_srli_epi32::<20>(size), _mm512_set1_epi32(1));
             let up = _mm512_add_epi32(size, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7_ffff)));
             let normal = _mm512_sub_epi32(_mm512_srli_epi32::<20>(up), _mm512_set1_epi32(120 << 3));
-            let small = _mm512_cmplt_epi32_mask(size, _mm512_set1_epi32((121 << 23) as i32));
+            let small = _mm512_cmplt_epi32_mask(size, _mm512_set1_epi32(121 << 23));
             let places = _mm512_add_ps(_mm512_castsi512_ps(size), _mm512_set1_ps(16384.0));
             let places = _mm512_and_si512(_mm512_castps_si512(places), _mm512_set1_epi32(0xf));
             let code = _mm512_mask_mov_epi32(normal, small, places);
@@ -161,7 +161,7 @@ impl<const PRODUCTS: u8> Simd for Avx512<PRODUCTS> {
             let up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7_ffff)));
             let normal = _mm512_castsi512_ps(_mm512_and_si512(up, _mm512_set1_epi32(!0xf_ffff)));
             let size = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fff_ffff));
-            let small = _mm512_cmplt_epi32_mask(size, _mm512_set1_epi32((121 << 23) as i32));
+            let small = _mm512_cmplt_epi32_mask(size, _mm512_set1_epi32(121 << 23));
             // the last place of f32 from 1.5 * 2^14 on is 2^-9; a zero keeps its sign in neither, which no sum sees
             let magic = _mm512_set1_ps(1.5 * 16384.0);
             let places = _mm512_sub_ps(_mm512_add_ps(x, magic), magic);
