@@ -153,7 +153,7 @@ fn training(recipe: &Resolved, threads: usize) -> (Training, Option<plan::TooLar
     let training = Training {
         threads: cpu.threads(),
         level: cpu.level().name(),
-        precision: precision_name(&recipe.precision),
+        precision: precision_name(recipe.precision),
         recompute: recipe.train.optim.recompute.name(),
         steps: recipe.steps(),
         tokens_per_step: recipe.tokens_per_step(),
@@ -165,9 +165,9 @@ fn training(recipe: &Resolved, threads: usize) -> (Training, Option<plan::TooLar
 }
 
 /// The word of a recipe for what products compute in, or that of each role.
-fn precision_name(precision: &recipe::Precision) -> String {
+fn precision_name(precision: recipe::Precision) -> String {
     let (scaling, scales) = (precision.scaling, precision.scales);
-    if *precision == (recipe::Precision { scaling, scales, ..recipe::Precision::all(precision.linear) }) {
+    if precision == (recipe::Precision { scaling, scales, ..recipe::Precision::all(precision.linear) }) {
         return precision.name().to_owned();
     }
     precision.roles().map(|(role, dtype)| format!("{role} {}", dtype.name())).join(", ")
