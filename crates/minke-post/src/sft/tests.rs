@@ -390,7 +390,7 @@ fn recipes_say_all_and_what_is_wrong() {
         ("train.steps=3", "train.epochs"),
         ("data.overlong=shorten", "\"refuse\", \"drop\" or \"cut\""),
         ("data.validation_share=0.9", "0 to 0.5"),
-        ("precision=f16", "\"f32\" or \"bf16\""),
+        ("precision=f16", "\"f32\", \"bf16\" or \"fp8\""),
         ("eval.suites=core", "suite"),
         ("evals.suite=core", "evals"),
     ] {
