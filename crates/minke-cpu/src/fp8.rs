@@ -291,12 +291,12 @@ pub(crate) fn quantize_columns<S: Simd>(
 }
 
 /// Elements of a matrix, sixteen at a time.
-trait Elements {
+trait Lines {
     /// `n` elements of row `r` from column `at`; missing lanes are zero. Sixteen from a multiple of sixteen.
     fn load<S: Simd>(&self, s: S, r: usize, at: usize, n: usize) -> S::V;
 }
 
-impl Elements for crate::gemm::Operand<'_> {
+impl Lines for crate::gemm::Operand<'_> {
     #[inline(always)]
     fn load<S: Simd>(&self, s: S, r: usize, at: usize, n: usize) -> S::V {
         load(s, crate::gemm::engine::Rows::row(self, r), at, n)
@@ -310,7 +310,7 @@ struct HalfRows<'a> {
     index: Option<&'a [u32]>,
 }
 
-impl Elements for HalfRows<'_> {
+impl Lines for HalfRows<'_> {
     #[inline(always)]
     fn load<S: Simd>(&self, s: S, r: usize, at: usize, n: usize) -> S::V {
         let r = self.index.map_or(r, |index| index[r] as usize);
@@ -322,7 +322,7 @@ impl Elements for HalfRows<'_> {
     }
 }
 
-impl Elements for Codes<'_> {
+impl Lines for Codes<'_> {
     #[inline(always)]
     fn load<S: Simd>(&self, s: S, r: usize, at: usize, n: usize) -> S::V {
         let (codes, scales) = self.row(r);
@@ -333,7 +333,7 @@ impl Elements for Codes<'_> {
 }
 
 #[inline(always)]
-fn columns<S: Simd, X: Elements>(
+fn columns<S: Simd, X: Lines>(
     s: S,
     x: &X,
     rows: std::ops::Range<usize>,

@@ -13,16 +13,13 @@ use minke_num::bf16;
 use super::engine::{Engine, Words, layout};
 use super::nt::store_halves;
 use super::tile::PANEL;
-use super::{Compute, Operand, check_offsets};
+use super::{Compute, Operand, check_offsets, over_outputs, over_panels};
 use crate::cpu::{Cpu, SharedMut};
 use crate::fp8::{BLOCK, Codes, Cuts, Fp8, Values, largest, load_codes, quantize_columns, scale};
 use crate::rows::{self, lanes, load_f32};
 use crate::scratch::{self, AlignedBuf};
 use crate::simd::{GRID_ROWS, Kernel, LANES, Level, Simd};
 use crate::view::{View, ViewMut};
-
-/// Rows of a task, about.
-const TASK_ROWS: usize = 112;
 
 /// Codes of packed right operand that row tiles share before the next are taken.
 const CHUNK_CODES: usize = 256 * 1024;
@@ -177,8 +174,9 @@ impl Packed8 {
         Self { buf, scales, level: Level::SCALAR, groups: 0, n: 0, depth, words: 0, widened: false }
     }
 
-    /// Packs a weight, and codes it where it is not yet coded: for y = x Wᵀ, or (`transposed` false) for dx = dy W. `widened` keeps two bytes per
-    /// element instead of one and saves the widening when it is used.
+    /// Packs a weight, and codes it where it is not yet coded: for y = x Wᵀ, or (`transposed` false) for dx = dy W.
+    /// `widened` keeps the words of the tile (two bytes per element where it multiplies pairs, else four) instead of codes,
+    /// and saves the widening when it is used.
     ///
     /// # Panics
     /// When shapes do not fit.
@@ -367,13 +365,13 @@ impl Kernel for PackTask<'_> {
     }
 }
 
-/// `c[i] (+)= a[i] b_g(i)` for every row: a [rows, k] in codes, b [groups, k, n], c [rows, n].
+/// `c[i] = a[i] b_g(i)` for every row: a [rows, k] in codes, b [groups, k, n], c [rows, n], f32 sums rounded once.
 ///
-/// Rows `offsets[g]..offsets[g + 1]` use group g. With `accumulate` the sums start from what is in `c` (f32 only).
+/// Rows `offsets[g]..offsets[g + 1]` use group g.
 ///
 /// # Panics
-/// When shapes or blocks do not fit, or on `accumulate` into bf16.
-pub fn matmul8(cpu: &Cpu, a: Codes<'_>, offsets: &[u32], b: &Packed8, c: ViewMut<'_>, accumulate: bool) {
+/// When shapes or blocks do not fit.
+pub fn matmul8(cpu: &Cpu, a: Codes<'_>, offsets: &[u32], b: &Packed8, c: ViewMut<'_>) {
     assert_eq!(b.level, cpu.level(), "matmul8: the right operand was packed for another level");
     check_offsets("matmul8", offsets, a.rows());
     assert_eq!(
@@ -382,29 +380,12 @@ pub fn matmul8(cpu: &Cpu, a: Codes<'_>, offsets: &[u32], b: &Packed8, c: ViewMut
         "matmul8: depth and groups of left and right operand"
     );
     assert_eq!(c.len(), a.rows() * b.n, "matmul8: output of {} x {}", a.rows(), b.n);
-    assert!(!accumulate || matches!(c, ViewMut::F32(_)), "matmul8: a bf16 output cannot accumulate");
-    let out = rows::SharedView::new(c);
+    let out = &rows::SharedView::new(c);
     let (_, tile_rows) = layout(cpu.level(), Compute::Bf16, b.depth.len);
-    let row_tile = TASK_ROWS.next_multiple_of(tile_rows);
-    let panels = b.n.div_ceil(PANEL);
-    let tiles: usize = offsets.windows(2).map(|w| ((w[1] - w[0]) as usize).div_ceil(row_tile)).sum();
-    let cached = (CHUNK_CODES / (b.depth.len * PANEL).max(1)).max(4);
-    let chunk = if tiles >= 8 { cached.min(panels) } else { cached.min(panels.div_ceil(8).max(4)) }.max(1);
-    let chunks = panels.div_ceil(chunk);
-    cpu.run(tiles * chunks, |task| {
-        let (part, mut tile) = (task / tiles, task % tiles);
-        for g in 0..b.groups {
-            let (start, end) = (offsets[g] as usize, offsets[g + 1] as usize);
-            let here = (end - start).div_ceil(row_tile);
-            if tile < here {
-                let first = start + tile * row_tile;
-                let rows = row_tile.min(end - first);
-                let panels = part * chunk..panels.min((part + 1) * chunk);
-                let task = Task { a, b, group: g, first, rows, panels, out: &out, accumulate };
-                return cpu.level().dispatch_product(task);
-            }
-            tile -= here;
-        }
+    let chunk = CHUNK_CODES / (b.depth.len * PANEL).max(1);
+    over_panels(cpu, offsets, tile_rows, b.n.div_ceil(PANEL), chunk, |group, rows, panels| {
+        let task = Task { a, b, group, first: rows.start, rows: rows.len(), panels, out };
+        cpu.level().dispatch_product(task);
     });
 }
 
@@ -416,14 +397,13 @@ struct Task<'a> {
     rows: usize,
     panels: std::ops::Range<usize>,
     out: &'a rows::SharedView,
-    accumulate: bool,
 }
 
 impl Kernel for Task<'_> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { a, b, group, first, rows, panels, out, accumulate } = self;
+        let Self { a, b, group, first, rows, panels, out } = self;
         let engine = Engine::new(s, Compute::Bf16);
         let (depth, n, blocks) = (b.depth, b.n, b.depth.blocks());
         let mut a_words = scratch::take::<u32>(rows * b.words);
@@ -455,12 +435,6 @@ impl Kernel for Task<'_> {
             for i in (0..rows).step_by(tile_rows) {
                 let height = tile_rows.min(rows - i);
                 let from = |r: usize| (first + i + r) * n + col;
-                for r in 0..if accumulate { height } else { 0 } {
-                    // SAFETY: rows and columns of this task.
-                    if let ViewMut::F32(c) = unsafe { out.slice(from(r), width) } {
-                        sums[r * PANEL..][..width].copy_from_slice(c);
-                    }
-                }
                 let mut at = 0;
                 for block in 0..blocks {
                     let steps = engine.steps(depth.block(block).len());
@@ -489,10 +463,9 @@ impl Kernel for Task<'_> {
                     unsafe { engine.tile(words, height, vecs) };
                     let by = &b.scales(group, block)[col..col + PANEL];
                     let row_scales = a_scales[i * blocks + block..].iter().step_by(blocks);
-                    let go_on = block > 0 || accumulate;
                     // SAFETY: the sums are a whole tile.
                     unsafe {
-                        promote(s, &block_sums, row_scales, by, go_on, height, sums.as_mut_ptr(), PANEL);
+                        promote(s, &block_sums, row_scales, by, block > 0, height, sums.as_mut_ptr(), PANEL);
                     };
                     at += steps;
                 }
@@ -538,10 +511,6 @@ unsafe fn promote<'a, S: Simd>(
     }
 }
 
-/// Largest output tile of a task of [`matmul8_tn`], in rows and panels.
-const TILE_ROWS: usize = 224;
-const TILE_PANELS: usize = 8;
-
 /// `c_g (+)= a_gᵀ b_g`: a [rows, m], b [rows, n], c [groups, m, n]; the depth is the rows of each group, in blocks of 128
 /// from its first, in which every column of a and of b has a scale of its own. `power` says of each whether these are
 /// powers of two.
@@ -562,35 +531,23 @@ pub fn matmul8_tn(
     assert_eq!(a.rows(), b.rows(), "matmul8_tn: rows of left and right operand");
     check_offsets("matmul8_tn", offsets, a.rows());
     assert_eq!(c.len(), groups * m * n, "matmul8_tn: output of {groups} x {m} x {n}");
+    if let Values::Codes(b) = b {
+        assert!(
+            b.cuts.part.is_multiple_of(LANES) || b.cuts.part == b.cuts.len,
+            "matmul8_tn: parts of {:?}",
+            b.cuts
+        );
+    }
     let fixed = if how.per_tensor {
         [largest(cpu, a.view), b.largest(cpu)].map(|x| scale(x, how.power_of_two))
     } else {
         [0.0; 2]
     };
     let (_, height) = layout(cpu.level(), Compute::Bf16, BLOCK);
-    let (m_groups, n_panels) = (m.div_ceil(height), n.div_ceil(PANEL));
-    let n_cuts = n_panels.div_ceil(TILE_PANELS).max(1);
-    let wanted = 2usize.div_ceil((groups * n_cuts).max(1));
-    let m_cuts = m_groups.div_ceil(TILE_ROWS / height).max(wanted.min(m_groups.div_ceil(2))).max(1);
     let out = SharedMut::new(c);
-    cpu.run(groups * m_cuts * n_cuts, |task| {
-        let (g, cut) = (task / (m_cuts * n_cuts), task % (m_cuts * n_cuts));
-        let (mi, ni) = (cut / n_cuts, cut % n_cuts);
-        let rows = mi * m_groups / m_cuts * height..((mi + 1) * m_groups / m_cuts * height).min(m);
-        let cols = ni * n_panels / n_cuts * PANEL..((ni + 1) * n_panels / n_cuts * PANEL).min(n);
-        let depth = offsets[g] as usize..offsets[g + 1] as usize;
-        let task = TaskTn {
-            a: Values::Plain(a),
-            b,
-            depth,
-            rows,
-            cols,
-            fixed,
-            power,
-            out,
-            base: g * m * n,
-            accumulate,
-        };
+    over_outputs(cpu, groups, height, [m, n], |g, rows, cols| {
+        let (a, depth) = (Values::Plain(a), offsets[g] as usize..offsets[g + 1] as usize);
+        let task = TaskTn { a, b, depth, rows, cols, fixed, power, out, base: g * m * n, accumulate };
         cpu.level().dispatch_product(task);
     });
 }

@@ -27,6 +27,9 @@ pub use nt::matmul;
 pub use pack::Packed;
 pub use tn::matmul_tn;
 
+use std::ops::Range;
+
+use crate::cpu::Cpu;
 use crate::view::View;
 
 /// What is multiplied: f32, or bf16 with f32 sums.
@@ -101,6 +104,74 @@ fn check_offsets(op: &str, offsets: &[u32], rows: usize) {
         rises && offsets.first() == Some(&0) && offsets.last().map(|&x| x as usize) == Some(rows),
         "{op}: offsets {offsets:?} do not cover {rows} rows"
     );
+}
+
+/// Rows of a task of a product with packed columns, about: whole register tiles, whose left operand stays in the
+/// second-level cache while panels pass.
+const TASK_ROWS: usize = 112;
+
+/// Shares out `c = a b` over rows of groups and panels of b: `task(group, rows, panels)`. About `chunk` panels stay in
+/// the second-level cache while row tiles pass; few rows: fewer panels, so that every thread has work. How it is cut
+/// changes no bit.
+fn over_panels(
+    cpu: &Cpu,
+    offsets: &[u32],
+    tile_rows: usize,
+    panels: usize,
+    chunk: usize,
+    task: impl Fn(usize, Range<usize>, Range<usize>) + Sync,
+) {
+    let row_tile = TASK_ROWS.next_multiple_of(tile_rows);
+    let tiles: usize = offsets.windows(2).map(|w| ((w[1] - w[0]) as usize).div_ceil(row_tile)).sum();
+    let cached = chunk.max(4);
+    let chunk = if tiles >= 8 { cached.min(panels) } else { cached.min(panels.div_ceil(8).max(4)) }.max(1);
+    let chunks = panels.div_ceil(chunk);
+    cpu.run(tiles * chunks, |i| {
+        let (part, mut tile) = (i / tiles, i % tiles);
+        for (group, w) in offsets.windows(2).enumerate() {
+            let (start, end) = (w[0] as usize, w[1] as usize);
+            let here = (end - start).div_ceil(row_tile);
+            if tile < here {
+                let first = start + tile * row_tile;
+                return task(
+                    group,
+                    first..end.min(first + row_tile),
+                    part * chunk..panels.min((part + 1) * chunk),
+                );
+            }
+            tile -= here;
+        }
+    });
+}
+
+/// Largest output tile of a task of a product over rows, in rows and panels.
+const OUTPUT_ROWS: usize = 224;
+const OUTPUT_PANELS: usize = 8;
+/// Tasks that such a product is cut into where it is large enough. Cut along the rows of the output: packing the right
+/// operand again for each cut is cheap, it is copied in whole vectors.
+const TASKS: usize = 2;
+
+/// Shares out `c_g = a_gᵀ b_g`, c [groups, m, n], over groups and tiles of the output in whole register tiles of `height`
+/// rows: `task(group, rows, columns)`.
+fn over_outputs(
+    cpu: &Cpu,
+    groups: usize,
+    height: usize,
+    [m, n]: [usize; 2],
+    task: impl Fn(usize, Range<usize>, Range<usize>) + Sync,
+) {
+    let (m_tiles, n_panels) = (m.div_ceil(height), n.div_ceil(tile::PANEL));
+    let n_cuts = n_panels.div_ceil(OUTPUT_PANELS).max(1);
+    let wanted = TASKS.div_ceil((groups * n_cuts).max(1));
+    let m_cuts = m_tiles.div_ceil(OUTPUT_ROWS / height).max(wanted.min(m_tiles.div_ceil(2))).max(1);
+    cpu.run(groups * m_cuts * n_cuts, |i| {
+        let (group, cut) = (i / (m_cuts * n_cuts), i % (m_cuts * n_cuts));
+        let (mi, ni) = (cut / n_cuts, cut % n_cuts);
+        let rows = mi * m_tiles / m_cuts * height..((mi + 1) * m_tiles / m_cuts * height).min(m);
+        let columns =
+            ni * n_panels / n_cuts * tile::PANEL..((ni + 1) * n_panels / n_cuts * tile::PANEL).min(n);
+        task(group, rows, columns);
+    });
 }
 
 #[cfg(test)]

@@ -4,14 +4,11 @@ use minke_num::bf16;
 
 use super::engine::{AHEAD, Engine, Rows, Words, layout};
 use super::tile::PANEL;
-use super::{Operand, Packed, check_offsets};
+use super::{Operand, Packed, check_offsets, over_panels};
 use crate::cpu::{Cpu, SharedMut};
 use crate::scratch;
 use crate::simd::{GRID_ROWS, GRID_STEPS, Kernel, LANES, Simd};
 use crate::view::ViewMut;
-
-/// Rows of a task, about: whole register tiles, whose left operand stays in the second-level cache while panels pass.
-const TASK_ROWS: usize = 112;
 
 /// Words of packed right operand that row tiles share before the next are taken.
 const CHUNK_WORDS: usize = 128 * 1024;
@@ -41,29 +38,11 @@ pub fn matmul(cpu: &Cpu, a: Operand<'_>, offsets: &[u32], b: &Packed, c: ViewMut
             Out::Bf16(SharedMut::new(c))
         }
     };
-    let panels = b.n.div_ceil(PANEL);
     let (_, tile_rows) = layout(cpu.level(), b.compute, b.k);
-    let row_tile = TASK_ROWS.next_multiple_of(tile_rows);
-    let tiles: usize = offsets.windows(2).map(|w| ((w[1] - w[0]) as usize).div_ceil(row_tile)).sum();
-    // a chunk of panels stays in the second-level cache while row tiles pass; few rows: smaller chunks, so that every
-    // thread has work. How it is cut changes no bit.
-    let cached = (CHUNK_WORDS / (b.steps * PANEL).max(1)).max(4);
-    let chunk = if tiles >= 8 { cached.min(panels) } else { cached.min(panels.div_ceil(8).max(4)) }.max(1);
-    let chunks = panels.div_ceil(chunk);
-    cpu.run(tiles * chunks, |task| {
-        let (part, mut tile) = (task / tiles, task % tiles);
-        for g in 0..b.groups {
-            let (start, end) = (offsets[g] as usize, offsets[g + 1] as usize);
-            let here = (end - start).div_ceil(row_tile);
-            if tile < here {
-                let first = start + tile * row_tile;
-                let rows = row_tile.min(end - first);
-                let panels = part * chunk..panels.min((part + 1) * chunk);
-                let task = Task { a, b, group: g, first, rows, panels, out, accumulate };
-                return cpu.level().dispatch_product(task);
-            }
-            tile -= here;
-        }
+    let chunk = CHUNK_WORDS / (b.steps * PANEL).max(1);
+    over_panels(cpu, offsets, tile_rows, b.n.div_ceil(PANEL), chunk, |group, rows, panels| {
+        let task = Task { a, b, group, first: rows.start, rows: rows.len(), panels, out, accumulate };
+        cpu.level().dispatch_product(task);
     });
 }
 

@@ -2,20 +2,13 @@
 
 use super::engine::{Engine, Words, layout};
 use super::tile::PANEL;
-use super::{Compute, Operand, check_offsets};
+use super::{Compute, Operand, check_offsets, over_outputs};
 use crate::cpu::{Cpu, SharedMut};
 use crate::scratch;
 use crate::simd::{GRID_ROWS, Kernel, LANES, Simd};
 
 /// Depth packed at a time: a panel of it stays in the first-level cache.
 const DEPTH_BLOCK: usize = 256;
-/// Largest output tile of a task, in rows and panels.
-const TILE_ROWS: usize = 224;
-const TILE_PANELS: usize = 8;
-/// Tasks that a product is cut into where it is large enough. Cut along the rows of the output: packing the right
-/// operand again for each cut is cheap, it is copied in whole vectors.
-const TASKS: usize = 2;
-
 /// `c_g (+)= a_gᵀ b_g`: a [rows, m], b [rows, n], c [groups, m, n], f32 sums over the rows of each group in ascending
 /// order. With `accumulate` the sums start from what is in `c`.
 ///
@@ -35,16 +28,8 @@ pub fn matmul_tn(
     check_offsets("matmul_tn", offsets, a.rows());
     assert_eq!(c.len(), groups * m * n, "matmul_tn: output of {groups} x {m} x {n}");
     let (_, height) = layout(cpu.level(), compute, a.rows());
-    let (m_groups, n_panels) = (m.div_ceil(height), n.div_ceil(PANEL));
-    let n_cuts = n_panels.div_ceil(TILE_PANELS).max(1);
-    let wanted = TASKS.div_ceil((groups * n_cuts).max(1));
-    let m_cuts = m_groups.div_ceil(TILE_ROWS / height).max(wanted.min(m_groups.div_ceil(2))).max(1);
     let out = SharedMut::new(c);
-    cpu.run(groups * m_cuts * n_cuts, |task| {
-        let (g, cut) = (task / (m_cuts * n_cuts), task % (m_cuts * n_cuts));
-        let (mi, ni) = (cut / n_cuts, cut % n_cuts);
-        let rows = mi * m_groups / m_cuts * height..((mi + 1) * m_groups / m_cuts * height).min(m);
-        let cols = ni * n_panels / n_cuts * PANEL..((ni + 1) * n_panels / n_cuts * PANEL).min(n);
+    over_outputs(cpu, groups, height, [m, n], |g, rows, cols| {
         let depth = offsets[g] as usize..offsets[g + 1] as usize;
         let task = Task { a, b, depth, rows, cols, compute, out, base: g * m * n, accumulate };
         cpu.level().dispatch_product(task);

@@ -108,7 +108,7 @@ pub(super) fn grouped(
     let mut y = Tensor::uninit(rows, cx.store.rows(w), dtype);
     match (x, cx.store.forward(cx.cpu, w)) {
         (Input::Codes(x), PackedWeight::Eight(w)) => {
-            gemm::matmul8(cx.cpu, x.codes(index), offsets, w, y.view_mut(), false);
+            gemm::matmul8(cx.cpu, x.codes(index), offsets, w, y.view_mut());
         }
         (Input::Plain(x), PackedWeight::Plain(w)) => {
             let x = Operand { view: x.view(), cols: x.cols(), index };
@@ -144,7 +144,7 @@ pub(super) fn grouped_input_grad(
     match cx.store.backward(cx.cpu, w) {
         PackedWeight::Eight(w) => {
             let codes = codes.as_ref().expect("codes for a weight in FP8").codes(index);
-            gemm::matmul8(cx.cpu, codes, offsets, w, d_x.view_mut(), false);
+            gemm::matmul8(cx.cpu, codes, offsets, w, d_x.view_mut());
         }
         PackedWeight::Plain(w) => {
             let d_y = Operand { view: d_y.view(), cols: d_y.cols(), index };

@@ -174,7 +174,7 @@ fn seconds(probe: &mut Probe<'_>, work: &Work, rows: usize, sequence_length: usi
                 return factor
                     * probe.seconds(|| {
                         let x = x.codes(index.as_deref());
-                        matmul8(cpu, x, &offsets, &packed, y.view_mut(), false);
+                        matmul8(cpu, x, &offsets, &packed, y.view_mut());
                     });
             }
             let mut packed = Packed::empty();
