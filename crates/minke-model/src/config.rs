@@ -16,6 +16,7 @@ mod rope;
 pub(crate) mod tests;
 mod write;
 
+use minke_cpu::attention::AttentionShape;
 pub use rope::{Rope, RopeScaling};
 use serde_json::{Map, Value};
 
@@ -319,6 +320,21 @@ impl Config {
         match self.attention {
             AttentionKind::Mla { v_head_dim, .. } => v_head_dim,
             AttentionKind::Gqa { head_dim, .. } => head_dim,
+        }
+    }
+
+    /// Heads, widths and the factor of scores of the expanded attention.
+    pub fn attention_shape(&self) -> AttentionShape {
+        let heads = self.num_attention_heads;
+        AttentionShape {
+            heads,
+            kv_heads: match self.attention {
+                AttentionKind::Mla { .. } => heads,
+                AttentionKind::Gqa { num_key_value_heads, .. } => num_key_value_heads,
+            },
+            qk_dim: self.qk_head_dim(),
+            v_dim: self.v_head_dim(),
+            scale: self.softmax_scale(),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use minke_cpu::attention::{AttentionShape, KvCache, Segment};
+use minke_cpu::attention::{KvCache, Segment};
 use minke_cpu::routing::{Choice, RouterConfig, Scoring};
 use minke_cpu::{DType, rope};
 use minke_tensor::ops::{self, AttentionWeights, Keys, MlaWeights, MoeWeights, Rotary};
@@ -177,16 +177,7 @@ impl Net {
                 MtpModule { enorm, hnorm, eh_proj, layer: Layer::new(config, layout, layer), norm }
             })
             .collect();
-        let shape = AttentionShape {
-            heads: config.num_attention_heads,
-            kv_heads: match config.attention {
-                AttentionKind::Mla { .. } => config.num_attention_heads,
-                AttentionKind::Gqa { num_key_value_heads, .. } => num_key_value_heads,
-            },
-            qk_dim: config.qk_head_dim(),
-            v_dim: config.v_head_dim(),
-            scale: config.softmax_scale(),
-        };
+        let shape = config.attention_shape();
         let tables = Tables {
             inv_freq: config.inv_freq(),
             scale: config.rope.cos_sin_scale(),
@@ -382,6 +373,8 @@ impl Attention {
         let rotary = pass.rotary.clone();
         let (attended, o) = match self {
             Attention::Mla { q, kv_a, latent, o } => {
+                // before the queries: what reads the same input reads the same codes of it
+                let kv_a = ops::linear(cx, y, *kv_a, act);
                 let q = match q {
                     Query::Direct(w) => ops::linear(cx, y, *w, act),
                     Query::Latent { a, norm, b } => {
@@ -390,7 +383,6 @@ impl Attention {
                         ops::linear(cx, &low, *b, act)
                     }
                 };
-                let kv_a = ops::linear(cx, y, *kv_a, act);
                 let absorbed = matches!(pass.source, Source::Caches { latent: true, .. });
                 let keys = pass.source.keys(layer);
                 let attended = if absorbed {

@@ -6,7 +6,7 @@ use std::ops::{Deref, DerefMut, Range};
 use minke_cpu::DType;
 use minke_cpu::fp8::Fp8;
 use minke_num::rng;
-use minke_tensor::{Store, WeightId};
+use minke_tensor::{Stack, Store, WeightId};
 
 use crate::config::Config;
 use crate::spec::{self, Role, TensorSpec};
@@ -214,16 +214,16 @@ impl Layout {
             let (name, shape, role) = (spec.name.clone(), spec.shape.clone(), spec.role);
             self.entries[*index] = Some(Param { name, shape, role, range, dtype });
         }
-        let rows = (at - start) / groups / cols;
+        let shape = Stack { groups, parts: names.len() / groups, rows: (at - start) / groups / cols, cols };
         if let Some(how) = fp8.filter(|_| self.keep.only_codes) {
             for &index in &indices {
                 self.entries[index].as_mut().expect("placed above").range = start..start;
             }
-            let id = self.store.add_codes(groups, rows, cols, dtype, names.len() / groups, how);
+            let id = self.store.add_codes(shape, dtype, how);
             self.coded.push((id, indices));
             return id;
         }
-        self.store.add_stacked(groups, rows, cols, dtype, names.len() / groups, fp8)
+        self.store.add_stacked(shape, dtype, fp8)
     }
 
     /// Adds one tensor as one weight.

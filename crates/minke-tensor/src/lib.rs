@@ -16,5 +16,5 @@ mod store;
 mod tensor;
 
 pub use context::{Context, Slot, Timers, Var};
-pub use store::{Store, WeightId};
-pub use tensor::{Memory, Tensor, Tensor8, held_bytes, release};
+pub use store::{Stack, Store, WeightId};
+pub use tensor::{Memory, Tensor, Tensor8, release, size_class};

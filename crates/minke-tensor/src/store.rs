@@ -11,6 +11,19 @@ use minke_cpu::{Cpu, DType, View};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WeightId(usize);
 
+/// The shape of a weight [groups, rows, cols].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stack {
+    /// One for a linear layer; an expert each.
+    pub groups: usize,
+    /// Matrices of equal size that are stacked in the rows of a group, such as gate and up.
+    pub parts: usize,
+    /// Outputs of a group.
+    pub rows: usize,
+    /// Inputs.
+    pub cols: usize,
+}
+
 /// One weight [groups, rows, cols]; a linear layer has one group, the experts of a layer one each.
 struct Weight {
     /// Where its elements are in `data`; empty where they are codes and nothing else.
@@ -87,66 +100,38 @@ const SHARED_ELEMENTS: usize = 1 << 20;
 impl Store {
     /// Adds a weight [groups, rows, cols] behind the others, zero. `dtype` is what products compute in.
     pub fn add(&mut self, groups: usize, rows: usize, cols: usize, dtype: DType) -> WeightId {
-        self.add_stacked(groups, rows, cols, dtype, 1, None)
+        self.add_stacked(Stack { groups, parts: 1, rows, cols }, dtype, None)
     }
 
-    /// Like [`Store::add`]: rows of `parts` matrices of equal size, and products in FP8 if `fp8` says how.
-    pub fn add_stacked(
-        &mut self,
-        groups: usize,
-        rows: usize,
-        cols: usize,
-        dtype: DType,
-        parts: usize,
-        fp8: Option<Fp8>,
-    ) -> WeightId {
+    /// Like [`Store::add`], with products in FP8 if `fp8` says how.
+    pub fn add_stacked(&mut self, shape: Stack, dtype: DType, fp8: Option<Fp8>) -> WeightId {
         let start = self.data.len();
-        self.data.resize(start + groups * rows * cols, 0.0);
-        self.push(start..self.data.len(), groups, rows, cols, dtype, parts, fp8)
+        self.data.resize(start + shape.groups * shape.rows * shape.cols, 0.0);
+        self.push(start..self.data.len(), shape, dtype, fp8, false)
     }
 
     /// Like [`Store::add_stacked`] with products in FP8, for a weight that only runs: it has no elements in `data`, and
     /// one byte for each in its packed copy, which [`Store::set_codes`] makes.
-    pub fn add_codes(
-        &mut self,
-        groups: usize,
-        rows: usize,
-        cols: usize,
-        dtype: DType,
-        parts: usize,
-        fp8: Fp8,
-    ) -> WeightId {
+    pub fn add_codes(&mut self, shape: Stack, dtype: DType, fp8: Fp8) -> WeightId {
         let end = self.data.len();
-        let id = self.push(end..end, groups, rows, cols, dtype, parts, Some(fp8));
-        self.weights[id.0].only_codes = true;
-        id
+        self.push(end..end, shape, dtype, Some(fp8), true)
     }
 
     fn push(
         &mut self,
         range: Range<usize>,
-        groups: usize,
-        rows: usize,
-        cols: usize,
+        shape: Stack,
         dtype: DType,
-        parts: usize,
         fp8: Option<Fp8>,
+        only_codes: bool,
     ) -> WeightId {
+        let Stack { groups, parts, rows, cols } = shape;
         let packed = [Copy::empty(fp8), Copy::empty(fp8)];
         self.any_fp8 |= fp8.is_some();
-        self.weights.push(Weight {
-            range,
-            only_codes: false,
-            groups,
-            rows,
-            cols,
-            dtype,
-            fp8,
-            parts,
-            packed,
-            fresh: [false; 2],
-            summed: false,
-        });
+        let (fresh, summed) = ([false; 2], false);
+        let weight =
+            Weight { range, only_codes, groups, rows, cols, dtype, fp8, parts, packed, fresh, summed };
+        self.weights.push(weight);
         WeightId(self.weights.len() - 1)
     }
 

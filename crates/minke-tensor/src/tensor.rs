@@ -13,27 +13,30 @@ use minke_num::bf16;
 /// costs a page fault per 4 KiB.
 static FREE: Mutex<Option<HashMap<usize, Vec<AlignedBuf>>>> = Mutex::new(None);
 
-/// Bytes of tensors that are in use, the most that there were, and the most that a backward pass began with.
+/// Bytes of the buffers of tensors, over all models of the process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
-    /// Now.
+    /// In use.
     pub live_bytes: usize,
     /// At most, since [`Memory::reset`].
     pub peak_bytes: usize,
     /// At most when a backward pass began: what the operations of a pass keep for it.
     pub kept_bytes: usize,
+    /// In use, or waiting to be used again.
+    pub held_bytes: usize,
 }
 
 static LIVE: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 static KEPT: AtomicUsize = AtomicUsize::new(0);
+static HELD: AtomicUsize = AtomicUsize::new(0);
 
 impl Memory {
-    /// As it is, over all models of the process.
+    /// As it is.
     pub fn now() -> Self {
-        let [live_bytes, peak_bytes, kept_bytes] =
-            [&LIVE, &PEAK, &KEPT].map(|counter| counter.load(Ordering::Relaxed));
-        Self { live_bytes, peak_bytes, kept_bytes }
+        let [live_bytes, peak_bytes, kept_bytes, held_bytes] =
+            [&LIVE, &PEAK, &KEPT, &HELD].map(|counter| counter.load(Ordering::Relaxed));
+        Self { live_bytes, peak_bytes, kept_bytes, held_bytes }
     }
 
     /// Forgets what was before.
@@ -48,19 +51,18 @@ impl Memory {
     }
 }
 
-/// Bytes of all buffers, in use or not.
-static HELD: AtomicUsize = AtomicUsize::new(0);
-
-/// Bytes of all buffers of tensors, in use or waiting to be used again.
-pub fn held_bytes() -> usize {
-    HELD.load(Ordering::Relaxed)
-}
-
 /// Gives the system back what is not in use, for who will never ask for the same sizes again.
 pub fn release() {
     let free = FREE.lock().unwrap_or_else(PoisonError::into_inner).take();
     let bytes: usize = free.iter().flatten().map(|(class, buffers)| class * buffers.len()).sum();
     HELD.fetch_sub(bytes, Ordering::Relaxed);
+}
+
+/// The size of the buffer that `bytes` are put into: eight sizes per power of two, few enough that buffers are found
+/// again, at most an eighth too large.
+pub fn size_class(bytes: usize) -> usize {
+    let step = (bytes.max(64).next_power_of_two() / 16).max(64);
+    bytes.max(64).next_multiple_of(step)
 }
 
 struct Storage {
@@ -70,9 +72,7 @@ struct Storage {
 
 impl Storage {
     fn new(bytes: usize) -> Self {
-        // eight sizes per power of two: few enough that buffers are found again, at most an eighth too large
-        let step = (bytes.max(64).next_power_of_two() / 16).max(64);
-        let class = bytes.max(64).next_multiple_of(step);
+        let class = size_class(bytes);
         let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
         let found = free.get_or_insert_with(HashMap::new).get_mut(&class).and_then(Vec::pop);
         drop(free);

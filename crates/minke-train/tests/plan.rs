@@ -79,7 +79,7 @@ fn a_walk_asks_for_the_buffers_of_a_pass() {
                         train.batch_size * train.sequence_length,
                     );
                     minke_tensor::release();
-                    let before = minke_tensor::held_bytes();
+                    let before = minke_tensor::Memory::now().held_bytes;
                     let model = Model::random(recipe.config.clone(), recipe.precision.into(), 1);
                     let settings = Settings::from(&train.optim);
                     let mut trainer = Trainer::new(model, &settings, Course::from(&recipe));
@@ -92,7 +92,7 @@ fn a_walk_asks_for_the_buffers_of_a_pass() {
                             .collect();
                         trainer.step(&cpu, &micro).unwrap();
                     }
-                    let held = (minke_tensor::held_bytes() - before) as u64;
+                    let held = (minke_tensor::Memory::now().held_bytes - before) as u64;
                     assert_eq!(held, expected.held_bytes, "{} {set:?}", recipe.config.family.model_type());
                     let memory = plan::Shape::from(&recipe).memory(cpu.level(), cpu.threads());
                     assert_eq!(memory.packed_bytes, trainer.model.params.packed_bytes() as u64, "{set:?}");

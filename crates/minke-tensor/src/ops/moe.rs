@@ -71,8 +71,12 @@ pub fn moe_ffn(
         };
         (scores, Arc::<[u32]>::from(experts), weights, perm, balance)
     });
-    let (input, gu, y_slots) = cx.timed("experts", |cx| {
-        let input = Input::of(cx, &x.value, w.gate_up, Scales::PowersOfTwo);
+    // routed and shared experts read the same codes, where their products are of the same kind
+    let (input, shared_input) = cx.timed("experts", |cx| {
+        let mut of = |gate_up| Input::of(cx, &x.value, gate_up, Scales::PowersOfTwo);
+        (of(w.gate_up), w.shared.map(|(gate_up, _)| of(gate_up)))
+    });
+    let (gu, y_slots) = cx.timed("experts", |cx| {
         let (index, offsets) = (Some(&perm.token_of_slot[..]), &perm.offsets[..]);
         let gu = linear::grouped(cx, &input, index, offsets, w.gate_up, act);
         let mut h = Tensor::uninit(n * k, f, act);
@@ -80,10 +84,8 @@ pub fn moe_ffn(
         let gu = ffn::kept(cx, gu, w.gate_up);
         let h = Input::of(cx, &h, w.down, Scales::Usual);
         let y = linear::grouped(cx, &h, None, offsets, w.down, act);
-        (input, gu, y)
+        (gu, y)
     });
-    // the shared experts read the same codes, where their products are of the same kind
-    let shared_input = w.shared.map(|(gate_up, _)| Input::of(cx, &x.value, gate_up, Scales::PowersOfTwo));
     let shared = w.shared.zip(shared_input.as_ref());
     let shared = shared.map(|((gate_up, down), input)| ffn::forward(cx, input, gate_up, down, act));
     let y = cx.timed("combine", |cx| {

@@ -16,7 +16,7 @@ use minke_num::tolerance::{Tolerance, assert_same_bits};
 use minke_num::{bf16, rng};
 
 use crate::ops::{self, Keys};
-use crate::{Context, Store, Tensor, Var, WeightId};
+use crate::{Context, Stack, Store, Tensor, Var, WeightId};
 use cases::{Case, Gradient, cases};
 
 /// Rows of the gradient checks: three sequences, odd in everything.
@@ -103,7 +103,11 @@ fn store(case: &Case, mode: Mode) -> (Store, Vec<WeightId>) {
         .map(|w| {
             let dtype = if w.product { mode.dtype() } else { DType::F32 };
             let fp8 = (w.product && w.coded && mode == Mode::Fp8).then(Fp8::default);
-            let id = store.add_stacked(w.groups, w.rows, w.cols, dtype, w.parts, fp8);
+            let id = store.add_stacked(
+                Stack { groups: w.groups, parts: w.parts, rows: w.rows, cols: w.cols },
+                dtype,
+                fp8,
+            );
             let range = store.range(id);
             store.data[range].iter_mut().zip(&w.data).for_each(|(out, &x)| *out = x as f32);
             id

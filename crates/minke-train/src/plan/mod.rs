@@ -7,7 +7,7 @@
 mod time;
 mod walk;
 
-use minke_cpu::attention::{self, AttentionShape};
+use minke_cpu::attention;
 use minke_cpu::fp8::{Cuts, Fp8};
 use minke_cpu::gemm::{Compute, Packed, Packed8};
 use minke_cpu::{Cpu, DType, Level};
@@ -250,20 +250,6 @@ fn trained(config: &Config, optimizer: Optimizer) -> (u64, u64, Vec<(usize, usiz
     (adamw, muon, matrices)
 }
 
-fn attention_shape(config: &Config) -> AttentionShape {
-    let heads = config.num_attention_heads;
-    AttentionShape {
-        heads,
-        kv_heads: match config.attention {
-            AttentionKind::Mla { .. } => heads,
-            AttentionKind::Gqa { num_key_value_heads, .. } => num_key_value_heads,
-        },
-        qk_dim: config.qk_head_dim(),
-        v_dim: config.v_head_dim(),
-        scale: config.softmax_scale(),
-    }
-}
-
 impl Shape {
     fn recompute(&self) -> Recompute {
         self.optim.recompute.into()
@@ -288,7 +274,7 @@ impl Shape {
         // x, its transpose or Gram matrix, the polynomial, a packed operand
         let workspace = matrices.iter().map(|&(m, n)| 4 * (3 * m * n + m.min(n).pow(2))).max().unwrap_or(0);
         let head = HEAD_BYTES.max(14 * size_of::<f32>() * config.vocab_size);
-        let of_attention = attention::scratch_bytes(&attention_shape(config), self.batch.sequence_length);
+        let of_attention = attention::scratch_bytes(&config.attention_shape(), self.batch.sequence_length);
         let thread = head.max(of_attention) + PRODUCT_BYTES;
         let batch = self.batch.rows * self.accumulation * (12 + 8 * config.num_nextn_predict_layers);
         let tokenizer = config.vocab_size as u64 * TOKENIZER_BYTES_PER_TOKEN;

@@ -13,6 +13,7 @@ use minke_cpu::attention::AttentionShape;
 use minke_cpu::fp8::{Cuts, Fp8};
 use minke_model::config::{AttentionKind, Config, FfnKind, MoeConfig};
 use minke_model::{Precision, Recompute};
+use minke_tensor::size_class;
 
 use super::Kinds;
 
@@ -209,21 +210,6 @@ impl Shapes {
     fn embedding(&self) -> DType {
         if self.config.tie_word_embeddings { self.precision.head } else { DType::F32 }
     }
-
-    fn attention(&self) -> AttentionShape {
-        let config = &self.config;
-        let heads = config.num_attention_heads;
-        AttentionShape {
-            heads,
-            kv_heads: match config.attention {
-                AttentionKind::Mla { .. } => heads,
-                AttentionKind::Gqa { num_key_value_heads, .. } => num_key_value_heads,
-            },
-            qk_dim: config.qk_head_dim(),
-            v_dim: config.v_head_dim(),
-            scale: 1.0,
-        }
-    }
 }
 
 /// Walks through one micro-batch of `n` rows: forward, backward.
@@ -258,8 +244,7 @@ type State = (Var, Option<Var>);
 impl Walk {
     fn block(&mut self, rows: usize, row_bytes: usize) -> Rc<Block> {
         let bytes = (rows as u64).saturating_mul(row_bytes as u64).min(1 << 50);
-        let step = (bytes.max(64).next_power_of_two() / 16).max(64);
-        let class = bytes.max(64).next_multiple_of(step);
+        let class = size_class(bytes as usize) as u64;
         let mut pool = self.pool.borrow_mut();
         let found = pool.free.get_mut(&class).and_then(Vec::pop);
         pool.held += if found.is_none() { class } else { 0 };
@@ -550,7 +535,7 @@ impl Walk {
 
     /// Attention proper: its result, and what its way back reads.
     fn attend(&mut self, q: Tensor, k: Tensor, v: Tensor) -> (Tensor, [Tensor; 5]) {
-        let shape = self.model.attention();
+        let shape = self.model.config.attention_shape();
         let out = self.uninit(self.n, shape.heads * shape.v_dim, v.dtype);
         let lse = self.uninit(self.n, shape.heads, DType::F32);
         self.does(attention(&shape, q.dtype, false));
@@ -558,14 +543,14 @@ impl Walk {
     }
 
     fn attend_backward(&mut self, [q, k, v, ..]: &[Tensor; 5]) -> [Tensor; 3] {
-        let shape = self.model.attention();
+        let shape = self.model.config.attention_shape();
         self.does(attention(&shape, q.dtype, true));
         [q, k, v].map(|x| self.uninit(x.rows, x.cols, x.dtype))
     }
 
     /// Keys and values of the normed latent.
     fn expand(&mut self, normed: &Input) -> [Tensor; 2] {
-        let (shape, weights) = (self.model.attention(), self.model.kinds().attention);
+        let (shape, weights) = (self.model.config.attention_shape(), self.model.kinds().attention);
         let nope = shape.qk_dim - self.model.config.rotary_dim();
         let kv = self.matmul(normed, shape.heads * (nope + shape.v_dim), weights, weights.dtype);
         let (rows, act) = (kv.rows, weights.dtype);
@@ -576,7 +561,7 @@ impl Walk {
     }
 
     fn mla(&mut self, q: &Var, kv_a: &Var, c: usize) -> Var {
-        let (shape, n, weights) = (self.model.attention(), self.n, self.model.kinds().attention);
+        let (shape, n, weights) = (self.model.config.attention_shape(), self.n, self.model.kinds().attention);
         let (act, stride) = (q.value.dtype, kv_a.value.cols);
         let nope = shape.qk_dim - self.model.config.rotary_dim();
         let wide = shape.heads * (nope + shape.v_dim);
@@ -715,18 +700,18 @@ impl Walk {
             self.moves(&[&logits, &logits, &scores]);
             scores
         };
-        let (input, gu, y_slots) = {
-            let input = self.input(&x.value, expert, Scales::PowersOfTwo);
+        let shared_f = f * moe.n_shared_experts;
+        let input = self.input(&x.value, expert, Scales::PowersOfTwo);
+        let shared_input = (shared_f > 0).then(|| self.input(&x.value, linear, Scales::PowersOfTwo));
+        let (gu, y_slots) = {
             let gu = self.grouped(&input, slots, e, 2 * f, expert, act);
             let h = self.uninit(slots, f, act);
             self.does(Work::Swiglu { rows: slots, f, dtype: act, back: false });
             let gu = self.kept_gate_up(gu, expert);
             let of_down = self.input(&h, expert, Scales::Usual);
             let y = self.grouped(&of_down, slots, e, d, expert, act);
-            (input, gu, y)
+            (gu, y)
         };
-        let shared_f = f * moe.n_shared_experts;
-        let shared_input = (shared_f > 0).then(|| self.input(&x.value, linear, Scales::PowersOfTwo));
         let shared = shared_input.as_ref().map(|input| self.ffn_forward(input, d, shared_f, linear));
         let y = self.uninit(n, d, act);
         self.moves(&[&y_slots, &y, &y]);
@@ -788,10 +773,11 @@ impl Walk {
     fn attention(&mut self, y: &Var) -> Var {
         let (model, weights) = (self.model.clone(), self.model.kinds().attention);
         let act = weights.dtype;
-        let (config, shape) = (&model.config, model.attention());
+        let (config, shape) = (&model.config, model.config.attention_shape());
         let attended = match config.attention {
             AttentionKind::Mla { q_lora_rank, kv_lora_rank, qk_rope_head_dim, .. } => {
                 let queries = shape.heads * shape.qk_dim;
+                let kv_a = self.linear(y, kv_lora_rank + qk_rope_head_dim, weights, act);
                 let q = match q_lora_rank {
                     None => self.linear(y, queries, weights, act),
                     Some(rank) => {
@@ -800,7 +786,6 @@ impl Walk {
                         self.linear(&low, queries, weights, act)
                     }
                 };
-                let kv_a = self.linear(y, kv_lora_rank + qk_rope_head_dim, weights, act);
                 self.mla(&q, &kv_a, kv_lora_rank)
             }
             AttentionKind::Gqa { .. } => {
