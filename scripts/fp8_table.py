@@ -27,7 +27,7 @@ T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 
 def losses(folder):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     records = (json.loads(line) for line in lines)
-    return {r["step"]: r["loss"] for r in records if r.get("kind", r.get("type")) == "evaluation"}
+    return {r["step"]: r["loss"] for r in records if r["kind"] == "evaluation"}
 
 
 def gap(runs, precision, base, step):

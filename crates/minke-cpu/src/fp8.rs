@@ -278,14 +278,7 @@ pub(crate) fn quantize_columns<S: Simd>(
     scales: &mut [f32],
 ) {
     match x {
-        Values::Plain(x) => {
-            if let View::Bf16(values) = x.view {
-                let x = HalfRows { values, cols: x.cols, index: x.index };
-                columns(s, &x, rows, cols, fixed, power, out, scales);
-            } else {
-                columns(s, x, rows, cols, fixed, power, out, scales);
-            }
-        }
+        Values::Plain(x) => columns(s, x, rows, cols, fixed, power, out, scales),
         Values::Codes(x) => columns(s, x, rows, cols, fixed, power, out, scales),
     }
 }
@@ -300,25 +293,6 @@ impl Lines for crate::gemm::Operand<'_> {
     #[inline(always)]
     fn load<S: Simd>(&self, s: S, r: usize, at: usize, n: usize) -> S::V {
         load(s, crate::gemm::engine::Rows::row(self, r), at, n)
-    }
-}
-
-/// Rows of bf16: most of what is coded.
-struct HalfRows<'a> {
-    values: &'a [bf16],
-    cols: usize,
-    index: Option<&'a [u32]>,
-}
-
-impl Lines for HalfRows<'_> {
-    #[inline(always)]
-    fn load<S: Simd>(&self, s: S, r: usize, at: usize, n: usize) -> S::V {
-        let r = self.index.map_or(r, |index| index[r] as usize);
-        let row = &self.values[r * self.cols + at..][..n];
-        match row.first_chunk() {
-            Some(row) => s.load_bf16(row),
-            None => load(s, View::Bf16(row), 0, n),
-        }
     }
 }
 

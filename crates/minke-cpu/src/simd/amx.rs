@@ -116,7 +116,7 @@ unsafe fn configure(upper: usize, lower: usize, half: bool) {
     CONFIGURED.set(wanted);
 }
 
-/// The loop over the depth, in blocks of sixteen pairs; `$load` and `$product` name what of the table is used.
+/// The loop over the depth, in blocks of sixteen pairs; the lines load and multiply what of the table is used.
 macro_rules! walk {
     ($t:ident, $blocks:ident, $($line:literal),*) => {
         asm!(
@@ -207,11 +207,10 @@ pub unsafe fn tile(t: DotTile, rows: usize, vecs: usize) {
         }
         let whole = t.pairs / GRID_STEPS;
         if whole > 0 {
-            let blocks = whole;
             match (two, vecs == 2) {
                 (true, true) => walk!(
                     t,
-                    blocks,
+                    whole,
                     "tileloadd tmm4, [{a} + {a_row}*1]",
                     "tileloadd tmm6, [{b} + {b_row}*1]",
                     "tileloadd tmm7, [{b} + {b_row}*1 + 64]",
@@ -223,7 +222,7 @@ pub unsafe fn tile(t: DotTile, rows: usize, vecs: usize) {
                 ),
                 (true, false) => walk!(
                     t,
-                    blocks,
+                    whole,
                     "tileloadd tmm4, [{a} + {a_row}*1]",
                     "tileloadd tmm6, [{b} + {b_row}*1]",
                     "tileloadd tmm5, [{lower} + {a_row}*1]",
@@ -232,7 +231,7 @@ pub unsafe fn tile(t: DotTile, rows: usize, vecs: usize) {
                 ),
                 (false, true) => walk!(
                     t,
-                    blocks,
+                    whole,
                     "tileloadd tmm4, [{a} + {a_row}*1]",
                     "tileloadd tmm6, [{b} + {b_row}*1]",
                     "tdpbf16ps tmm0, tmm4, tmm6",
@@ -241,7 +240,7 @@ pub unsafe fn tile(t: DotTile, rows: usize, vecs: usize) {
                 ),
                 (false, false) => walk!(
                     t,
-                    blocks,
+                    whole,
                     "tileloadd tmm4, [{a} + {a_row}*1]",
                     "tileloadd tmm6, [{b} + {b_row}*1]",
                     "tdpbf16ps tmm0, tmm4, tmm6"

@@ -1,313 +1,17 @@
-//! A training pass without its arithmetic: which buffers it asks for, in which order, and what it would compute.
-//!
-//! The operations are those of `minke-tensor`, call by call and buffer by buffer, with the same scopes, so that what is
-//! held at the end is what the pool of tensors holds, to the byte: a test compares the two. An operation that is changed
-//! there is changed here.
+//! The operations of `minke-tensor` without their arithmetic.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
 use std::rc::Rc;
 
 use minke_cpu::DType;
 use minke_cpu::attention::AttentionShape;
 use minke_cpu::fp8::{Cuts, Fp8};
-use minke_model::config::{AttentionKind, Config, FfnKind, MoeConfig};
-use minke_model::{Precision, Recompute};
-use minke_tensor::size_class;
+use minke_model::config::MoeConfig;
 
-use super::Kinds;
-
-/// How products read a weight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Weights {
-    /// What they compute in; of activations where they are in FP8.
-    pub dtype: DType,
-    /// How operands are coded, if they are in FP8.
-    pub fp8: Option<Fp8>,
-}
-
-/// Something that a pass computes, in which time is measured; equal work is counted, not listed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[expect(missing_docs, reason = "the letters of the kernels")]
-pub enum Work {
-    /// `y = x Wᵀ` or `dx = dy W`: x [rows, k], y [rows, n], rows shared out over groups; k in parts that are coded by
-    /// themselves.
-    Product {
-        rows: usize,
-        k: usize,
-        parts: usize,
-        n: usize,
-        groups: usize,
-        weights: Weights,
-        x: DType,
-        y: DType,
-    },
-    /// `dW = dyᵀ x`: dy [rows, m], x [rows, n], which waited as codes where it is `coded`.
-    Gradient { rows: usize, m: usize, n: usize, groups: usize, weights: Weights, x: DType, coded: bool },
-    /// Codes of rows, cut in so many parts; or, `back`, the numbers of codes.
-    Coding { rows: usize, cols: usize, parts: usize, dtype: DType, how: Fp8, back: bool },
-    /// Causal attention over whole sequences; backward where `back`.
-    Attention { heads: usize, kv_heads: usize, qk: usize, v: usize, dtype: DType, back: bool },
-    /// Logits and their gradients of a chunk of rows.
-    Head { rows: usize, d: usize, vocabulary: usize, dtype: DType },
-    /// A norm of rows, with an addition before it; or its way back, which reads x as it was kept.
-    Norm { rows: usize, d: usize, x: DType, kept: DType, y: DType, back: bool },
-    /// The gated product of a feed-forward block, or its way back.
-    Swiglu { rows: usize, f: usize, dtype: DType, back: bool },
-}
-
-/// What a walk found.
-#[derive(Debug, Default)]
-pub struct Found {
-    /// Bytes of all buffers of tensors, which are kept when they are given back.
-    pub held_bytes: u64,
-    /// Of these, the bytes that something was ever written to: a buffer may be a little larger than what is in it.
-    pub tensor_bytes: u64,
-    /// Of these, what is kept for the way back when it begins.
-    pub kept_bytes: u64,
-    /// What is computed, and how often.
-    pub work: HashMap<Work, u64>,
-    /// Bytes that everything else reads and writes: copies, rotations, routing, embeddings, sums.
-    pub moved_bytes: u64,
-}
-
-/// Buffers by size class, as in the pool of tensors.
-#[derive(Default)]
-struct Pool {
-    /// Free buffers, and of how many bytes of each something was ever written.
-    free: HashMap<u64, Vec<u64>>,
-    held: u64,
-    /// Now in use.
-    used: u64,
-    touched: u64,
-}
-
-struct Block {
-    class: u64,
-    touched: u64,
-    pool: Rc<RefCell<Pool>>,
-}
-
-impl Drop for Block {
-    fn drop(&mut self) {
-        let mut pool = self.pool.borrow_mut();
-        pool.used -= self.class;
-        pool.free.entry(self.class).or_default().push(self.touched);
-    }
-}
-
-/// A tensor without elements.
-#[derive(Clone)]
-struct Tensor {
-    /// Held for as long as the tensor is there.
-    block: Rc<Block>,
-    rows: usize,
-    cols: usize,
-    dtype: DType,
-}
-
-/// A tensor in FP8: a byte per element, and scales.
-#[derive(Clone)]
-struct Tensor8 {
-    #[expect(dead_code, reason = "its end is what counts")]
-    codes: Rc<Block>,
-    #[expect(dead_code, reason = "its end is what counts")]
-    scales: Tensor,
-    rows: usize,
-    cuts: Cuts,
-}
-
-/// What a product reads, and how it waits for the way back.
-#[derive(Clone)]
-enum Input {
-    Plain(Tensor),
-    Codes(Tensor8),
-}
-
-impl Input {
-    fn rows(&self) -> usize {
-        match self {
-            Input::Plain(x) => x.rows,
-            Input::Codes(x) => x.rows,
-        }
-    }
-
-    fn cols(&self) -> usize {
-        match self {
-            Input::Plain(x) => x.cols,
-            Input::Codes(x) => x.cuts.len,
-        }
-    }
-}
-
-/// Whose scales are powers of two whatever the weight says: activations that are coded twice.
-#[derive(Clone, Copy, PartialEq)]
-enum Scales {
-    Usual,
-    PowersOfTwo,
-}
-
-impl Scales {
-    fn of(self, how: Fp8) -> Fp8 {
-        Fp8 { power_of_two: how.power_of_two || self == Scales::PowersOfTwo, ..how }
-    }
-}
-
-#[derive(Clone)]
-struct Var {
-    value: Tensor,
-    id: usize,
-}
-
-#[derive(Clone, Copy)]
-struct Slot {
-    id: usize,
-    cols: usize,
-    dtype: DType,
-}
-
-impl Var {
-    fn slot(&self) -> Slot {
-        Slot { id: self.id, cols: self.value.cols, dtype: self.value.dtype }
-    }
-}
-
-type Step = Box<dyn FnOnce(&mut Walk)>;
-
-#[derive(Clone, Copy, PartialEq)]
-enum Tracking {
-    Tape,
-    Checkpoint,
-}
-
-struct Walk {
-    pool: Rc<RefCell<Pool>>,
-    tracking: Tracking,
-    tape: Vec<Step>,
-    grads: Vec<Option<Tensor>>,
-    /// The last activation that was coded: whoever reads the same one reads the same codes.
-    coded: Option<(Tensor, Fp8, Tensor8)>,
-    model: Rc<Shapes>,
-    n: usize,
-    work: HashMap<Work, u64>,
-    moved_bytes: u64,
-}
-
-/// What the operations ask of a model.
-struct Shapes {
-    config: Config,
-    precision: Precision,
-    balance: bool,
-    /// Whether norms keep what they read in bf16.
-    any_fp8: bool,
-}
-
-impl Shapes {
-    fn kinds(&self) -> Kinds {
-        self.precision.into()
-    }
-
-    fn embedding(&self) -> DType {
-        if self.config.tie_word_embeddings { self.precision.head } else { DType::F32 }
-    }
-}
-
-/// Walks through one micro-batch of `n` rows: forward, backward.
-pub fn walk(config: &Config, precision: Precision, recompute: Recompute, balance: bool, n: usize) -> Found {
-    let any_fp8 = super::weights(config, precision).iter().any(|weight| weight.kind.fp8.is_some());
-    let model = Rc::new(Shapes { config: config.clone(), precision, balance, any_fp8 });
-    let mut cx = Walk {
-        pool: Rc::default(),
-        tracking: Tracking::Tape,
-        tape: Vec::new(),
-        grads: Vec::new(),
-        coded: None,
-        model,
-        n,
-        work: HashMap::new(),
-        moved_bytes: 0,
-    };
-    let kept_bytes = cx.train_step(recompute);
-    let pool = cx.pool.borrow();
-    Found {
-        held_bytes: pool.held,
-        tensor_bytes: pool.touched,
-        kept_bytes,
-        work: cx.work.clone(),
-        moved_bytes: cx.moved_bytes,
-    }
-}
-
-/// The residual stream and a block's output that is not yet added to it.
-type State = (Var, Option<Var>);
+use super::tape::{Input, Scales, Tensor, Tensor8, Var, Walk};
+use super::{Weights, Work};
 
 impl Walk {
-    fn block(&mut self, rows: usize, row_bytes: usize) -> Rc<Block> {
-        let bytes = (rows as u64).saturating_mul(row_bytes as u64).min(1 << 50);
-        let class = size_class(bytes as usize) as u64;
-        let mut pool = self.pool.borrow_mut();
-        let found = pool.free.get_mut(&class).and_then(Vec::pop);
-        pool.held += if found.is_none() { class } else { 0 };
-        pool.used += class;
-        let before = found.unwrap_or(0);
-        let touched = before.max(bytes);
-        pool.touched += touched - before;
-        Rc::new(Block { class, touched, pool: self.pool.clone() })
-    }
-
-    fn uninit(&mut self, rows: usize, cols: usize, dtype: DType) -> Tensor {
-        let block = self.block(rows, cols * dtype.size_bytes());
-        Tensor { block, rows, cols, dtype }
-    }
-
-    fn recording(&self) -> bool {
-        self.tracking == Tracking::Tape
-    }
-
-    fn var(&mut self, value: Tensor) -> Var {
-        self.grads.push(None);
-        Var { value, id: self.grads.len() - 1 }
-    }
-
-    fn record(&mut self, step: impl FnOnce(&mut Walk) + 'static) {
-        if self.recording() {
-            self.tape.push(Box::new(step));
-        }
-    }
-
-    fn take_grad(&mut self, of: Slot) -> Option<Tensor> {
-        self.grads[of.id].take()
-    }
-
-    fn add_grad(&mut self, of: Slot, grad: Tensor) {
-        self.grads[of.id] = Some(match self.grads[of.id].take() {
-            None => grad,
-            Some(before) => {
-                let sum = self.uninit(grad.rows, grad.cols, before.dtype);
-                self.moves(&[&before, &grad, &sum]);
-                sum
-            }
-        });
-    }
-
-    fn unwind(&mut self) {
-        self.coded = None;
-        for step in std::mem::take(&mut self.tape).into_iter().rev() {
-            step(self);
-        }
-    }
-
-    fn does(&mut self, work: Work) {
-        *self.work.entry(work).or_default() += 1;
-    }
-
-    /// A pass over memory that reads or writes these.
-    fn moves(&mut self, tensors: &[&Tensor]) {
-        self.moved_bytes +=
-            tensors.iter().map(|t| (t.rows * t.cols * t.dtype.size_bytes()) as u64).sum::<u64>();
-    }
-
-    fn embedding(&mut self) -> Var {
+    pub(super) fn embedding(&mut self) -> Var {
         let (d, dtype) = (self.model.config.hidden_size, self.model.embedding());
         let mut y = self.uninit(self.n, d, dtype);
         self.moves(&[&y, &y]);
@@ -321,7 +25,7 @@ impl Walk {
         y
     }
 
-    fn converted(&mut self, x: &Tensor, dtype: DType) -> Tensor {
+    pub(super) fn converted(&mut self, x: &Tensor, dtype: DType) -> Tensor {
         if x.dtype == dtype {
             return x.clone();
         }
@@ -330,7 +34,7 @@ impl Walk {
         y
     }
 
-    fn quantize(&mut self, x: &Tensor, parts: usize, how: Fp8) -> Tensor8 {
+    pub(super) fn quantize(&mut self, x: &Tensor, parts: usize, how: Fp8) -> Tensor8 {
         let Tensor { rows, cols, dtype, .. } = *x;
         let cuts = Cuts::parts(cols, parts);
         let (codes, scales) = (self.block(rows, cols), self.uninit(rows, cuts.blocks(), DType::F32));
@@ -339,7 +43,7 @@ impl Walk {
     }
 
     /// `x` as products with these weights read it.
-    fn input(&mut self, x: &Tensor, weights: Weights, scales: Scales) -> Input {
+    pub(super) fn input(&mut self, x: &Tensor, weights: Weights, scales: Scales) -> Input {
         let Some(how) = weights.fp8.map(|how| scales.of(how)) else { return Input::Plain(x.clone()) };
         if let Some((of, by, codes)) = &self.coded
             && Rc::ptr_eq(&of.block, &x.block)
@@ -353,7 +57,7 @@ impl Walk {
     }
 
     /// The numbers of an input, in `dtype` where they have to be made.
-    fn numbers(&mut self, x: &Input, dtype: DType) -> Tensor {
+    pub(super) fn numbers(&mut self, x: &Input, dtype: DType) -> Tensor {
         match x {
             Input::Plain(x) => x.clone(),
             Input::Codes(Tensor8 { rows, cuts, .. }) => {
@@ -366,7 +70,7 @@ impl Walk {
     }
 
     /// `y_i = x_i W_gᵀ`: `rows` of them over `groups`.
-    fn grouped(
+    pub(super) fn grouped(
         &mut self,
         x: &Input,
         rows: usize,
@@ -382,13 +86,13 @@ impl Walk {
     }
 
     /// `y = x Wᵀ`
-    fn matmul(&mut self, x: &Input, n: usize, weights: Weights, dtype: DType) -> Tensor {
+    pub(super) fn matmul(&mut self, x: &Input, n: usize, weights: Weights, dtype: DType) -> Tensor {
         self.grouped(x, x.rows(), 1, n, weights, dtype)
     }
 
     /// `dx_i = dy_i W_g` of a weight with `cols` columns, whose rows are so many matrices.
     #[expect(clippy::too_many_arguments, reason = "the letters of the operation")]
-    fn grouped_input_grad(
+    pub(super) fn grouped_input_grad(
         &mut self,
         d_y: &Tensor,
         rows: usize,
@@ -408,7 +112,7 @@ impl Walk {
     }
 
     /// `dx = dy W`
-    fn input_grad(
+    pub(super) fn input_grad(
         &mut self,
         d_y: &Tensor,
         parts: usize,
@@ -420,7 +124,14 @@ impl Walk {
     }
 
     /// `dW_g += dyᵀ x`
-    fn weight_grad(&mut self, d_y: &Tensor, x: &Input, rows: usize, groups: usize, weights: Weights) {
+    pub(super) fn weight_grad(
+        &mut self,
+        d_y: &Tensor,
+        x: &Input,
+        rows: usize,
+        groups: usize,
+        weights: Weights,
+    ) {
         let (coded, x_dtype) = match x {
             Input::Plain(x) => (false, x.dtype),
             Input::Codes(_) => (true, weights.dtype),
@@ -429,18 +140,18 @@ impl Walk {
         self.does(Work::Gradient { rows, m, n, groups, weights, x: x_dtype, coded });
     }
 
-    fn linear(&mut self, x: &Var, n: usize, weights: Weights, dtype: DType) -> Var {
+    pub(super) fn linear(&mut self, x: &Var, n: usize, weights: Weights, dtype: DType) -> Var {
         let input = self.input(&x.value, weights, Scales::Usual);
         self.linear_of(x, input.clone(), input, n, weights, dtype)
     }
 
     /// Of what another operation keeps for its own way back.
-    fn linear_of_kept(&mut self, x: &Var, n: usize, weights: Weights, dtype: DType) -> Var {
+    pub(super) fn linear_of_kept(&mut self, x: &Var, n: usize, weights: Weights, dtype: DType) -> Var {
         let input = self.input(&x.value, weights, Scales::PowersOfTwo);
         self.linear_of(x, input, Input::Plain(x.value.clone()), n, weights, dtype)
     }
 
-    fn linear_of(
+    pub(super) fn linear_of(
         &mut self,
         x: &Var,
         input: Input,
@@ -462,7 +173,7 @@ impl Walk {
         y
     }
 
-    fn concat(&mut self, a: &Var, b: &Var) -> Var {
+    pub(super) fn concat(&mut self, a: &Var, b: &Var) -> Var {
         let y = self.uninit(a.value.rows, a.value.cols + b.value.cols, a.value.dtype);
         self.moves(&[&y, &y]);
         let y = self.var(y);
@@ -479,11 +190,11 @@ impl Walk {
     }
 
     /// The input of a norm as it waits.
-    fn kept(&mut self, x: &Tensor) -> Tensor {
+    pub(super) fn kept(&mut self, x: &Tensor) -> Tensor {
         if self.recording() && self.model.any_fp8 { self.converted(x, DType::Bf16) } else { x.clone() }
     }
 
-    fn rmsnorm(&mut self, x: &Var, dtype: DType) -> Var {
+    pub(super) fn rmsnorm(&mut self, x: &Var, dtype: DType) -> Var {
         let (n, d) = (x.value.rows, x.value.cols);
         let y = self.uninit(n, d, dtype);
         let rstd = self.uninit(n, 1, DType::F32);
@@ -502,7 +213,7 @@ impl Walk {
         y
     }
 
-    fn add_rmsnorm(&mut self, x: &Var, delta: &Var, dtype: DType) -> (Var, Var) {
+    pub(super) fn add_rmsnorm(&mut self, x: &Var, delta: &Var, dtype: DType) -> (Var, Var) {
         let (n, d) = (x.value.rows, x.value.cols);
         let (sum, y) = (self.uninit(n, d, DType::F32), self.uninit(n, d, dtype));
         let rstd = self.uninit(n, 1, DType::F32);
@@ -534,7 +245,7 @@ impl Walk {
     }
 
     /// Attention proper: its result, and what its way back reads.
-    fn attend(&mut self, q: Tensor, k: Tensor, v: Tensor) -> (Tensor, [Tensor; 5]) {
+    pub(super) fn attend(&mut self, q: Tensor, k: Tensor, v: Tensor) -> (Tensor, [Tensor; 5]) {
         let shape = self.model.config.attention_shape();
         let out = self.uninit(self.n, shape.heads * shape.v_dim, v.dtype);
         let lse = self.uninit(self.n, shape.heads, DType::F32);
@@ -542,14 +253,14 @@ impl Walk {
         (out.clone(), [q, k, v, out, lse])
     }
 
-    fn attend_backward(&mut self, [q, k, v, ..]: &[Tensor; 5]) -> [Tensor; 3] {
+    pub(super) fn attend_backward(&mut self, [q, k, v, ..]: &[Tensor; 5]) -> [Tensor; 3] {
         let shape = self.model.config.attention_shape();
         self.does(attention(&shape, q.dtype, true));
         [q, k, v].map(|x| self.uninit(x.rows, x.cols, x.dtype))
     }
 
     /// Keys and values of the normed latent.
-    fn expand(&mut self, normed: &Input) -> [Tensor; 2] {
+    pub(super) fn expand(&mut self, normed: &Input) -> [Tensor; 2] {
         let (shape, weights) = (self.model.config.attention_shape(), self.model.kinds().attention);
         let nope = shape.qk_dim - self.model.config.rotary_dim();
         let kv = self.matmul(normed, shape.heads * (nope + shape.v_dim), weights, weights.dtype);
@@ -560,7 +271,7 @@ impl Walk {
         [k, v]
     }
 
-    fn mla(&mut self, q: &Var, kv_a: &Var, c: usize) -> Var {
+    pub(super) fn mla(&mut self, q: &Var, kv_a: &Var, c: usize) -> Var {
         let (shape, n, weights) = (self.model.config.attention_shape(), self.n, self.model.kinds().attention);
         let (act, stride) = (q.value.dtype, kv_a.value.cols);
         let nope = shape.qk_dim - self.model.config.rotary_dim();
@@ -613,7 +324,7 @@ impl Walk {
         out
     }
 
-    fn gqa(&mut self, q: &Var, k: &Var, v: &Var) -> Var {
+    pub(super) fn gqa(&mut self, q: &Var, k: &Var, v: &Var) -> Var {
         let [q_turned, k_turned] = [q, k].map(|x| {
             let turned = self.uninit(x.value.rows, x.value.cols, x.value.dtype);
             self.moves(&[&x.value, &turned]);
@@ -634,7 +345,7 @@ impl Walk {
     }
 
     /// Gate and up values as they wait.
-    fn kept_gate_up(&mut self, gu: Tensor, weights: Weights) -> Input {
+    pub(super) fn kept_gate_up(&mut self, gu: Tensor, weights: Weights) -> Input {
         match weights.fp8 {
             Some(how) if self.recording() => Input::Codes(self.quantize(&gu, 2, Scales::PowersOfTwo.of(how))),
             _ => Input::Plain(gu),
@@ -642,7 +353,7 @@ impl Walk {
     }
 
     /// Returns (y [n, d], gate and up).
-    fn ffn_forward(&mut self, x: &Input, d: usize, f: usize, weights: Weights) -> (Tensor, Input) {
+    pub(super) fn ffn_forward(&mut self, x: &Input, d: usize, f: usize, weights: Weights) -> (Tensor, Input) {
         let act = weights.dtype;
         let gu = self.matmul(x, 2 * f, weights, act);
         let h = self.uninit(x.rows(), f, act);
@@ -653,7 +364,7 @@ impl Walk {
         (y, gu)
     }
 
-    fn ffn_backward(
+    pub(super) fn ffn_backward(
         &mut self,
         x: &Input,
         gu: &Input,
@@ -674,7 +385,7 @@ impl Walk {
         self.input_grad(&d_gu, 2, x.cols(), weights, dtype)
     }
 
-    fn dense(&mut self, x: &Var, f: usize) -> Var {
+    pub(super) fn dense(&mut self, x: &Var, f: usize) -> Var {
         let weights = self.model.kinds().linear;
         let input = self.input(&x.value, weights, Scales::Usual);
         let (y, gu) = self.ffn_forward(&input, x.value.cols, f, weights);
@@ -688,7 +399,7 @@ impl Walk {
         y
     }
 
-    fn moe(&mut self, x: &Var, moe: &MoeConfig) -> Var {
+    pub(super) fn moe(&mut self, x: &Var, moe: &MoeConfig) -> Var {
         let (n, d, e, k) = (self.n, x.value.cols, moe.n_routed_experts, moe.num_experts_per_tok);
         let (f, expert, linear) =
             (moe.moe_intermediate_size, self.model.kinds().expert, self.model.kinds().linear);
@@ -758,146 +469,6 @@ impl Walk {
             drop(gu);
         });
         y
-    }
-
-    fn normed(&mut self, (x, delta): State, dtype: DType) -> (Var, Var) {
-        match delta {
-            None => {
-                let y = self.rmsnorm(&x, dtype);
-                (x, y)
-            }
-            Some(delta) => self.add_rmsnorm(&x, &delta, dtype),
-        }
-    }
-
-    fn attention(&mut self, y: &Var) -> Var {
-        let (model, weights) = (self.model.clone(), self.model.kinds().attention);
-        let act = weights.dtype;
-        let (config, shape) = (&model.config, model.config.attention_shape());
-        let attended = match config.attention {
-            AttentionKind::Mla { q_lora_rank, kv_lora_rank, qk_rope_head_dim, .. } => {
-                let queries = shape.heads * shape.qk_dim;
-                let kv_a = self.linear(y, kv_lora_rank + qk_rope_head_dim, weights, act);
-                let q = match q_lora_rank {
-                    None => self.linear(y, queries, weights, act),
-                    Some(rank) => {
-                        let low = self.linear(y, rank, weights, act);
-                        let low = self.rmsnorm(&low, act);
-                        self.linear(&low, queries, weights, act)
-                    }
-                };
-                self.mla(&q, &kv_a, kv_lora_rank)
-            }
-            AttentionKind::Gqa { .. } => {
-                let [q, k, v] = [shape.heads, shape.kv_heads, shape.kv_heads]
-                    .map(|heads| self.linear(y, heads * shape.qk_dim, weights, act));
-                self.gqa(&q, &k, &v)
-            }
-        };
-        self.linear_of_kept(&attended, config.hidden_size, weights, act)
-    }
-
-    fn layer_once(&mut self, layer: usize, state: State) -> [Var; 2] {
-        let model = self.model.clone();
-        let (x, y) = self.normed(state, model.precision.attention);
-        let attended = self.attention(&y);
-        let kind = model.config.ffn(layer);
-        let act = match kind {
-            FfnKind::Dense { .. } => model.precision.linear,
-            FfnKind::Moe(_) => model.precision.expert,
-        };
-        let (x, y) = self.add_rmsnorm(&x, &attended, act);
-        let out = match &kind {
-            FfnKind::Dense { intermediate_size } => self.dense(&y, *intermediate_size),
-            FfnKind::Moe(moe) => self.moe(&y, moe),
-        };
-        [x, out]
-    }
-
-    fn layer(&mut self, layer: usize, recompute: Recompute, (x, delta): State) -> State {
-        let [x, out] = match recompute {
-            Recompute::None => self.layer_once(layer, (x, delta)),
-            Recompute::Layer => {
-                self.tracking = Tracking::Checkpoint;
-                let outputs = self.layer_once(layer, (x.clone(), delta.clone()));
-                self.tracking = Tracking::Tape;
-                let slots = outputs.each_ref().map(Var::slot);
-                self.record(move |cx| {
-                    let grads = slots.map(|slot| cx.take_grad(slot));
-                    let outer = (x.slot(), delta.as_ref().map(Var::slot));
-                    let (x, delta) = (cx.var(x.value), delta.map(|delta| cx.var(delta.value)));
-                    let inner = (x.slot(), delta.as_ref().map(Var::slot));
-                    let outputs = cx.layer_once(layer, (x, delta)).map(|output| output.slot());
-                    for (output, grad) in outputs.into_iter().zip(grads) {
-                        if let Some(grad) = grad {
-                            cx.add_grad(output, grad);
-                        }
-                    }
-                    cx.unwind();
-                    if let Some(grad) = cx.take_grad(inner.0) {
-                        cx.add_grad(outer.0, grad);
-                    }
-                    if let (Some(inner), Some(outer)) = (inner.1, outer.1)
-                        && let Some(grad) = cx.take_grad(inner)
-                    {
-                        cx.add_grad(outer, grad);
-                    }
-                });
-                outputs
-            }
-        };
-        (x, Some(out))
-    }
-
-    fn head_loss(&mut self, x: &Var) {
-        let (n, d, weights) = (self.n, x.value.cols, self.model.kinds().head);
-        let dtype = weights.dtype;
-        let vocabulary = self.model.config.vocab_size;
-        let d_x = self.uninit(n, d, x.value.dtype);
-        let chunk = minke_tensor::ops::head_chunk_rows(vocabulary);
-        for start in (0..n).step_by(chunk) {
-            let rows = chunk.min(n - start);
-            let d_logits = self.uninit(rows, vocabulary, dtype);
-            self.does(Work::Head { rows, d, vocabulary, dtype });
-            self.weight_grad(&d_logits, &Input::Plain(x.value.clone()), rows, 1, weights);
-            let (k, x, y) = (vocabulary, d_logits.dtype, x.value.dtype);
-            self.does(Work::Product { rows, k, parts: 1, n: d, groups: 1, weights, x, y });
-        }
-        self.add_grad(x.slot(), d_x);
-    }
-
-    fn train_step(&mut self, recompute: Recompute) -> u64 {
-        let model = self.model.clone();
-        let (config, head) = (&model.config, model.precision.head);
-        let mut state = (self.embedding(), None);
-        for layer in 0..config.num_hidden_layers {
-            state = self.layer(layer, recompute, state);
-        }
-        let h = self.normed(state, head).1;
-        self.head_loss(&h);
-        let mut state = h;
-        for module in 0..config.num_nextn_predict_layers {
-            state = self.module(config.num_hidden_layers + module, recompute, &state);
-            self.head_loss(&state);
-        }
-        let kept = self.pool.borrow().used;
-        self.unwind();
-        drop(state);
-        kept
-    }
-
-    fn module(&mut self, layer: usize, recompute: Recompute, h: &Var) -> Var {
-        let (d, weights) = (self.model.config.hidden_size, self.model.kinds().linear);
-        let act = weights.dtype;
-        let embedded = self.embedding();
-        let h = h.clone();
-        let embedded = self.rmsnorm(&embedded, act);
-        let state = self.rmsnorm(&h, act);
-        let joined = self.concat(&embedded, &state);
-        let x = self.linear(&joined, d, weights, DType::F32);
-        let out = self.layer(layer, recompute, (x, None));
-        let head = self.model.precision.head;
-        self.normed(out, head).1
     }
 }
 
