@@ -228,10 +228,18 @@ impl<S: Simd> Engine<S> {
                             for strip in 0..whole {
                                 let from = strip * pitch;
                                 let to = out.add(strip * stride + p * pitch);
+                                let (low, high) = (low.as_ptr().add(from), high.as_ptr().add(from));
+                                if pitch == PANEL {
+                                    let [left, right] =
+                                        self.s.pairs_across_panel(&*low.cast(), &*high.cast());
+                                    self.s.store(left, &mut *to.cast());
+                                    self.s.store(right, &mut *to.add(LANES).cast());
+                                    continue;
+                                }
                                 for i in (0..pitch).step_by(LANES) {
-                                    let (low, high) =
-                                        (low.as_ptr().add(from + i), high.as_ptr().add(from + i));
-                                    let words = self.s.pairs_across_bf16(&*low.cast(), &*high.cast());
+                                    let words = self
+                                        .s
+                                        .pairs_across_bf16(&*low.add(i).cast(), &*high.add(i).cast());
                                     self.s.store(words, &mut *to.add(i).cast());
                                 }
                             }
@@ -342,9 +350,23 @@ impl<S: Simd> Engine<S> {
             for r in (first..first + 2 * LANES).take_while(|&r| r < rows.end) {
                 x.ask(r + 2 * LANES, cols.clone());
             }
+            let whole = if S::GRID { self.whole_rows(x, first..rows.end) } else { None };
             for j in (0..columns).step_by(LANES) {
                 let n = LANES.min(cols.len() - j);
                 let from = cols.start + j;
+                if let (Some(rows), LANES) = (whole, n) {
+                    for half in [0, LANES / 2] {
+                        // SAFETY: all rows have sixteen columns from here; columns of the output are in bounds by the
+                        // assertion above.
+                        unsafe {
+                            let turned = s.turned_bf16(rows.map(|row| row.add(from + half)));
+                            for (i, words) in turned.into_iter().enumerate() {
+                                s.store(words, &mut *out.add((j + half + i) * stride + step).cast());
+                            }
+                        }
+                    }
+                    continue;
+                }
                 let mut block = [s.zero(); LANES];
                 for (p, words) in block.iter_mut().enumerate() {
                     let r = first + 2 * p;
@@ -372,6 +394,24 @@ impl<S: Simd> Engine<S> {
                 }
             }
         }
+    }
+
+    /// The first 32 of `rows`, if there are as many and they are bf16.
+    #[inline(always)]
+    fn whole_rows<'a>(
+        self,
+        x: &impl Rows<'a>,
+        rows: std::ops::Range<usize>,
+    ) -> Option<[*const bf16; 2 * LANES]> {
+        let mut all = [std::ptr::null(); 2 * LANES];
+        if rows.len() < all.len() {
+            return None;
+        }
+        for (r, row) in rows.zip(&mut all) {
+            let View::Bf16(x) = x.row(r) else { return None };
+            *row = x.as_ptr();
+        }
+        Some(all)
     }
 
     /// Packs rows `rows` of `x` (the depth runs along each) as the columns of one panel; missing columns are zeros up to

@@ -543,9 +543,8 @@ pub fn matmul8_tn(
     } else {
         [0.0; 2]
     };
-    let (_, height) = layout(cpu.level(), Compute::Bf16, BLOCK);
     let out = SharedMut::new(c);
-    over_outputs(cpu, groups, height, [m, n], |g, rows, cols| {
+    over_outputs(cpu, groups, Compute::Bf16, [m, n], |g, rows, cols| {
         let (a, depth) = (Values::Plain(a), offsets[g] as usize..offsets[g + 1] as usize);
         let task = TaskTn { a, b, depth, rows, cols, fixed, power, out, base: g * m * n, accumulate };
         cpu.level().dispatch_product(task);

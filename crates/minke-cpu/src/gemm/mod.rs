@@ -30,6 +30,7 @@ pub use tn::matmul_tn;
 use std::ops::Range;
 
 use crate::cpu::Cpu;
+use crate::simd::GRID_ROWS;
 use crate::view::View;
 
 /// What is multiplied: f32, or bf16 with f32 sums.
@@ -86,14 +87,10 @@ impl<'a> engine::Rows<'a> for Operand<'a> {
 
     #[inline(always)]
     fn ask(&self, i: usize, cols: std::ops::Range<usize>) {
-        let r = match self.index {
-            None => i,
-            Some(index) => match index.get(i) {
-                Some(&r) => r as usize,
-                None => return,
-            },
-        };
-        self.view.ask(r * self.cols + cols.start, cols.len());
+        // rows one after the other come by themselves
+        if let Some(&r) = self.index.and_then(|index| index.get(i)) {
+            self.view.ask(r as usize * self.cols + cols.start, cols.len());
+        }
     }
 }
 
@@ -144,30 +141,42 @@ fn over_panels(
     });
 }
 
-/// Largest output tile of a task of a product over rows, in rows and panels.
-const OUTPUT_ROWS: usize = 224;
+/// Words and panels of the largest output tile of a task of a product over rows. It stays in the second-level cache while
+/// the depth passes; the wider, the longer are the pieces of rows that are read from far away.
+const OUTPUT_WORDS: usize = 56 * 1024;
 const OUTPUT_PANELS: usize = 8;
-/// Tasks that such a product is cut into where it is large enough. Cut along the rows of the output: packing the right
-/// operand again for each cut is cheap, it is copied in whole vectors.
+/// The same with tile registers, to whose speed reading is slow, on machines that have 2 MiB of such a cache.
+const GRID_OUTPUT_WORDS: usize = 256 * 1024;
+const GRID_OUTPUT_PANELS: usize = 16;
+/// Tasks that such a product is cut into, or a multiple of it, where there are few.
 const TASKS: usize = 2;
 
-/// Shares out `c_g = a_gᵀ b_g`, c [groups, m, n], over groups and tiles of the output in whole register tiles of `height`
-/// rows: `task(group, rows, columns)`.
+/// Shares out `c_g = a_gᵀ b_g`, c [groups, m, n], over groups and tiles of the output: `task(group, rows, columns)`. Cut
+/// along the rows of the output: packing the right operand again for each cut is cheap, it is copied in whole vectors.
 fn over_outputs(
     cpu: &Cpu,
     groups: usize,
-    height: usize,
+    compute: Compute,
     [m, n]: [usize; 2],
     task: impl Fn(usize, Range<usize>, Range<usize>) + Sync,
 ) {
-    let (m_tiles, n_panels) = (m.div_ceil(height), n.div_ceil(tile::PANEL));
-    let n_cuts = n_panels.div_ceil(OUTPUT_PANELS).max(1);
-    let wanted = TASKS.div_ceil((groups * n_cuts).max(1));
-    let m_cuts = m_tiles.div_ceil(OUTPUT_ROWS / height).max(wanted.min(m_tiles.div_ceil(2))).max(1);
+    let (_, height) = engine::layout(cpu.level(), compute, 1);
+    let (unit, words, panels) = if height == GRID_ROWS {
+        (GRID_ROWS / 2, GRID_OUTPUT_WORDS, GRID_OUTPUT_PANELS)
+    } else {
+        (height, OUTPUT_WORDS, OUTPUT_PANELS)
+    };
+    let (m_units, n_panels) = (m.div_ceil(unit), n.div_ceil(tile::PANEL));
+    let n_cuts = n_panels.div_ceil(panels).max(1);
+    let most = (words / (n_panels.div_ceil(n_cuts) * tile::PANEL).max(1) / unit).max(1);
+    let mut m_cuts = m_units.div_ceil(most).max(1);
+    if groups * n_cuts * m_cuts < 4 * TASKS && !(groups * n_cuts).is_multiple_of(TASKS) {
+        m_cuts = m_cuts.next_multiple_of(TASKS).min(m_units.div_ceil(2).max(1));
+    }
     cpu.run(groups * m_cuts * n_cuts, |i| {
         let (group, cut) = (i / (m_cuts * n_cuts), i % (m_cuts * n_cuts));
         let (mi, ni) = (cut / n_cuts, cut % n_cuts);
-        let rows = mi * m_tiles / m_cuts * height..((mi + 1) * m_tiles / m_cuts * height).min(m);
+        let rows = mi * m_units / m_cuts * unit..((mi + 1) * m_units / m_cuts * unit).min(m);
         let columns =
             ni * n_panels / n_cuts * tile::PANEL..((ni + 1) * n_panels / n_cuts * tile::PANEL).min(n);
         task(group, rows, columns);

@@ -1,6 +1,6 @@
 //! `c = aᵀ b` over rows: dW = dyᵀ x, the depth is the tokens.
 
-use super::engine::{Engine, Words, layout};
+use super::engine::{Engine, Words};
 use super::tile::PANEL;
 use super::{Compute, Operand, check_offsets, over_outputs};
 use crate::cpu::{Cpu, SharedMut};
@@ -9,6 +9,7 @@ use crate::simd::{GRID_ROWS, Kernel, LANES, Simd};
 
 /// Depth packed at a time: a panel of it stays in the first-level cache.
 const DEPTH_BLOCK: usize = 256;
+
 /// `c_g (+)= a_gᵀ b_g`: a [rows, m], b [rows, n], c [groups, m, n], f32 sums over the rows of each group in ascending
 /// order. With `accumulate` the sums start from what is in `c`.
 ///
@@ -27,9 +28,8 @@ pub fn matmul_tn(
     assert_eq!(a.rows(), b.rows(), "matmul_tn: rows of left and right operand");
     check_offsets("matmul_tn", offsets, a.rows());
     assert_eq!(c.len(), groups * m * n, "matmul_tn: output of {groups} x {m} x {n}");
-    let (_, height) = layout(cpu.level(), compute, a.rows());
     let out = SharedMut::new(c);
-    over_outputs(cpu, groups, height, [m, n], |g, rows, cols| {
+    over_outputs(cpu, groups, compute, [m, n], |g, rows, cols| {
         let depth = offsets[g] as usize..offsets[g + 1] as usize;
         let task = Task { a, b, depth, rows, cols, compute, out, base: g * m * n, accumulate };
         cpu.level().dispatch_product(task);

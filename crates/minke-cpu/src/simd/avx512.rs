@@ -126,6 +126,50 @@ impl<const PRODUCTS: u8> Simd for Avx512<PRODUCTS> {
         }
     }
     #[inline(always)]
+    fn pairs_across_panel(self, low: &[bf16; 2 * LANES], high: &[bf16; 2 * LANES]) -> [__m512; 2] {
+        unsafe {
+            // words are interleaved within quarters: first to each quarter what belongs there
+            let order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
+            let low = _mm512_permutexvar_epi64(order, _mm512_loadu_si512(low.as_ptr().cast()));
+            let high = _mm512_permutexvar_epi64(order, _mm512_loadu_si512(high.as_ptr().cast()));
+            [
+                _mm512_castsi512_ps(_mm512_unpacklo_epi16(low, high)),
+                _mm512_castsi512_ps(_mm512_unpackhi_epi16(low, high)),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn turned_bf16(self, rows: [*const bf16; 2 * LANES]) -> [__m512; 8] {
+        // SAFETY: by the caller's promise; the witness says that the instructions exist.
+        unsafe {
+            // quarter q of `pairs[h][j]` is pair 4 q + j of columns 4 h to 4 h + 3
+            let mut pairs = [[_mm512_setzero_si512(); 4]; 2];
+            for j in 0..4 {
+                macro_rules! quarters {
+                    ($row:expr) => {{
+                        let x = _mm512_castsi128_si512(_mm_loadu_si128(rows[2 * j + $row].cast()));
+                        let x = _mm512_inserti32x4::<1>(x, _mm_loadu_si128(rows[2 * (4 + j) + $row].cast()));
+                        let x = _mm512_inserti32x4::<2>(x, _mm_loadu_si128(rows[2 * (8 + j) + $row].cast()));
+                        _mm512_inserti32x4::<3>(x, _mm_loadu_si128(rows[2 * (12 + j) + $row].cast()))
+                    }};
+                }
+                let (low, high) = (quarters!(0), quarters!(1));
+                pairs[0][j] = _mm512_unpacklo_epi16(low, high);
+                pairs[1][j] = _mm512_unpackhi_epi16(low, high);
+            }
+            let mut turned = [_mm512_setzero_ps(); 8];
+            for (half, [a, b, c, d]) in pairs.into_iter().enumerate() {
+                let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+                turned[4 * half] = _mm512_castsi512_ps(_mm512_unpacklo_epi64(ab, cd));
+                turned[4 * half + 1] = _mm512_castsi512_ps(_mm512_unpackhi_epi64(ab, cd));
+                let (ab, cd) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+                turned[4 * half + 2] = _mm512_castsi512_ps(_mm512_unpacklo_epi64(ab, cd));
+                turned[4 * half + 3] = _mm512_castsi512_ps(_mm512_unpackhi_epi64(ab, cd));
+            }
+            turned
+        }
+    }
+    #[inline(always)]
     fn store_e4m3(self, x: __m512, out: &mut [u8; LANES]) {
         unsafe {
             // as in `minke_num::fp8::e4m3_from_f32`: fraction rounded to three bits, and multiples of 2^-9 below 2^-6

@@ -98,6 +98,20 @@ pub trait Simd: Copy + Send + Sync + 'static {
         unreachable!("bf16 pairs on a level without their product")
     }
 
+    /// [`Simd::pairs_across_bf16`] of 32 values, in two vectors.
+    fn pairs_across_panel(self, _low: &[bf16; 2 * LANES], _high: &[bf16; 2 * LANES]) -> [Self::V; 2] {
+        unreachable!("bf16 pairs on a level without their product")
+    }
+
+    /// Eight columns of 32 rows, turned over: word `p` of vector `j` holds element `j` of rows `2 p` (low half) and
+    /// `2 p + 1`. Exists where [`Simd::GRID`] is.
+    ///
+    /// # Safety
+    /// Each row must have eight elements.
+    unsafe fn turned_bf16(self, _rows: [*const bf16; 2 * LANES]) -> [Self::V; 8] {
+        unreachable!("turned pairs on a level without tile registers")
+    }
+
     /// Sixteen values of magnitude up to 448 as E4M3 codes (nearest, ties to even); see [`fp8`].
     #[inline(always)]
     fn store_e4m3(self, x: Self::V, out: &mut [u8; LANES]) {
