@@ -1,14 +1,15 @@
 //! Cross entropy and what else is asked of a row of logits.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use minke_num::bf16;
 
 use crate::cpu::SharedMut;
-use crate::gemm::tile::MAX_ROWS;
 use crate::gemm::{self, Operand, Packed};
-use crate::rows::{self, SharedView, kernel, lanes, load_f32, load_f32_or, store, store_f32};
-use crate::softmax::{exp_below, exp_sum, natural_log, row_max};
+use crate::rows::{self, SharedView, kernel, lanes, load_f32_or, store};
+use crate::simd::GRID_ROWS;
+use crate::softmax::{ExpSum, PART, exp_below, natural_log, row_max};
 use crate::{Cpu, View, ViewMut, scratch};
 
 /// The label of a row that does not count.
@@ -18,59 +19,128 @@ pub const IGNORED: u32 = u32::MAX;
 fn check_labels(op: &str, logits: &[f32], w: usize, labels: &[u32], out: &[f32]) {
     rows::expect_len(op, "logits", logits.len(), labels.len() * w);
     rows::expect_len(op, "the output", out.len(), labels.len());
+    check_range(op, labels, w);
+}
+
+#[track_caller]
+fn check_range(op: &str, labels: &[u32], w: usize) {
     if let Some(label) = labels.iter().find(|&&label| label != IGNORED && label as usize >= w) {
         panic!("{op}: label {label} in rows of {w}");
     }
 }
 
+/// What is known of a row's logits once all have passed.
+#[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
+#[repr(C)]
+struct Seen {
+    all: ExpSum,
+    /// The label's logit.
+    of_label: f32,
+}
+
+/// Some columns of rows of logits, `stride` apart.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    logits: &'a [f32],
+    stride: usize,
+    first: usize,
+    len: usize,
+}
+
+impl Part<'_> {
+    #[inline(always)]
+    fn row(&self, row: usize) -> &[f32] {
+        &self.logits[row * self.stride..][..self.len]
+    }
+
+    /// Where a label's logit is, if it is here.
+    #[inline(always)]
+    fn place(&self, label: u32) -> Option<usize> {
+        (label as usize).checked_sub(self.first).filter(|&i| i < self.len)
+    }
+}
+
 kernel! {
-    CrossEntropy<'a>(
-        s: S, logits: &'a mut [f32], w: usize, labels: &'a [u32], scales: Scales<'a>, losses: &'a mut [f32],
-        gradient: Option<ViewMut<'a>>,
-    ) -> usize {
-        let (mut gradient, mut hits) = (gradient, 0);
-        for (row, ((x, &label), loss)) in logits.chunks_mut(w).zip(labels).zip(losses).enumerate() {
+    Look<'a>(s: S, part: Part<'a>, labels: &'a [u32], seen: &'a mut [Seen]) {
+        for (row, (&label, seen)) in labels.iter().zip(seen).enumerate().filter(|(_, of)| *of.0 != IGNORED) {
+            let x = part.row(row);
+            seen.all = seen.all.with(s, x);
+            if let Some(at) = part.place(label) {
+                seen.of_label = x[at];
+            }
+        }
+    }
+}
+
+kernel! {
+    Slopes<'a>(
+        s: S, part: Part<'a>, w: usize, labels: &'a [u32], scales: Scales<'a>, seen: &'a [Seen],
+        gradient: ViewMut<'a>,
+    ) {
+        let mut gradient = gradient;
+        for (row, (&label, seen)) in labels.iter().zip(seen).enumerate() {
+            let (x, to) = (part.row(row), row * w + part.first);
             if label == IGNORED {
-                *loss = 0.0;
                 match &mut gradient {
-                    None => {}
-                    Some(ViewMut::F32(out)) => out[row * w..(row + 1) * w].fill(0.0),
-                    Some(ViewMut::Bf16(out)) => out[row * w..(row + 1) * w].fill(bf16::ZERO),
+                    ViewMut::F32(out) => out[to..to + part.len].fill(0.0),
+                    ViewMut::Bf16(out) => out[to..to + part.len].fill(bf16::ZERO),
                 }
                 continue;
             }
-            let max = row_max(s, x);
-            let target = x[label as usize] - max;
-            hits += usize::from(target == 0.0);
-            let Some(out) = &mut gradient else {
-                *loss = natural_log(exp_sum(s, x, max)) - target;
-                continue;
-            };
-            // the exponentials stay in the row, so that the gradient is one multiplication more
-            let (mut sum, max) = (s.zero(), s.splat(max));
-            lanes!(w, |i, n| {
-                let e = exp_below(s, load_f32_or(s, x, i, n, f32::NEG_INFINITY), max);
-                sum = s.add(sum, e);
-                store_f32(s, e, x, i, n);
-            });
-            let sum = s.sum(sum);
-            *loss = natural_log(sum) - target;
             let scale = match scales {
                 Scales::All(scale) => scale,
                 Scales::Rows(scales) => scales[row],
             };
-            let factor = s.splat(scale / sum);
-            lanes!(w, |i, n| {
-                store(s, s.mul(load_f32(s, x, i, n), factor), out, row * w + i, n);
+            let (max, factor) = (s.splat(seen.all.max), s.splat(scale / seen.all.sum));
+            lanes!(part.len, |i, n| {
+                let e = exp_below(s, load_f32_or(s, x, i, n, f32::NEG_INFINITY), max);
+                store(s, s.mul(e, factor), &mut gradient, to + i, n);
             });
-            let of_label = x[label as usize] * (scale / sum) - scale;
-            match out {
-                ViewMut::F32(out) => out[row * w + label as usize] = of_label,
-                ViewMut::Bf16(out) => out[row * w + label as usize] = bf16::from_f32(of_label),
+            if let Some(at) = part.place(label) {
+                let e = s.max_lane(exp_below(s, s.splat(x[at]), max));
+                let of_label = e * (scale / seen.all.sum) - scale;
+                match &mut gradient {
+                    ViewMut::F32(out) => out[to + at] = of_label,
+                    ViewMut::Bf16(out) => out[to + at] = bf16::from_f32(of_label),
+                }
             }
         }
-        hits
     }
+}
+
+/// Cross entropy of rows whose logits come in parts of [`PART`] columns: `part(columns, look)` shows `look` the part. All
+/// parts are asked for once, and where a gradient is wanted once more, last to first.
+fn over_parts(
+    cpu: &Cpu,
+    w: usize,
+    labels: &[u32],
+    scales: Scales<'_>,
+    losses: &mut [f32],
+    gradient: Option<ViewMut<'_>>,
+    part: &mut dyn FnMut(Range<usize>, &mut dyn FnMut(Part<'_>)),
+) -> usize {
+    let columns = |i: usize| i * PART..w.min((i + 1) * PART);
+    let mut seen = scratch::take::<Seen>(labels.len());
+    seen.fill(Seen { all: ExpSum::EMPTY, of_label: f32::NEG_INFINITY });
+    for i in 0..w.div_ceil(PART) {
+        part(columns(i), &mut |part| cpu.dispatch(Look { part, labels, seen: &mut seen }));
+    }
+    let mut hits = 0;
+    for ((loss, &label), seen) in losses.iter_mut().zip(labels).zip(&*seen) {
+        let target = seen.of_label - seen.all.max;
+        let counts = label != IGNORED;
+        hits += usize::from(counts && target == 0.0);
+        *loss = if counts { seen.all.log() - target } else { 0.0 };
+    }
+    if let Some(mut gradient) = gradient {
+        for i in (0..w.div_ceil(PART)).rev() {
+            part(columns(i), &mut |part| {
+                let gradient = gradient.reborrow();
+                cpu.dispatch(Slopes { part, w, labels, scales, seen: &seen, gradient });
+            });
+        }
+    }
+    hits
 }
 
 /// What the gradient of each row's loss is multiplied by.
@@ -95,15 +165,14 @@ impl Scales<'_> {
 /// `loss = ln(sum of e^x) - x[label]`, row by row, and its gradient `scale (softmax(x) - onehot(label))`. Returns in how
 /// many rows no token was likelier than the label.
 ///
-/// logits: [n, w] (spent where a gradient is asked for, else as they were), labels: [n] ([`IGNORED`]: loss and gradient
-/// are 0), losses: [n] (not scaled), gradient: [n, w], rounded once to its dtype. Logits of any finite size are safe;
-/// NaN or +inf among them gives NaN.
+/// logits: [n, w], labels: [n] ([`IGNORED`]: loss and gradient are 0), losses: [n] (not scaled), gradient: [n, w], rounded
+/// once to its dtype. Logits of any finite size are safe; NaN or +inf among them gives NaN.
 ///
 /// # Panics
 /// When sizes do not fit or a label is beyond the row.
 pub fn cross_entropy(
     cpu: &Cpu,
-    logits: &mut [f32],
+    logits: &[f32],
     w: usize,
     labels: &[u32],
     scales: Scales<'_>,
@@ -111,33 +180,22 @@ pub fn cross_entropy(
     gradient: Option<ViewMut<'_>>,
 ) -> usize {
     check_labels("cross_entropy", logits, w, labels, losses);
-    if let Scales::Rows(scales) = scales {
-        rows::expect_len("cross_entropy", "scales", scales.len(), labels.len());
-    }
-    if let Some(out) = &gradient {
-        rows::expect_len("cross_entropy", "the gradient", out.len(), logits.len());
-    }
-    let gradient = gradient.map(SharedView::new);
-    let (logits, losses) = (SharedMut::new(logits), SharedMut::new(losses));
-    let hits = AtomicUsize::new(0);
-    rows::over_tiles(cpu, labels.len(), w, |from, to| {
-        // SAFETY: tasks own disjoint rows.
-        let (logits, losses) =
-            unsafe { (logits.slice(from * w, (to - from) * w), losses.slice(from, to - from)) };
-        // SAFETY: as above.
-        let gradient = gradient.as_ref().map(|out| unsafe { out.slice(from * w, (to - from) * w) });
-        let scales = scales.part(from, to);
-        let of_tile =
-            cpu.dispatch(CrossEntropy { logits, w, labels: &labels[from..to], scales, losses, gradient });
-        hits.fetch_add(of_tile, Ordering::Relaxed);
-    });
-    hits.into_inner()
+    let block = (8192 / w.max(1)).clamp(1, 64);
+    over_rows(cpu, "cross_entropy", block, w, labels, scales, losses, gradient, |rows, columns, look| {
+        let logits = &logits[rows.start * w + columns.start..rows.end * w];
+        look(Part { logits, stride: w, first: columns.start, len: columns.len() });
+    })
 }
 
-/// Bytes of logits that a task of [`head`] holds: they stay in the second-level cache.
-const HEAD_BYTES: usize = 1 << 20;
+/// Rows of a task of [`head`], at most: their logits of one part stay in the second-level cache, and all of W passes
+/// through it for them.
+const HEAD_ROWS: usize = 256;
 
-/// [`cross_entropy`] of logits `x Wᵀ`, which exist for a few rows at a time.
+/// Bytes of working memory that a task of [`head`] takes, at most.
+pub const HEAD_BYTES: usize = HEAD_ROWS * PART * size_of::<f32>();
+
+/// [`cross_entropy`] of logits `x Wᵀ`, which exist for a few rows and columns at a time and are computed twice where a
+/// gradient is wanted: that takes less time than to write and read them.
 ///
 /// x: [n, d], W packed [w, d], labels and losses: [n]; the gradient of the logits, if one is wanted: [n, w].
 ///
@@ -155,20 +213,45 @@ pub fn head(
     let (n, d, w) = (labels.len(), packed.depth(), packed.columns());
     rows::expect_len("head", "x", x.len(), n * d);
     rows::expect_len("head", "losses", losses.len(), n);
+    check_range("head", labels, w);
+    let block = n.div_ceil(2 * cpu.threads()).next_multiple_of(GRID_ROWS).clamp(GRID_ROWS, HEAD_ROWS);
+    over_rows(cpu, "head", block, w, labels, scales, losses, gradient, |rows, columns, look| {
+        let mut logits = scratch::take::<f32>(rows.len() * columns.len());
+        let x = Operand::new(x.slice(rows.start * d, rows.end * d), d);
+        gemm::matmul_columns(cpu, x, packed, columns.clone(), &mut logits);
+        look(Part { logits: &logits, stride: columns.len(), first: columns.start, len: columns.len() });
+    })
+}
+
+/// [`over_parts`] over blocks of rows: `part(rows, columns, look)`.
+fn over_rows(
+    cpu: &Cpu,
+    op: &str,
+    block: usize,
+    w: usize,
+    labels: &[u32],
+    scales: Scales<'_>,
+    losses: &mut [f32],
+    gradient: Option<ViewMut<'_>>,
+    part: impl Fn(Range<usize>, Range<usize>, &mut dyn FnMut(Part<'_>)) + Sync,
+) -> usize {
+    if let Scales::Rows(scales) = scales {
+        rows::expect_len(op, "scales", scales.len(), labels.len());
+    }
+    if let Some(out) = &gradient {
+        rows::expect_len(op, "the gradient", out.len(), labels.len() * w);
+    }
     let gradient = gradient.map(SharedView::new);
     let (losses, hits) = (SharedMut::new(losses), AtomicUsize::new(0));
-    let block = (HEAD_BYTES / (size_of::<f32>() * w.max(1)) / MAX_ROWS).clamp(1, 8) * MAX_ROWS;
-    rows::over_blocks(cpu, n, block, |from, to| {
-        let count = to - from;
+    rows::over_blocks(cpu, labels.len(), block, |from, to| {
         // SAFETY: tasks own disjoint rows.
-        let losses = unsafe { losses.slice(from, count) };
+        let losses = unsafe { losses.slice(from, to - from) };
         // SAFETY: as above.
-        let gradient = gradient.as_ref().map(|out| unsafe { out.slice(from * w, count * w) });
-        let mut logits = scratch::take::<f32>(count * w);
-        let rows = Operand::new(x.slice(from * d, to * d), d);
-        gemm::matmul(cpu, rows, &[0, count as u32], packed, ViewMut::F32(&mut logits), false);
-        let of_block =
-            cross_entropy(cpu, &mut logits, w, &labels[from..to], scales.part(from, to), losses, gradient);
+        let gradient = gradient.as_ref().map(|out| unsafe { out.slice(from * w, (to - from) * w) });
+        let (labels, scales) = (&labels[from..to], scales.part(from, to));
+        let of_block = over_parts(cpu, w, labels, scales, losses, gradient, &mut |columns, look| {
+            part(from..to, columns, look);
+        });
         hits.fetch_add(of_block, Ordering::Relaxed);
     });
     hits.into_inner()
@@ -180,8 +263,8 @@ kernel! {
             *out = if label == IGNORED {
                 0.0
             } else {
-                let max = row_max(s, x);
-                (x[label as usize] - max) - natural_log(exp_sum(s, x, max))
+                let all = ExpSum::of(s, x);
+                (x[label as usize] - all.max) - all.log()
             };
         }
     }
@@ -289,7 +372,7 @@ mod tests {
                     let (mut d, mut losses, mut again, mut log_p) =
                         (vec![9.0; n * w], vec![9.0; n], vec![9.0; n], vec![9.0; n]);
                     let run = |scales: Scales<'_>, losses: &mut [f32], to: Option<ViewMut<'_>>| {
-                        cross_entropy(cpu, &mut x.clone(), w, &labels, scales, losses, to)
+                        cross_entropy(cpu, &x, w, &labels, scales, losses, to)
                     };
                     run(Scales::All(0.25), &mut losses, Some(ViewMut::F32(&mut d)));
                     let mut by_row = vec![9.0; n * w];
@@ -298,14 +381,12 @@ mod tests {
                     let mut half = vec![bf16::ONE; n * w];
                     run(Scales::All(0.25), &mut losses, Some(ViewMut::Bf16(&mut half)));
                     assert_same_bits("rounded gradient", &widen(&half), &widen(&halve(&d)));
-                    let mut kept = x.clone();
                     let scales = Scales::All(0.25);
-                    let hits = cross_entropy(cpu, &mut kept, w, &labels, scales, &mut again, None);
+                    let hits = cross_entropy(cpu, &x, w, &labels, scales, &mut again, None);
                     let likeliest = |(x, &label): (&[f32], &u32)| {
                         label != IGNORED && x.iter().all(|&other| other <= x[label as usize])
                     };
                     assert_eq!(hits, x.chunks(w).zip(&labels).filter(|&row| likeliest(row)).count());
-                    assert_same_bits("logits without gradient", &kept, &x);
                     assert_same_bits("loss without gradient", &again, &losses);
                     log_probs(cpu, &x, w, &labels, &mut log_p);
                     assert!(log_p.iter().zip(&losses).all(|(a, b)| *a == -*b));
@@ -348,7 +429,7 @@ mod tests {
                     let [d_one, d_two] = &mut grad;
                     let scales = Scales::All(0.5);
                     let to = Some(ViewMut::F32(d_one));
-                    let hits = cross_entropy(&cpu, &mut logits, w, &labels, scales, one, to);
+                    let hits = cross_entropy(&cpu, &logits, w, &labels, scales, one, to);
                     let to = Some(ViewMut::F32(d_two));
                     assert_eq!(head(&cpu, View::F32(&x), &packed, &labels, scales, two, to), hits);
                     assert_same_bits("losses", one, two);
@@ -366,15 +447,15 @@ mod tests {
     fn huge_logits_are_safe_and_bad_ones_are_seen() {
         let cpu = Cpu::detect(1);
         let mut losses = [0.0];
-        let mut run = |x: &mut [f32; 3]| {
+        let mut run = |x: &[f32; 3]| {
             let mut d = [9.0; 3];
             let to = Some(ViewMut::F32(&mut d));
             cross_entropy(&cpu, x, 3, &[0], Scales::All(1.0), &mut losses, to);
             (losses[0], d)
         };
-        assert_eq!(run(&mut [3e38, -3e38, 0.0]), (0.0, [0.0, 0.0, 0.0]));
+        assert_eq!(run(&[3e38, -3e38, 0.0]), (0.0, [0.0, 0.0, 0.0]));
         for bad in [f32::NAN, f32::INFINITY] {
-            assert!(run(&mut [0.0, bad, 1.0]).0.is_nan());
+            assert!(run(&[0.0, bad, 1.0]).0.is_nan());
         }
     }
 

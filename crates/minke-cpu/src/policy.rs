@@ -8,7 +8,7 @@ use minke_num::bf16;
 use crate::Cpu;
 use crate::cpu::SharedMut;
 use crate::rows::{self, SharedView, kernel, lanes, load_f32, load_f32_or, store_f32};
-use crate::softmax::{exp_below, exp_sum, natural_log, row_max};
+use crate::softmax::{ExpSum, exp_below, natural_log, row_max};
 use crate::view::ViewMut;
 
 /// The tokens that filters such as top-k and top-p left, row by row; an empty row kept all.
@@ -253,8 +253,8 @@ pub fn log_prob_gradients(
 
 kernel! {
     LogSum<'a>(s: S, x: &'a [f32]) -> f32 {
-        let max = row_max(s, x);
-        max + natural_log(exp_sum(s, x, max))
+        let all = ExpSum::of(s, x);
+        all.max + all.log()
     }
 }
 
@@ -402,7 +402,7 @@ mod tests {
             let cpu = Cpu::detect(1);
             let to = Some(ViewMut::F32(&mut expected));
             let by = loss::Scales::Rows(&minus);
-            loss::cross_entropy(&cpu, &mut x.clone(), w, &labels, by, &mut vec![0.0; n], to);
+            loss::cross_entropy(&cpu, &x, w, &labels, by, &mut vec![0.0; n], to);
             let got = everywhere("log_prob_gradients", |cpu| {
                 let (mut log_probs, mut out) = (vec![0.0; n], vec![0.0; n * w]);
                 loss::log_probs(cpu, &x, w, &labels, &mut log_probs);

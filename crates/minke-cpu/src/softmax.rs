@@ -24,12 +24,60 @@ pub(crate) fn exp_below<S: Simd>(s: S, x: S::V, max: S::V) -> S::V {
 
 /// `sum of e^(x - max)` in one chain of lanes.
 #[inline(always)]
-pub(crate) fn exp_sum<S: Simd>(s: S, x: &[f32], max: f32) -> f32 {
+fn exp_sum<S: Simd>(s: S, x: &[f32], max: f32) -> f32 {
     let (mut sum, max) = (s.zero(), s.splat(max));
     lanes!(x.len(), |i, n| {
         sum = s.add(sum, exp_below(s, load_f32_or(s, x, i, n, f32::NEG_INFINITY), max));
     });
     s.sum(sum)
+}
+
+/// Elements of a row that [`ExpSum`] takes at a time.
+pub(crate) const PART: usize = 512;
+
+/// `sum of e^(x - max)` over a row that comes in parts, with the largest element so far: what was summed is scaled where a
+/// part has a larger one (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018). All that is known of
+/// a row's logits is computed from this sum, whether the row exists as a whole or not, so that all agree to the bit.
+#[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
+#[repr(C)]
+pub(crate) struct ExpSum {
+    pub max: f32,
+    pub sum: f32,
+}
+
+impl ExpSum {
+    /// Of nothing.
+    pub const EMPTY: Self = Self { max: f32::NEG_INFINITY, sum: 0.0 };
+
+    /// Of a whole row.
+    #[inline(always)]
+    pub fn of<S: Simd>(s: S, row: &[f32]) -> Self {
+        let mut all = Self::EMPTY;
+        for part in row.chunks(PART) {
+            all = all.with(s, part);
+        }
+        all
+    }
+
+    /// With the row's next [`PART`] elements (at its end: those that are left).
+    #[inline(always)]
+    pub fn with<S: Simd>(self, s: S, part: &[f32]) -> Self {
+        let max = row_max(s, part).max(self.max);
+        // where all are -inf, each of them is as far below 0 as below anything; NaN still shows
+        let top = if max == f32::NEG_INFINITY { 0.0 } else { max };
+        let before = if self.max < max {
+            self.sum * s.max_lane(exp_below(s, s.splat(self.max), s.splat(top)))
+        } else {
+            self.sum
+        };
+        Self { max, sum: before + exp_sum(s, part, top) }
+    }
+
+    /// `ln of the sum of e^x`, less the largest.
+    #[inline(always)]
+    pub fn log(self) -> f32 {
+        natural_log(self.sum)
+    }
 }
 
 /// One row of softmax.
@@ -52,9 +100,8 @@ kernel! {
     Softmax<'a>(s: S, x: &'a [f32], width: usize, out: &'a mut [f32], log: bool) {
         for (x, out) in x.chunks(width).zip(out.chunks_mut(width)) {
             if log {
-                let max = row_max(s, x);
-                let log_sum = s.splat(natural_log(exp_sum(s, x, max)));
-                let max = s.splat(max);
+                let all = ExpSum::of(s, x);
+                let (max, log_sum) = (s.splat(all.max), s.splat(all.log()));
                 lanes!(width, |i, n| {
                     store_f32(s, s.sub(s.sub(load_f32(s, x, i, n), max), log_sum), out, i, n);
                 });

@@ -23,7 +23,7 @@ pub mod tile;
 mod tn;
 
 pub use fp8::{Elements, Matrix8, Packed8, Weight8, matmul8, matmul8_tn};
-pub use nt::matmul;
+pub use nt::{matmul, matmul_columns};
 pub use pack::Packed;
 pub use tn::matmul_tn;
 

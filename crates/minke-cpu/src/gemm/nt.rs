@@ -1,5 +1,7 @@
 //! `c = a b` with a packed right operand: y = x Wᵀ and dx = dy W.
 
+use std::ops::Range;
+
 use minke_num::bf16;
 
 use super::engine::{AHEAD, Engine, Rows, Words, layout};
@@ -38,10 +40,44 @@ pub fn matmul(cpu: &Cpu, a: Operand<'_>, offsets: &[u32], b: &Packed, c: ViewMut
             Out::Bf16(SharedMut::new(c))
         }
     };
+    over_rows(cpu, a, offsets, b, 0..b.n, out, accumulate);
+}
+
+/// `c = a b` for some columns of b, one group, which start with a panel: a [rows, k], c [rows, columns]. Bits are those of
+/// [`matmul`].
+///
+/// # Panics
+/// When shapes do not fit or the columns start within a panel.
+pub fn matmul_columns(cpu: &Cpu, a: Operand<'_>, b: &Packed, columns: Range<usize>, c: &mut [f32]) {
+    b.check(cpu);
+    assert_eq!((a.cols, 1), (b.k, b.groups), "matmul_columns: depth and groups of left and right operand");
+    assert!(
+        columns.start.is_multiple_of(PANEL) && columns.end <= b.n,
+        "matmul_columns: columns {columns:?} of {}",
+        b.n
+    );
+    assert_eq!(c.len(), a.rows() * columns.len(), "matmul_columns: output of {} rows", a.rows());
+    let rows = a.rows() as u32;
+    over_rows(cpu, a, &[0, rows], b, columns, Out::F32(SharedMut::new(c)), false);
+}
+
+/// The product with `columns` of b; rows of the output are as long.
+fn over_rows(
+    cpu: &Cpu,
+    a: Operand<'_>,
+    offsets: &[u32],
+    b: &Packed,
+    columns: Range<usize>,
+    out: Out,
+    accumulate: bool,
+) {
     let (_, tile_rows) = layout(cpu.level(), b.compute, b.k);
     let chunk = CHUNK_WORDS / (b.steps * PANEL).max(1);
-    over_panels(cpu, offsets, tile_rows, b.n.div_ceil(PANEL), chunk, |group, rows, panels| {
-        let task = Task { a, b, group, first: rows.start, rows: rows.len(), panels, out, accumulate };
+    let before = columns.start / PANEL;
+    over_panels(cpu, offsets, tile_rows, columns.len().div_ceil(PANEL), chunk, |group, rows, panels| {
+        let panels = before + panels.start..before + panels.end;
+        let columns = columns.clone();
+        let task = Task { a, b, group, first: rows.start, rows: rows.len(), panels, columns, out, accumulate };
         cpu.level().dispatch_product(task);
     });
 }
@@ -60,7 +96,9 @@ struct Task<'a> {
     group: usize,
     first: usize,
     rows: usize,
-    panels: std::ops::Range<usize>,
+    panels: Range<usize>,
+    /// Those that the output has.
+    columns: Range<usize>,
     out: Out,
     accumulate: bool,
 }
@@ -70,7 +108,7 @@ impl Kernel for Task<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let engine = Engine::new(s, self.b.compute);
-        let n = self.b.n;
+        let n = self.columns.len();
         // the depth in even blocks: a panel's block stays in the first-level cache. Sums go on where they stopped.
         let blocks = self.b.steps.div_ceil(DEPTH_BLOCK).max(1);
         let block = self.b.steps.div_ceil(blocks).next_multiple_of(GRID_STEPS);
@@ -110,7 +148,8 @@ impl Kernel for Task<'_> {
             }
         }
         if let (Out::Bf16(out), 1..) = (self.out, halfway) {
-            let cols = self.panels.start * PANEL..n.min(self.panels.end * PANEL);
+            let cols = self.panels.start * PANEL - self.columns.start
+                ..n.min(self.panels.end * PANEL - self.columns.start);
             for r in 0..self.rows {
                 // SAFETY: these rows and columns are this task's.
                 let out = unsafe { out.slice((self.first + r) * n + cols.start, cols.len()) };
@@ -149,12 +188,12 @@ impl Task<'_> {
         out: Out,
         accumulate: bool,
     ) {
-        let n = self.b.n;
+        let n = self.columns.len();
         let tile_rows = engine.tile_rows();
         let mut edge = [0.0f32; GRID_ROWS * PANEL];
         for panel in self.panels.clone() {
             let b = self.b.panel(self.group, panel)[from * PANEL..].as_ptr();
-            let col = panel * PANEL;
+            let col = panel * PANEL - self.columns.start;
             let width = PANEL.min(n - col);
             let vecs = width.div_ceil(LANES);
             let direct = width == PANEL || width == LANES;

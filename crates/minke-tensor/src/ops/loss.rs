@@ -8,13 +8,25 @@ use crate::context::{Context, Var};
 use crate::store::{WeightId, compute};
 use crate::tensor::Tensor;
 
-/// Gradients of logits that exist at once, at most (but those of 64 rows at least). Chunks depend on the vocabulary
-/// alone: the head's gradient sums over rows in this order.
+/// Logits that exist at once where they must, at most (but those of 64 rows at least).
 const CHUNK_LOGITS: usize = 1 << 21;
 
-/// Rows of which gradients of logits exist at once.
-pub fn chunk_rows(vocabulary: usize) -> usize {
-    (CHUNK_LOGITS / vocabulary.max(1)).clamp(64, 1024)
+/// The same for gradients of logits alone: each chunk adds to the whole gradient of the head. Chunks depend on the
+/// vocabulary alone, since that gradient sums over rows in this order.
+const CHUNK_GRADIENTS: usize = 1 << 23;
+
+/// Rows of which logits exist at once.
+pub(super) fn chunk_rows(vocabulary: usize) -> usize {
+    rows_of(CHUNK_LOGITS, vocabulary)
+}
+
+/// Rows of which [`head_loss`] holds gradients of logits at once.
+pub fn gradient_rows(vocabulary: usize) -> usize {
+    rows_of(CHUNK_GRADIENTS, vocabulary)
+}
+
+fn rows_of(logits: usize, vocabulary: usize) -> usize {
+    (logits / vocabulary.max(1)).clamp(64, 1024)
 }
 
 /// Sum of the losses of labelled rows, and how many there are.
@@ -89,6 +101,6 @@ pub fn head_logits(cx: &mut Context<'_>, x: &Tensor, w: WeightId) -> Tensor {
 
 /// The rows of each chunk.
 fn chunks(n: usize, vocabulary: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
-    let chunk = chunk_rows(vocabulary);
+    let chunk = gradient_rows(vocabulary);
     (0..n).step_by(chunk).map(move |start| start..n.min(start + chunk))
 }

@@ -18,7 +18,7 @@ pub use attention::{AttentionWeights, Keys, MlaWeights, Rotary, gqa_attention, m
 pub use embedding::embedding;
 pub use ffn::swiglu_ffn;
 pub use linear::{concat, linear, linear_of_kept};
-pub use loss::{HeadLoss, chunk_rows as head_chunk_rows, head_logits, head_loss, head_losses};
+pub use loss::{HeadLoss, gradient_rows as head_chunk_rows, head_logits, head_loss, head_losses};
 pub use moe::{MoeWeights, Routed, moe_ffn};
 pub use norm::{add_rmsnorm, rmsnorm};
 pub use policy::{PolicyRows, Slope, head_distill, head_likeliest, head_policy};

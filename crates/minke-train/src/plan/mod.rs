@@ -31,8 +31,6 @@ const TOKENIZER_BYTES_PER_TOKEN: u64 = 500;
 const DATA_BYTES: u64 = 64 << 20;
 /// Elements of a weight above which its packed copies are shared while training, as the store of weights has it.
 const SHARED_ELEMENTS: usize = 1 << 20;
-/// Bytes of logits that a thread holds at least while it computes a loss.
-const HEAD_BYTES: usize = 5 << 18;
 /// Working memory of a thread for the operands of products.
 const PRODUCT_BYTES: usize = 3 << 18;
 
@@ -273,9 +271,8 @@ impl Shape {
         let moments = 2 * optim::moments(self.precision).size_bytes() as u64;
         // x, its transpose or Gram matrix, the polynomial, a packed operand
         let workspace = matrices.iter().map(|&(m, n)| 4 * (3 * m * n + m.min(n).pow(2))).max().unwrap_or(0);
-        let head = HEAD_BYTES.max(14 * size_of::<f32>() * config.vocab_size);
         let of_attention = attention::scratch_bytes(&config.attention_shape(), self.batch.sequence_length);
-        let thread = head.max(of_attention) + PRODUCT_BYTES;
+        let thread = minke_cpu::loss::HEAD_BYTES.max(of_attention) + PRODUCT_BYTES;
         let batch = self.batch.rows * self.accumulation * (12 + 8 * config.num_nextn_predict_layers);
         let tokenizer = config.vocab_size as u64 * TOKENIZER_BYTES_PER_TOKEN;
         let mut memory = Memory {
