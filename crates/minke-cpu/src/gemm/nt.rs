@@ -191,17 +191,27 @@ impl Task<'_> {
         let n = self.columns.len();
         let tile_rows = engine.tile_rows();
         let mut edge = [0.0f32; GRID_ROWS * PANEL];
-        for panel in self.panels.clone() {
+        let row_tiles = self.rows.div_ceil(tile_rows);
+        // tile registers write faster than memory answers: there tiles follow each other along rows of the output, so that
+        // it sees what comes next; elsewhere a panel stays in the first-level cache
+        let along = engine.rows_along();
+        for t in 0..row_tiles * self.panels.len() {
+            let (panel, i) = if along {
+                (self.panels.start + t % self.panels.len(), t / self.panels.len())
+            } else {
+                (self.panels.start + t / row_tiles, t % row_tiles)
+            };
             let b = self.b.panel(self.group, panel)[from * PANEL..].as_ptr();
             let col = panel * PANEL - self.columns.start;
             let width = PANEL.min(n - col);
             let vecs = width.div_ceil(LANES);
             let direct = width == PANEL || width == LANES;
-            for i in (0..self.rows).step_by(tile_rows) {
+            {
+                let i = i * tile_rows;
                 let rows = tile_rows.min(self.rows - i);
-                if panel + 1 < self.panels.end {
+                if panel + 1 < self.panels.end && !along {
                     // the next panel, a share per register tile
-                    let share = (to - from).div_ceil(self.rows.div_ceil(tile_rows));
+                    let share = (to - from).div_ceil(row_tiles);
                     let first = from + i / tile_rows * share;
                     let next = self.b.panel(self.group, panel + 1);
                     for step in first..to.min(first + share) {

@@ -80,11 +80,11 @@ impl Kernel for Task<'_> {
                 engine.pack_strips(&a, block.clone(), rows.clone(), tile_rows, a_stride, a_packed);
             }
             engine.pack_strips(&b, block.clone(), cols.clone(), PANEL, b_stride, b_packed);
-            for j in (0..cols.len()).step_by(PANEL) {
-                let width = PANEL.min(cols.len() - j);
-                let vecs = width.div_ceil(LANES);
-                let direct = width == PANEL || width == LANES;
-                for i in (0..rows.len()).step_by(tile_rows) {
+            for i in (0..rows.len()).step_by(tile_rows) {
+                for j in (0..cols.len()).step_by(PANEL) {
+                    let width = PANEL.min(cols.len() - j);
+                    let vecs = width.div_ceil(LANES);
+                    let direct = width == PANEL || width == LANES;
                     let height = tile_rows.min(rows.len() - i);
                     let (a_row, a_step) =
                         if engine.rows_along() { (a_stride / tile_rows, 1) } else { (1, height) };
