@@ -15,11 +15,10 @@ pub(crate) fn row_max<S: Simd>(s: S, x: &[f32]) -> f32 {
     s.max_lane(max)
 }
 
-/// `e^(x - max)` of an `x` that is at most `max`; NaN stays NaN, which the vector's own `exp` does not promise.
+/// `e^(x - max)`; NaN stays NaN.
 #[inline(always)]
 pub(crate) fn exp_below<S: Simd>(s: S, x: S::V, max: S::V) -> S::V {
-    let below = s.sub(x, max);
-    s.select_lt(below, s.splat(1.0), s.exp(below), below)
+    s.exp(s.sub(x, max))
 }
 
 /// `sum of e^(x - max)` in one chain of lanes.

@@ -1,6 +1,6 @@
 //! Powers and logarithms to base 2.
 
-use crate::simd::Simd;
+use crate::simd::{Simd, WHOLE};
 
 /// The polynomial's coefficient of degree 1: what minimises the error, which is not ln 2 itself.
 #[expect(clippy::approx_constant, reason = "a coefficient near ln 2, not ln 2")]
@@ -15,13 +15,15 @@ const NEAR_LN_2: f32 = 0.693_147;
 pub fn exp2<S: Simd>(s: S, x: S::V) -> S::V {
     // in this order NaN passes through
     let x = s.max(s.splat(-126.0), x);
-    let n = s.round(x);
-    let f = s.sub(x, n);
+    let whole = s.splat(WHOLE);
+    let t = s.add(x, whole);
+    let f = s.sub(x, s.sub(t, whole));
     let mut p = s.splat(0.001_326_472_7);
     for c in [0.009_671_513, 0.055_507_336, 0.240_222_42, NEAR_LN_2, 1.0] {
         p = s.fma(p, f, s.splat(c));
     }
-    s.mul(p, s.exp2_whole(n))
+    // the sum keeps NaN of any kind
+    s.fma(f, s.zero(), s.times_power(p, t))
 }
 
 /// `log2(x)` for normal `x`; NaN and infinity stay what they are.

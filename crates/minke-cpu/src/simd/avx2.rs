@@ -6,7 +6,7 @@ use minke_num::bf16;
 
 use crate::gemm::tile::Tile;
 
-use super::{Kernel, LANES, Simd};
+use super::{Kernel, LANES, RECIPROCAL, Simd};
 
 /// The witness: made by [`run`] alone.
 #[derive(Clone, Copy)]
@@ -154,14 +154,23 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    fn exp2_whole(self, n: V) -> V {
+    fn times_power(self, p: V, t: V) -> V {
         // SAFETY: the witness says that AVX2 exists.
         unsafe {
-            let half = |n| {
-                let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
+            let half = |p, t| {
+                let power = _mm256_slli_epi32::<23>(_mm256_castps_si256(t));
+                _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), power))
             };
-            V(half(n.0), half(n.1))
+            V(half(p.0, t.0), half(p.1, t.1))
+        }
+    }
+    #[inline(always)]
+    fn reciprocal_guess(self, x: V) -> V {
+        // SAFETY: the witness says that AVX2 exists.
+        unsafe {
+            let all = _mm256_set1_epi32(RECIPROCAL as i32);
+            let half = |x| _mm256_castsi256_ps(_mm256_sub_epi32(all, _mm256_castps_si256(x)));
+            V(half(x.0), half(x.1))
         }
     }
     #[inline(always)]

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use minke_num::bf16;
 
 use super::avx2::{max8, sum8};
-use super::{Kernel, LANES, Simd, amx};
+use super::{Kernel, LANES, RECIPROCAL, Simd, amx};
 use crate::gemm::tile::{DotTile, PANEL, Tile};
 
 /// The witness, and the products that it answers for: made by [`run`], [`run_dot`] and [`run_grid`] alone.
@@ -379,10 +379,17 @@ impl<const PRODUCTS: u8> Simd for Avx512<PRODUCTS> {
         unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), y, x) }
     }
     #[inline(always)]
-    fn exp2_whole(self, n: __m512) -> __m512 {
+    fn times_power(self, p: __m512, t: __m512) -> __m512 {
         unsafe {
-            let biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased))
+            let power = _mm512_slli_epi32::<23>(_mm512_castps_si512(t));
+            _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), power))
+        }
+    }
+    #[inline(always)]
+    fn reciprocal_guess(self, x: __m512) -> __m512 {
+        unsafe {
+            let all = _mm512_set1_epi32(RECIPROCAL as i32);
+            _mm512_castsi512_ps(_mm512_sub_epi32(all, _mm512_castps_si512(x)))
         }
     }
     #[inline(always)]

@@ -6,7 +6,7 @@ use minke_num::bf16;
 
 use crate::gemm::tile::Tile;
 
-use super::{Kernel, LANES, Simd};
+use super::{Kernel, LANES, RECIPROCAL, Simd};
 
 /// The witness: made by [`run`] alone.
 #[derive(Clone, Copy)]
@@ -126,10 +126,16 @@ impl Simd for Neon {
         per_quarter!(|i| vbslq_f32(vcltq_f32(a[i], b[i]), x[i], y[i]))
     }
     #[inline(always)]
-    fn exp2_whole(self, n: V) -> V {
+    fn times_power(self, p: V, t: V) -> V {
         per_quarter!(|i| {
-            let biased = vaddq_s32(vcvtq_s32_f32(n[i]), vdupq_n_s32(127));
-            vreinterpretq_f32_s32(vshlq_n_s32::<23>(biased))
+            let power = vshlq_n_u32::<23>(vreinterpretq_u32_f32(t[i]));
+            vreinterpretq_f32_u32(vaddq_u32(vreinterpretq_u32_f32(p[i]), power))
+        })
+    }
+    #[inline(always)]
+    fn reciprocal_guess(self, x: V) -> V {
+        per_quarter!(|i| {
+            vreinterpretq_f32_u32(vsubq_u32(vdupq_n_u32(RECIPROCAL), vreinterpretq_u32_f32(x[i])))
         })
     }
     #[inline(always)]

@@ -4,7 +4,7 @@ use minke_num::bf16;
 
 use crate::gemm::tile::Tile;
 
-use super::{LANES, Simd};
+use super::{LANES, RECIPROCAL, Simd};
 
 #[derive(Clone, Copy)]
 pub struct Scalar;
@@ -95,8 +95,12 @@ impl Simd for Scalar {
         std::array::from_fn(|i| if a[i] < b[i] { x[i] } else { y[i] })
     }
     #[inline(always)]
-    fn exp2_whole(self, n: V) -> V {
-        n.map(|n| f32::from_bits(((n as i32 + 127) << 23) as u32))
+    fn times_power(self, p: V, t: V) -> V {
+        std::array::from_fn(|i| f32::from_bits(p[i].to_bits().wrapping_add(t[i].to_bits() << 23)))
+    }
+    #[inline(always)]
+    fn reciprocal_guess(self, x: V) -> V {
+        x.map(|x| f32::from_bits(RECIPROCAL.wrapping_sub(x.to_bits())))
     }
     #[inline(always)]
     fn sum(self, a: V) -> f32 {

@@ -24,7 +24,8 @@ impl Kernel for Everything<'_> {
             s.sqrt(s.mul(a, a)),
             s.round(a),
             s.select_lt(a, b, a, b),
-            s.exp2_whole(whole),
+            s.times_power(s.splat(1.5), s.add(whole, s.splat(WHOLE))),
+            s.reciprocal_guess(s.add(s.splat(1.0), s.mul(a, a))),
             s.round_bf16(a),
             s.exp(a),
             s.sigmoid(b),
@@ -122,6 +123,42 @@ fn exp_is_accurate() {
     assert_eq!(y, [0.0; LANES]);
     Level::detect().dispatch(Exp(&[0.0; LANES], &mut y));
     assert_eq!(y, [1.0; LANES]);
+    for bits in [0x7fc0_0000, 0xffc0_0000, 0x7f80_0001, 0x7fff_ffff] {
+        Level::detect().dispatch(Exp(&[f32::from_bits(bits); LANES], &mut y));
+        assert!(y.iter().all(|y| y.is_nan()), "{bits:x}");
+    }
+}
+
+struct Sigmoid<'a>(&'a [f32; LANES], &'a mut [f32; LANES]);
+impl Kernel for Sigmoid<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let y = s.sigmoid(s.load(self.0));
+        s.store(y, self.1);
+    }
+}
+
+#[test]
+fn sigmoid_is_accurate() {
+    let mut worst = 0.0f64;
+    for i in 0..20_000 {
+        let x: [f32; LANES] = std::array::from_fn(|j| -86.0 + (i * LANES + j) as f32 * (172.0 / 320_000.0));
+        let mut y = [0.0; LANES];
+        Level::detect().dispatch(Sigmoid(&x, &mut y));
+        for (x, y) in x.into_iter().zip(y) {
+            let exact = 1.0 / (1.0 + (-f64::from(x)).exp());
+            worst = worst.max((f64::from(y) - exact).abs() / exact);
+        }
+    }
+    assert!(worst < 4e-7, "worst relative error {worst:e}");
+    let mut y = [1.0; LANES];
+    for (x, least, most) in [(f32::NEG_INFINITY, 0.0, 2e-38), (f32::INFINITY, 1.0, 1.0), (-1e30, 0.0, 2e-38)] {
+        Level::detect().dispatch(Sigmoid(&[x; LANES], &mut y));
+        assert!(y.iter().all(|y| (least..=most).contains(y)), "sigmoid({x}) = {}", y[0]);
+    }
+    Level::detect().dispatch(Sigmoid(&[f32::from_bits(0x7f80_0001); LANES], &mut y));
+    assert!(y.iter().all(|y| y.is_nan()));
 }
 
 /// What the levels of an architecture are, so that a run of the tests says which of them it could not force.
