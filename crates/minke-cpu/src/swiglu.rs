@@ -10,6 +10,11 @@ kernel! {
         let mut h = h;
         for row in 0..gu.len() / (2 * f) {
             lanes!(f, |i, n| {
+                if i % 32 == 0 {
+                    gu.ask((row + 1) * 2 * f + i, 32);
+                    gu.ask((row + 1) * 2 * f + f + i, 32);
+                    h.as_view().ask((row + 1) * f + i, 32);
+                }
                 let gate = load(s, gu, row * 2 * f + i, n);
                 let up = load(s, gu, row * 2 * f + f + i, n);
                 store(s, s.mul(s.mul(gate, s.sigmoid(gate)), up), &mut h, row * f + i, n);
@@ -49,6 +54,16 @@ kernel! {
             let at = row * 2 * f;
             let mut dot = s.zero();
             lanes!(f, |i, n| {
+                if i % 32 == 0 {
+                    gu.ask(at + 2 * f + i, 32);
+                    gu.ask(at + 3 * f + i, 32);
+                    d_h.ask((row + 1) * f + i, 32);
+                    d_gu.as_view().ask(at + 2 * f + i, 32);
+                    d_gu.as_view().ask(at + 3 * f + i, 32);
+                    if let Some(h) = &h_scaled {
+                        h.as_view().ask((row + 1) * f + i, 32);
+                    }
+                }
                 let (gate, up) = (load(s, gu, at + i, n), load(s, gu, at + f + i, n));
                 let sigmoid = s.sigmoid(gate);
                 let silu = s.mul(gate, sigmoid);
