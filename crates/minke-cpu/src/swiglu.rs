@@ -2,6 +2,7 @@
 
 use crate::Cpu;
 use crate::cpu::SharedMut;
+use crate::gemm::{self, Operand, Packed, Target};
 use crate::rows::{self, SharedView, kernel, lanes, load, store};
 use crate::view::{View, ViewMut};
 
@@ -130,6 +131,72 @@ pub fn swiglu_backward(
         let row_scale = row_scale.map(|scale| &scale[from..to]);
         let (gu, d_h) = (gu.slice(from * 2 * f, to * 2 * f), d_h.slice(from * f, to * f));
         cpu.dispatch(Backward { gu, f, d_h, row_scale, d_row_scale, h_scaled, d_gu });
+    });
+}
+
+/// `gu = x Wᵀ` and [`swiglu`] of it, some rows after the other: what is read again is still in the cache.
+///
+/// x: [n, d], `gate_up` packed [groups, d, 2f] for the rows between `offsets`, gu: [n, 2f], h: [n, f]; bits as of one after
+/// the other.
+///
+/// # Panics
+/// When shapes do not fit.
+pub fn swiglu_of_product(
+    cpu: &Cpu,
+    x: Operand<'_>,
+    offsets: &[u32],
+    gate_up: &Packed,
+    gu: Target<'_>,
+    h: ViewMut<'_>,
+) {
+    let f = gate_up.columns() / 2;
+    rows::expect_len("swiglu_of_product", "h", h.len(), x.rows() * f);
+    let h = SharedView::new(h);
+    gemm::matmul_then(cpu, x, offsets, gate_up, gu, &|rows, gu| {
+        // SAFETY: rows are handed over once.
+        swiglu(cpu, gu, f, unsafe { h.slice(rows.start * f, rows.len() * f) });
+    });
+}
+
+/// `d_h = d_y D` and [`swiglu_backward`] with it, some rows after the other: `d_h` exists for that moment, in the dtype of gu.
+///
+/// `d_y`: [n, d], `down` packed [groups, d, f] for the rows between `offsets`; the rest as for [`swiglu_backward`].
+///
+/// # Panics
+/// When shapes do not fit.
+pub fn swiglu_backward_of_product(
+    cpu: &Cpu,
+    d_y: Operand<'_>,
+    offsets: &[u32],
+    down: &Packed,
+    gu: View<'_>,
+    row_scale: Option<&[f32]>,
+    d_row_scale: Option<&mut [f32]>,
+    h_scaled: ViewMut<'_>,
+    d_gu: ViewMut<'_>,
+) {
+    const OP: &str = "swiglu_backward_of_product";
+    let (n, f) = (d_y.rows(), down.columns());
+    rows::expect_len(OP, "gu", gu.len(), 2 * n * f);
+    rows::expect_len(OP, "d_gu", d_gu.len(), 2 * n * f);
+    rows::expect_len(OP, "h_scaled", h_scaled.len(), n * f);
+    rows::expect_len(OP, "row_scale", row_scale.map_or(n, <[f32]>::len), n);
+    rows::expect_len(OP, "d_row_scale", d_row_scale.as_ref().map_or(n, |d| d.len()), n);
+    let (d_gu, h_scaled) = (SharedView::new(d_gu), SharedView::new(h_scaled));
+    let d_row_scale = d_row_scale.map(SharedMut::new);
+    gemm::matmul_then(cpu, d_y, offsets, down, Target::Passing(gu.dtype()), &|rows, d_h| {
+        let (start, count) = (rows.start, rows.len());
+        // SAFETY: rows are handed over once.
+        let (d_gu, h_scaled, d_row_scale) = unsafe {
+            (
+                d_gu.slice(start * 2 * f, count * 2 * f),
+                h_scaled.slice(start * f, count * f),
+                d_row_scale.as_ref().map(|d| d.slice(start, count)),
+            )
+        };
+        let (row_scale, gu) =
+            (row_scale.map(|scale| &scale[rows.clone()]), gu.slice(rows.start * 2 * f, rows.end * 2 * f));
+        swiglu_backward(cpu, gu, f, d_h, row_scale, d_row_scale, Some(h_scaled), d_gu);
     });
 }
 

@@ -13,7 +13,7 @@ use minke_num::bf16;
 use super::engine::{Engine, Words, layout};
 use super::nt::store_halves;
 use super::tile::PANEL;
-use super::{Compute, Operand, check_offsets, over_outputs, over_panels};
+use super::{Compute, Operand, RowTiles, check_offsets, over_outputs, over_panels};
 use crate::cpu::{Cpu, SharedMut};
 use crate::fp8::{BLOCK, Codes, Cuts, Fp8, Values, largest, load_codes, quantize_columns, scale};
 use crate::rows::{self, lanes, load_f32};
@@ -383,7 +383,8 @@ pub fn matmul8(cpu: &Cpu, a: Codes<'_>, offsets: &[u32], b: &Packed8, c: ViewMut
     let out = &rows::SharedView::new(c);
     let (_, tile_rows) = layout(cpu.level(), Compute::Bf16, b.depth.len);
     let chunk = CHUNK_CODES / (b.depth.len * PANEL).max(1);
-    over_panels(cpu, offsets, tile_rows, b.n.div_ceil(PANEL), chunk, |group, rows, panels| {
+    let tiles = RowTiles::new(offsets, tile_rows);
+    over_panels(cpu, &tiles, b.n.div_ceil(PANEL), chunk, |group, rows, panels| {
         let task = Task { a, b, group, first: rows.start, rows: rows.len(), panels, out };
         cpu.level().dispatch_product(task);
     });

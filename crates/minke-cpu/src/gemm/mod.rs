@@ -23,7 +23,7 @@ pub mod tile;
 mod tn;
 
 pub use fp8::{Elements, Matrix8, Packed8, Weight8, matmul8, matmul8_tn};
-pub use nt::{matmul, matmul_columns};
+pub use nt::{Target, matmul, matmul_columns, matmul_then};
 pub use pack::Packed;
 pub use tn::matmul_tn;
 
@@ -107,38 +107,67 @@ fn check_offsets(op: &str, offsets: &[u32], rows: usize) {
 /// second-level cache while panels pass.
 const TASK_ROWS: usize = 112;
 
+/// The rows of groups in tiles for tasks of a product with packed columns.
+struct RowTiles<'a> {
+    offsets: &'a [u32],
+    rows: usize,
+    count: usize,
+}
+
+impl<'a> RowTiles<'a> {
+    /// In whole register tiles of `tile_rows`.
+    fn new(offsets: &'a [u32], tile_rows: usize) -> Self {
+        let rows = TASK_ROWS.next_multiple_of(tile_rows);
+        let count = offsets.windows(2).map(|w| ((w[1] - w[0]) as usize).div_ceil(rows)).sum();
+        Self { offsets, rows, count }
+    }
+
+    /// The group and the rows of the `tile`-th.
+    fn tile(&self, mut tile: usize) -> (usize, Range<usize>) {
+        for (group, w) in self.offsets.windows(2).enumerate() {
+            let (start, end) = (w[0] as usize, w[1] as usize);
+            let here = (end - start).div_ceil(self.rows);
+            if tile < here {
+                let first = start + tile * self.rows;
+                return (group, first..end.min(first + self.rows));
+            }
+            tile -= here;
+        }
+        unreachable!("a tile of {}", self.count)
+    }
+}
+
 /// Shares out `c = a b` over rows of groups and panels of b: `task(group, rows, panels)`. About `chunk` panels stay in
 /// the second-level cache while row tiles pass; few rows: fewer panels, so that every thread has work. How it is cut
 /// changes no bit.
 fn over_panels(
     cpu: &Cpu,
-    offsets: &[u32],
-    tile_rows: usize,
+    tiles: &RowTiles<'_>,
     panels: usize,
     chunk: usize,
     task: impl Fn(usize, Range<usize>, Range<usize>) + Sync,
 ) {
-    let row_tile = TASK_ROWS.next_multiple_of(tile_rows);
-    let tiles: usize = offsets.windows(2).map(|w| ((w[1] - w[0]) as usize).div_ceil(row_tile)).sum();
     let cached = chunk.max(4);
-    let chunk = if tiles >= 8 { cached.min(panels) } else { cached.min(panels.div_ceil(8).max(4)) }.max(1);
-    let chunks = panels.div_ceil(chunk);
-    cpu.run(tiles * chunks, |i| {
-        let (part, mut tile) = (i / tiles, i % tiles);
-        for (group, w) in offsets.windows(2).enumerate() {
-            let (start, end) = (w[0] as usize, w[1] as usize);
-            let here = (end - start).div_ceil(row_tile);
-            if tile < here {
-                let first = start + tile * row_tile;
-                return task(
-                    group,
-                    first..end.min(first + row_tile),
-                    part * chunk..panels.min((part + 1) * chunk),
-                );
-            }
-            tile -= here;
-        }
+    let chunk =
+        if tiles.count >= 8 { cached.min(panels) } else { cached.min(panels.div_ceil(8).max(4)) }.max(1);
+    cpu.run(tiles.count * panels.div_ceil(chunk), |i| {
+        let (part, (group, rows)) = (i / tiles.count, tiles.tile(i % tiles.count));
+        task(group, rows, part * chunk..panels.min((part + 1) * chunk));
     });
+}
+
+/// Calls `task(group, rows)` for all row tiles, each to all its panels: what is made of whole rows comes at once.
+fn over_rows_then(cpu: &Cpu, tiles: &RowTiles<'_>, task: impl Fn(usize, Range<usize>) + Sync) {
+    cpu.run(tiles.count, |i| {
+        let (group, rows) = tiles.tile(i);
+        task(group, rows);
+    });
+}
+
+/// `0..panels` in pieces of about `chunk`.
+fn chunks(panels: usize, chunk: usize) -> impl Iterator<Item = Range<usize>> {
+    let chunk = chunk.max(4);
+    (0..panels).step_by(chunk).map(move |first| first..panels.min(first + chunk))
 }
 
 /// Words and panels of the largest output tile of a task of a product over rows. It stays in the second-level cache while

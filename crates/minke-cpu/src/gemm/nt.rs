@@ -6,11 +6,11 @@ use minke_num::bf16;
 
 use super::engine::{AHEAD, Engine, Rows, Words, layout};
 use super::tile::PANEL;
-use super::{Operand, Packed, check_offsets, over_panels};
+use super::{Operand, Packed, RowTiles, check_offsets, chunks, over_panels, over_rows_then};
 use crate::cpu::{Cpu, SharedMut};
 use crate::scratch;
 use crate::simd::{GRID_ROWS, GRID_STEPS, Kernel, LANES, Simd};
-use crate::view::ViewMut;
+use crate::view::{DType, View, ViewMut};
 
 /// Words of packed right operand that row tiles share before the next are taken.
 const CHUNK_WORDS: usize = 128 * 1024;
@@ -25,22 +25,81 @@ const DEPTH_BLOCK: usize = 512;
 /// # Panics
 /// When shapes do not fit, or on `accumulate` into bf16.
 pub fn matmul(cpu: &Cpu, a: Operand<'_>, offsets: &[u32], b: &Packed, c: ViewMut<'_>, accumulate: bool) {
+    check("matmul", cpu, a, offsets, b);
+    assert_eq!(c.len(), a.rows() * b.n, "matmul: output of {} x {}", a.rows(), b.n);
+    assert!(!accumulate || c.dtype() == DType::F32, "matmul: a bf16 output cannot accumulate");
+    over_columns(cpu, a, offsets, b, 0..b.n, Out::new(c), accumulate);
+}
+
+#[track_caller]
+fn check(op: &str, cpu: &Cpu, a: Operand<'_>, offsets: &[u32], b: &Packed) {
     b.check(cpu);
-    check_offsets("matmul", offsets, a.rows());
+    check_offsets(op, offsets, a.rows());
     assert_eq!(
         (a.cols, offsets.len()),
         (b.k, b.groups + 1),
-        "matmul: depth and groups of left and right operand"
+        "{op}: depth and groups of left and right operand"
     );
-    assert_eq!(c.len(), a.rows() * b.n, "matmul: output of {} x {}", a.rows(), b.n);
-    let out = match c {
-        ViewMut::F32(c) => Out::F32(SharedMut::new(c)),
-        ViewMut::Bf16(c) => {
-            assert!(!accumulate, "matmul: a bf16 output cannot accumulate");
-            Out::Bf16(SharedMut::new(c))
+}
+
+/// Where rows of a product go that something is made of at once.
+pub enum Target<'a> {
+    /// To a matrix.
+    Kept(ViewMut<'a>),
+    /// Nowhere: they exist for that moment.
+    Passing(DType),
+}
+
+/// [`matmul`], and `then(rows, what they are)` for some rows after the other, on any thread, while they are in its cache.
+/// All rows are handed over once.
+///
+/// # Panics
+/// When shapes do not fit.
+pub fn matmul_then(
+    cpu: &Cpu,
+    a: Operand<'_>,
+    offsets: &[u32],
+    b: &Packed,
+    c: Target<'_>,
+    then: &(dyn Fn(Range<usize>, View<'_>) + Sync),
+) {
+    check("matmul_then", cpu, a, offsets, b);
+    let (kept, dtype) = match c {
+        Target::Kept(c) => {
+            assert_eq!(c.len(), a.rows() * b.n, "matmul_then: output of {} x {}", a.rows(), b.n);
+            let dtype = c.dtype();
+            (Some(Out::new(c)), dtype)
         }
+        Target::Passing(dtype) => (None, dtype),
     };
-    over_rows(cpu, a, offsets, b, 0..b.n, out, accumulate);
+    let (_, tile_rows) = layout(cpu.level(), b.compute, b.k);
+    let (tiles, chunk) = (RowTiles::new(offsets, tile_rows), CHUNK_WORDS / (b.steps * PANEL).max(1));
+    let words = |rows: usize| {
+        if kept.is_some() { 0 } else { (rows * b.n * dtype.size_bytes()).div_ceil(size_of::<u32>()) }
+    };
+    if tiles.count < 2 * cpu.threads() {
+        // too few to go around: threads share the panels of all rows, and then whatever `then` does
+        let mut passing = scratch::take::<u32>(words(a.rows()));
+        let out = kept.unwrap_or_else(|| Out::of_words(&mut passing, dtype));
+        over_columns(cpu, a, offsets, b, 0..b.n, out, false);
+        // SAFETY: all tasks have ended.
+        return then(0..a.rows(), unsafe { out.view(0, a.rows() * b.n) });
+    }
+    over_rows_then(cpu, &tiles, |group, rows| {
+        let mut passing = scratch::take::<u32>(words(rows.len()));
+        let (out, to) = match kept {
+            Some(out) => (out, rows.start),
+            None => (Out::of_words(&mut passing, dtype), 0),
+        };
+        for panels in chunks(b.n.div_ceil(PANEL), chunk) {
+            let (first, columns) = (rows.start, 0..b.n);
+            let task =
+                Task { a, b, group, first, rows: rows.len(), panels, columns, out, to, accumulate: false };
+            cpu.level().dispatch_product(task);
+        }
+        // SAFETY: these rows are this task's, and complete.
+        then(rows.clone(), unsafe { out.view(to * b.n, rows.len() * b.n) });
+    });
 }
 
 /// `c = a b` for some columns of b, one group, which start with a panel: a [rows, k], c [rows, columns]. Bits are those of
@@ -58,11 +117,11 @@ pub fn matmul_columns(cpu: &Cpu, a: Operand<'_>, b: &Packed, columns: Range<usiz
     );
     assert_eq!(c.len(), a.rows() * columns.len(), "matmul_columns: output of {} rows", a.rows());
     let rows = a.rows() as u32;
-    over_rows(cpu, a, &[0, rows], b, columns, Out::F32(SharedMut::new(c)), false);
+    over_columns(cpu, a, &[0, rows], b, columns, Out::F32(SharedMut::new(c)), false);
 }
 
 /// The product with `columns` of b; rows of the output are as long.
-fn over_rows(
+fn over_columns(
     cpu: &Cpu,
     a: Operand<'_>,
     offsets: &[u32],
@@ -72,12 +131,13 @@ fn over_rows(
     accumulate: bool,
 ) {
     let (_, tile_rows) = layout(cpu.level(), b.compute, b.k);
-    let chunk = CHUNK_WORDS / (b.steps * PANEL).max(1);
+    let (tiles, chunk) = (RowTiles::new(offsets, tile_rows), CHUNK_WORDS / (b.steps * PANEL).max(1));
     let before = columns.start / PANEL;
-    over_panels(cpu, offsets, tile_rows, columns.len().div_ceil(PANEL), chunk, |group, rows, panels| {
+    over_panels(cpu, &tiles, columns.len().div_ceil(PANEL), chunk, |group, rows, panels| {
         let panels = before + panels.start..before + panels.end;
-        let columns = columns.clone();
-        let task = Task { a, b, group, first: rows.start, rows: rows.len(), panels, columns, out, accumulate };
+        let (first, columns) = (rows.start, columns.clone());
+        let task =
+            Task { a, b, group, first, rows: rows.len(), panels, columns, out, to: first, accumulate };
         cpu.level().dispatch_product(task);
     });
 }
@@ -86,8 +146,35 @@ fn over_rows(
 enum Out {
     F32(SharedMut<f32>),
     Bf16(SharedMut<bf16>),
-    /// f32 rows of one task.
-    Scratch(SharedMut<f32>),
+}
+
+impl Out {
+    fn new(c: ViewMut<'_>) -> Self {
+        match c {
+            ViewMut::F32(c) => Out::F32(SharedMut::new(c)),
+            ViewMut::Bf16(c) => Out::Bf16(SharedMut::new(c)),
+        }
+    }
+
+    /// Working memory of one task.
+    fn of_words(words: &mut [u32], dtype: DType) -> Self {
+        Self::new(match dtype {
+            DType::F32 => ViewMut::F32(bytemuck::cast_slice_mut(words)),
+            DType::Bf16 => ViewMut::Bf16(bytemuck::cast_slice_mut(words)),
+        })
+    }
+
+    /// # Safety
+    /// As for [`SharedMut::slice`]; none writes there while it is read.
+    unsafe fn view(&self, start: usize, len: usize) -> View<'_> {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            match self {
+                Out::F32(c) => View::F32(c.slice(start, len)),
+                Out::Bf16(c) => View::Bf16(c.slice(start, len)),
+            }
+        }
+    }
 }
 
 struct Task<'a> {
@@ -100,6 +187,8 @@ struct Task<'a> {
     /// Those that the output has.
     columns: Range<usize>,
     out: Out,
+    /// Row of the output that the first row becomes.
+    to: usize,
     accumulate: bool,
 }
 
@@ -113,14 +202,14 @@ impl Kernel for Task<'_> {
         let blocks = self.b.steps.div_ceil(DEPTH_BLOCK).max(1);
         let block = self.b.steps.div_ceil(blocks).next_multiple_of(GRID_STEPS);
         if let (1, Some((a, stride))) = (blocks, engine.in_place(&self.a, self.first)) {
-            return self.tiles(s, engine, a, stride, 0, self.b.steps, self.out, self.accumulate);
+            return self.tiles(s, engine, a, stride, 0, self.b.steps, self.out, self.to, self.accumulate);
         }
         let block = block.min(self.b.steps);
         let mut packed = scratch::take::<u32>(self.rows * block);
         // sums of several blocks need f32 to stop in
         let halfway = match self.out {
             Out::Bf16(_) if blocks > 1 => self.rows * n,
-            Out::Bf16(_) | Out::F32(_) | Out::Scratch(_) => 0,
+            Out::Bf16(_) | Out::F32(_) => 0,
         };
         let mut sums = scratch::take::<f32>(halfway);
         for b in 0..blocks {
@@ -140,11 +229,11 @@ impl Kernel for Task<'_> {
             };
             let go_on = self.accumulate || b > 0;
             if halfway == 0 {
-                self.tiles(s, engine, a, stride, from, to, self.out, go_on);
+                self.tiles(s, engine, a, stride, from, to, self.out, self.to, go_on);
             } else {
                 // rows of the task are rows of the scratch
-                let out = Out::Scratch(SharedMut::new(&mut sums));
-                self.tiles(s, engine, a, stride, from, to, out, go_on);
+                let out = Out::F32(SharedMut::new(&mut sums));
+                self.tiles(s, engine, a, stride, from, to, out, 0, go_on);
             }
         }
         if let (Out::Bf16(out), 1..) = (self.out, halfway) {
@@ -152,7 +241,7 @@ impl Kernel for Task<'_> {
                 ..n.min(self.panels.end * PANEL - self.columns.start);
             for r in 0..self.rows {
                 // SAFETY: these rows and columns are this task's.
-                let out = unsafe { out.slice((self.first + r) * n + cols.start, cols.len()) };
+                let out = unsafe { out.slice((self.to + r) * n + cols.start, cols.len()) };
                 store_halves(s, &sums[r * n + cols.start..r * n + cols.end], out);
             }
         }
@@ -186,6 +275,7 @@ impl Task<'_> {
         from: usize,
         to: usize,
         out: Out,
+        first_row: usize,
         accumulate: bool,
     ) {
         let n = self.columns.len();
@@ -235,11 +325,11 @@ impl Task<'_> {
                         accumulate,
                         ..Words::NOWHERE
                     };
-                    let (c, row) = match out {
-                        Out::F32(c) => (c, self.first + i),
-                        Out::Scratch(c) => (c, i),
+                    let row = first_row + i;
+                    let c = match out {
+                        Out::F32(c) => c,
                         Out::Bf16(c) if engine.pairs() && direct => {
-                            let half = c.start().add((self.first + i) * n + col);
+                            let half = c.start().add(row * n + col);
                             let words = words(std::ptr::null_mut(), 0, false);
                             engine.tile(Words { half, half_row: n, ..words }, rows, vecs);
                             continue;
@@ -247,7 +337,7 @@ impl Task<'_> {
                         Out::Bf16(c) => {
                             engine.tile(words(edge.as_mut_ptr(), PANEL, false), rows, vecs);
                             for r in 0..rows {
-                                let out = c.slice((self.first + i + r) * n + col, width);
+                                let out = c.slice((row + r) * n + col, width);
                                 store_halves(s, &edge[r * PANEL..][..width], out);
                             }
                             continue;

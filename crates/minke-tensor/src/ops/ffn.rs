@@ -1,5 +1,6 @@
 //! The dense feed-forward block.
 
+use minke_cpu::gemm::{Operand, Target};
 use minke_cpu::{DType, swiglu as kernel};
 
 use super::linear::{self, Input, Scales};
@@ -25,7 +26,7 @@ pub fn swiglu_ffn(cx: &mut Context<'_>, x: &Var, gate_up: WeightId, down: Weight
 }
 
 /// Gate and up values as they are kept.
-pub(super) fn kept(cx: &mut Context<'_>, gu: Tensor, gate_up: WeightId) -> Input {
+fn kept(cx: &mut Context<'_>, gu: Tensor, gate_up: WeightId) -> Input {
     match cx.store.fp8(gate_up) {
         Some(how) if cx.recording() => {
             let how = minke_cpu::fp8::Fp8 { power_of_two: true, ..how };
@@ -43,18 +44,80 @@ pub(super) fn forward(
     down: WeightId,
     dtype: DType,
 ) -> (Tensor, Input) {
-    let act = cx.store.dtype(down);
-    let gu = cx.timed("ffn linear", |cx| linear::forward(cx, x, gate_up, act));
-    let (h, gu) = cx.timed("swiglu", |cx| {
-        let mut h = Tensor::uninit(x.rows(), cx.store.cols(down), act);
-        kernel::swiglu(cx.cpu, gu.view(), h.cols(), h.view_mut());
-        (h, kept(cx, gu, gate_up))
-    });
+    let offsets = [0, x.rows() as u32];
+    let (h, gu) = cx.timed("ffn gate and up", |cx| gated(cx, x, None, &offsets, gate_up));
     let y = cx.timed("ffn linear", |cx| {
         let h = Input::of(cx, &h, down, Scales::Usual);
         linear::forward(cx, &h, down, dtype)
     });
     (y, gu)
+}
+
+/// `h = silu(x Gᵀ) * (x Uᵀ)` of the rows between `offsets`, through `index`; returns (h, gate and up values as they are kept:
+/// of no rows without a tape).
+pub(super) fn gated(
+    cx: &mut Context<'_>,
+    x: &Input,
+    index: Option<&[u32]>,
+    offsets: &[u32],
+    gate_up: WeightId,
+) -> (Tensor, Input) {
+    let (n, f, act) =
+        (index.map_or(x.rows(), <[u32]>::len), cx.store.rows(gate_up) / 2, cx.store.dtype(gate_up));
+    let mut h = Tensor::uninit(n, f, act);
+    let Input::Plain(x) = x else {
+        let gu = linear::grouped(cx, x, index, offsets, gate_up, act);
+        kernel::swiglu(cx.cpu, gu.view(), f, h.view_mut());
+        return (h, kept(cx, gu, gate_up));
+    };
+    let mut gu = Tensor::uninit(if cx.recording() { n } else { 0 }, 2 * f, act);
+    let target = if cx.recording() { Target::Kept(gu.view_mut()) } else { Target::Passing(act) };
+    let packed = cx.store.plain_forward(cx.cpu, gate_up);
+    let x = Operand { view: x.view(), cols: x.cols(), index };
+    kernel::swiglu_of_product(cx.cpu, x, offsets, packed, target, h.view_mut());
+    (h, Input::Plain(gu))
+}
+
+/// The way back through [`gated`] and what its result goes into: rows of `d_y` through `index`. Returns (h, d of gate and up)
+/// for the gradients of both weights; with rows' weights ([`kernel::swiglu_backward`]) h is scaled by them.
+pub(super) fn gated_backward(
+    cx: &mut Context<'_>,
+    d_y: &Tensor,
+    index: Option<&[u32]>,
+    offsets: &[u32],
+    gu: &Input,
+    down: WeightId,
+    by_row: Option<(&[f32], &mut [f32])>,
+) -> (Tensor, Tensor) {
+    let (f, act) = (cx.store.cols(down), cx.store.dtype(down));
+    let n = index.map_or(d_y.rows(), <[u32]>::len);
+    let (row_scale, d_row_scale) = by_row.unzip();
+    let Input::Plain(gu) = gu else {
+        let scales = if row_scale.is_some() { Scales::PowersOfTwo } else { Scales::Usual };
+        let d_h = linear::grouped_input_grad(cx, d_y, index, offsets, down, act, scales);
+        let gu = gu.numbers(cx, act);
+        let (mut h, mut d_gu) = (Tensor::uninit(n, f, act), Tensor::uninit(n, 2 * f, act));
+        let (h_out, d_gu_out) = (Some(h.view_mut()), d_gu.view_mut());
+        kernel::swiglu_backward(cx.cpu, gu.view(), f, d_h.view(), row_scale, d_row_scale, h_out, d_gu_out);
+        return (h, d_gu);
+    };
+    let (mut h, mut d_gu) = (Tensor::uninit(n, f, act), Tensor::uninit(n, 2 * f, act));
+    let (h_out, d_gu_out) = (h.view_mut(), d_gu.view_mut());
+    let packed = cx.store.plain_backward(cx.cpu, down);
+    let d_y = Operand { view: d_y.view(), cols: d_y.cols(), index };
+    let gu = gu.view();
+    kernel::swiglu_backward_of_product(
+        cx.cpu,
+        d_y,
+        offsets,
+        packed,
+        gu,
+        row_scale,
+        d_row_scale,
+        h_out,
+        d_gu_out,
+    );
+    (h, d_gu)
 }
 
 /// Adds the weights' gradients and returns dx in `dtype`.
@@ -67,17 +130,12 @@ pub(super) fn backward(
     down: WeightId,
     dtype: DType,
 ) -> Tensor {
-    let (n, f, act) = (x.rows(), cx.store.cols(down), cx.store.dtype(down));
-    let d_h = cx.timed("ffn linear dx", |cx| linear::input_grad(cx, d_y, down, act));
-    let (h, d_gu) = cx.timed("swiglu backward", |cx| {
-        let gu = gu.numbers(cx, act);
-        let (mut h, mut d_gu) = (Tensor::uninit(n, f, act), Tensor::uninit(n, 2 * f, act));
-        let (h_out, d_gu_out) = (Some(h.view_mut()), d_gu.view_mut());
-        kernel::swiglu_backward(cx.cpu, gu.view(), f, d_h.view(), None, None, h_out, d_gu_out);
-        (Input::Plain(h), d_gu)
+    let offsets = [0, x.rows() as u32];
+    let (h, d_gu) = cx.timed("ffn gate and up backward", |cx| {
+        gated_backward(cx, d_y, None, &offsets, gu, down, None)
     });
     cx.timed("ffn linear dW", |cx| {
-        linear::weight_grad(cx, d_y, &h, down);
+        linear::weight_grad(cx, d_y, &Input::Plain(h), down);
         linear::weight_grad(cx, &d_gu, x, gate_up);
     });
     cx.timed("ffn linear dx", |cx| linear::input_grad(cx, &d_gu, gate_up, dtype))

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use minke_cpu::moe::{self as kernel, Permutation};
 use minke_cpu::routing::{self, RouterConfig};
-use minke_cpu::{DType, swiglu};
+use minke_cpu::DType;
 
 use super::ffn;
 use super::linear::{self, Input, Scales};
@@ -54,7 +54,6 @@ pub fn moe_ffn(
     dtype: DType,
 ) -> (Var, Routed) {
     let (n, d, e, k) = (x.value.rows(), x.value.cols(), cfg.experts, cfg.top_k);
-    let f = cx.store.cols(w.down);
     let act = cx.store.dtype(w.down);
     let (scores, experts, weights, perm, balance_loss) = cx.timed("router", |cx| {
         let logits = linear::forward(cx, &Input::Plain(x.value.clone()), w.router, DType::F32);
@@ -78,10 +77,7 @@ pub fn moe_ffn(
     });
     let (gu, y_slots) = cx.timed("experts", |cx| {
         let (index, offsets) = (Some(&perm.token_of_slot[..]), &perm.offsets[..]);
-        let gu = linear::grouped(cx, &input, index, offsets, w.gate_up, act);
-        let mut h = Tensor::uninit(n * k, f, act);
-        swiglu::swiglu(cx.cpu, gu.view(), f, h.view_mut());
-        let gu = ffn::kept(cx, gu, w.gate_up);
+        let (h, gu) = ffn::gated(cx, &input, index, offsets, w.gate_up);
         let h = Input::of(cx, &h, w.down, Scales::Usual);
         let y = linear::grouped(cx, &h, None, offsets, w.down, act);
         (gu, y)
@@ -146,7 +142,7 @@ fn backward(
     shared_gu: Option<&Input>,
 ) -> Tensor {
     let Saved { x, shared_x, dtype, gu, scores, experts, weights, perm } = *saved;
-    let (n, d, k, slots, f) = (x.rows(), x.cols(), cfg.top_k, perm.slots(), gu.cols() / 2);
+    let (n, d, k, slots) = (x.rows(), x.cols(), cfg.top_k, perm.slots());
     let act = cx.store.dtype(w.down);
     let (of_slot, offsets) = (Some(&perm.token_of_slot[..]), &perm.offsets[..]);
     let d_shared = match (w.shared, shared_x, shared_gu) {
@@ -155,30 +151,17 @@ fn backward(
         }
         _ => None,
     };
-    let d_h = cx.timed("experts dx", |cx| {
-        linear::grouped_input_grad(cx, d_y, of_slot, offsets, w.down, act, Scales::PowersOfTwo)
-    });
     let mut d_weights = Tensor::uninit(n, k, DType::F32);
-    let (h, d_gu) = cx.timed("experts swiglu backward", |cx| {
+    let (h, d_gu) = cx.timed("experts gate and up backward", |cx| {
         let mut by_slot = Tensor::uninit(slots, 1, DType::F32);
         let mut d_by_slot = Tensor::uninit(slots, 1, DType::F32);
         kernel::weights_by_slot(perm, weights, by_slot.f32_mut());
-        let gu = gu.numbers(cx, act);
-        let (mut h, mut d_gu) = (Tensor::uninit(slots, f, act), Tensor::uninit(slots, 2 * f, act));
-        swiglu::swiglu_backward(
-            cx.cpu,
-            gu.view(),
-            f,
-            d_h.view(),
-            Some(by_slot.f32()),
-            Some(d_by_slot.f32_mut()),
-            Some(h.view_mut()),
-            d_gu.view_mut(),
-        );
+        let by_row = Some((by_slot.f32(), d_by_slot.f32_mut()));
+        let parts = ffn::gated_backward(cx, d_y, of_slot, offsets, gu, w.down, by_row);
         kernel::weights_by_token(cx.cpu, perm, d_by_slot.f32(), d_weights.f32_mut());
-        (Input::Plain(h), d_gu)
+        parts
     });
-    drop(d_h);
+    let h = Input::Plain(h);
     cx.timed("experts dW", |cx| {
         linear::grouped_weight_grad(cx, d_y, of_slot, &h, None, offsets, w.down);
         linear::grouped_weight_grad(cx, &d_gu, None, x, of_slot, offsets, w.gate_up);
