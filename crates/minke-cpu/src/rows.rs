@@ -89,9 +89,7 @@ pub fn load<S: Simd>(s: S, x: View<'_>, at: usize, n: usize) -> S::V {
             if let Ok(full) = <&[bf16; LANES]>::try_from(&x[at..at + n]) {
                 return s.load_bf16(full);
             }
-            let mut full = [bf16::ZERO; LANES];
-            full[..n].copy_from_slice(&x[at..at + n]);
-            s.load_bf16(&full)
+            s.load_part_bf16(&x[at..at + n])
         }
     }
 }
@@ -106,9 +104,7 @@ pub fn store<S: Simd>(s: S, v: S::V, out: &mut ViewMut<'_>, at: usize, n: usize)
             if let Ok(full) = <&mut [bf16; LANES]>::try_from(&mut *out) {
                 s.store_bf16(v, full);
             } else {
-                let mut full = [bf16::ZERO; LANES];
-                s.store_bf16(v, &mut full);
-                out.copy_from_slice(&full[..n]);
+                s.store_part_bf16(v, out);
             }
         }
     }

@@ -278,6 +278,24 @@ impl<const PRODUCTS: u8> Simd for Avx512<PRODUCTS> {
         unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr(), mask, x) }
     }
     #[inline(always)]
+    fn load_part_bf16(self, x: &[bf16]) -> __m512 {
+        assert!(x.len() <= LANES);
+        let mask = ((1u32 << x.len()) - 1) as __mmask16;
+        unsafe {
+            let half = _mm256_maskz_loadu_epi16(mask, x.as_ptr().cast());
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)))
+        }
+    }
+    #[inline(always)]
+    fn store_part_bf16(self, x: __m512, out: &mut [bf16]) {
+        assert!(out.len() <= LANES);
+        let mask = ((1u32 << out.len()) - 1) as __mmask16;
+        unsafe {
+            let half = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded_bits(x)));
+            _mm256_mask_storeu_epi16(out.as_mut_ptr().cast(), mask, half);
+        }
+    }
+    #[inline(always)]
     fn transpose(self, rows: [__m512; LANES]) -> [__m512; LANES] {
         unsafe {
             // pairs of rows, then pairs of pairs, within each quarter of the registers: after that, quarter q of

@@ -235,6 +235,23 @@ pub trait Simd: Copy + Send + Sync + 'static {
         out.copy_from_slice(&full[..n]);
     }
 
+    /// [`Simd::load_part`] of bf16; missing lanes are zero.
+    #[inline(always)]
+    fn load_part_bf16(self, x: &[bf16]) -> Self::V {
+        let mut full = [bf16::ZERO; LANES];
+        full[..x.len()].copy_from_slice(x);
+        self.load_bf16(&full)
+    }
+
+    /// [`Simd::store_part`], rounded as [`Simd::store_bf16`] does.
+    #[inline(always)]
+    fn store_part_bf16(self, x: Self::V, out: &mut [bf16]) {
+        let mut full = [bf16::ZERO; LANES];
+        self.store_bf16(x, &mut full);
+        let n = out.len();
+        out.copy_from_slice(&full[..n]);
+    }
+
     /// Sixteen rows of sixteen turned over: lane `j` of row `i` becomes lane `i` of row `j`.
     #[inline(always)]
     fn transpose(self, rows: [Self::V; LANES]) -> [Self::V; LANES] {
