@@ -61,7 +61,7 @@ impl Part<'_> {
 }
 
 kernel! {
-    Look<'a>(s: S, part: Part<'a>, labels: &'a [u32], seen: &'a mut [Seen]) {
+    Sums<'a>(s: S, part: Part<'a>, labels: &'a [u32], seen: &'a mut [Seen]) {
         for (row, (&label, seen)) in labels.iter().zip(seen).enumerate().filter(|(_, of)| *of.0 != IGNORED) {
             let x = part.row(row);
             seen.all = seen.all.with(s, x);
@@ -108,6 +108,9 @@ kernel! {
     }
 }
 
+/// Is shown a part.
+type Look<'a> = dyn FnMut(Part<'_>) + 'a;
+
 /// Cross entropy of rows whose logits come in parts of [`PART`] columns: `part(columns, look)` shows `look` the part. All
 /// parts are asked for once, and where a gradient is wanted once more, last to first.
 fn over_parts(
@@ -117,13 +120,13 @@ fn over_parts(
     scales: Scales<'_>,
     losses: &mut [f32],
     gradient: Option<ViewMut<'_>>,
-    part: &mut dyn FnMut(Range<usize>, &mut dyn FnMut(Part<'_>)),
+    part: &mut dyn FnMut(Range<usize>, &mut Look<'_>),
 ) -> usize {
     let columns = |i: usize| i * PART..w.min((i + 1) * PART);
     let mut seen = scratch::take::<Seen>(labels.len());
     seen.fill(Seen { all: ExpSum::EMPTY, of_label: f32::NEG_INFINITY });
     for i in 0..w.div_ceil(PART) {
-        part(columns(i), &mut |part| cpu.dispatch(Look { part, labels, seen: &mut seen }));
+        part(columns(i), &mut |part| cpu.dispatch(Sums { part, labels, seen: &mut seen }));
     }
     let mut hits = 0;
     for ((loss, &label), seen) in losses.iter_mut().zip(labels).zip(&*seen) {
@@ -233,7 +236,7 @@ fn over_rows(
     scales: Scales<'_>,
     losses: &mut [f32],
     gradient: Option<ViewMut<'_>>,
-    part: impl Fn(Range<usize>, Range<usize>, &mut dyn FnMut(Part<'_>)) + Sync,
+    part: impl Fn(Range<usize>, Range<usize>, &mut Look<'_>) + Sync,
 ) -> usize {
     if let Scales::Rows(scales) = scales {
         rows::expect_len(op, "scales", scales.len(), labels.len());

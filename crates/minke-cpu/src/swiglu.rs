@@ -299,6 +299,71 @@ mod tests {
         }
     }
 
+    #[test]
+    fn fused_with_products_bits_stay() {
+        use crate::gemm::Compute;
+        let (d, f, groups) = (37, 40, 3);
+        let (gate_up, down) = (normal(2, groups * 2 * f * d), normal(3, groups * d * f));
+        for offsets in [[0, 1, 1, 5], [0, 700, 1000, 1000]] {
+            let n = offsets[groups] as usize;
+            let (x, d_y, by_row) = (halve(&normal(1, n * d)), halve(&normal(4, n * d)), normal(5, n));
+            let index: Vec<u32> = (0..n as u32).rev().collect();
+            for (level, compute) in crate::Level::available()
+                .into_iter()
+                .flat_map(|level| [(level, Compute::F32), (level, Compute::Bf16)])
+            {
+                for cpu in [1, 3].map(|threads| Cpu::with_level(level, threads)) {
+                    let (mut up, mut back) = (Packed::empty(), Packed::empty());
+                    up.pack_nt(&cpu, View::F32(&gate_up), groups, 2 * f, d, compute);
+                    back.pack_nn(&cpu, View::F32(&down), groups, d, f, compute);
+                    let x = Operand::gathered(View::Bf16(&x), d, &index);
+                    let d_y = Operand::gathered(View::Bf16(&d_y), d, &index);
+                    let zeros = |width: usize| vec![bf16::ZERO; n * width];
+
+                    let (mut gu, mut h) = (zeros(2 * f), zeros(f));
+                    gemm::matmul(&cpu, x, &offsets, &up, ViewMut::Bf16(&mut gu), false);
+                    swiglu(&cpu, View::Bf16(&gu), f, ViewMut::Bf16(&mut h));
+                    let (mut kept, mut fused) = (zeros(2 * f), zeros(f));
+                    let target = Target::Kept(ViewMut::Bf16(&mut kept));
+                    swiglu_of_product(&cpu, x, &offsets, &up, target, ViewMut::Bf16(&mut fused));
+                    assert_same_bits("gate and up", &widen(&kept), &widen(&gu));
+                    assert_same_bits("h", &widen(&fused), &widen(&h));
+                    fused.fill(bf16::ONE);
+                    let target = Target::Passing(crate::DType::Bf16);
+                    swiglu_of_product(&cpu, x, &offsets, &up, target, ViewMut::Bf16(&mut fused));
+                    assert_same_bits("h of passing rows", &widen(&fused), &widen(&h));
+
+                    let mut d_h = zeros(f);
+                    gemm::matmul(&cpu, d_y, &offsets, &back, ViewMut::Bf16(&mut d_h), false);
+                    let run = |d_h: Option<&[bf16]>| {
+                        let (mut d_w, mut h, mut d_gu) = (vec![0.0; n], zeros(f), zeros(2 * f));
+                        let (h_out, out) = (ViewMut::Bf16(&mut h), ViewMut::Bf16(&mut d_gu));
+                        let (gu, w) = (View::Bf16(&gu), Some(&by_row[..]));
+                        match d_h {
+                            Some(d_h) => {
+                                let d_h = View::Bf16(d_h);
+                                swiglu_backward(&cpu, gu, f, d_h, w, Some(&mut d_w), Some(h_out), out);
+                            }
+                            None => swiglu_backward_of_product(
+                                &cpu,
+                                d_y,
+                                &offsets,
+                                &back,
+                                gu,
+                                w,
+                                Some(&mut d_w),
+                                h_out,
+                                out,
+                            ),
+                        }
+                        [d_w, widen(&h), widen(&d_gu)].concat()
+                    };
+                    assert_same_bits("backward", &run(None), &run(Some(&d_h)));
+                }
+            }
+        }
+    }
+
     fn narrow(x: &[f64]) -> Vec<f32> {
         x.iter().map(|&x| x as f32).collect()
     }

@@ -191,7 +191,7 @@ fn generation_has_the_bits_of_training() {
             let mut from_logits = vec![0.0; case.ids.len()];
             cross_entropy(
                 &cpu,
-                &mut whole.clone(),
+                &whole,
                 w,
                 &batch.labels,
                 Scales::All(1.0),

@@ -237,9 +237,8 @@ impl<S: Simd> Engine<S> {
                                     continue;
                                 }
                                 for i in (0..pitch).step_by(LANES) {
-                                    let words = self
-                                        .s
-                                        .pairs_across_bf16(&*low.add(i).cast(), &*high.add(i).cast());
+                                    let words =
+                                        self.s.pairs_across_bf16(&*low.add(i).cast(), &*high.add(i).cast());
                                     self.s.store(words, &mut *to.add(i).cast());
                                 }
                             }
@@ -350,7 +349,7 @@ impl<S: Simd> Engine<S> {
             for r in (first..first + 2 * LANES).take_while(|&r| r < rows.end) {
                 x.ask(r + 2 * LANES, cols.clone());
             }
-            let whole = if S::GRID { self.whole_rows(x, first..rows.end) } else { None };
+            let whole = if S::GRID { whole_rows(x, first..rows.end) } else { None };
             for j in (0..columns).step_by(LANES) {
                 let n = LANES.min(cols.len() - j);
                 let from = cols.start + j;
@@ -394,24 +393,6 @@ impl<S: Simd> Engine<S> {
                 }
             }
         }
-    }
-
-    /// The first 32 of `rows`, if there are as many and they are bf16.
-    #[inline(always)]
-    fn whole_rows<'a>(
-        self,
-        x: &impl Rows<'a>,
-        rows: std::ops::Range<usize>,
-    ) -> Option<[*const bf16; 2 * LANES]> {
-        let mut all = [std::ptr::null(); 2 * LANES];
-        if rows.len() < all.len() {
-            return None;
-        }
-        for (r, row) in rows.zip(&mut all) {
-            let View::Bf16(x) = x.row(r) else { return None };
-            *row = x.as_ptr();
-        }
-        Some(all)
     }
 
     /// Packs rows `rows` of `x` (the depth runs along each) as the columns of one panel; missing columns are zeros up to
@@ -649,4 +630,18 @@ impl<S: Simd> Engine<S> {
             },
         }
     }
+}
+
+/// The first 32 of `rows`, if there are as many and they are bf16.
+#[inline(always)]
+fn whole_rows<'a>(x: &impl Rows<'a>, rows: std::ops::Range<usize>) -> Option<[*const bf16; 2 * LANES]> {
+    let mut all = [std::ptr::null(); 2 * LANES];
+    if rows.len() < all.len() {
+        return None;
+    }
+    for (r, row) in rows.zip(&mut all) {
+        let View::Bf16(x) = x.row(r) else { return None };
+        *row = x.as_ptr();
+    }
+    Some(all)
 }

@@ -136,8 +136,7 @@ fn over_columns(
     over_panels(cpu, &tiles, columns.len().div_ceil(PANEL), chunk, |group, rows, panels| {
         let panels = before + panels.start..before + panels.end;
         let (first, columns) = (rows.start, columns.clone());
-        let task =
-            Task { a, b, group, first, rows: rows.len(), panels, columns, out, to: first, accumulate };
+        let task = Task { a, b, group, first, rows: rows.len(), panels, columns, out, to: first, accumulate };
         cpu.level().dispatch_product(task);
     });
 }

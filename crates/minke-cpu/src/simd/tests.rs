@@ -153,7 +153,8 @@ fn sigmoid_is_accurate() {
     }
     assert!(worst < 4e-7, "worst relative error {worst:e}");
     let mut y = [1.0; LANES];
-    for (x, least, most) in [(f32::NEG_INFINITY, 0.0, 2e-38), (f32::INFINITY, 1.0, 1.0), (-1e30, 0.0, 2e-38)] {
+    for (x, least, most) in [(f32::NEG_INFINITY, 0.0, 2e-38), (f32::INFINITY, 1.0, 1.0), (-1e30, 0.0, 2e-38)]
+    {
         Level::detect().dispatch(Sigmoid(&[x; LANES], &mut y));
         assert!(y.iter().all(|y| (least..=most).contains(y)), "sigmoid({x}) = {}", y[0]);
     }

@@ -47,8 +47,9 @@ pub(super) fn forward(
     let offsets = [0, x.rows() as u32];
     let (h, gu) = cx.timed("ffn gate and up", |cx| gated(cx, x, None, &offsets, gate_up));
     let y = cx.timed("ffn linear", |cx| {
-        let h = Input::of(cx, &h, down, Scales::Usual);
-        linear::forward(cx, &h, down, dtype)
+        let input = Input::of(cx, &h, down, Scales::Usual);
+        drop(h);
+        linear::forward(cx, &input, down, dtype)
     });
     (y, gu)
 }
@@ -131,9 +132,8 @@ pub(super) fn backward(
     dtype: DType,
 ) -> Tensor {
     let offsets = [0, x.rows() as u32];
-    let (h, d_gu) = cx.timed("ffn gate and up backward", |cx| {
-        gated_backward(cx, d_y, None, &offsets, gu, down, None)
-    });
+    let (h, d_gu) =
+        cx.timed("ffn gate and up backward", |cx| gated_backward(cx, d_y, None, &offsets, gu, down, None));
     cx.timed("ffn linear dW", |cx| {
         linear::weight_grad(cx, d_y, &Input::Plain(h), down);
         linear::weight_grad(cx, &d_gu, x, gate_up);

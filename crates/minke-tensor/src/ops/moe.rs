@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use minke_cpu::DType;
 use minke_cpu::moe::{self as kernel, Permutation};
 use minke_cpu::routing::{self, RouterConfig};
-use minke_cpu::DType;
 
 use super::ffn;
 use super::linear::{self, Input, Scales};
@@ -78,8 +78,9 @@ pub fn moe_ffn(
     let (gu, y_slots) = cx.timed("experts", |cx| {
         let (index, offsets) = (Some(&perm.token_of_slot[..]), &perm.offsets[..]);
         let (h, gu) = ffn::gated(cx, &input, index, offsets, w.gate_up);
-        let h = Input::of(cx, &h, w.down, Scales::Usual);
-        let y = linear::grouped(cx, &h, None, offsets, w.down, act);
+        let input = Input::of(cx, &h, w.down, Scales::Usual);
+        drop(h);
+        let y = linear::grouped(cx, &input, None, offsets, w.down, act);
         (gu, y)
     });
     let shared = w.shared.zip(shared_input.as_ref());

@@ -80,9 +80,14 @@ impl Walk {
         dtype: DType,
     ) -> Tensor {
         let y = self.uninit(rows, n, dtype);
+        self.product(x, rows, groups, n, weights, dtype);
+        y
+    }
+
+    /// The arithmetic of it.
+    fn product(&mut self, x: &Input, rows: usize, groups: usize, n: usize, weights: Weights, dtype: DType) {
         let (k, x) = (x.cols(), if let Input::Plain(x) = x { x.dtype } else { weights.dtype });
         self.does(Work::Product { rows, k, parts: 1, n, groups, weights, x, y: dtype });
-        y
     }
 
     /// `y = x Wᵀ`
@@ -103,12 +108,27 @@ impl Walk {
         dtype: DType,
     ) -> Tensor {
         let d_x = self.uninit(rows, cols, dtype);
+        self.input_product(d_y, rows, groups, parts, cols, weights, dtype);
+        d_x
+    }
+
+    /// The arithmetic of it.
+    #[expect(clippy::too_many_arguments, reason = "the letters of the operation")]
+    fn input_product(
+        &mut self,
+        d_y: &Tensor,
+        rows: usize,
+        groups: usize,
+        parts: usize,
+        cols: usize,
+        weights: Weights,
+        dtype: DType,
+    ) {
         let (k, x) = (d_y.cols, if weights.fp8.is_some() { weights.dtype } else { d_y.dtype });
         // (whether scales are powers of two changes neither memory nor time)
         let _codes = weights.fp8.map(|how| self.quantize(d_y, parts, how));
         let parts = if weights.fp8.is_some() { parts } else { 1 };
         self.does(Work::Product { rows, k, parts, n: cols, groups, weights, x, y: dtype });
-        d_x
     }
 
     /// `dx = dy W`
@@ -354,14 +374,56 @@ impl Walk {
 
     /// Returns (y [n, d], gate and up).
     pub(super) fn ffn_forward(&mut self, x: &Input, d: usize, f: usize, weights: Weights) -> (Tensor, Input) {
-        let act = weights.dtype;
-        let gu = self.matmul(x, 2 * f, weights, act);
-        let h = self.uninit(x.rows(), f, act);
-        self.does(Work::Swiglu { rows: x.rows(), f, dtype: act, back: false });
-        let gu = self.kept_gate_up(gu, weights);
+        let (h, gu) = self.gated(x, x.rows(), 1, f, weights);
         let input = self.input(&h, weights, Scales::Usual);
-        let y = self.matmul(&input, d, weights, act);
+        drop(h);
+        let y = self.matmul(&input, d, weights, weights.dtype);
         (y, gu)
+    }
+
+    /// Returns (what the gate lets through [rows, f], gate and up).
+    fn gated(
+        &mut self,
+        x: &Input,
+        rows: usize,
+        groups: usize,
+        f: usize,
+        weights: Weights,
+    ) -> (Tensor, Input) {
+        let act = weights.dtype;
+        let h = self.uninit(rows, f, act);
+        let work = Work::Swiglu { rows, f, dtype: act, back: false };
+        if weights.fp8.is_some() {
+            let gu = self.grouped(x, rows, groups, 2 * f, weights, act);
+            self.does(work);
+            return (h, self.kept_gate_up(gu, weights));
+        }
+        let gu = self.uninit(if self.recording() { rows } else { 0 }, 2 * f, act);
+        self.product(x, rows, groups, 2 * f, weights, act);
+        self.does(work);
+        (h, Input::Plain(gu))
+    }
+
+    /// Returns (h [rows, f], d of gate and up).
+    fn gated_backward(
+        &mut self,
+        d_y: &Tensor,
+        rows: usize,
+        groups: usize,
+        gu: &Input,
+        weights: Weights,
+    ) -> (Tensor, Tensor) {
+        let (f, act) = (gu.cols() / 2, weights.dtype);
+        let passing = weights.fp8.is_some().then(|| {
+            let d_h = self.grouped_input_grad(d_y, rows, groups, 1, f, weights, act);
+            (d_h, self.numbers(gu, act))
+        });
+        let parts = (self.uninit(rows, f, act), self.uninit(rows, 2 * f, act));
+        if passing.is_none() {
+            self.input_product(d_y, rows, groups, 1, f, weights, act);
+        }
+        self.does(Work::Swiglu { rows, f, dtype: act, back: true });
+        parts
     }
 
     pub(super) fn ffn_backward(
@@ -372,15 +434,9 @@ impl Walk {
         weights: Weights,
         dtype: DType,
     ) -> Tensor {
-        let (n, f, act) = (x.rows(), gu.cols() / 2, weights.dtype);
-        let _d_h = self.input_grad(d_y, 1, f, weights, act);
-        let (h, d_gu) = {
-            let _gu = self.numbers(gu, act);
-            let parts = (self.uninit(n, f, act), self.uninit(n, 2 * f, act));
-            self.does(Work::Swiglu { rows: n, f, dtype: act, back: true });
-            parts
-        };
-        self.weight_grad(d_y, &Input::Plain(h.clone()), n, 1, weights);
+        let n = x.rows();
+        let (h, d_gu) = self.gated_backward(d_y, n, 1, gu, weights);
+        self.weight_grad(d_y, &Input::Plain(h), n, 1, weights);
         self.weight_grad(&d_gu, x, n, 1, weights);
         self.input_grad(&d_gu, 2, x.cols(), weights, dtype)
     }
@@ -415,11 +471,9 @@ impl Walk {
         let input = self.input(&x.value, expert, Scales::PowersOfTwo);
         let shared_input = (shared_f > 0).then(|| self.input(&x.value, linear, Scales::PowersOfTwo));
         let (gu, y_slots) = {
-            let gu = self.grouped(&input, slots, e, 2 * f, expert, act);
-            let h = self.uninit(slots, f, act);
-            self.does(Work::Swiglu { rows: slots, f, dtype: act, back: false });
-            let gu = self.kept_gate_up(gu, expert);
+            let (h, gu) = self.gated(&input, slots, e, f, expert);
             let of_down = self.input(&h, expert, Scales::Usual);
+            drop(h);
             let y = self.grouped(&of_down, slots, e, d, expert, act);
             (gu, y)
         };
@@ -436,17 +490,12 @@ impl Walk {
                 .as_ref()
                 .zip(shared_gu.as_ref())
                 .map(|(input, gu)| cx.ffn_backward(input, gu, &d_y, linear, x.dtype));
-            let d_h = cx.grouped_input_grad(&d_y, slots, e, 1, f, expert, act);
             let _d_weights = cx.uninit(n, k, DType::F32);
             let (h, d_gu) = {
                 let _by_slot = cx.uninit(slots, 1, DType::F32);
                 let _d_by_slot = cx.uninit(slots, 1, DType::F32);
-                let _gu = cx.numbers(&gu, act);
-                let parts = (cx.uninit(slots, f, act), cx.uninit(slots, 2 * f, act));
-                cx.does(Work::Swiglu { rows: slots, f, dtype: act, back: true });
-                parts
+                cx.gated_backward(&d_y, slots, e, &gu, expert)
             };
-            drop(d_h);
             cx.weight_grad(&d_y, &Input::Plain(h.clone()), slots, e, expert);
             cx.weight_grad(&d_gu, &input, slots, e, expert);
             let d_x_slots = cx.grouped_input_grad(&d_gu, slots, e, 2, d, expert, act);
