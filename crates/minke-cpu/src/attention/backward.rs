@@ -11,7 +11,7 @@ use crate::view::{DType, View};
 
 use super::math::exp2;
 use super::pack::{HeadRows, SharedRows};
-use super::{AttentionShape, BLOCK, Segment, compute};
+use super::{AttentionShape, BLOCK, Segment, compute, heads_of_task};
 
 /// What the gradients are made from.
 pub struct Inputs<'a> {
@@ -33,16 +33,19 @@ pub fn run(
 ) {
     let Inputs { q, k, v, d_out, .. } = inputs;
     let compute = compute(cpu, [q, k, v, d_out].iter().all(|x| x.dtype() == DType::Bf16));
-    cpu.run(segments.len() * shape.kv_heads, |task| {
-        let (segment, kv_head) = (segments[task / shape.kv_heads], task % shape.kv_heads);
+    let heads = heads_of_task(cpu, shape, segments.len());
+    cpu.run(segments.len() * shape.kv_heads / heads, |task| {
+        let (segment, first) = (segments[task * heads / shape.kv_heads], task * heads % shape.kv_heads);
         if segment.len == 0 {
             return;
         }
         let rows = segment.len * shape.group();
         with_scratch(Parts::sizes(shape, rows).iter().sum(), |scratch| {
-            let parts = Parts::split(shape, rows, scratch);
-            let task = Task { shape, inputs, segment, kv_head, rows, compute, outputs, parts };
-            cpu.level().dispatch_product(task);
+            for kv_head in first..first + heads {
+                let parts = Parts::split(shape, rows, scratch);
+                let task = Task { shape, inputs, segment, kv_head, rows, compute, outputs, parts };
+                cpu.level().dispatch_product(task);
+            }
         });
     });
 }

@@ -11,7 +11,7 @@ use crate::view::{DType, View};
 use super::cache::KvCache;
 use super::math::{exp2, log2};
 use super::pack::{HeadRows, SharedRows};
-use super::{AttentionShape, BLOCK, compute};
+use super::{AttentionShape, BLOCK, compute, heads_of_task};
 
 /// Rows (positions times query heads of a group) of the largest task. Long sequences are cut so that few heads keep
 /// all threads busy; each cut packs the keys before it again, so the pieces are large.
@@ -80,9 +80,10 @@ pub fn run<'a>(
     let (_, tile_rows) = layout(cpu.level(), compute, shape.qk_dim);
     let step = if tile_rows == GRID_ROWS { GRID_ROWS } else { TASK_STEP };
     let most = (0..sequences).map(|i| pieces(sequence(i).len * group, step).0).max().unwrap_or(0);
-    // few rows (decoding): a task is all heads of a sequence, so that it knows what it will read next
+    // few rows (decoding): a task is all heads of a sequence, so that it knows what it will read next; with many sequences
+    // too, since heads lie side by side
     let few = (0..sequences).all(|i| sequence(i).len * group <= FEW_ROWS);
-    let heads = if few { shape.kv_heads } else { 1 };
+    let heads = if few { shape.kv_heads } else { heads_of_task(cpu, shape, sequences) };
     let per_piece = sequences * shape.kv_heads / heads;
     cpu.run(per_piece * most, |task| {
         let piece = most - 1 - task / per_piece;

@@ -32,6 +32,12 @@ mod cache;
 mod forward;
 mod math;
 mod pack;
+/// Heads of keys that a task takes one after the other: heads of a sequence lie side by side and share lines of the cache, so
+/// all of them where there are sequences enough for every thread.
+fn heads_of_task(cpu: &Cpu, shape: &AttentionShape, sequences: usize) -> usize {
+    if sequences >= 4 * cpu.threads() { shape.kv_heads } else { 1 }
+}
+
 #[cfg(test)]
 mod reference;
 #[cfg(test)]
