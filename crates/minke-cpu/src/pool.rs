@@ -1,11 +1,12 @@
 //! A small fork-join thread pool.
 //!
-//! One loop at a time, its tasks handed out by a shared counter. Which thread runs a task is up to the moment; what a
-//! task computes is not, and tasks never add into each other's outputs, so results are the same for any number of
-//! threads. Workers spin for some microseconds before they sleep: a training step is thousands of short loops.
+//! One loop at a time. Every thread has an equal part of its tasks, one after the other, and takes over from the ends of
+//! others' parts when it is through: loops over the same rows find them in the cache of the thread that wrote them. Which
+//! thread runs a task is up to the moment in the end; what a task computes is not, and tasks never add into each other's
+//! outputs, so results are the same for any number of threads. Workers spin for some microseconds before they sleep: a training step is thousands of short loops.
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
@@ -22,7 +23,7 @@ thread_local! {
 #[derive(Default)]
 struct Slot {
     /// The open loop: workers that look while it is here take part.
-    job: Option<(*const Task<'static>, usize)>,
+    job: Option<*const Task<'static>>,
     /// Workers that wait for a signal.
     asleep: usize,
     stop: bool,
@@ -31,13 +32,42 @@ struct Slot {
 // SAFETY: the pointer is read only between `run` publishing it and `run` returning, while the closure is borrowed.
 unsafe impl Send for Slot {}
 
+/// The tasks that a thread has left: the first in the upper half of the word, behind the last in the lower one.
+#[derive(Default)]
+#[repr(align(128))]
+struct Part(AtomicU64);
+
+impl Part {
+    fn set(&self, tasks: std::ops::Range<usize>) {
+        self.0.store((tasks.start as u64) << 32 | tasks.end as u64, Ordering::Relaxed);
+    }
+
+    /// One of them: the first, or the last for another thread.
+    fn take(&self, first: bool) -> Option<usize> {
+        let mut tasks = self.0.load(Ordering::Relaxed);
+        loop {
+            let (start, end) = (tasks >> 32, tasks & u64::from(u32::MAX));
+            if start >= end {
+                return None;
+            }
+            let (left, taken) =
+                if first { ((start + 1) << 32 | end, start) } else { (start << 32 | (end - 1), end - 1) };
+            match self.0.compare_exchange_weak(tasks, left, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Some(taken as usize),
+                Err(now) => tasks = now,
+            }
+        }
+    }
+}
+
 #[derive(Default)]
 struct Shared {
     /// Counts loops; workers wait for it to change.
     epoch: AtomicUsize,
     slot: Mutex<Slot>,
     wake: Condvar,
-    next: AtomicUsize,
+    /// Of each thread, the caller first.
+    parts: Vec<Part>,
     /// Workers that take part in the current loop and have not finished.
     busy: AtomicUsize,
     panicked: AtomicBool,
@@ -54,13 +84,14 @@ pub struct Pool {
 impl Pool {
     /// A pool of `threads` threads (at least one: the caller).
     pub fn new(threads: usize) -> Self {
-        let shared = Arc::new(Shared::default());
+        let parts = (0..threads.max(1)).map(|_| Part::default()).collect();
+        let shared = Arc::new(Shared { parts, ..Shared::default() });
         let workers = (1..threads.max(1))
             .map(|i| {
                 let shared = shared.clone();
                 std::thread::Builder::new()
                     .name(format!("minke-{i}"))
-                    .spawn(move || worker(&shared))
+                    .spawn(move || worker(&shared, i))
                     .expect("the system can start a thread")
             })
             .collect();
@@ -83,21 +114,25 @@ impl Pool {
         }
         let turn = self.turn.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let shared = &*self.shared;
-        shared.next.store(0, Ordering::Relaxed);
+        assert!(u32::try_from(tasks).is_ok(), "a parallel loop of {tasks} tasks");
+        let threads = shared.parts.len();
+        for (i, part) in shared.parts.iter().enumerate() {
+            part.set(i * tasks / threads..(i + 1) * tasks / threads);
+        }
         let asleep = {
             let mut slot = shared.slot.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             // SAFETY: only the lifetime is erased; this function does not return before every worker that came in is
             // done, and none comes in after it closed the loop.
             let erased: *const Task<'static> =
                 unsafe { std::mem::transmute::<&Task<'_>, &'static Task<'static>>(task) };
-            slot.job = Some((erased, tasks));
+            slot.job = Some(erased);
             shared.epoch.fetch_add(1, Ordering::Release);
             slot.asleep
         };
         if asleep > 0 {
             shared.wake.notify_all();
         }
-        work(shared, task, tasks);
+        work(shared, 0, task);
         // closed: a worker that did not come in time is not waited for (its core may be busy with something else)
         shared.slot.lock().unwrap_or_else(std::sync::PoisonError::into_inner).job = None;
         let mut spins = 0u32;
@@ -127,25 +162,24 @@ impl Drop for Pool {
     }
 }
 
-fn work(shared: &Shared, task: &Task<'_>, tasks: usize) {
+fn work(shared: &Shared, thread: usize, task: &Task<'_>) {
     INSIDE.set(true);
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        loop {
-            let i = shared.next.fetch_add(1, Ordering::Relaxed);
-            if i >= tasks {
-                break;
+        let (before, from) = shared.parts.split_at(thread);
+        for (n, part) in from.iter().chain(before).enumerate() {
+            while let Some(i) = part.take(n == 0) {
+                task(i);
             }
-            task(i);
         }
     }));
     INSIDE.set(false);
     if result.is_err() {
         shared.panicked.store(true, Ordering::Relaxed);
-        shared.next.store(tasks, Ordering::Relaxed);
+        shared.parts.iter().for_each(|part| part.set(0..0));
     }
 }
 
-fn worker(shared: &Shared) {
+fn worker(shared: &Shared, thread: usize) {
     let mut seen = 0;
     loop {
         let mut spins = 0u32;
@@ -169,9 +203,9 @@ fn worker(shared: &Shared) {
         if stop {
             return;
         }
-        if let Some((task, tasks)) = job {
+        if let Some(task) = job {
             // SAFETY: this worker came in before the loop was closed, and `run` waits for it: the closure is alive.
-            work(shared, unsafe { &*task }, tasks);
+            work(shared, thread, unsafe { &*task });
             shared.busy.fetch_sub(1, Ordering::Release);
         }
     }

@@ -189,15 +189,7 @@ fn generation_has_the_bits_of_training() {
             let whole = infer_all(&mut case, &cpu);
             let w = case.model.config.vocab_size;
             let mut from_logits = vec![0.0; case.ids.len()];
-            cross_entropy(
-                &cpu,
-                &whole,
-                w,
-                &batch.labels,
-                Scales::All(1.0),
-                &mut from_logits,
-                None,
-            );
+            cross_entropy(&cpu, &whole, w, &batch.labels, Scales::All(1.0), &mut from_logits, None);
             assert_same_bits(&format!("{} {:?}: losses", case.name, precision.coded), &from_logits, &losses);
             // both rows at once, in uneven chunks, the last tokens one by one
             for threads in [1, 3] {
