@@ -413,7 +413,7 @@ mod tests {
 
     #[test]
     fn the_head_is_a_product_and_cross_entropy() {
-        let (n, d, w) = (131, 37, 70);
+        let (n, d, w) = (131, 37, 1070);
         let (x, weight) = (normal(1, n * d), normal(2, w * d));
         let labels: Vec<u32> = (0..n).map(|i| if i % 9 == 4 { IGNORED } else { (i % w) as u32 }).collect();
         for level in crate::Level::available() {

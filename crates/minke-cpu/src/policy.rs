@@ -8,7 +8,7 @@ use minke_num::bf16;
 use crate::Cpu;
 use crate::cpu::SharedMut;
 use crate::rows::{self, SharedView, kernel, lanes, load_f32, load_f32_or, store_f32};
-use crate::softmax::{ExpSum, exp_below, natural_log, row_max};
+use crate::softmax::{ExpSum, exp_below, row_max};
 use crate::view::ViewMut;
 
 /// The tokens that filters such as top-k and top-p left, row by row; an empty row kept all.
@@ -90,14 +90,8 @@ pub fn temper(cpu: &Cpu, logits: &mut [f32], w: usize, temperature: f32, kept: &
 kernel! {
     Draw<'a>(s: S, logits: &'a [f32], w: usize, uniforms: &'a [f64], ids: &'a mut [u32], log_probs: &'a mut [f32]) {
         for (((x, &u), id), log_prob) in logits.chunks(w).zip(uniforms).zip(ids).zip(log_probs) {
-            let highest = row_max(s, x);
-            let (mut sum, max) = (s.zero(), s.splat(highest));
-            // the likeliest token's own exponential is 1 and tells nothing: the difference itself is kept for it
-            lanes!(w, |i, n| {
-                let e = exp_below(s, load_f32_or(s, x, i, n, f32::NEG_INFINITY), max);
-                sum = s.add(sum, e);
-            });
-            let sum = s.sum(sum);
+            let all = ExpSum::of(s, x);
+            let (highest, sum, max) = (all.max, all.sum, s.splat(all.max));
             if !(sum >= 1.0 && sum.is_finite()) {
                 *id = u32::MAX;
                 *log_prob = f32::NAN;
@@ -133,7 +127,7 @@ kernel! {
             debug_assert!(chosen < w || below <= target, "draw: {below} of {target}");
             let chosen = if chosen == usize::MAX { last } else { chosen };
             *id = chosen as u32;
-            *log_prob = (x[chosen] - highest) - natural_log(sum);
+            *log_prob = (x[chosen] - highest) - all.log();
         }
     }
 }
@@ -392,7 +386,7 @@ mod tests {
 
     #[test]
     fn gradients_of_log_probabilities_are_those_of_cross_entropy() {
-        for w in AWKWARD.into_iter().filter(|&w| w > 0) {
+        for w in AWKWARD.into_iter().chain([1300]) {
             let n = 7;
             let x: Vec<f32> = normal(1, n * w).iter().map(|x| 3.0 * x).collect();
             let labels: Vec<u32> = (0..n).map(|r| (r * 5 % w) as u32).collect();
@@ -415,7 +409,7 @@ mod tests {
 
     #[test]
     fn a_draw_follows_the_shares_and_its_log_probability_is_the_losses() {
-        for w in AWKWARD {
+        for w in AWKWARD.into_iter().chain([1300]) {
             if w == 0 {
                 continue;
             }
@@ -458,7 +452,7 @@ mod tests {
 
     #[test]
     fn the_likeliest_come_first() {
-        for w in AWKWARD {
+        for w in AWKWARD.into_iter().chain([1300]) {
             let x: Vec<f32> = normal(1, 3 * w).iter().map(|x| (4.0 * x).round()).collect();
             for k in [1, 4, w] {
                 everywhere("likeliest", |cpu| {

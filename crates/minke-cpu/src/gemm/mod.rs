@@ -150,17 +150,20 @@ fn over_panels(
     let cached = chunk.max(4);
     let chunk =
         if tiles.count >= 8 { cached.min(panels) } else { cached.min(panels.div_ceil(8).max(4)) }.max(1);
-    cpu.run(tiles.count * panels.div_ceil(chunk), |i| {
-        let (part, (group, rows)) = (i / tiles.count, tiles.tile(i % tiles.count));
+    let (chunks, threads) = (panels.div_ceil(chunk), cpu.threads());
+    cpu.run(tiles.count * chunks, |mut i| {
+        // a thread's part of the loop ([`crate::pool`]) is a part of the rows, to all chunks of panels
+        let mut thread = 0;
+        let rows = loop {
+            let rows = thread * tiles.count / threads..(thread + 1) * tiles.count / threads;
+            if i < rows.len() * chunks {
+                break rows;
+            }
+            i -= rows.len() * chunks;
+            thread += 1;
+        };
+        let (part, (group, rows)) = (i / rows.len(), tiles.tile(rows.start + i % rows.len()));
         task(group, rows, part * chunk..panels.min((part + 1) * chunk));
-    });
-}
-
-/// Calls `task(group, rows)` for all row tiles, each to all its panels: what is made of whole rows comes at once.
-fn over_rows_then(cpu: &Cpu, tiles: &RowTiles<'_>, task: impl Fn(usize, Range<usize>) + Sync) {
-    cpu.run(tiles.count, |i| {
-        let (group, rows) = tiles.tile(i);
-        task(group, rows);
     });
 }
 

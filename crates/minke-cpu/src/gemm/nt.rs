@@ -6,7 +6,7 @@ use minke_num::bf16;
 
 use super::engine::{AHEAD, Engine, Rows, Words, layout};
 use super::tile::PANEL;
-use super::{Operand, Packed, RowTiles, check_offsets, chunks, over_panels, over_rows_then};
+use super::{Operand, Packed, RowTiles, check_offsets, chunks, over_panels};
 use crate::cpu::{Cpu, SharedMut};
 use crate::scratch;
 use crate::simd::{GRID_ROWS, GRID_STEPS, Kernel, LANES, Simd};
@@ -85,7 +85,8 @@ pub fn matmul_then(
         // SAFETY: all tasks have ended.
         return then(0..a.rows(), unsafe { out.view(0, a.rows() * b.n) });
     }
-    over_rows_then(cpu, &tiles, |group, rows| {
+    cpu.run(tiles.count, |i| {
+        let (group, rows) = tiles.tile(i);
         let mut passing = scratch::take::<u32>(words(rows.len()));
         let (out, to) = match kept {
             Some(out) => (out, rows.start),
