@@ -286,7 +286,7 @@ impl Task<'_> {
         // it sees what comes next; elsewhere a panel stays in the first-level cache
         let along = engine.rows_along();
         for t in 0..row_tiles * self.panels.len() {
-            let (panel, i) = if along {
+            let (panel, tile) = if along {
                 (self.panels.start + t % self.panels.len(), t / self.panels.len())
             } else {
                 (self.panels.start + t / row_tiles, t % row_tiles)
@@ -296,64 +296,62 @@ impl Task<'_> {
             let width = PANEL.min(n - col);
             let vecs = width.div_ceil(LANES);
             let direct = width == PANEL || width == LANES;
-            {
-                let i = i * tile_rows;
-                let rows = tile_rows.min(self.rows - i);
-                if panel + 1 < self.panels.end && !along {
-                    // the next panel, a share per register tile
-                    let share = (to - from).div_ceil(row_tiles);
-                    let first = from + i / tile_rows * share;
-                    let next = self.b.panel(self.group, panel + 1);
-                    for step in first..to.min(first + share) {
-                        s.prefetch(&next[step * PANEL]);
-                        s.prefetch(&next[step * PANEL + LANES]);
-                    }
+            let i = tile * tile_rows;
+            let rows = tile_rows.min(self.rows - i);
+            if panel + 1 < self.panels.end && !along {
+                // the next panel, a share per register tile
+                let share = (to - from).div_ceil(row_tiles);
+                let first = from + tile * share;
+                let next = self.b.panel(self.group, panel + 1);
+                for step in first..to.min(first + share) {
+                    s.prefetch(&next[step * PANEL]);
+                    s.prefetch(&next[step * PANEL + LANES]);
                 }
-                // SAFETY: rows i.. of the left operand exist; the tile writes either rows of `edge`, or rows of the
-                // output that belong to this task alone (its rows and its panels), in bounds for `width` columns.
-                unsafe {
-                    let a = a.add(i * a_row);
-                    let steps = to - from;
-                    let words = |c, c_row, accumulate| Words {
-                        steps,
-                        a,
-                        a_row,
-                        a_step: 1,
-                        b,
-                        c,
-                        c_row,
-                        accumulate,
-                        ..Words::NOWHERE
-                    };
-                    let row = first_row + i;
-                    let c = match out {
-                        Out::F32(c) => c,
-                        Out::Bf16(c) if engine.pairs() && direct => {
-                            let half = c.start().add(row * n + col);
-                            let words = words(std::ptr::null_mut(), 0, false);
-                            engine.tile(Words { half, half_row: n, ..words }, rows, vecs);
-                            continue;
-                        }
-                        Out::Bf16(c) => {
-                            engine.tile(words(edge.as_mut_ptr(), PANEL, false), rows, vecs);
-                            for r in 0..rows {
-                                let out = c.slice((row + r) * n + col, width);
-                                store_halves(s, &edge[r * PANEL..][..width], out);
-                            }
-                            continue;
-                        }
-                    };
-                    if direct {
-                        engine.tile(words(c.start().add(row * n + col), n, accumulate), rows, vecs);
+            }
+            // SAFETY: rows i.. of the left operand exist; the tile writes either rows of `edge`, or rows of the
+            // output that belong to this task alone (its rows and its panels), in bounds for `width` columns.
+            unsafe {
+                let a = a.add(i * a_row);
+                let steps = to - from;
+                let words = |c, c_row, accumulate| Words {
+                    steps,
+                    a,
+                    a_row,
+                    a_step: 1,
+                    b,
+                    c,
+                    c_row,
+                    accumulate,
+                    ..Words::NOWHERE
+                };
+                let row = first_row + i;
+                let c = match out {
+                    Out::F32(c) => c,
+                    Out::Bf16(c) if engine.pairs() && direct => {
+                        let half = c.start().add(row * n + col);
+                        let words = words(std::ptr::null_mut(), 0, false);
+                        engine.tile(Words { half, half_row: n, ..words }, rows, vecs);
                         continue;
                     }
-                    for r in 0..if accumulate { rows } else { 0 } {
-                        edge[r * PANEL..][..width].copy_from_slice(c.slice((row + r) * n + col, width));
+                    Out::Bf16(c) => {
+                        engine.tile(words(edge.as_mut_ptr(), PANEL, false), rows, vecs);
+                        for r in 0..rows {
+                            let out = c.slice((row + r) * n + col, width);
+                            store_halves(s, &edge[r * PANEL..][..width], out);
+                        }
+                        continue;
                     }
-                    engine.tile(words(edge.as_mut_ptr(), PANEL, accumulate), rows, vecs);
-                    for r in 0..rows {
-                        c.slice((row + r) * n + col, width).copy_from_slice(&edge[r * PANEL..][..width]);
-                    }
+                };
+                if direct {
+                    engine.tile(words(c.start().add(row * n + col), n, accumulate), rows, vecs);
+                    continue;
+                }
+                for r in 0..if accumulate { rows } else { 0 } {
+                    edge[r * PANEL..][..width].copy_from_slice(c.slice((row + r) * n + col, width));
+                }
+                engine.tile(words(edge.as_mut_ptr(), PANEL, accumulate), rows, vecs);
+                for r in 0..rows {
+                    c.slice((row + r) * n + col, width).copy_from_slice(&edge[r * PANEL..][..width]);
                 }
             }
         }
