@@ -74,12 +74,10 @@ pub fn matmul_then(
     };
     let (_, tile_rows) = layout(cpu.level(), b.compute, b.k);
     let (tiles, chunk) = (RowTiles::new(offsets, tile_rows), CHUNK_WORDS / (b.steps * PANEL).max(1));
-    let words = |rows: usize| {
-        if kept.is_some() { 0 } else { (rows * b.n * dtype.size_bytes()).div_ceil(size_of::<u32>()) }
-    };
+    let words = |rows: usize| (rows * b.n * dtype.size_bytes()).div_ceil(size_of::<u32>());
     if tiles.count < 2 * cpu.threads() {
         // too few to go around: threads share the panels of all rows, and then whatever `then` does
-        let mut passing = scratch::take::<u32>(words(a.rows()));
+        let mut passing = scratch::take::<u32>(if kept.is_some() { 0 } else { words(a.rows()) });
         let out = kept.unwrap_or_else(|| Out::of_words(&mut passing, dtype));
         over_columns(cpu, a, offsets, b, 0..b.n, out, false);
         // SAFETY: all tasks have ended.
@@ -87,19 +85,23 @@ pub fn matmul_then(
     }
     cpu.run(tiles.count, |i| {
         let (group, rows) = tiles.tile(i);
+        // what is kept is read again on the way back at the earliest: it goes past the cache, which holds these rows until
+        // `then` has seen them
         let mut passing = scratch::take::<u32>(words(rows.len()));
-        let (out, to) = match kept {
-            Some(out) => (out, rows.start),
-            None => (Out::of_words(&mut passing, dtype), 0),
-        };
+        let out = Out::of_words(&mut passing, dtype);
         for panels in chunks(b.n.div_ceil(PANEL), chunk) {
             let (first, columns) = (rows.start, 0..b.n);
             let task =
-                Task { a, b, group, first, rows: rows.len(), panels, columns, out, to, accumulate: false };
+                Task { a, b, group, first, rows: rows.len(), panels, columns, out, to: 0, accumulate: false };
             cpu.level().dispatch_product(task);
         }
-        // SAFETY: these rows are this task's, and complete.
-        then(rows.clone(), unsafe { out.view(to * b.n, rows.len() * b.n) });
+        // SAFETY: the rows are complete, and this task's.
+        let these = unsafe { out.view(0, rows.len() * b.n) };
+        then(rows.clone(), these);
+        if let Some(kept) = kept {
+            // SAFETY: rows of this task alone.
+            unsafe { kept.put_away(cpu, rows.start * b.n, these) };
+        }
     });
 }
 
@@ -162,6 +164,28 @@ impl Out {
             DType::F32 => ViewMut::F32(bytemuck::cast_slice_mut(words)),
             DType::Bf16 => ViewMut::Bf16(bytemuck::cast_slice_mut(words)),
         })
+    }
+
+    /// Copies `rows`, of the same dtype, to where they stay; see [`Level::put_away`](crate::Level::put_away).
+    ///
+    /// # Safety
+    /// As for [`SharedMut::slice`].
+    unsafe fn put_away(&self, cpu: &Cpu, start: usize, rows: View<'_>) {
+        // SAFETY: by the caller's promise.
+        let (from, to): (&[u8], &mut [u8]) = unsafe {
+            match (self, rows) {
+                (Out::F32(c), View::F32(x)) => {
+                    (bytemuck::cast_slice(x), bytemuck::cast_slice_mut(c.slice(start, x.len())))
+                }
+                (Out::Bf16(c), View::Bf16(x)) => {
+                    (bytemuck::cast_slice(x), bytemuck::cast_slice_mut(c.slice(start, x.len())))
+                }
+                (Out::F32(_), View::Bf16(_)) | (Out::Bf16(_), View::F32(_)) => {
+                    unreachable!("rows of one dtype")
+                }
+            }
+        };
+        cpu.level().put_away(from, to);
     }
 
     /// # Safety

@@ -46,6 +46,28 @@ pub unsafe fn run_grid<K: Kernel>(kernel: K) -> K::Out {
     kernel.run(Avx512::<GRID>(()))
 }
 
+/// Copies around the caches, in whole lines.
+///
+/// # Safety
+/// The machine must have AVX-512.
+#[target_feature(enable = "avx512f")]
+pub unsafe fn put_away(from: &[u8], to: &mut [u8]) {
+    const LINE: usize = 64;
+    assert_eq!(from.len(), to.len(), "put_away: as much as there is room for");
+    let start = to.as_ptr().align_offset(LINE).min(to.len());
+    to[..start].copy_from_slice(&from[..start]);
+    let (from, to) = (&from[start..], &mut to[start..]);
+    let (whole, rest) = from.as_chunks::<LINE>();
+    let (to_whole, to_rest) = to.as_chunks_mut::<LINE>();
+    for (from, to) in whole.iter().zip(to_whole) {
+        // SAFETY: both have a line, and the output begins on one.
+        unsafe { _mm512_stream_si512(to.as_mut_ptr().cast(), _mm512_loadu_si512(from.as_ptr().cast())) };
+    }
+    to_rest.copy_from_slice(rest);
+    // such stores are ordered with no others: what follows must not overtake them
+    _mm_sfence();
+}
+
 /// The register tile of this level.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 unsafe fn product_tile(tile: Tile, rows: usize, vecs: usize) {

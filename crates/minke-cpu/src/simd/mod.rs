@@ -443,6 +443,17 @@ impl Level {
         }
     }
 
+    /// Copies what will not be read for long, around the caches where the machine has tile registers: then lines are not read
+    /// before they are written.
+    pub fn put_away(self, from: &[u8], to: &mut [u8]) {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the level came from detection, so its instructions exist.
+            Kind::Amx => unsafe { avx512::put_away(from, to) },
+            _ => to.copy_from_slice(from),
+        }
+    }
+
     /// Like [`Level::dispatch`], for matrix products: with the bf16 dot product where there is one.
     #[inline]
     pub fn dispatch_product<K: Kernel>(self, kernel: K) -> K::Out {
