@@ -19,6 +19,10 @@ pub(crate) trait Rows<'a> {
     fn row(&self, i: usize) -> View<'a>;
     /// Asks for columns of row `i`, if there is one: it will be read soon.
     fn ask(&self, _i: usize, _cols: std::ops::Range<usize>) {}
+    /// Whether the next row lies behind each.
+    fn in_order(&self) -> bool {
+        false
+    }
 }
 
 /// Rows that are on their way while one is packed: what is taken of each may be short, and the next is far off.
@@ -145,6 +149,15 @@ impl<S: Simd> Engine<S> {
         if self.pairs { 2 * step } else { step }
     }
 
+    /// Asks for columns of row `i`. Not with tile registers where rows are in order: those come by themselves, and what is
+    /// asked for stands in the way of what is read.
+    #[inline(always)]
+    pub fn ask<'a>(self, x: &impl Rows<'a>, i: usize, cols: std::ops::Range<usize>) {
+        if !(self.grid && x.in_order()) {
+            x.ask(i, cols);
+        }
+    }
+
     /// The row tile's left operand where it lies, if it needs no packing.
     #[inline(always)]
     pub fn in_place(self, a: &Operand<'_>, row: usize) -> Option<(*const u32, usize)> {
@@ -215,8 +228,8 @@ impl<S: Simd> Engine<S> {
         };
         if self.pairs {
             for (p, r) in rows.clone().step_by(2).enumerate() {
-                x.ask(r + AHEAD, cols.clone());
-                x.ask(r + AHEAD + 1, cols.clone());
+                self.ask(x, r + AHEAD, cols.clone());
+                self.ask(x, r + AHEAD + 1, cols.clone());
                 let low = x.row(r).slice(cols.start, x.cols());
                 // an odd last row is paired with itself, and zeroed below
                 let paired = r + 1 < rows.end;
@@ -286,7 +299,7 @@ impl<S: Simd> Engine<S> {
             return;
         }
         for (p, r) in rows.enumerate() {
-            x.ask(r + AHEAD, cols.clone());
+            self.ask(x, r + AHEAD, cols.clone());
             let row = x.row(r).slice(cols.start, x.cols());
             // SAFETY: step p of every strip, and sixteen words more where strips are narrow, are in bounds by the
             // assertion above; whole strips are loaded from columns that the row has.
@@ -347,7 +360,7 @@ impl<S: Simd> Engine<S> {
         for step in (0..steps).step_by(LANES) {
             let first = rows.start + 2 * step;
             for r in (first..first + 2 * LANES).take_while(|&r| r < rows.end) {
-                x.ask(r + 2 * LANES, cols.clone());
+                self.ask(x, r + 2 * LANES, cols.clone());
             }
             let whole = if S::GRID { whole_rows(x, first..rows.end) } else { None };
             for j in (0..columns).step_by(LANES) {

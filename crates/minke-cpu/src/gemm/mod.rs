@@ -87,10 +87,19 @@ impl<'a> engine::Rows<'a> for Operand<'a> {
 
     #[inline(always)]
     fn ask(&self, i: usize, cols: std::ops::Range<usize>) {
-        // rows one after the other come by themselves
-        if let Some(&r) = self.index.and_then(|index| index.get(i)) {
-            self.view.ask(r as usize * self.cols + cols.start, cols.len());
-        }
+        let r = match self.index {
+            None => i,
+            Some(index) => match index.get(i) {
+                Some(&r) => r as usize,
+                None => return,
+            },
+        };
+        self.view.ask(r * self.cols + cols.start, cols.len());
+    }
+
+    #[inline(always)]
+    fn in_order(&self) -> bool {
+        self.index.is_none()
     }
 }
 

@@ -75,6 +75,9 @@ pub fn matmul_then(
     let (_, tile_rows) = layout(cpu.level(), b.compute, b.k);
     let (tiles, chunk) = (RowTiles::new(offsets, tile_rows), CHUNK_WORDS / (b.steps * PANEL).max(1));
     let words = |rows: usize| (rows * b.n * dtype.size_bytes()).div_ceil(size_of::<u32>());
+    // what is kept is read again on the way back at the earliest: where it can go past the cache, it does so after `then` has
+    // seen the rows there
+    let direct = kept.is_some() && !cpu.level().has_grid();
     if tiles.count < 2 * cpu.threads() {
         // too few to go around: threads share the panels of all rows, and then whatever `then` does
         let mut passing = scratch::take::<u32>(if kept.is_some() { 0 } else { words(a.rows()) });
@@ -85,20 +88,21 @@ pub fn matmul_then(
     }
     cpu.run(tiles.count, |i| {
         let (group, rows) = tiles.tile(i);
-        // what is kept is read again on the way back at the earliest: it goes past the cache, which holds these rows until
-        // `then` has seen them
-        let mut passing = scratch::take::<u32>(words(rows.len()));
-        let out = Out::of_words(&mut passing, dtype);
+        let mut passing = scratch::take::<u32>(if direct { 0 } else { words(rows.len()) });
+        let (out, to) = match kept {
+            Some(kept) if direct => (kept, rows.start),
+            _ => (Out::of_words(&mut passing, dtype), 0),
+        };
         for panels in chunks(b.n.div_ceil(PANEL), chunk) {
             let (first, columns) = (rows.start, 0..b.n);
             let task =
-                Task { a, b, group, first, rows: rows.len(), panels, columns, out, to: 0, accumulate: false };
+                Task { a, b, group, first, rows: rows.len(), panels, columns, out, to, accumulate: false };
             cpu.level().dispatch_product(task);
         }
         // SAFETY: the rows are complete, and this task's.
-        let these = unsafe { out.view(0, rows.len() * b.n) };
+        let these = unsafe { out.view(to * b.n, rows.len() * b.n) };
         then(rows.clone(), these);
-        if let Some(kept) = kept {
+        if let (Some(kept), false) = (kept, direct) {
             // SAFETY: rows of this task alone.
             unsafe { kept.put_away(cpu, rows.start * b.n, these) };
         }
@@ -244,7 +248,7 @@ impl Kernel for Task<'_> {
                 None => {
                     let depth = engine.depth(from)..engine.depth(to).min(self.b.k);
                     for (i, out) in packed.chunks_exact_mut(block.max(1)).enumerate() {
-                        self.a.ask(self.first + i + AHEAD, depth.clone());
+                        engine.ask(&self.a, self.first + i + AHEAD, depth.clone());
                         let row = self.a.row(self.first + i).slice(depth.start, depth.end);
                         engine.pack_row(row, &mut out[..to - from]);
                     }
