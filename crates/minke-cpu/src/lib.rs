@@ -30,6 +30,7 @@ pub mod rows;
 pub mod scratch;
 pub mod simd;
 pub mod softmax;
+pub mod stored;
 pub mod swiglu;
 pub mod view;
 

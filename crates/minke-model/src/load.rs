@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use minke_cpu::fp8::Fp8;
 use minke_cpu::gemm::{Elements, Matrix8};
+use minke_cpu::stored::Stored;
 use minke_cpu::{Cpu, DType};
 
 use crate::config::Config;
@@ -30,6 +31,11 @@ pub trait WeightSource {
     fn codes(&self, name: &str) -> Result<StoredCodes<'_>, String> {
         let _ = name;
         Err("expected FP8, got numbers".to_owned())
+    }
+    /// A matrix as it lies in a file, to be run from there, without a copy.
+    fn stored(&self, name: &str) -> Option<Stored> {
+        let _ = name;
+        None
     }
     /// The tensor will not be read again: memory that holds it can go.
     fn done(&self, name: &str) {
