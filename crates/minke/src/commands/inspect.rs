@@ -194,7 +194,7 @@ fn describe(
             Role::AttentionLinear | Role::FfnLinear | Role::ExpertLinear { .. } | Role::MtpProjection => {
                 optimizer == Optimizer::Muon
             }
-            Role::Embedding | Role::Head | Role::Norm | Role::Router | Role::RouterBias => false,
+            Role::Embedding | Role::Head | Role::Norm | Role::Bias | Role::Router | Role::RouterBias => false,
         };
         t.numel() as u64 * if by_muon { 12 } else { 8 + moments }
     });
@@ -254,7 +254,7 @@ fn running_bytes(config: &Config, precision: Precision, coded: impl Fn(&spec::Te
     let bytes = |tensor: &spec::TensorSpec| {
         let n = tensor.numel() as u64;
         let packed = match tensor.role {
-            Role::Norm | Role::RouterBias => 0,
+            Role::Norm | Role::Bias | Role::RouterBias => 0,
             Role::Embedding if !tied => 0,
             Role::AttentionLinear
             | Role::FfnLinear
@@ -280,6 +280,7 @@ fn groups(tensors: &[spec::TensorSpec]) -> Vec<Group> {
             Role::Embedding => "embedding",
             Role::Head => "head",
             Role::Norm => "norms",
+            Role::Bias => "biases",
             Role::AttentionLinear => "attention",
             Role::FfnLinear => "dense and shared feed-forward",
             Role::ExpertLinear { .. } => "routed experts",
