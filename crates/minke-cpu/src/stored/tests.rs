@@ -1,0 +1,185 @@
+//! Products with stored blocks against plain arithmetic, and their bits against each other.
+
+use super::*;
+use crate::gemm::Packed;
+use crate::simd::Level;
+use minke_num::rng;
+
+/// Random stored rows: any bits, but scales in f16 that are small numbers.
+fn random_rows(format: BlockFormat, rows: usize, cols: usize, seed: u64) -> Vec<u8> {
+    let row_bytes = format.row_bytes(cols).unwrap();
+    let count = rows * row_bytes;
+    let mut bytes: Vec<u8> = (0..count.div_ceil(16) as u64)
+        .flat_map(|i| rng::philox(seed, 7, i))
+        .flat_map(u32::to_le_bytes)
+        .take(count)
+        .collect();
+    let halves: &[usize] = match format {
+        BlockFormat::Q4_0
+        | BlockFormat::Q5_0
+        | BlockFormat::Q8_0
+        | BlockFormat::Iq4Nl
+        | BlockFormat::Iq4Xs => &[0],
+        BlockFormat::Q4_1 | BlockFormat::Q5_1 | BlockFormat::Q4K | BlockFormat::Q5K => &[0, 2],
+        BlockFormat::Q2K => &[80, 82],
+        BlockFormat::Q3K => &[108],
+        BlockFormat::Q6K => &[208],
+    };
+    for (i, block) in bytes.chunks_mut(format.block_bytes()).enumerate() {
+        for (j, &at) in halves.iter().enumerate() {
+            let x = 0.001 + 0.01 * rng::uniform_f64(seed, 8, (2 * i + j) as u64) as f32;
+            block[at..at + 2].copy_from_slice(&minke_num::f16::from_f32(x).to_le_bytes());
+        }
+    }
+    bytes
+}
+
+fn stored(format: BlockFormat, rows: usize, cols: usize, seed: u64) -> Stored {
+    let bytes = random_rows(format, rows, cols, seed);
+    let len = bytes.len();
+    Stored::new(Form::Blocks(format), rows, cols, Bytes::new(Arc::new(bytes), 0..len))
+}
+
+fn random(len: usize, seed: u64) -> Vec<f32> {
+    let mut x = vec![0.0; len];
+    rng::fill_normal(seed, 3, 1.0, &mut x);
+    x
+}
+
+fn product(cpu: &Cpu, x: &[f32], index: Option<&[u32]>, offsets: &[u32], w: &StoredWeight) -> Vec<f32> {
+    let rows = index.map_or(x.len() / w.cols, <[u32]>::len);
+    let mut y = vec![f32::NAN; rows * w.rows];
+    let a = Operand { view: View::F32(x), cols: w.cols, index };
+    matmul_stored(cpu, a, offsets, w, ViewMut::F32(&mut y));
+    y
+}
+
+#[test]
+fn products_are_those_of_the_numbers() {
+    for format in BlockFormat::ALL {
+        let (n, m) = (37, 3);
+        for cols in [format.block_len(), 3 * format.block_len(), 18 * format.block_len()] {
+            let part = stored(format, n, cols, 1);
+            let mut rows = vec![vec![0.0; cols]; n];
+            rows.iter_mut().enumerate().for_each(|(i, row)| part.numbers_into(i, row));
+            let x = random(m * cols, 2);
+            let w = StoredWeight::new(1, vec![part]);
+            let y = product(&Cpu::with_level(Level::SCALAR, 1), &x, None, &[0, m as u32], &w);
+            for i in 0..m {
+                for (j, row) in rows.iter().enumerate() {
+                    let x = &x[i * cols..][..cols];
+                    let exact: f64 = x.iter().zip(row).map(|(x, w)| f64::from(x * w)).sum();
+                    // coding of x: half a step of each 32's largest over 127, as if all errors went one way at random
+                    let size: f64 = row.iter().map(|w| f64::from(w * w)).sum::<f64>().sqrt();
+                    let error = (f64::from(y[i * n + j]) - exact).abs();
+                    assert!(error <= 0.06 * size, "{format:?} {cols}: {i} {j}: {} {exact}", y[i * n + j]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_level_every_batch_and_any_threads_give_the_same_bits() {
+    for format in BlockFormat::ALL {
+        let (n, m) = (71, 23);
+        for blocks in [1, 5, 16, 33] {
+            let cols = blocks * format.block_len();
+            let w = StoredWeight::new(1, vec![stored(format, n, cols, 3), stored(format, 9, cols, 4)]);
+            let mut x = random(m * cols, 5);
+            x[cols..cols + 32].fill(0.0);
+            x[2 * cols] = 1e30;
+            let n = w.rows;
+            let expected = product(&Cpu::with_level(Level::SCALAR, 1), &x, None, &[0, m as u32], &w);
+            for level in Level::available() {
+                for threads in [1, 3] {
+                    let cpu = Cpu::with_level(level, threads);
+                    for rows in [1, 2, 5, 7, 17, m] {
+                        let y = product(&cpu, &x[..rows * cols], None, &[0, rows as u32], &w);
+                        assert!(
+                            y.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits()),
+                            "{format:?} {cols} {} {threads} threads, {rows} rows",
+                            level.name()
+                        );
+                        assert_eq!(y.len(), rows * n);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn groups_and_indices_are_products_of_their_own() {
+    let (format, cols, n) = (BlockFormat::Q4K, 512, 40);
+    let parts: Vec<Stored> = (0..6).map(|i| stored(format, n, cols, 10 + i)).collect();
+    let w = StoredWeight::new(3, parts.clone());
+    let x = random(9 * cols, 5);
+    let index = [3, 1, 1, 8, 0, 2, 4, 5, 6, 7, 3];
+    for level in Level::available() {
+        let cpu = Cpu::with_level(level, 2);
+        let y = product(&cpu, &x, Some(&index), &[0, 1, 1, 11], &w);
+        for (i, &row) in index.iter().enumerate() {
+            let group = if i == 0 { 0 } else { 2 };
+            let alone = StoredWeight::new(1, parts[2 * group..2 * group + 2].to_vec());
+            let expected = product(&cpu, &x[row as usize * cols..][..cols], None, &[0, 1], &alone);
+            assert_eq!(y[i * 2 * n..][..2 * n], expected, "row {i} on {}", level.name());
+        }
+    }
+}
+
+#[test]
+fn numbers_that_are_none_stay_in_their_row() {
+    let (cols, n) = (96, 5);
+    let w = StoredWeight::new(1, vec![stored(BlockFormat::Q8_0, n, cols, 1)]);
+    let mut x = random(8 * cols, 2);
+    let expected = product(&Cpu::with_level(Level::SCALAR, 1), &x, None, &[0, 8], &w);
+    (x[cols + 40], x[3 * cols]) = (f32::NAN, f32::INFINITY);
+    for level in Level::available() {
+        let y = product(&Cpu::with_level(level, 1), &x, None, &[0, 8], &w);
+        for i in 0..8 {
+            let (y, expected) = (&y[i * n..][..n], &expected[i * n..][..n]);
+            assert!(if i == 1 || i == 3 { y.iter().all(|y| y.is_nan()) } else { y == expected });
+        }
+    }
+}
+
+#[test]
+fn numbers_multiply_as_packed_ones() {
+    let (n, k) = (70, 45);
+    let w = random(2 * n * k, 1);
+    let x = random(9 * k, 2);
+    let halves: Vec<bf16> = w.iter().map(|&w| bf16::from_f32(w)).collect();
+    for form in [Form::F32, Form::F16, Form::Bf16] {
+        let (mut bytes, compute) = match form {
+            Form::F32 => (w.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>(), Compute::F32),
+            Form::F16 => (w.iter().flat_map(|&w| f16::from_f32(w).to_le_bytes()).collect(), Compute::F32),
+            _ => (halves.iter().flat_map(|w| w.to_le_bytes()).collect(), Compute::Bf16),
+        };
+        // at any alignment
+        bytes.insert(0, 0);
+        let len = bytes.len() - 1;
+        let all = Bytes::new(Arc::new(bytes), 1..1 + len);
+        let parts =
+            (0..2).map(|i| Stored::new(form, n, k, all.slice(i * len / 2..(i + 1) * len / 2))).collect();
+        let stored = StoredWeight::new(2, parts);
+        let mut numbers = vec![0.0; 2 * n * k];
+        for (i, row) in numbers.chunks_mut(k).enumerate() {
+            stored.numbers_into(i / n, i % n, row);
+        }
+        for level in Level::available() {
+            let cpu = Cpu::with_level(level, 2);
+            let mut packed = Packed::empty();
+            packed.pack_nt(&cpu, View::F32(&numbers), 2, n, k, compute);
+            let mut expected = vec![0.0; 9 * n];
+            let a = Operand::new(View::F32(&x), k);
+            gemm::matmul(&cpu, a, &[0, 2, 9], &packed, ViewMut::F32(&mut expected), false);
+            assert_eq!(
+                product(&cpu, &x, None, &[0, 2, 9], &stored),
+                expected,
+                "{form:?} on {}",
+                level.name()
+            );
+        }
+    }
+}
