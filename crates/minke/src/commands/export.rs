@@ -94,7 +94,8 @@ fn format(args: &Export) -> Result<(Format, &'static str), Failure> {
         ExportDtype::Bf16 => Ok((Format::Bf16, "bf16")),
         ExportDtype::F32 => Ok((Format::F32, "f32")),
         ExportDtype::F16 | ExportDtype::Q8_0 => {
-            Err(Failure::user("--dtype f16 and q8_0 are for GGUF files").hint("--to hf takes fp8, bf16 or f32"))
+            Err(Failure::user("--dtype f16 and q8_0 are for GGUF files")
+                .hint("--to hf takes fp8, bf16 or f32"))
         }
     }
 }

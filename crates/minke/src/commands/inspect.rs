@@ -1,8 +1,8 @@
 //! `minke inspect`: what a model or recipe is and needs, without running it.
 
 use minke_cpu::Cpu;
-use minke_data::hf::weight_of_scales;
 use minke_data::gguf::TensorType;
+use minke_data::hf::weight_of_scales;
 use minke_infer::gguf::GgufWeights;
 use minke_infer::{ModelFiles, Weights, machine};
 use minke_model::config::{AttentionKind, Config};
@@ -220,7 +220,7 @@ fn describe(
             Role::AttentionLinear | Role::FfnLinear | Role::ExpertLinear { .. } | Role::MtpProjection => {
                 optimizer == Optimizer::Muon
             }
-            Role::Embedding | Role::Head | Role::Norm | Role::Router | Role::RouterBias => false,
+            Role::Embedding | Role::Head | Role::Norm | Role::Bias | Role::Router | Role::RouterBias => false,
         };
         t.numel() as u64 * if by_muon { 12 } else { 8 + moments }
     });
@@ -280,7 +280,7 @@ fn running_bytes(config: &Config, precision: Precision, coded: impl Fn(&spec::Te
     let bytes = |tensor: &spec::TensorSpec| {
         let n = tensor.numel() as u64;
         let packed = match tensor.role {
-            Role::Norm | Role::RouterBias => 0,
+            Role::Norm | Role::Bias | Role::RouterBias => 0,
             Role::Embedding if !tied => 0,
             Role::AttentionLinear
             | Role::FfnLinear
@@ -304,6 +304,7 @@ fn role_name(role: Role) -> &'static str {
         Role::Embedding => "embedding",
         Role::Head => "head",
         Role::Norm => "norms",
+        Role::Bias => "biases",
         Role::AttentionLinear => "attention",
         Role::FfnLinear => "dense and shared feed-forward",
         Role::ExpertLinear { .. } => "routed experts",
@@ -376,7 +377,9 @@ fn files(config: &Config, weights: &Weights) -> Files {
 fn stored(specs: &[spec::TensorSpec], weights: &GgufWeights) -> Vec<Stored> {
     let mut groups: Vec<Stored> = Vec::new();
     for spec in specs {
-        let (Some(kind), Some(bytes)) = (weights.kind(&spec.name), weights.bytes(&spec.name)) else { continue };
+        let (Some(kind), Some(bytes)) = (weights.kind(&spec.name), weights.bytes(&spec.name)) else {
+            continue;
+        };
         let (role, format, bytes) = (role_name(spec.role), kind.name(), bytes as u64);
         match groups.iter_mut().find(|group| (group.role, group.format) == (role, format)) {
             Some(group) => {
@@ -478,8 +481,10 @@ fn text(report: &Report) -> String {
     let indented: Vec<String> = report.tensors.iter().map(|group| format!("  {}", group.role)).collect();
     for (name, group) in indented.iter().zip(&report.tensors) {
         let tensors = if group.tensors == 1 { "tensor, " } else { "tensors," };
-        let mut line = format!("{:>6} {tensors} {} parameters", group.tensors, count(group.parameters as f64));
-        let formats = report.files.iter().flat_map(|files| &files.formats).filter(|stored| stored.role == group.role);
+        let mut line =
+            format!("{:>6} {tensors} {} parameters", group.tensors, count(group.parameters as f64));
+        let formats =
+            report.files.iter().flat_map(|files| &files.formats).filter(|stored| stored.role == group.role);
         let formats: Vec<String> =
             formats.map(|stored| format!("{} {}", count(stored.parameters as f64), stored.format)).collect();
         match &formats[..] {
