@@ -118,6 +118,8 @@ pub struct Params {
     pub entries: Vec<Param>,
     /// Weights of which there are only codes, and the entries whose tensors they are of.
     pub(crate) coded: Vec<(WeightId, Vec<usize>)>,
+    /// All weights, and the entries whose tensors they are of: those of a group one after the other.
+    pub weights: Vec<(WeightId, Vec<usize>)>,
     store: Store,
 }
 
@@ -176,6 +178,7 @@ pub(crate) struct Keep {
 pub(crate) struct Layout {
     keep: Keep,
     coded: Vec<(WeightId, Vec<usize>)>,
+    weights: Vec<(WeightId, Vec<usize>)>,
     specs: HashMap<String, (usize, TensorSpec)>,
     entries: Vec<Option<Param>>,
     store: Store,
@@ -189,6 +192,7 @@ impl Layout {
         Self {
             keep,
             coded: Vec::new(),
+            weights: Vec::new(),
             entries: vec![None; specs.len()],
             specs: specs.into_iter().enumerate().map(|(i, spec)| (spec.name.clone(), (i, spec))).collect(),
             store: Store::default(),
@@ -220,10 +224,13 @@ impl Layout {
                 self.entries[index].as_mut().expect("placed above").range = start..start;
             }
             let id = self.store.add_codes(shape, dtype, how);
-            self.coded.push((id, indices));
+            self.coded.push((id, indices.clone()));
+            self.weights.push((id, indices));
             return id;
         }
-        self.store.add_stacked(shape, dtype, fp8)
+        let id = self.store.add_stacked(shape, dtype, fp8);
+        self.weights.push((id, indices));
+        id
     }
 
     /// Adds one tensor as one weight.
@@ -234,6 +241,7 @@ impl Layout {
     pub fn finish(self) -> Params {
         let entries =
             self.entries.into_iter().map(|e| e.expect("the model places every tensor of its table"));
-        Params { entries: entries.collect(), coded: self.coded, store: self.store }
+        let entries = entries.collect();
+        Params { entries, coded: self.coded, weights: self.weights, store: self.store }
     }
 }

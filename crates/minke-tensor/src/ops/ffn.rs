@@ -66,15 +66,16 @@ pub(super) fn gated(
     let (n, f, act) =
         (index.map_or(x.rows(), <[u32]>::len), cx.store.rows(gate_up) / 2, cx.store.dtype(gate_up));
     let mut h = Tensor::uninit(n, f, act);
-    let Input::Plain(x) = x else {
+    let Input::Plain(plain) = x else {
         let gu = linear::grouped(cx, x, index, offsets, gate_up, act);
         kernel::swiglu(cx.cpu, gu.view(), f, h.view_mut());
         return (h, kept(cx, gu, gate_up));
     };
+    linear::note(cx, x, index, offsets, gate_up);
     let mut gu = Tensor::uninit(if cx.recording() { n } else { 0 }, 2 * f, act);
     let target = if cx.recording() { Target::Kept(gu.view_mut()) } else { Target::Passing(act) };
     let packed = cx.store.plain_forward(cx.cpu, gate_up);
-    let x = Operand { view: x.view(), cols: x.cols(), index };
+    let x = Operand { view: plain.view(), cols: plain.cols(), index };
     kernel::swiglu_of_product(cx.cpu, x, offsets, packed, target, h.view_mut());
     (h, Input::Plain(gu))
 }
