@@ -21,6 +21,7 @@
 mod engine;
 mod load;
 pub mod machine;
+pub mod quantize;
 mod sampling;
 mod stop;
 

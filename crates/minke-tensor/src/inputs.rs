@@ -12,6 +12,14 @@ pub struct InputSums {
 }
 
 impl InputSums {
+    /// The mean square of every column over the rows of all groups; `None` where none has read anything.
+    pub fn mean_square_of_all(&self) -> Option<Vec<f32>> {
+        let rows = self.rows.iter().sum::<u64>();
+        let cols = self.squares.len() / self.rows.len().max(1);
+        let sum = |col: usize| self.squares.iter().skip(col).step_by(cols).sum::<f64>();
+        (rows > 0).then(|| (0..cols).map(|col| (sum(col) / rows as f64) as f32).collect())
+    }
+
     /// The mean square of every column of a group; `None` where it has read nothing.
     pub fn mean_squares(&self, group: usize) -> Option<Vec<f32>> {
         let rows = *self.rows.get(group).filter(|rows| **rows > 0)? as f64;
@@ -114,5 +122,6 @@ mod tests {
         assert_eq!(sums.mean_squares(1), None);
         assert_eq!(sums.mean_squares(2), Some(vec![9.0, 16.0]));
         assert_eq!(sums.mean_squares(3), None);
+        assert_eq!(sums.mean_square_of_all(), Some(vec![35.0 / 3.0, 56.0 / 3.0]));
     }
 }
