@@ -264,6 +264,11 @@ impl ChatTemplate {
         BUILTIN.map(|(name, ..)| name)
     }
 
+    /// Says how special tokens are written in this template.
+    pub(crate) fn set_names(&mut self, bos: String, eos: String, pad: String, unk: String) {
+        self.names = Names { bos, eos, pad, unk };
+    }
+
     /// The template's text.
     pub fn source(&self) -> &str {
         &self.source
