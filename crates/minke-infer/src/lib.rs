@@ -1,4 +1,4 @@
-//! Inference: a model folder in, text or log-probabilities out.
+//! Inference: a model folder or file in, text or log-probabilities out.
 //!
 //! The way of a generated token:
 //!
@@ -19,6 +19,8 @@
 //! waits for a network.
 
 mod engine;
+mod files;
+pub mod gguf;
 mod load;
 pub mod machine;
 pub mod quantize;
@@ -26,6 +28,7 @@ mod sampling;
 mod stop;
 
 pub use engine::{Delta, Engine, EngineError, Generation, Request, Session, StopReason, Timing, Trace};
+pub use files::{ModelFiles, Weights};
 pub use load::{GenerationDefaults, LoadModelError, Loaded, WeightFolder, load_model, read_config};
 pub use sampling::{Sampler, Sampling, SettingError};
 pub use stop::StopMatcher;

@@ -19,7 +19,7 @@ pub struct Cache {
 impl Cache {
     /// An empty cache of expanded keys and values: with it, inference gives the bits of training.
     pub fn new(model: &Model) -> Self {
-        let shape = &model.net.block.attention.shape;
+        let shape = &model.config.attention_shape();
         let layers =
             model.net.layers.iter().map(|_| KvCache::new(shape, model.precision.attention)).collect();
         Self { layers, latent: false }
@@ -31,7 +31,7 @@ impl Cache {
         let AttentionKind::Mla { kv_lora_rank: c, qk_rope_head_dim: r, .. } = model.config.attention else {
             return None;
         };
-        let full = model.net.block.attention.shape;
+        let full = model.config.attention_shape();
         let shape = AttentionShape { kv_heads: 1, qk_dim: c + r, v_dim: c, ..full };
         let layers = model.net.layers.iter().map(|_| KvCache::new(&shape, DType::F32)).collect();
         Some(Self { layers, latent: true })

@@ -12,7 +12,7 @@ use minke_tensor::{Stack, Store, WeightId};
 use crate::config::Config;
 use crate::spec::{self, Role, TensorSpec};
 
-/// What products compute in, by role. Norms, the correction bias and an untied embedding are always f32.
+/// What products compute in, by role. Norms, biases and an untied embedding are always f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Precision {
     /// Dense and shared feed-forward blocks, and the projection of MTP modules.
@@ -59,7 +59,7 @@ impl Coded {
             Role::AttentionLinear => self.attention,
             Role::FfnLinear | Role::MtpProjection => self.linear,
             Role::ExpertLinear { .. } => self.expert,
-            Role::Embedding | Role::Head | Role::Norm | Role::Router | Role::RouterBias => false,
+            Role::Embedding | Role::Head | Role::Norm | Role::Bias | Role::Router | Role::RouterBias => false,
         };
         coded.then_some(self.how)
     }
@@ -88,7 +88,7 @@ impl Precision {
     pub fn of(&self, role: Role, tied: bool) -> DType {
         match role {
             Role::Embedding if tied => self.head,
-            Role::Embedding | Role::Norm | Role::RouterBias => DType::F32,
+            Role::Embedding | Role::Norm | Role::Bias | Role::RouterBias => DType::F32,
             Role::Head => self.head,
             Role::AttentionLinear => self.attention,
             Role::FfnLinear | Role::MtpProjection => self.linear,
@@ -140,14 +140,14 @@ impl DerefMut for Params {
 }
 
 impl Params {
-    /// Draws fresh weights: normal with `initializer_range`, gains one, correction bias zero.
+    /// Draws fresh weights: normal with `initializer_range`, gains one, biases zero.
     pub(crate) fn randomize(&mut self, config: &Config, seed: u64) {
         let Self { entries, store, .. } = self;
         for (stream, entry) in entries.iter().enumerate() {
             let out = &mut store.data[entry.range.clone()];
             match entry.role {
-                Role::Norm => out.fill(1.0),
-                Role::RouterBias => out.fill(0.0),
+                Role::Norm => out.fill(if config.norm_offset { 0.0 } else { 1.0 }),
+                Role::Bias | Role::RouterBias => out.fill(0.0),
                 Role::Embedding
                 | Role::Head
                 | Role::AttentionLinear
@@ -258,6 +258,11 @@ impl Layout {
         let id = self.store.add_stacked(shape, dtype, fp8);
         self.weights.push((id, indices));
         id
+    }
+
+    /// What products with a weight compute in.
+    pub fn dtype(&self, id: WeightId) -> DType {
+        self.store.dtype(id)
     }
 
     /// Adds one tensor as one weight.

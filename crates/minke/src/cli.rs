@@ -200,7 +200,7 @@ pub enum Word {
 /// Which model, and how it computes.
 #[derive(Debug, Clone, Args)]
 pub struct ModelArgs {
-    /// A model folder, a run folder, or OWNER/NAME in the local hub cache
+    /// A model folder, a run folder, a .gguf file, or OWNER/NAME in the local hub cache
     #[arg(value_name = "MODEL")]
     pub model: String,
     /// Compute in this type instead of the one that the weights are stored in: in f32 and bf16 weights in FP8 are expanded
@@ -343,7 +343,7 @@ pub struct Score {
 /// `minke inspect`.
 #[derive(Debug, Args)]
 pub struct Inspect {
-    /// A model folder, a run folder, OWNER/NAME in the local hub cache, or a recipe file
+    /// A model folder, a run folder, a .gguf file, OWNER/NAME in the local hub cache, or a recipe file
     #[arg(value_name = "MODEL|RECIPE")]
     pub what: String,
     /// Change a value of the recipe; can be given several times
@@ -362,7 +362,7 @@ pub struct Inspect {
 /// `minke bench infer`.
 #[derive(Debug, Args)]
 pub struct BenchInfer {
-    /// A model folder, a run folder, OWNER/NAME in the local hub cache, or a recipe file
+    /// A model folder, a run folder, a .gguf file, OWNER/NAME in the local hub cache, or a recipe file
     #[arg(value_name = "MODEL|RECIPE")]
     pub model: String,
     /// Tokens of each prompt [default: 512, or what fits]
@@ -531,6 +531,9 @@ pub enum ExportDtype {
     Fp8,
     Bf16,
     F32,
+    F16,
+    #[value(name = "q8_0")]
+    Q8_0,
 }
 
 /// What scales of FP8 may be.
@@ -543,22 +546,22 @@ pub enum ScaleFormat {
 /// `minke export`.
 #[derive(Debug, Args)]
 pub struct Export {
-    /// A model folder, a run folder, or OWNER/NAME in the local hub cache
+    /// A model folder, a run folder, a .gguf file, or OWNER/NAME in the local hub cache
     #[arg(value_name = "MODEL")]
     pub model: String,
-    /// The form: hf is a Hugging Face folder; gguf is not written yet
+    /// The form: hf is a Hugging Face folder, gguf one file with weights and tokenizer
     #[arg(long, value_enum)]
     pub to: ExportTo,
-    /// What the weights are stored in
+    /// What the weights are stored in; fp8 is for hf, f16 and q8_0 are for gguf
     #[arg(long, value_enum, default_value = "bf16")]
     pub dtype: ExportDtype,
     /// Scales of fp8: any f32, or powers of two as in DeepSeek-V3.1 [default: the model's own, else f32]
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub scale_fmt: Option<ScaleFormat>,
-    /// The new folder
-    #[arg(long, value_name = "DIR")]
+    /// The new folder, or the new file, whose name ends in .gguf
+    #[arg(long, value_name = "PATH")]
     pub out: PathBuf,
-    /// Replace a model folder that is there
+    /// Replace a model that is there
     #[arg(long)]
     pub force: bool,
     /// Print one JSON object

@@ -243,10 +243,11 @@ impl GgufFile {
         Some((self.parts[*part].1.clone(), entry.range.clone()))
     }
 
-    /// A tensor has been read: its pages need not stay in memory. It can be read again.
-    pub fn forget(&self, name: &str) {
+    /// A part of a tensor's bytes has been read: its pages need not stay in memory. It can be read again.
+    pub fn forget(&self, name: &str, bytes: Range<usize>) {
         if let Some((part, entry)) = self.tensors.get(name) {
-            self.parts[*part].1.forget(entry.range.clone());
+            let (start, end) = (entry.range.start + bytes.start, entry.range.start + bytes.end);
+            self.parts[*part].1.forget(start.min(entry.range.end)..end.min(entry.range.end));
         }
     }
 }

@@ -167,9 +167,10 @@ impl Value<'_> {
         }
     }
 
-    /// A number of any type.
+    /// A number of any type; an f32 as the shortest decimal that means it, 1e-6 and not 9.99999997e-7.
     pub fn as_f64(&self) -> Option<f64> {
         Some(match self.scalar()? {
+            Number::Float(x) if self.kind == Kind::F32 => (x as f32).to_string().parse().unwrap_or(x),
             Number::Unsigned(x) => x as f64,
             Number::Signed(x) => x as f64,
             Number::Float(x) => x,
