@@ -23,6 +23,7 @@ mod files;
 pub mod gguf;
 mod load;
 pub mod machine;
+pub mod quantize;
 mod sampling;
 mod stop;
 

@@ -510,6 +510,9 @@ pub struct Eval {
     /// Continue the file of --out: only what is not in it is asked
     #[arg(long)]
     pub resume: bool,
+    /// Measure also, on the texts, how far the model is from this one: KL divergence and the same likeliest token
+    #[arg(long, value_name = "MODEL")]
+    pub against: Option<String>,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
