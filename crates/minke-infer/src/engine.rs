@@ -1,19 +1,16 @@
 //! Generation and scoring: what goes into a call of the model, and what is made of the logits.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use minke_cpu::policy::{self, Kept};
 use minke_cpu::{Cpu, loss};
-use minke_data::{StreamDecoder, Tokenizer};
+use minke_data::Tokenizer;
 use minke_model::{Cache, Model, Step, Want};
 use minke_num::rng;
 
 use crate::sampling::{self, Sampler, Sampling, SettingError};
-use crate::stop::StopMatcher;
+use crate::sequence::{Sequence, Session, share_prompts, take_prompts, trace_routes};
 
 /// Tokens of one call of the model, over all sequences; bounds the memory of activations.
 const TOKENS_PER_CALL: usize = 512;
@@ -155,61 +152,6 @@ pub struct Delta<'a> {
     pub tokens: usize,
 }
 
-/// A sequence that can be continued: its tokens and what attention keeps of them.
-#[derive(Clone)]
-pub struct Session {
-    cache: Cache,
-    tokens: Vec<u32>,
-}
-
-impl Session {
-    /// An empty sequence of this model.
-    pub fn new(model: &Model) -> Self {
-        Self { cache: Cache::new(model), tokens: Vec::new() }
-    }
-
-    /// Tokens in the cache.
-    pub fn len(&self) -> usize {
-        self.tokens.len()
-    }
-
-    /// Whether nothing was read yet.
-    pub fn is_empty(&self) -> bool {
-        self.tokens.is_empty()
-    }
-
-    /// Bytes of the cache.
-    pub fn bytes(&self) -> usize {
-        self.cache.bytes()
-    }
-
-    /// Keeps of the cache what `prompt` begins with, but not all of it: the last token must be read for its logits.
-    fn reuse(&mut self, prompt: &[u32]) -> usize {
-        let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        let common = common.min(prompt.len().saturating_sub(1));
-        self.cache.truncate(common);
-        self.tokens.truncate(common);
-        common
-    }
-}
-
-/// A sequence while it is being generated.
-struct Running<'r> {
-    request: &'r Request,
-    session: &'r mut Session,
-    /// Prompt and answer.
-    all: Vec<u32>,
-    decoder: Option<StreamDecoder>,
-    matcher: StopMatcher,
-    log_probs: Vec<f32>,
-    text: String,
-    reused: usize,
-    stop: Option<StopReason>,
-    trace: Trace,
-    /// The earlier one with the same prompt, which reads it for both.
-    reader: Option<usize>,
-}
-
 /// Runs a model: borrows it, so the weights may be a trainer's.
 pub struct Engine<'a> {
     model: &'a mut Model,
@@ -298,60 +240,75 @@ impl<'a> Engine<'a> {
         sessions: &mut [Session],
         on_delta: &mut dyn FnMut(Delta<'_>) -> ControlFlow<()>,
     ) -> Result<Vec<Generation>, EngineError> {
-        let mut running: Vec<Running<'_>> = requests
-            .iter()
-            .zip(sessions)
-            .map(|(request, session)| Running {
-                reused: session.reuse(&request.prompt),
-                request,
-                session,
-                all: request.prompt.clone(),
-                decoder: self.tokenizer.map(|tokenizer| tokenizer.stream_decoder(true)),
-                matcher: StopMatcher::new(request.stop.iter().cloned()),
-                log_probs: Vec::new(),
-                text: String::new(),
-                stop: (request.max_tokens == 0).then_some(StopReason::MaxTokens),
-                trace: Trace::default(),
-                reader: None,
-            })
-            .collect();
-        share_prompts(&mut running);
+        let start = |(request, session): (&Request, &mut Session)| {
+            let session = std::mem::replace(session, Session::new(self.model));
+            Sequence::new(request.clone(), session, self.tokenizer)
+        };
+        let mut sequences: Vec<Sequence> = requests.iter().zip(&mut *sessions).map(start).collect();
+        share_prompts(&mut sequences);
         self.timing = Timing::default();
+        let outcome = self.run_out(&mut sequences, on_delta);
+        let mut generations = Vec::with_capacity(sequences.len());
+        for (request, (sequence, kept)) in sequences.into_iter().zip(sessions).enumerate() {
+            let (generation, session, text) = sequence.finish();
+            *kept = session;
+            if outcome.is_ok() && !text.is_empty() {
+                // the answer is over: there is nothing left to break off
+                let _ = on_delta(Delta { request, text: &text, tokens: generation.tokens.len() });
+            }
+            generations.push(generation);
+        }
+        outcome.map(|()| generations)
+    }
+
+    fn run_out(
+        &mut self,
+        sequences: &mut [Sequence],
+        on_delta: &mut dyn FnMut(Delta<'_>) -> ControlFlow<()>,
+    ) -> Result<(), EngineError> {
         let begin = Instant::now();
-        while running.iter().any(|sequence| sequence.stop.is_none()) {
+        while sequences.iter().any(|sequence| sequence.stop.is_none()) {
             // prompts are being read as long as one has its first token to come
-            let reading = running.iter().any(|s| s.stop.is_none() && s.all.len() == s.request.prompt.len());
-            let ended = self.call(&mut running, on_delta)?;
+            let reading = sequences.iter().any(|s| s.stop.is_none() && s.tokens() == 0);
+            let takes = in_order(sequences);
+            let written = self.step(sequences, &takes);
+            let mut ended = false;
+            for Written { at, token } in &written {
+                let Token { text, .. } = token.as_ref().map_err(Clone::clone)?;
+                let tokens = sequences[*at].tokens();
+                ended |= on_delta(Delta { request: *at, text, tokens }).is_break();
+            }
+            if written.is_empty() {
+                // a long prompt can be given up too
+                ended = on_delta(Delta { request: 0, text: "", tokens: 0 }).is_break();
+            }
             if reading {
                 self.timing.prefill = begin.elapsed();
             }
-            if ended.is_break() {
-                for sequence in &mut running {
+            if ended {
+                for sequence in &mut *sequences {
                     sequence.stop.get_or_insert(StopReason::Cancelled);
                 }
             }
         }
         self.timing.decode = begin.elapsed().saturating_sub(self.timing.prefill);
-        Ok(running.into_iter().enumerate().map(|(at, sequence)| sequence.finish(at, on_delta)).collect())
+        Ok(())
     }
 
-    /// One call of the model for all that is ready, and a token for each sequence that was read to its end.
-    fn call(
-        &mut self,
-        running: &mut [Running<'_>],
-        on_delta: &mut dyn FnMut(Delta<'_>) -> ControlFlow<()>,
-    ) -> Result<ControlFlow<()>, EngineError> {
-        let mut room = TOKENS_PER_CALL;
-        let mut steps = Vec::with_capacity(running.len());
-        let mut wanted = Vec::with_capacity(running.len());
-        let mut read = Vec::with_capacity(running.len());
-        for (at, sequence) in running.iter_mut().enumerate() {
-            let fed = sequence.session.tokens.len();
-            let take = (sequence.all.len() - fed).min(room);
-            if sequence.stop.is_some() || sequence.reader.is_some() || take == 0 {
+    /// One call of the model, which reads the next `takes[i]` tokens of sequence `i`, and a token for each sequence that
+    /// was read to its end.
+    ///
+    /// The only way from requests to the model: what is generated for a list and what a service generates for many
+    /// callers differ in what they put into a call.
+    pub(crate) fn step(&mut self, sequences: &mut [Sequence], takes: &[usize]) -> Vec<Written> {
+        let mut steps = Vec::with_capacity(sequences.len());
+        let mut wanted = Vec::with_capacity(sequences.len());
+        let mut read = Vec::with_capacity(sequences.len());
+        for (at, (sequence, &take)) in sequences.iter_mut().zip(takes).enumerate() {
+            if take == 0 {
                 continue;
             }
-            room -= take;
+            let fed = sequence.session.tokens.len();
             let tokens = &sequence.all[fed..fed + take];
             sequence.session.tokens.extend_from_slice(tokens);
             read.push((at, take));
@@ -366,47 +323,43 @@ impl<'a> Engine<'a> {
         let logits = logits.f32();
         drop(steps);
         if self.traced {
-            trace_routes(running, &read, &routes);
+            trace_routes(sequences, &read, &routes);
         }
-        let shared = take_prompts(running, &mut wanted, logits, self.model.config.vocab_size);
+        let shared = take_prompts(sequences, &mut wanted, logits, self.model.config.vocab_size);
         let logits = shared.as_deref().unwrap_or(logits);
         let (w, context) = (self.model.config.vocab_size, self.context);
-        let choices = self.choose(running, &wanted, logits)?;
+        let choices = self.choose(sequences, &wanted, logits);
         let log_probs = self.log_probs.then(|| log_probs(self.cpu, logits, w, &choices));
-        let mut flow = ControlFlow::Continue(());
-        for (row, (&at, choice)) in wanted.iter().zip(choices).enumerate() {
-            let sequence = &mut running[at];
-            let id = choice.id;
-            if self.traced {
-                sequence.trace.tokens.push(id);
-                sequence.trace.log_probs.push(choice.log_prob);
-                sequence.trace.kept.push(choice.kept);
-            }
-            let text = sequence.take(id, log_probs.as_ref().map(|all| all[row]), context);
-            let tokens = sequence.tokens();
-            if on_delta(Delta { request: at, text: &text, tokens }).is_break() {
-                flow = ControlFlow::Break(());
-            }
-        }
-        if wanted.is_empty() && on_delta(Delta { request: 0, text: "", tokens: 0 }).is_break() {
-            // a long prompt can be given up too
-            flow = ControlFlow::Break(());
-        }
-        Ok(flow)
+        let rows = wanted.into_iter().zip(choices).enumerate();
+        let written = rows.map(|(row, (at, choice))| {
+            let token = choice.map(|choice| {
+                let sequence = &mut sequences[at];
+                let (id, log_prob) = (choice.id, log_probs.as_ref().map(|all| all[row]));
+                if self.traced {
+                    sequence.trace.tokens.push(id);
+                    sequence.trace.log_probs.push(choice.log_prob);
+                    sequence.trace.kept.push(choice.kept);
+                }
+                Token { text: sequence.take(id, log_prob, context) }
+            });
+            Written { at, token }
+        });
+        written.collect()
     }
 
-    /// A token for each wanted sequence, of whose logits there is a row each.
+    /// A token for each wanted sequence, of whose logits there is a row each; a row that gives none spoils no other.
     ///
     /// Rows of one temperature are tempered and drawn from together, by the functions that training uses.
     fn choose(
         &mut self,
-        running: &[Running<'_>],
+        running: &[Sequence],
         wanted: &[usize],
         logits: &[f32],
-    ) -> Result<Vec<Choice>, EngineError> {
+    ) -> Vec<Result<Choice, EngineError>> {
         let w = self.model.config.vocab_size;
-        let mut choices: Vec<Choice> = wanted.iter().map(|_| Choice::default()).collect();
-        let request = |row: usize| running[wanted[row]].request;
+        let mut choices: Vec<Result<Choice, EngineError>> =
+            wanted.iter().map(|_| Ok(Choice::default())).collect();
+        let request = |row: usize| &running[wanted[row]].request;
         let row_of = |row: usize| &logits[row * w..(row + 1) * w];
         let likeliest = |row: usize| {
             let position = running[wanted[row]].all.len();
@@ -421,7 +374,7 @@ impl<'a> Engine<'a> {
                 (0..wanted.len()).filter(|&row| request(row).sampling.temperature == temperature).collect();
             if temperature == 0.0 {
                 for &row in &rows {
-                    choices[row].id = likeliest(row)?;
+                    choices[row] = likeliest(row).map(|id| Choice { id, ..Choice::default() });
                 }
                 continue;
             }
@@ -448,13 +401,15 @@ impl<'a> Engine<'a> {
             policy::draw(self.cpu, from, w, &uniforms, &mut ids, &mut log_probs);
             for (i, &row) in rows.iter().enumerate() {
                 // an infinite logit leaves nothing to draw, and no number at all is an error
-                let id = if ids[i] == u32::MAX { likeliest(row)? } else { ids[i] };
-                let kept = kept.row(i).to_vec();
-                let plain = temperature == 1.0 && kept.is_empty() && id == ids[i];
-                choices[row] = Choice { id, log_prob: log_probs[i], plain, kept };
+                let id = if ids[i] == u32::MAX { likeliest(row) } else { Ok(ids[i]) };
+                choices[row] = id.map(|id| {
+                    let kept = kept.row(i).to_vec();
+                    let plain = temperature == 1.0 && kept.is_empty() && id == ids[i];
+                    Choice { id, log_prob: log_probs[i], plain, kept }
+                });
             }
         }
-        Ok(choices)
+        choices
     }
 
     fn check(&self, request: &Request) -> Result<(), EngineError> {
@@ -528,129 +483,50 @@ struct Choice {
     kept: Vec<u32>,
 }
 
+/// What a call of the model brought to a sequence.
+pub(crate) struct Written {
+    /// Its place.
+    pub at: usize,
+    /// A token, unless none could be chosen.
+    pub token: Result<Token, EngineError>,
+}
+
+/// A token that was chosen for a sequence.
+pub(crate) struct Token {
+    /// The text that is sure now.
+    pub text: String,
+}
+
+/// What goes into the next call when all are served alike: as much of each as there is room for.
+fn in_order(sequences: &[Sequence]) -> Vec<usize> {
+    let mut room = TOKENS_PER_CALL;
+    let take = |sequence: &Sequence| {
+        if sequence.stop.is_some() || sequence.reader.is_some() {
+            return 0;
+        }
+        let take = sequence.unread().min(room);
+        room -= take;
+        take
+    };
+    sequences.iter().map(take).collect()
+}
+
 /// The log-probability of each choice before temperature and filters. Where there were none the draw has said it, to
 /// the bit, and its row is not gone through again.
-fn log_probs(cpu: &Cpu, logits: &[f32], w: usize, choices: &[Choice]) -> Vec<f32> {
-    let labels: Vec<u32> =
-        choices.iter().map(|choice| if choice.plain { loss::IGNORED } else { choice.id }).collect();
+fn log_probs(cpu: &Cpu, logits: &[f32], w: usize, choices: &[Result<Choice, EngineError>]) -> Vec<f32> {
+    let drawn = |choice: &Result<Choice, EngineError>| match choice {
+        Ok(choice) => choice.plain.then_some(choice.log_prob),
+        Err(_) => Some(f32::NAN),
+    };
+    let label = |choice: &Result<Choice, EngineError>| match choice {
+        Ok(choice) if !choice.plain => choice.id,
+        Ok(_) | Err(_) => loss::IGNORED,
+    };
+    let labels: Vec<u32> = choices.iter().map(label).collect();
     let mut log_probs = vec![0.0; choices.len()];
     loss::log_probs(cpu, logits, w, &labels, &mut log_probs);
-    for (log_prob, choice) in log_probs.iter_mut().zip(choices).filter(|(_, choice)| choice.plain) {
-        *log_prob = choice.log_prob;
+    for (log_prob, choice) in log_probs.iter_mut().zip(choices) {
+        *log_prob = drawn(choice).unwrap_or(*log_prob);
     }
     log_probs
-}
-
-/// Lets the first of all that begin with nothing but the same prompt read it.
-fn share_prompts(running: &mut [Running<'_>]) {
-    let mut readers: HashMap<&[u32], usize> = HashMap::new();
-    for (at, sequence) in running.iter_mut().enumerate() {
-        if sequence.stop.is_none() && sequence.session.is_empty() {
-            match readers.entry(&sequence.request.prompt) {
-                Entry::Occupied(reader) => sequence.reader = Some(*reader.get()),
-                Entry::Vacant(free) => {
-                    free.insert(at);
-                }
-            }
-        }
-    }
-}
-
-/// Hands prompts that have just been read to their end to all that wait for them, who are then wanted as well: gives the
-/// rows of logits of all that are, if there are more of them now.
-fn take_prompts(
-    running: &mut [Running<'_>],
-    wanted: &mut Vec<usize>,
-    logits: &[f32],
-    w: usize,
-) -> Option<Vec<f32>> {
-    let row_of = |reader: usize| wanted.iter().position(|&at| at == reader);
-    let mut rows: Vec<(usize, usize)> = wanted.iter().copied().zip(0..).collect();
-    for at in 0..running.len() {
-        if let Some((reader, row)) = running[at].reader.and_then(|reader| Some((reader, row_of(reader)?))) {
-            let (session, routes) = (running[reader].session.clone(), running[reader].trace.routes.clone());
-            let sequence = &mut running[at];
-            (*sequence.session, sequence.trace.routes, sequence.reader) = (session, routes, None);
-            rows.push((at, row));
-        }
-    }
-    if rows.len() == wanted.len() {
-        return None;
-    }
-    rows.sort_unstable();
-    *wanted = rows.iter().map(|&(at, _)| at).collect();
-    Some(rows.iter().flat_map(|&(_, row)| &logits[row * w..(row + 1) * w]).copied().collect())
-}
-
-/// Notes for each sequence to which experts its rows were sent.
-fn trace_routes(running: &mut [Running<'_>], read: &[(usize, usize)], routes: &[Arc<[u32]>]) {
-    let rows: usize = read.iter().map(|(_, n)| n).sum();
-    for (index, layer) in routes.iter().enumerate() {
-        let k = layer.len() / rows.max(1);
-        let mut rest = &layer[..];
-        for &(at, n) in read {
-            let trace = &mut running[at].trace;
-            trace.routes.resize(routes.len(), Vec::new());
-            let (own, others) = rest.split_at(n * k);
-            trace.routes[index].extend_from_slice(own);
-            rest = others;
-        }
-    }
-}
-
-impl Running<'_> {
-    /// Tokens of the answer.
-    fn tokens(&self) -> usize {
-        self.all.len() - self.request.prompt.len()
-    }
-
-    /// Takes a token into the answer and gives the text that is sure now.
-    fn take(&mut self, id: u32, log_prob: Option<f32>, context: usize) -> String {
-        if self.request.stop_ids.contains(&id) {
-            self.stop = Some(StopReason::Token(id));
-            return String::new();
-        }
-        self.all.push(id);
-        self.log_probs.extend(log_prob);
-        let piece = self.decoder.as_mut().map(|decoder| decoder.step(id)).unwrap_or_default();
-        let (text, found) = self.matcher.push(&piece);
-        self.text.push_str(&text);
-        self.stop = if let Some(stop) = found {
-            // what follows in the same token is not part of the answer
-            self.decoder = None;
-            Some(StopReason::String(stop))
-        } else if self.tokens() >= self.request.max_tokens {
-            Some(StopReason::MaxTokens)
-        } else if self.all.len() >= context {
-            Some(StopReason::Context)
-        } else {
-            None
-        };
-        text
-    }
-
-    /// Gives out what was held back: half a character, or the beginning of a stop string.
-    fn finish(mut self, at: usize, on_delta: &mut dyn FnMut(Delta<'_>) -> ControlFlow<()>) -> Generation {
-        let mut stop = self.stop.take().unwrap_or(StopReason::Cancelled);
-        if let Some(decoder) = self.decoder.take() {
-            let (mut rest, found) = self.matcher.push(&decoder.finish());
-            match found {
-                Some(string) => stop = StopReason::String(string),
-                None => rest.push_str(&self.matcher.finish()),
-            }
-            if !rest.is_empty() {
-                // the answer is over: there is nothing left to break off
-                let _ = on_delta(Delta { request: at, text: &rest, tokens: self.tokens() });
-            }
-            self.text.push_str(&rest);
-        }
-        Generation {
-            tokens: self.all.split_off(self.request.prompt.len()),
-            log_probs: self.log_probs,
-            text: self.text,
-            stop,
-            reused: self.reused,
-            trace: self.trace,
-        }
-    }
 }

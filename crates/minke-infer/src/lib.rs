@@ -22,9 +22,11 @@ mod engine;
 mod load;
 pub mod machine;
 mod sampling;
+mod sequence;
 mod stop;
 
-pub use engine::{Delta, Engine, EngineError, Generation, Request, Session, StopReason, Timing, Trace};
+pub use engine::{Delta, Engine, EngineError, Generation, Request, StopReason, Timing, Trace};
 pub use load::{GenerationDefaults, LoadModelError, Loaded, WeightFolder, load_model, read_config};
 pub use sampling::{Sampler, Sampling, SettingError};
+pub use sequence::Session;
 pub use stop::StopMatcher;
