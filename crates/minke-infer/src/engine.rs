@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use minke_cpu::policy::{self, Kept};
 use minke_cpu::{Cpu, loss};
 use minke_data::Tokenizer;
-use minke_model::{Cache, Model, Step, Want};
+use minke_model::{Cache, CacheKind, Model, Step, Want};
 use minke_num::rng;
 
 use crate::sampling::{self, Sampler, Sampling, SettingError};
@@ -41,12 +41,23 @@ pub enum EngineError {
         /// Tokens that fit.
         limit: usize,
     },
+    /// More tokens than there is memory for.
+    #[error("{got} tokens do not fit into the memory for caches, which holds {limit}")]
+    Memory {
+        /// Tokens given.
+        got: usize,
+        /// Tokens that fit.
+        limit: usize,
+    },
     /// A sampling setting is out of its bounds.
     #[error(transparent)]
     Setting(#[from] SettingError),
     /// Stop strings are text, and there is no tokenizer to make text.
     #[error("stop strings need a tokenizer, and the model folder has none")]
     StopNeedsTokenizer,
+    /// Latents are what latent attention keeps.
+    #[error("a cache of latents needs a model with latent attention, and this one has none")]
+    NoLatent,
     /// The logits hold no number: the weights are broken.
     #[error("no logit after {position} tokens is a number; the weights are damaged or training diverged")]
     NotANumber {
@@ -85,6 +96,8 @@ pub enum StopReason {
     Context,
     /// The caller said so.
     Cancelled,
+    /// There was no more time for it.
+    Deadline,
 }
 
 impl StopReason {
@@ -96,6 +109,7 @@ impl StopReason {
             Self::MaxTokens => "max_tokens",
             Self::Context => "context",
             Self::Cancelled => "cancelled",
+            Self::Deadline => "deadline",
         }
     }
 }
@@ -162,6 +176,7 @@ pub struct Engine<'a> {
     timing: Timing,
     traced: bool,
     log_probs: bool,
+    cache: CacheKind,
 }
 
 impl<'a> Engine<'a> {
@@ -169,7 +184,17 @@ impl<'a> Engine<'a> {
     pub fn new(model: &'a mut Model, cpu: &'a Cpu, tokenizer: Option<&'a Tokenizer>) -> Self {
         let context = model.config.max_position_embeddings;
         let (sampler, timing) = (Sampler::default(), Timing::default());
-        Self { model, cpu, tokenizer, context, sampler, timing, traced: false, log_probs: true }
+        Self {
+            model,
+            cpu,
+            tokenizer,
+            context,
+            sampler,
+            timing,
+            traced: false,
+            log_probs: true,
+            cache: CacheKind::Model,
+        }
     }
 
     /// Makes every answer carry its [`Trace`].
@@ -182,6 +207,31 @@ impl<'a> Engine<'a> {
     #[must_use]
     pub fn without_log_probs(self) -> Self {
         Self { log_probs: false, ..self }
+    }
+
+    /// Keeps something else of a sequence than the model's own keys and values.
+    ///
+    /// # Errors
+    /// Latents of a model that has none.
+    pub fn with_cache(self, cache: CacheKind) -> Result<Self, EngineError> {
+        Session::of_kind(self.model, cache).ok_or(EngineError::NoLatent)?;
+        Ok(Self { cache, ..self })
+    }
+
+    /// Takes no more tokens into one sequence than this, if the model takes more.
+    #[must_use]
+    pub fn with_context(self, most: usize) -> Self {
+        Self { context: self.context.min(most), ..self }
+    }
+
+    /// A sequence of nothing, of the kind that this engine keeps.
+    pub fn empty_session(&self) -> Session {
+        Session::of_kind(self.model, self.cache).expect("the kind was checked")
+    }
+
+    /// The tokenizer, if there is one.
+    pub(crate) fn tokenizer(&self) -> Option<&'a Tokenizer> {
+        self.tokenizer
     }
 
     /// Tokens that fit into one sequence, prompt and answer together.
@@ -210,7 +260,7 @@ impl<'a> Engine<'a> {
         requests: &[Request],
         on_delta: &mut dyn FnMut(Delta<'_>) -> ControlFlow<()>,
     ) -> Result<Vec<Generation>, EngineError> {
-        let mut sessions: Vec<Session> = requests.iter().map(|_| Session::new(self.model)).collect();
+        let mut sessions: Vec<Session> = requests.iter().map(|_| self.empty_session()).collect();
         self.generate_in(&mut sessions, requests, on_delta)
     }
 
@@ -241,7 +291,7 @@ impl<'a> Engine<'a> {
         on_delta: &mut dyn FnMut(Delta<'_>) -> ControlFlow<()>,
     ) -> Result<Vec<Generation>, EngineError> {
         let start = |(request, session): (&Request, &mut Session)| {
-            let session = std::mem::replace(session, Session::new(self.model));
+            let session = std::mem::replace(session, self.empty_session());
             Sequence::new(request.clone(), session, self.tokenizer)
         };
         let mut sequences: Vec<Sequence> = requests.iter().zip(&mut *sessions).map(start).collect();
@@ -340,7 +390,7 @@ impl<'a> Engine<'a> {
                     sequence.trace.log_probs.push(choice.log_prob);
                     sequence.trace.kept.push(choice.kept);
                 }
-                Token { text: sequence.take(id, log_prob, context) }
+                Token { id, log_prob, text: sequence.take(id, log_prob, context) }
             });
             Written { at, token }
         });
@@ -412,7 +462,8 @@ impl<'a> Engine<'a> {
         choices
     }
 
-    fn check(&self, request: &Request) -> Result<(), EngineError> {
+    /// Checks a request before it is started.
+    pub(crate) fn check(&self, request: &Request) -> Result<(), EngineError> {
         request.sampling.validate()?;
         if request.prompt.is_empty() {
             return Err(EngineError::EmptyPrompt);
@@ -423,7 +474,7 @@ impl<'a> Engine<'a> {
         }
         // a full context has no room for an answer
         if request.prompt.len() >= self.context && request.max_tokens > 0 {
-            return Err(EngineError::Context { got: request.prompt.len() + 1, limit: self.context });
+            return Err(self.too_long(request.prompt.len() + 1));
         }
         Ok(())
     }
@@ -438,9 +489,18 @@ impl<'a> Engine<'a> {
             return Err(EngineError::Token { index, id, vocabulary });
         }
         if tokens.len() > self.context {
-            return Err(EngineError::Context { got: tokens.len(), limit: self.context });
+            return Err(self.too_long(tokens.len()));
         }
         Ok(())
+    }
+
+    fn too_long(&self, got: usize) -> EngineError {
+        let limit = self.context;
+        if limit < self.model.config.max_position_embeddings {
+            EngineError::Memory { got, limit }
+        } else {
+            EngineError::Context { got, limit }
+        }
     }
 
     /// The natural logarithm of the probability of each token given those before it: one fewer than there are tokens.
@@ -492,7 +552,12 @@ pub(crate) struct Written {
 }
 
 /// A token that was chosen for a sequence.
-pub(crate) struct Token {
+#[derive(Debug, Clone, PartialEq)]
+pub struct Token {
+    /// The token.
+    pub id: u32,
+    /// Natural logarithm of its probability, before temperature and filters; none where the engine goes without.
+    pub log_prob: Option<f32>,
     /// The text that is sure now.
     pub text: String,
 }

@@ -22,11 +22,16 @@ mod engine;
 mod load;
 pub mod machine;
 mod sampling;
+mod scheduler;
 mod sequence;
 mod stop;
 
-pub use engine::{Delta, Engine, EngineError, Generation, Request, StopReason, Timing, Trace};
+pub use engine::{Delta, Engine, EngineError, Generation, Request, StopReason, Timing, Token, Trace};
 pub use load::{GenerationDefaults, LoadModelError, Loaded, WeightFolder, load_model, read_config};
 pub use sampling::{Sampler, Sampling, SettingError};
+pub use scheduler::{
+    Done, Event, Handle, Order, Service, ServiceError, ServiceOptions, Sink, Stats, Stream, SubmitError,
+    Ticket, Times, Usage,
+};
 pub use sequence::Session;
 pub use stop::StopMatcher;

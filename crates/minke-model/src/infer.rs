@@ -164,7 +164,7 @@ impl Model {
     /// A row's logits do not depend on what else is in the call, nor on how a sequence is cut into steps.
     ///
     /// # Panics
-    /// When a token is outside the vocabulary or caches of both kinds are mixed.
+    /// When a token is outside the vocabulary or caches of several kinds are mixed.
     pub fn infer(&mut self, cpu: &Cpu, steps: &mut [Step<'_>]) -> Vec<f32> {
         self.infer_traced(cpu, steps).0.to_vec()
     }
@@ -175,10 +175,12 @@ impl Model {
     /// As [`Model::infer`].
     pub fn infer_traced(&mut self, cpu: &Cpu, steps: &mut [Step<'_>]) -> (Tensor, Vec<Arc<[u32]>>) {
         let (mut tokens, mut positions, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
-        let latent = steps.first().is_some_and(|s| s.cache.latent);
+        let kind = |cache: &Cache| (cache.latent, cache.layers.first().map(KvCache::dtype));
+        let all = steps.first().map(|s| kind(s.cache)).unwrap_or_default();
+        let latent = all.0;
         let mut sequences = Vec::new();
         for step in steps {
-            assert_eq!(step.cache.latent, latent, "infer: caches of one kind in a call");
+            assert_eq!(kind(step.cache), all, "infer: caches of one kind in a call");
             let (start, before, len) = (tokens.len(), step.cache.len(), step.tokens.len());
             tokens.extend_from_slice(step.tokens);
             positions.extend((before..before + len).map(|p| p as u32));
