@@ -262,4 +262,54 @@ mod tests {
         assert!(super::top(&cpu, &[f32::NAN], 3).is_empty());
         assert_eq!(super::top(&cpu, &logits, 1000).len(), 77);
     }
+
+    /// `scripts/sampling_vectors.py` made them.
+    #[test]
+    fn settings_do_what_they_do_in_transformers() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/sampling.json");
+        let vectors: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let floats = |value: &serde_json::Value| -> Vec<f32> {
+            value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect()
+        };
+        let ids = |value: &serde_json::Value| -> Vec<u32> {
+            value.as_array().unwrap().iter().map(|x| x.as_u64().unwrap() as u32).collect()
+        };
+        let cases = vectors["cases"].as_array().unwrap();
+        assert_eq!(cases.len(), 40);
+        for case in cases {
+            let setting = &case["setting"];
+            let number = |name: &str, default: f64| setting[name].as_f64().unwrap_or(default) as f32;
+            let sampling = Sampling {
+                temperature: number("temperature", 1.0),
+                top_k: number("top_k", 0.0) as usize,
+                top_p: number("top_p", 1.0),
+                min_p: number("min_p", 0.0),
+                typical_p: number("typical_p", 1.0),
+                repetition_penalty: number("repetition_penalty", 1.0),
+                ..Sampling::default()
+            };
+            let bias: Vec<(u32, f32)> = setting["logit_bias"].as_array().map_or(Vec::new(), |bias| {
+                bias.iter().map(|pair| (pair[0].as_u64().unwrap() as u32, floats(pair)[1])).collect()
+            });
+            let history = sampling.has_penalties().then(|| History::new(&ids(&case["tokens"])));
+            let ask =
+                Ask { bias: &bias, history: history.as_ref(), ..ask(&sampling, Allowed::All, 0) };
+            let logits = floats(&case["logits"]);
+            let row = adjusted((&ask, &logits)).unwrap_or(logits);
+            for (got, expected) in row.iter().zip(floats(&case["changed"])) {
+                assert!((got - expected).abs() <= 1e-6 * expected.abs().max(1.0), "{setting}: {got} {expected}");
+            }
+            let left = match Sampler::default().kept(&sampling, &row, &Allowed::All) {
+                Left::Some(mut ids) => {
+                    ids.sort_unstable();
+                    ids
+                }
+                all => {
+                    assert_eq!(all, Left::All);
+                    (0..64).collect()
+                }
+            };
+            assert_eq!(left, ids(&case["kept"]), "{setting}");
+        }
+    }
 }
