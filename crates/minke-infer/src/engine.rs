@@ -3,14 +3,15 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use minke_cpu::policy::{self, Kept};
 use minke_cpu::{Cpu, loss};
 use minke_data::Tokenizer;
 use minke_model::{Cache, CacheKind, Model, Step, Want};
-use minke_num::rng;
 
-use crate::sampling::{self, Sampler, Sampling, SettingError};
+use crate::choose::{Ask, Choice, Unchosen, choose, log_probs, top};
+use crate::guide::{self, Guide};
+use crate::sampling::{Allowed, Sampler, Sampling, SettingError};
 use crate::sequence::{Sequence, Session, share_prompts, take_prompts, trace_routes};
+use crate::thinking::{ThinkingBudget, Thought};
 
 /// Tokens of one call of the model, over all sequences; bounds the memory of activations.
 const TOKENS_PER_CALL: usize = 512;
@@ -52,6 +53,22 @@ pub enum EngineError {
     /// A sampling setting is out of its bounds.
     #[error(transparent)]
     Setting(#[from] SettingError),
+    /// Thoughts are found by their markers, which are text.
+    #[error("a thinking budget needs a tokenizer, and the model folder has none")]
+    ThinkingNeedsTokenizer,
+    /// A marker that cannot be looked for or written.
+    #[error(
+        "thinking budget: expected a marker of 1 to 4096 bytes that the tokenizer can write, got `{marker}`"
+    )]
+    ThinkingMarker {
+        /// It, or its beginning.
+        marker: String,
+    },
+    /// A trainer could not say again how such a token was chosen.
+    #[error(
+        "logit bias and penalties are not traced: a trainer would see another distribution than was drawn from"
+    )]
+    TracedPenalties,
     /// Stop strings are text, and there is no tokenizer to make text.
     #[error("stop strings need a tokenizer, and the model folder has none")]
     StopNeedsTokenizer,
@@ -81,6 +98,21 @@ pub struct Request {
     pub stop: Vec<String>,
     /// Tokens that end the answer and are not part of it.
     pub stop_ids: Vec<u32>,
+    /// Tokens before which no stop token comes and no stop string is looked for.
+    pub min_tokens: usize,
+    /// What is added to the logits of some ids, from -100, which forbids them, to 100.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// How many of the likeliest tokens' log-probabilities come with each token.
+    pub top_log_probs: usize,
+    /// How long it may think.
+    pub thinking: Option<ThinkingBudget>,
+}
+
+impl Request {
+    /// Whether a bias does anything but forbid.
+    fn has_bias(&self) -> bool {
+        self.logit_bias.iter().any(|(_, bias)| *bias > guide::BAN)
+    }
 }
 
 /// Why an answer ended.
@@ -94,6 +126,8 @@ pub enum StopReason {
     MaxTokens,
     /// The model's context is full.
     Context,
+    /// Of what the request lets come next nothing has a chance.
+    DeadEnd,
     /// The caller said so.
     Cancelled,
     /// There was no more time for it.
@@ -108,6 +142,7 @@ impl StopReason {
             Self::String(_) => "stop_string",
             Self::MaxTokens => "max_tokens",
             Self::Context => "context",
+            Self::DeadEnd => "dead_end",
             Self::Cancelled => "cancelled",
             Self::Deadline => "deadline",
         }
@@ -131,8 +166,12 @@ pub struct Generation {
     /// Natural logarithm of each token's probability, before temperature and filters; empty where the engine goes
     /// [`Engine::without_log_probs`].
     pub log_probs: Vec<f32>,
+    /// The likeliest tokens at each token's place and their log-probabilities, as many as [`Request::top_log_probs`].
+    pub top_log_probs: Vec<Vec<(u32, f32)>>,
     /// Their text up to the stop string; empty without a tokenizer.
     pub text: String,
+    /// What was spent on thinking, where [`Request::thinking`] bounds it.
+    pub thought: Option<Thought>,
     /// Why it ended.
     pub stop: StopReason,
     /// Tokens of the prompt that were in the cache already.
@@ -278,23 +317,26 @@ impl<'a> Engine<'a> {
         on_delta: &mut dyn FnMut(Delta<'_>) -> ControlFlow<()>,
     ) -> Result<Vec<Generation>, EngineError> {
         assert_eq!(sessions.len(), requests.len(), "generate_in: one session per request");
+        let mut guides = Vec::with_capacity(requests.len());
         for request in requests {
-            self.check(request)?;
+            guides.push(self.guide(request)?);
         }
-        self.run(requests, sessions, on_delta)
+        self.run(requests, guides, sessions, on_delta)
     }
 
     fn run(
         &mut self,
         requests: &[Request],
+        guides: Vec<Guide>,
         sessions: &mut [Session],
         on_delta: &mut dyn FnMut(Delta<'_>) -> ControlFlow<()>,
     ) -> Result<Vec<Generation>, EngineError> {
-        let start = |(request, session): (&Request, &mut Session)| {
+        let start = |((request, guide), session): ((&Request, Guide), &mut Session)| {
             let session = std::mem::replace(session, self.empty_session());
-            Sequence::new(request.clone(), session, self.tokenizer)
+            Sequence::new(request.clone(), guide, session, self.tokenizer)
         };
-        let mut sequences: Vec<Sequence> = requests.iter().zip(&mut *sessions).map(start).collect();
+        let mut sequences: Vec<Sequence> =
+            requests.iter().zip(guides).zip(&mut *sessions).map(start).collect();
         share_prompts(&mut sequences);
         self.timing = Timing::default();
         let outcome = self.run_out(&mut sequences, on_delta);
@@ -324,7 +366,7 @@ impl<'a> Engine<'a> {
             let written = self.step(sequences, &takes);
             let mut ended = false;
             for Written { at, token } in &written {
-                let Token { text, .. } = token.as_ref().map_err(Clone::clone)?;
+                let text = token.as_ref().map_err(Clone::clone)?.as_ref().map_or("", |token| &token.text);
                 let tokens = sequences[*at].tokens();
                 ended |= on_delta(Delta { request: *at, text, tokens }).is_break();
             }
@@ -377,94 +419,66 @@ impl<'a> Engine<'a> {
         }
         let shared = take_prompts(sequences, &mut wanted, logits, self.model.config.vocab_size);
         let logits = shared.as_deref().unwrap_or(logits);
-        let (w, context) = (self.model.config.vocab_size, self.context);
-        let choices = self.choose(sequences, &wanted, logits);
+        let w = self.model.config.vocab_size;
+        let allowed: Vec<Allowed> = wanted.iter().map(|&at| sequences[at].guide.allowed()).collect();
+        let asks: Vec<Ask<'_>> =
+            wanted.iter().zip(allowed).map(|(&at, allowed)| sequences[at].ask(allowed)).collect();
+        let choices = choose(self.cpu, &mut self.sampler, &asks, logits, w);
         let log_probs = self.log_probs.then(|| log_probs(self.cpu, logits, w, &choices));
         let rows = wanted.into_iter().zip(choices).enumerate();
         let written = rows.map(|(row, (at, choice))| {
-            let token = choice.map(|choice| {
-                let sequence = &mut sequences[at];
-                let (id, log_prob) = (choice.id, log_probs.as_ref().map(|all| all[row]));
-                if self.traced {
-                    sequence.trace.tokens.push(id);
-                    sequence.trace.log_probs.push(choice.log_prob);
-                    sequence.trace.kept.push(choice.kept);
-                }
-                Token { id, log_prob, text: sequence.take(id, log_prob, context) }
-            });
+            let log_prob = log_probs.as_ref().map(|all| all[row]);
+            let token = self.take(&mut sequences[at], choice, log_prob, &logits[row * w..(row + 1) * w]);
             Written { at, token }
         });
         written.collect()
     }
 
-    /// A token for each wanted sequence, of whose logits there is a row each; a row that gives none spoils no other.
-    ///
-    /// Rows of one temperature are tempered and drawn from together, by the functions that training uses.
-    fn choose(
-        &mut self,
-        running: &[Sequence],
-        wanted: &[usize],
-        logits: &[f32],
-    ) -> Vec<Result<Choice, EngineError>> {
-        let w = self.model.config.vocab_size;
-        let mut choices: Vec<Result<Choice, EngineError>> =
-            wanted.iter().map(|_| Ok(Choice::default())).collect();
-        let request = |row: usize| &running[wanted[row]].request;
-        let row_of = |row: usize| &logits[row * w..(row + 1) * w];
-        let likeliest = |row: usize| {
-            let position = running[wanted[row]].all.len();
-            sampling::argmax(row_of(row)).map(|best| best.0).ok_or(EngineError::NotANumber { position })
+    /// Takes what was chosen from a row of logits into its sequence.
+    fn take(
+        &self,
+        sequence: &mut Sequence,
+        choice: Result<Choice, Unchosen>,
+        log_prob: Option<f32>,
+        row: &[f32],
+    ) -> Result<Option<Token>, EngineError> {
+        let choice = match choice {
+            Ok(choice) => choice,
+            Err(Unchosen::Nothing) => {
+                sequence.stop = Some(StopReason::DeadEnd);
+                return Ok(None);
+            }
+            Err(Unchosen::NotANumber) => {
+                return Err(EngineError::NotANumber { position: sequence.all.len() });
+            }
         };
-        let mut temperatures: Vec<f32> =
-            (0..wanted.len()).map(|row| request(row).sampling.temperature).collect();
-        temperatures.sort_by(f32::total_cmp);
-        temperatures.dedup();
-        for temperature in temperatures {
-            let rows: Vec<usize> =
-                (0..wanted.len()).filter(|&row| request(row).sampling.temperature == temperature).collect();
-            if temperature == 0.0 {
-                for &row in &rows {
-                    choices[row] = likeliest(row).map(|id| Choice { id, ..Choice::default() });
-                }
-                continue;
-            }
-            let mut kept = Kept::default();
-            for &row in &rows {
-                kept.push(self.sampler.kept(&request(row).sampling, row_of(row)));
-            }
-            let uniform = |&row: &usize| {
-                let Request { sampling, sequence, .. } = request(row);
-                rng::uniform_f64(sampling.seed, *sequence, running[wanted[row]].all.len() as u64)
-            };
-            let uniforms: Vec<f64> = rows.iter().map(uniform).collect();
-            let tempered: Vec<f32>;
-            let as_they_are = rows.len() == wanted.len() && temperature == 1.0 && kept.ids.is_empty();
-            let from = if as_they_are {
-                logits
-            } else {
-                let mut copy: Vec<f32> = rows.iter().flat_map(|&row| row_of(row)).copied().collect();
-                policy::temper(self.cpu, &mut copy, w, temperature, &kept);
-                tempered = copy;
-                &tempered
-            };
-            let (mut ids, mut log_probs) = (vec![0; rows.len()], vec![0.0; rows.len()]);
-            policy::draw(self.cpu, from, w, &uniforms, &mut ids, &mut log_probs);
-            for (i, &row) in rows.iter().enumerate() {
-                // an infinite logit leaves nothing to draw, and no number at all is an error
-                let id = if ids[i] == u32::MAX { likeliest(row) } else { Ok(ids[i]) };
-                choices[row] = id.map(|id| {
-                    let kept = kept.row(i).to_vec();
-                    let plain = temperature == 1.0 && kept.is_empty() && id == ids[i];
-                    Choice { id, log_prob: log_probs[i], plain, kept }
-                });
-            }
+        if self.traced {
+            sequence.trace.tokens.push(choice.id);
+            sequence.trace.log_probs.push(choice.log_prob);
+            sequence.trace.kept.push(choice.kept);
         }
-        choices
+        let text = sequence.take(choice.id, log_prob, self.context);
+        let (n, mut top_log_probs) = (sequence.request.top_log_probs, Vec::new());
+        if n > 0 && !matches!(sequence.stop, Some(StopReason::Token(_))) {
+            top_log_probs = top(self.cpu, row, n);
+            sequence.top_log_probs.push(top_log_probs.clone());
+        }
+        Ok(Some(Token { id: choice.id, log_prob, top_log_probs, text }))
     }
 
-    /// Checks a request before it is started.
-    pub(crate) fn check(&self, request: &Request) -> Result<(), EngineError> {
-        request.sampling.validate()?;
+    /// Checks a request, and readies what follows its tokens.
+    ///
+    /// # Errors
+    /// What of it cannot be served.
+    pub(crate) fn guide(&self, request: &Request) -> Result<Guide, EngineError> {
+        self.check(request)?;
+        Guide::new(request, self.tokenizer, self.model.config.vocab_size)
+    }
+
+    fn check(&self, request: &Request) -> Result<(), EngineError> {
+        if self.traced && (request.sampling.has_penalties() || request.has_bias()) {
+            return Err(EngineError::TracedPenalties);
+        }
         if request.prompt.is_empty() {
             return Err(EngineError::EmptyPrompt);
         }
@@ -531,24 +545,12 @@ impl<'a> Engine<'a> {
     }
 }
 
-/// A token that was chosen.
-#[derive(Default)]
-struct Choice {
-    id: u32,
-    /// Of the distribution that it was drawn from; 0 where there was no draw.
-    log_prob: f32,
-    /// Whether that is the model's own distribution.
-    plain: bool,
-    /// What filters left; nothing where all was left.
-    kept: Vec<u32>,
-}
-
 /// What a call of the model brought to a sequence.
 pub(crate) struct Written {
     /// Its place.
     pub at: usize,
-    /// A token, unless none could be chosen.
-    pub token: Result<Token, EngineError>,
+    /// A token, unless nothing may come next or none could be chosen.
+    pub token: Result<Option<Token>, EngineError>,
 }
 
 /// A token that was chosen for a sequence.
@@ -558,6 +560,8 @@ pub struct Token {
     pub id: u32,
     /// Natural logarithm of its probability, before temperature and filters; none where the engine goes without.
     pub log_prob: Option<f32>,
+    /// The likeliest tokens at its place and their log-probabilities, as many as [`Request::top_log_probs`].
+    pub top_log_probs: Vec<(u32, f32)>,
     /// The text that is sure now.
     pub text: String,
 }
@@ -574,24 +578,4 @@ fn in_order(sequences: &[Sequence]) -> Vec<usize> {
         take
     };
     sequences.iter().map(take).collect()
-}
-
-/// The log-probability of each choice before temperature and filters. Where there were none the draw has said it, to
-/// the bit, and its row is not gone through again.
-fn log_probs(cpu: &Cpu, logits: &[f32], w: usize, choices: &[Result<Choice, EngineError>]) -> Vec<f32> {
-    let drawn = |choice: &Result<Choice, EngineError>| match choice {
-        Ok(choice) => choice.plain.then_some(choice.log_prob),
-        Err(_) => Some(f32::NAN),
-    };
-    let label = |choice: &Result<Choice, EngineError>| match choice {
-        Ok(choice) if !choice.plain => choice.id,
-        Ok(_) | Err(_) => loss::IGNORED,
-    };
-    let labels: Vec<u32> = choices.iter().map(label).collect();
-    let mut log_probs = vec![0.0; choices.len()];
-    loss::log_probs(cpu, logits, w, &labels, &mut log_probs);
-    for (log_prob, choice) in log_probs.iter_mut().zip(choices) {
-        *log_prob = drawn(choice).unwrap_or(*log_prob);
-    }
-    log_probs
 }

@@ -7,7 +7,10 @@ use std::sync::Arc;
 use minke_data::{StreamDecoder, Tokenizer};
 use minke_model::{Cache, CacheKind, Model, Page};
 
+use crate::choose::Ask;
 use crate::engine::{Generation, Request, StopReason, Trace};
+use crate::guide::Guide;
+use crate::sampling::Allowed;
 use crate::stop::StopMatcher;
 
 /// A sequence that can be continued: its tokens and what attention keeps of them.
@@ -79,6 +82,7 @@ impl Session {
 /// A request while it is being served.
 pub(crate) struct Sequence {
     pub request: Request,
+    pub guide: Guide,
     pub session: Session,
     /// Prompt and answer; those beyond the session's are to be read.
     pub all: Vec<u32>,
@@ -90,6 +94,7 @@ pub(crate) struct Sequence {
     /// The earlier one with the same prompt, which reads it for both.
     pub reader: Option<usize>,
     log_probs: Vec<f32>,
+    pub top_log_probs: Vec<Vec<(u32, f32)>>,
     text: String,
     decoder: Option<StreamDecoder>,
     matcher: StopMatcher,
@@ -97,15 +102,17 @@ pub(crate) struct Sequence {
 
 impl Sequence {
     /// A request that goes on from what a session holds of its prompt.
-    pub fn new(request: Request, mut session: Session, tokenizer: Option<&Tokenizer>) -> Self {
+    pub fn new(request: Request, guide: Guide, mut session: Session, tokenizer: Option<&Tokenizer>) -> Self {
         Self {
             reused: session.reuse(&request.prompt),
+            guide,
             session,
             all: request.prompt.clone(),
             stop: (request.max_tokens == 0).then_some(StopReason::MaxTokens),
             trace: Trace::default(),
             reader: None,
             log_probs: Vec::new(),
+            top_log_probs: Vec::new(),
             text: String::new(),
             decoder: tokenizer.map(|tokenizer| tokenizer.stream_decoder(true)),
             matcher: StopMatcher::new(request.stop.iter().cloned()),
@@ -123,6 +130,11 @@ impl Sequence {
         self.all.len() - self.session.tokens.len()
     }
 
+    /// Asks for the next token.
+    pub fn ask(&self, allowed: Allowed) -> Ask<'_> {
+        self.guide.ask(&self.request, allowed, self.all.len())
+    }
+
     /// Takes a token into the answer and gives the text that is sure now.
     pub fn take(&mut self, id: u32, log_prob: Option<f32>, context: usize) -> String {
         if self.request.stop_ids.contains(&id) {
@@ -130,9 +142,11 @@ impl Sequence {
             return String::new();
         }
         self.all.push(id);
+        self.guide.push(id);
         self.log_probs.extend(log_prob);
         let piece = self.decoder.as_mut().map(|decoder| decoder.step(id)).unwrap_or_default();
-        let (text, found) = self.matcher.push(&piece);
+        let (text, found) =
+            if self.tokens() <= self.request.min_tokens { (piece, None) } else { self.matcher.push(&piece) };
         self.text.push_str(&text);
         self.stop = if let Some(stop) = found {
             // what follows in the same token is not part of the answer
@@ -165,7 +179,9 @@ impl Sequence {
         let generation = Generation {
             tokens: self.all.split_off(self.request.prompt.len()),
             log_probs: self.log_probs,
+            top_log_probs: self.top_log_probs,
             text: self.text,
+            thought: self.guide.thought(),
             stop,
             reused: self.reused,
             trace: self.trace,

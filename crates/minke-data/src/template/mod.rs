@@ -20,7 +20,7 @@
 
 mod encode;
 mod environment;
-mod thinking;
+pub mod thinking;
 
 use std::path::Path;
 use std::sync::Arc;

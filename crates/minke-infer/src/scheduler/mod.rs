@@ -116,13 +116,16 @@ impl<'a> Scheduler<'a> {
 
     /// Takes a request in.
     fn submit(&mut self, request: Request, mut job: Job) {
-        if let Err(error) = self.engine.check(&request) {
-            self.stats.ended += 1;
-            return job.tell(Event::Failed(error));
-        }
+        let guide = match self.engine.guide(&request) {
+            Ok(guide) => guide,
+            Err(error) => {
+                self.stats.ended += 1;
+                return job.tell(Event::Failed(error));
+            }
+        };
         self.arrivals += 1;
         job.arrival = self.arrivals;
-        let sequence = Sequence::new(request, self.engine.empty_session(), self.engine.tokenizer());
+        let sequence = Sequence::new(request, guide, self.engine.empty_session(), self.engine.tokenizer());
         job.tell(Event::Accepted);
         if sequence.stop.is_some() {
             self.end(job, sequence);
@@ -144,7 +147,8 @@ impl<'a> Scheduler<'a> {
                     Ok(token) => {
                         job.first_token.get_or_insert_with(Instant::now);
                         // the token that ends an answer is no part of it
-                        if !matches!(self.sequences[at].stop, Some(StopReason::Token(_))) {
+                        let ends = matches!(self.sequences[at].stop, Some(StopReason::Token(_)));
+                        if let Some(token) = token.filter(|_| !ends) {
                             job.tell(Event::Token(token));
                         }
                     }

@@ -33,7 +33,8 @@ fn text(seed: u64, len: usize) -> Vec<u32> {
 }
 
 fn request(prompt: Vec<u32>, max_tokens: usize, seed: u64) -> Request {
-    let sampling = Sampling { temperature: 0.9, top_k: 40, top_p: 0.95, min_p: 0.01, seed };
+    let sampling =
+        Sampling { temperature: 0.9, top_k: 40, top_p: 0.95, min_p: 0.01, seed, ..Sampling::default() };
     Request { prompt, max_tokens, sampling, sequence: seed, ..Request::default() }
 }
 
@@ -54,6 +55,11 @@ fn requests() -> Vec<Request> {
     ];
     // a stop token, which most likely comes
     all[5].stop_ids = (0..8).collect();
+    // what is remembered of the answer outlives giving way
+    all[2].sampling.frequency_penalty = 0.5;
+    all[6].sampling.repetition_penalty = 1.3;
+    all[6].top_log_probs = 3;
+    all[6].logit_bias = vec![(3, 2.0), (9, -100.0)];
     all
 }
 
