@@ -46,7 +46,9 @@ impl<'a> Shield<'a> {
                 texts(&call.arguments, &mut take);
             }
         }
-        tools.iter().for_each(|tool| texts(tool, &mut take));
+        for tool in tools {
+            texts(tool, &mut take);
+        }
         let mark = ('\u{e000}'..='\u{f8ff}').chain('\u{f0000}'..='\u{ffffd}').find(|c| !taken.contains(c));
         let mark = mark.ok_or_else(|| {
             Error::template("(encoding)", "the messages use every character of private use, so none is left")

@@ -53,6 +53,7 @@ fn is_word(letter: char) -> bool {
 }
 
 /// `dict(mapping or pairs, key=value...)`.
+#[expect(clippy::needless_pass_by_value, reason = "the engine hands arguments over")]
 fn dict(value: Option<Value>, update: Kwargs) -> Result<Value, Error> {
     let mut pairs: Vec<(Value, Value)> = Vec::new();
     if let Some(value) = value.filter(|value| !value.is_undefined()) {
@@ -202,6 +203,7 @@ fn round(value: Value, precision: Option<usize>, method: Option<&str>, kwargs: K
 }
 
 /// `truncate(length=255, killwords=False, end='...', leeway=5)`.
+#[expect(clippy::needless_pass_by_value, reason = "the engine hands arguments over")]
 fn truncate(
     text: &str,
     length: Option<usize>,
