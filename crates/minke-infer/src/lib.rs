@@ -18,13 +18,20 @@
 //! What is deliberately not here: files are read through `minke_data`, nothing is printed, and nothing
 //! waits for a network.
 
+mod choose;
 mod engine;
+mod guide;
 mod load;
 pub mod machine;
+mod penalties;
 mod sampling;
+mod sequence;
 mod stop;
+mod thinking;
 
-pub use engine::{Delta, Engine, EngineError, Generation, Request, Session, StopReason, Timing, Trace};
+pub use engine::{Delta, Engine, EngineError, Generation, Request, StopReason, Timing, Trace};
 pub use load::{GenerationDefaults, LoadModelError, Loaded, WeightFolder, load_model, read_config};
-pub use sampling::{Sampler, Sampling, SettingError};
+pub use sampling::{Sampling, SettingError};
+pub use sequence::Session;
 pub use stop::StopMatcher;
+pub use thinking::{ThinkingBudget, Thought};

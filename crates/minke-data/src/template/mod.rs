@@ -26,7 +26,7 @@ mod filters;
 mod json;
 mod message;
 mod python;
-mod thinking;
+pub mod thinking;
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};

@@ -2,8 +2,12 @@
 
 use super::{ChatTemplate, Message, RenderOptions};
 
-pub(super) const OPEN: &str = "<think>";
-pub(super) const CLOSE: &str = "</think>";
+/// Begins a thought.
+pub const OPEN: &str = "<think>";
+/// Ends a thought.
+pub const CLOSE: &str = "</think>";
+/// The end of a thought with the line ends that templates write around it.
+pub const CLOSING: &str = "\n</think>\n\n";
 
 /// How the model's next turn begins.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -35,7 +39,7 @@ impl Thinking {
             Self::Open => prompt.push_str("<think>\n"),
             Self::Empty if closed => {}
             Self::Empty if opened && body == prompt.len() => prompt.push_str(CLOSE),
-            Self::Empty if opened => prompt.push_str("\n</think>\n\n"),
+            Self::Empty if opened => prompt.push_str(CLOSING),
             Self::Empty => prompt.push_str("<think>\n\n</think>\n\n"),
         }
         prompt

@@ -18,6 +18,7 @@
 //! **Streaming**: an id may stand for part of a character. [`StreamDecoder`] hands out text only up to the
 //! last complete character, and its pieces join to exactly what decoding at once gives.
 
+mod bytes;
 mod fast;
 mod stream;
 mod train;
@@ -35,6 +36,7 @@ use crate::error::guard;
 use crate::files::{read_bounded, write_atomic};
 use crate::{Error, Result};
 
+use bytes::Spelling;
 use fast::{FastBpe, Words};
 
 pub use stream::StreamDecoder;
@@ -89,6 +91,8 @@ struct Shared {
     eos: Option<u32>,
     /// For byte-level vocabularies the bytes of each id, which make decoding exact and simple.
     token_bytes: Option<Vec<Box<[u8]>>>,
+    /// For others how their tokens spell bytes, if each does so for itself.
+    spelling: Option<Spelling>,
     is_special: Vec<bool>,
     /// The longest first.
     control: Vec<ControlToken>,
@@ -205,6 +209,7 @@ impl Tokenizer {
             }
             table
         });
+        let spelling = if byte_level { None } else { Spelling::of(&file["decoder"]) };
         let fast = (all_control && byte_level).then(|| FastBpe::new(&file, &vocabulary)).flatten();
         let letters = stream::byte_letters();
         let find = |named: &Option<String>, known: &[&str]| match named {
@@ -222,6 +227,7 @@ impl Tokenizer {
             bos,
             eos,
             token_bytes,
+            spelling,
             is_special,
             control,
             fast,
