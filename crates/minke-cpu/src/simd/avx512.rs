@@ -5,8 +5,9 @@ use std::arch::x86_64::*;
 use minke_num::bf16;
 
 use super::avx2::{max8, sum8};
-use super::{Kernel, LANES, RECIPROCAL, Simd, amx};
+use super::{Kernel, LANES, RECIPROCAL, Simd, amx, block_dots, vnni};
 use crate::gemm::tile::{DotTile, PANEL, Tile};
+use crate::stored::tile::BytesTile;
 
 /// The witness, and the products that it answers for: made by [`run`], [`run_dot`] and [`run_grid`] alone.
 #[derive(Clone, Copy)]
@@ -31,8 +32,8 @@ pub unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
 /// Runs a kernel with AVX-512 and its bf16 dot product.
 ///
 /// # Safety
-/// As for [`run`], and the machine must have `avx512bf16`.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+/// As for [`run`], and the machine must have `avx512bf16` and `avx512vnni`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma")]
 pub unsafe fn run_dot<K: Kernel>(kernel: K) -> K::Out {
     kernel.run(Avx512::<DOT>(()))
 }
@@ -41,7 +42,7 @@ pub unsafe fn run_dot<K: Kernel>(kernel: K) -> K::Out {
 ///
 /// # Safety
 /// As for [`run_dot`], and [`amx::allowed`].
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma")]
 pub unsafe fn run_grid<K: Kernel>(kernel: K) -> K::Out {
     kernel.run(Avx512::<GRID>(()))
 }
@@ -191,6 +192,43 @@ impl<const PRODUCTS: u8> Simd for Avx512<PRODUCTS> {
             turned
         }
     }
+    #[inline(always)]
+    fn block_dots(self, q: &[u8], x: &[i8]) -> __m512 {
+        if PRODUCTS >= DOT {
+            // SAFETY: the witness says that the instructions exist.
+            return unsafe { vnni::block_dots(q, x) };
+        }
+        block_dots(self, q, x)
+    }
+
+    const BYTES_ROWS: usize = if PRODUCTS >= DOT { vnni::ROWS } else { 4 };
+
+    #[inline(always)]
+    unsafe fn bytes_tile(self, tile: BytesTile<'_>, rows: usize) {
+        // SAFETY: by the caller's promise; the witness says that the instructions exist.
+        unsafe {
+            if PRODUCTS >= DOT {
+                vnni::tile(tile, rows);
+            } else {
+                crate::stored::tile::body(self, tile, rows);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn store_i8(self, x: __m512, out: &mut [i8; LANES]) -> i32 {
+        unsafe {
+            let whole = _mm512_cvtps_epi32(x);
+            _mm_storeu_si128(out.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(whole));
+            _mm512_reduce_add_epi32(whole)
+        }
+    }
+
+    #[inline(always)]
+    fn load_f16(self, x: &[u16; LANES]) -> __m512 {
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())) }
+    }
+
     #[inline(always)]
     fn store_e4m3(self, x: __m512, out: &mut [u8; LANES]) {
         unsafe {

@@ -16,10 +16,13 @@ mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
 
 use minke_num::{bf16, fp8};
 
 use crate::gemm::tile::{DotTile, Tile};
+use crate::stored::tile::BytesTile;
 
 /// Lanes of a vector, on every level.
 pub const LANES: usize = 16;
@@ -110,6 +113,47 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Each row must have eight elements.
     unsafe fn turned_bf16(self, _rows: [*const bf16; 2 * LANES]) -> [Self::V; 8] {
         unreachable!("turned pairs on a level without tile registers")
+    }
+
+    /// Sums of products within sixteen blocks of sixteen or 32 elements each, as whole numbers; see [`crate::stored`].
+    ///
+    /// # Panics
+    /// When there are not as many elements.
+    #[inline(always)]
+    fn block_dots(self, q: &[u8], x: &[i8]) -> Self::V {
+        block_dots(self, q, x)
+    }
+
+    /// Rows of a tile of bytes.
+    const BYTES_ROWS: usize = 4;
+    /// Whether such tiles read signed bytes in the panel, from which the offset was subtracted.
+    const SIGNED_BYTES: bool = false;
+
+    /// A tile of a product of bytes, up to [`Simd::BYTES_ROWS`] rows by a panel; see [`crate::stored::tile`].
+    ///
+    /// # Safety
+    /// All that the tile addresses must be readable, `out` writable.
+    #[inline(always)]
+    unsafe fn bytes_tile(self, tile: BytesTile<'_>, rows: usize) {
+        // SAFETY: by the caller's promise.
+        unsafe { crate::stored::tile::body(self, tile, rows) }
+    }
+
+    /// Sixteen numbers of magnitude up to 127.5, rounded (ties to even), as bytes; returns their sum.
+    #[inline(always)]
+    fn store_i8(self, x: Self::V, out: &mut [i8; LANES]) -> i32 {
+        let mut full = [0.0; LANES];
+        self.store(self.round(x), &mut full);
+        for (out, x) in out.iter_mut().zip(full) {
+            *out = x as i8;
+        }
+        out.iter().map(|&x| i32::from(x)).sum()
+    }
+
+    /// Sixteen f16, exactly.
+    #[inline(always)]
+    fn load_f16(self, x: &[u16; LANES]) -> Self::V {
+        self.load(&x.map(|x| minke_num::f16::from_bits(x).to_f32()))
     }
 
     /// Sixteen values of magnitude up to 448 as E4M3 codes (nearest, ties to even); see [`fp8`].
@@ -322,6 +366,19 @@ pub const WHOLE: f32 = 12_582_912.0;
 /// Less the bits of a number: those of about its reciprocal.
 const RECIPROCAL: u32 = 0x7ef3_11c7;
 
+/// [`Simd::block_dots`] in plain arithmetic.
+#[inline(always)]
+fn block_dots<S: Simd>(s: S, q: &[u8], x: &[i8]) -> S::V {
+    let block = q.len() / LANES;
+    assert!((block == 16 || block == 32) && q.len() == LANES * block && x.len() == q.len());
+    let mut dots = [0.0; LANES];
+    for (i, dot) in dots.iter_mut().enumerate() {
+        let (q, x) = (&q[i * block..][..block], &x[i * block..][..block]);
+        *dot = q.iter().zip(x).map(|(&q, &x)| i32::from(q) * i32::from(x)).sum::<i32>() as f32;
+    }
+    s.load(&dots)
+}
+
 /// An algorithm over [`Simd`], with its arguments as fields. `run` must be `#[inline(always)]`, and so must all that
 /// it calls with the witness: only then is it compiled with the level's instructions.
 pub trait Kernel {
@@ -368,7 +425,7 @@ impl Level {
                     && is_x86_feature_detected!("avx512vl");
                 if wide {
                     levels.push(Level(Kind::Avx512));
-                    if is_x86_feature_detected!("avx512bf16") {
+                    if is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512vnni") {
                         levels.push(Level(Kind::Avx512Bf16));
                         if amx::allowed() {
                             levels.push(Level(Kind::Amx));

@@ -52,7 +52,9 @@ pub(super) fn taken_out(message: &Message) -> Message {
     let inside = message.content.trim_start().strip_prefix(OPEN).and_then(|rest| rest.split_once(CLOSE));
     match inside {
         Some((inside, answer)) if thought.is_empty() => {
-            Message::assistant(Some(inside.trim_matches('\n')), answer.trim_start_matches('\n'))
+            let thought = Some(inside.trim_matches('\n').to_owned());
+            let content = answer.trim_start_matches('\n').to_owned();
+            Message { content, reasoning_content: thought, ..message.clone() }
         }
         _ => message.clone(),
     }
@@ -60,12 +62,11 @@ pub(super) fn taken_out(message: &Message) -> Message {
 
 /// The thought as part of the content, for templates that do not know the field.
 pub(super) fn put_in(message: &Message) -> Message {
-    match message.reasoning_content.as_deref() {
-        None | Some("") => Message::assistant(None, message.content.clone()),
-        Some(thought) => {
-            Message::assistant(None, format!("{OPEN}\n{thought}\n{CLOSE}\n\n{}", message.content))
-        }
-    }
+    let content = match message.reasoning_content.as_deref() {
+        None | Some("") => message.content.clone(),
+        Some(thought) => format!("{OPEN}\n{thought}\n{CLOSE}\n\n{}", message.content),
+    };
+    Message { content, reasoning_content: None, ..message.clone() }
 }
 
 /// What is wrong with the thought of a turn, if anything is.

@@ -1,0 +1,202 @@
+//! Matrices as they lie in a file, row by row: what a model that only runs reads, without a copy.
+
+mod chunk;
+mod inputs;
+mod product;
+#[cfg(test)]
+mod tests;
+pub(crate) mod tile;
+
+use std::fmt;
+use std::ops::{Deref, Range};
+use std::sync::Arc;
+
+use minke_num::blocks::BlockFormat;
+
+use crate::cpu::Cpu;
+use crate::gemm::Operand;
+use crate::view::ViewMut;
+
+/// Bytes that somebody owns, such as a mapped file; cloning shares them.
+#[derive(Clone)]
+pub struct Bytes {
+    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    range: Range<usize>,
+}
+
+impl Bytes {
+    /// The bytes `range` of `owner`.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    pub fn new(owner: Arc<dyn AsRef<[u8]> + Send + Sync>, range: Range<usize>) -> Self {
+        let len = (*owner).as_ref().len();
+        assert!(range.start <= range.end && range.end <= len, "bytes {range:?} of {len}");
+        Self { owner, range }
+    }
+
+    /// A part of them.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    pub fn slice(&self, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.len(), "bytes {range:?} of {}", self.len());
+        Self {
+            owner: self.owner.clone(),
+            range: self.range.start + range.start..self.range.start + range.end,
+        }
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &(*self.owner).as_ref()[self.range.clone()]
+    }
+}
+
+impl fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.len())
+    }
+}
+
+/// What the elements of a stored matrix are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// Little-endian f32.
+    F32,
+    /// Little-endian f16.
+    F16,
+    /// Little-endian bf16.
+    Bf16,
+    /// Blocks of a few bits per weight.
+    Blocks(BlockFormat),
+}
+
+impl Form {
+    /// Bytes of a row of `cols` elements; `None` where blocks do not fill it.
+    pub fn row_bytes(self, cols: usize) -> Option<usize> {
+        match self {
+            Self::F32 => cols.checked_mul(4),
+            Self::F16 | Self::Bf16 => cols.checked_mul(2),
+            Self::Blocks(format) => format.row_bytes(cols),
+        }
+    }
+}
+
+/// A matrix [rows, cols] as it lies in a file, row-major, at any alignment.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// What its elements are.
+    pub form: Form,
+    /// Rows (outputs).
+    pub rows: usize,
+    /// Columns (inputs).
+    pub cols: usize,
+    /// Its elements.
+    pub bytes: Bytes,
+}
+
+impl Stored {
+    /// A matrix over bytes.
+    ///
+    /// # Panics
+    /// When they are not as many as it has.
+    pub fn new(form: Form, rows: usize, cols: usize, bytes: Bytes) -> Self {
+        let expected = form.row_bytes(cols).and_then(|row| row.checked_mul(rows));
+        assert_eq!(Some(bytes.len()), expected, "stored: {rows} x {cols} of {form:?}");
+        Self { form, rows, cols, bytes }
+    }
+}
+
+/// A weight [groups, rows, cols] whose matrices lie in files: one for each group, or several that are stacked in its rows.
+#[derive(Clone, Debug)]
+pub struct StoredWeight {
+    parts: Vec<Stored>,
+    groups: usize,
+    /// Rows (outputs) of a group.
+    pub rows: usize,
+    /// Columns (inputs).
+    pub cols: usize,
+}
+
+impl StoredWeight {
+    /// Matrices in the order of groups, as many for each.
+    ///
+    /// # Panics
+    /// When there are none, or their shapes do not make a weight, or blocks and numbers are mixed.
+    pub fn new(groups: usize, parts: Vec<Stored>) -> Self {
+        assert!(
+            groups > 0 && !parts.is_empty() && parts.len() % groups == 0,
+            "stored weight: {groups} groups"
+        );
+        let each = parts.len() / groups;
+        let (cols, in_blocks) = (parts[0].cols, matches!(parts[0].form, Form::Blocks(_)));
+        let shape = |group: &[Stored]| group.iter().map(|part| part.rows).collect::<Vec<_>>();
+        for group in parts.chunks(each) {
+            assert_eq!(shape(group), shape(&parts[..each]), "stored weight: groups of one shape");
+            for part in group {
+                assert_eq!(part.cols, cols, "stored weight: matrices of one width");
+                assert!(
+                    matches!(part.form, Form::Blocks(_)) == in_blocks
+                        && (in_blocks || part.form == parts[0].form),
+                    "stored weight: matrices of {:?} and {:?}",
+                    part.form,
+                    parts[0].form
+                );
+            }
+        }
+        let rows = shape(&parts[..each]).iter().sum();
+        Self { parts, groups, rows, cols }
+    }
+
+    /// All matrices, in the order of groups.
+    pub fn parts(&self) -> &[Stored] {
+        &self.parts
+    }
+
+    /// Matrices of a group.
+    pub fn parts_per_group(&self) -> usize {
+        self.parts.len() / self.groups
+    }
+
+    /// The matrices of one group.
+    pub fn group(&self, group: usize) -> &[Stored] {
+        &self.parts[group * self.parts_per_group()..][..self.parts_per_group()]
+    }
+
+    /// Groups.
+    pub fn groups(&self) -> usize {
+        self.groups
+    }
+
+    /// Bytes of all matrices.
+    pub fn bytes(&self) -> usize {
+        self.parts.iter().map(|part| part.bytes.len()).sum()
+    }
+}
+
+/// `c[i] = a[i] W_g(i)ᵀ` for every row: a [rows, k], W [groups, n, k] as stored, c [rows, n].
+///
+/// Rows `offsets[g]..offsets[g + 1]` use group g. Weights in blocks multiply integers: rows are coded in 8 bits with a scale
+/// for every 32, sums within a block of the weight (16 or 32) are exact, and
+/// `sum over blocks b of x_scale_b (scale_b (q . x)_b + min_b sum(x)_b)` runs in sixteen chains of f32; see [`tile`]. Every
+/// level gives the same bits.
+///
+/// # Panics
+/// When shapes do not fit, or the weight is not in blocks.
+pub fn matmul_stored(cpu: &Cpu, a: Operand<'_>, offsets: &[u32], w: &StoredWeight, c: ViewMut<'_>) {
+    let rises = offsets.windows(2).all(|w| w[0] <= w[1]);
+    assert!(
+        rises && offsets.first() == Some(&0) && offsets.last().map(|&x| x as usize) == Some(a.rows()),
+        "matmul_stored: offsets {offsets:?} do not cover {} rows",
+        a.rows()
+    );
+    assert_eq!((a.cols, offsets.len()), (w.cols, w.groups + 1), "matmul_stored: depth and groups");
+    assert_eq!(c.len(), a.rows() * w.rows, "matmul_stored: output of {} x {}", a.rows(), w.rows);
+    if a.rows() > 0 {
+        product::matmul(cpu, a, offsets, w, c);
+    }
+}
