@@ -8,6 +8,7 @@ use minke_data::Tokenizer;
 use minke_model::{Cache, CacheKind, Model, Step, Want};
 
 use crate::choose::{Ask, Choice, Unchosen, choose, log_probs, top};
+use crate::constrain::{Constraint, ConstraintError, Grammars};
 use crate::guide::{self, Guide};
 use crate::sampling::{Allowed, Sampler, Sampling, SettingError};
 use crate::sequence::{Sequence, Session, share_prompts, take_prompts, trace_routes};
@@ -53,6 +54,9 @@ pub enum EngineError {
     /// A sampling setting is out of its bounds.
     #[error(transparent)]
     Setting(#[from] SettingError),
+    /// A constraint that cannot be kept.
+    #[error(transparent)]
+    Constraint(#[from] ConstraintError),
     /// Thoughts are found by their markers, which are text.
     #[error("a thinking budget needs a tokenizer, and the model folder has none")]
     ThinkingNeedsTokenizer,
@@ -106,6 +110,11 @@ pub struct Request {
     pub top_log_probs: usize,
     /// How long it may think.
     pub thinking: Option<ThinkingBudget>,
+    /// What the answer must look like.
+    pub constraint: Option<Constraint>,
+    /// Whether a thought that [`Request::thinking`] follows and that the prompt has begun is free: the constraint then
+    /// begins behind it.
+    pub constrain_answer_only: bool,
 }
 
 impl Request {
@@ -126,6 +135,8 @@ pub enum StopReason {
     MaxTokens,
     /// The model's context is full.
     Context,
+    /// [`Request::constraint`] is met, and it lets nothing follow.
+    Complete,
     /// Of what the request lets come next nothing has a chance.
     DeadEnd,
     /// The caller said so.
@@ -142,6 +153,7 @@ impl StopReason {
             Self::String(_) => "stop_string",
             Self::MaxTokens => "max_tokens",
             Self::Context => "context",
+            Self::Complete => "complete",
             Self::DeadEnd => "dead_end",
             Self::Cancelled => "cancelled",
             Self::Deadline => "deadline",
@@ -212,6 +224,8 @@ pub struct Engine<'a> {
     tokenizer: Option<&'a Tokenizer>,
     context: usize,
     sampler: Sampler,
+    /// Made for the first request that has a constraint.
+    grammars: Option<Grammars>,
     timing: Timing,
     traced: bool,
     log_probs: bool,
@@ -229,6 +243,7 @@ impl<'a> Engine<'a> {
             tokenizer,
             context,
             sampler,
+            grammars: None,
             timing,
             traced: false,
             log_probs: true,
@@ -420,7 +435,14 @@ impl<'a> Engine<'a> {
         let shared = take_prompts(sequences, &mut wanted, logits, self.model.config.vocab_size);
         let logits = shared.as_deref().unwrap_or(logits);
         let w = self.model.config.vocab_size;
-        let allowed: Vec<Allowed> = wanted.iter().map(|&at| sequences[at].guide.allowed()).collect();
+        let mut failures = Vec::new();
+        let mut allowed = Vec::with_capacity(wanted.len());
+        for (row, &at) in wanted.iter().enumerate() {
+            allowed.push(sequences[at].guide.allowed().unwrap_or_else(|error| {
+                failures.push((row, error));
+                Allowed::All
+            }));
+        }
         let asks: Vec<Ask<'_>> =
             wanted.iter().zip(allowed).map(|(&at, allowed)| sequences[at].ask(allowed)).collect();
         let choices = choose(self.cpu, &mut self.sampler, &asks, logits, w);
@@ -428,6 +450,9 @@ impl<'a> Engine<'a> {
         let rows = wanted.into_iter().zip(choices).enumerate();
         let written = rows.map(|(row, (at, choice))| {
             let log_prob = log_probs.as_ref().map(|all| all[row]);
+            if let Some((_, error)) = failures.iter().find(|(failed, _)| *failed == row) {
+                return Written { at, token: Err(error.clone()) };
+            }
             let token = self.take(&mut sequences[at], choice, log_prob, &logits[row * w..(row + 1) * w]);
             Written { at, token }
         });
@@ -445,7 +470,8 @@ impl<'a> Engine<'a> {
         let choice = match choice {
             Ok(choice) => choice,
             Err(Unchosen::Nothing) => {
-                sequence.stop = Some(StopReason::DeadEnd);
+                let complete = sequence.guide.may_end();
+                sequence.stop = Some(if complete { StopReason::Complete } else { StopReason::DeadEnd });
                 return Ok(None);
             }
             Err(Unchosen::NotANumber) => {
@@ -470,9 +496,20 @@ impl<'a> Engine<'a> {
     ///
     /// # Errors
     /// What of it cannot be served.
-    pub(crate) fn guide(&self, request: &Request) -> Result<Guide, EngineError> {
+    pub(crate) fn guide(&mut self, request: &Request) -> Result<Guide, EngineError> {
         self.check(request)?;
-        Guide::new(request, self.tokenizer, self.model.config.vocab_size)
+        let rows = self.model.config.vocab_size;
+        let grammar = match &request.constraint {
+            None => None,
+            Some(constraint) => {
+                let tokenizer = self.tokenizer.ok_or(ConstraintError::NeedsTokenizer)?;
+                if self.grammars.is_none() {
+                    self.grammars = Some(Grammars::new(tokenizer, rows)?);
+                }
+                self.grammars.as_ref().map(|grammars| grammars.compile(constraint)).transpose()?
+            }
+        };
+        Guide::new(request, grammar, self.tokenizer, rows)
     }
 
     fn check(&self, request: &Request) -> Result<(), EngineError> {

@@ -19,6 +19,7 @@
 //! waits for a network.
 
 mod choose;
+mod constrain;
 mod engine;
 mod guide;
 mod load;
@@ -30,6 +31,7 @@ mod sequence;
 mod stop;
 mod thinking;
 
+pub use constrain::{Constraint, ConstraintError};
 pub use engine::{Delta, Engine, EngineError, Generation, Request, StopReason, Timing, Token, Trace};
 pub use load::{GenerationDefaults, LoadModelError, Loaded, WeightFolder, load_model, read_config};
 pub use sampling::{Sampling, SettingError};

@@ -152,6 +152,8 @@ impl Sequence {
             // what follows in the same token is not part of the answer
             self.decoder = None;
             Some(StopReason::String(stop))
+        } else if self.guide.is_complete() {
+            Some(StopReason::Complete)
         } else if self.tokens() >= self.request.max_tokens {
             Some(StopReason::MaxTokens)
         } else if self.all.len() >= context {

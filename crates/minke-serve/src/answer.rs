@@ -253,7 +253,7 @@ fn number(log_prob: f32) -> Value {
 
 fn finish_reason(stop: &StopReason) -> &'static str {
     match stop {
-        StopReason::Token(_) | StopReason::String(_) | StopReason::DeadEnd => "stop",
+        StopReason::Token(_) | StopReason::String(_) | StopReason::Complete | StopReason::DeadEnd => "stop",
         StopReason::MaxTokens | StopReason::Context | StopReason::Deadline | StopReason::Cancelled => {
             "length"
         }

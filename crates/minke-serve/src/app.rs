@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use minke_data::template::thinking::OPEN;
 use minke_data::{ChatTemplate, RenderOptions, Tokenizer};
-use minke_infer::{Event, Handle, Order, Request, Sampling, Ticket};
+use minke_infer::{Event, Handle, Order, Request, Sampling, ThinkingBudget, Ticket};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use crate::answer::{Choice, Frame};
@@ -106,7 +106,14 @@ impl App {
                 let splitter = (endpoint == Endpoint::Chat).then(|| Splitter::new(is_thinking));
                 let tokenizer = self.served.tokenizer.clone();
                 choices.push(Choice::new(index, answer == 0, asked.log_probs, tokenizer, splitter));
+                // where a thought is followed, what has a form begins behind it
+                let thinking = asked.request.thinking.clone();
+                let thinking = thinking.or_else(|| {
+                    let follows = is_thinking && asked.request.constraint.is_some();
+                    follows.then(|| ThinkingBudget::new(max_tokens))
+                });
                 let request = Request {
+                    thinking,
                     prompt: tokens.clone(),
                     max_tokens,
                     sequence: answer as u64,

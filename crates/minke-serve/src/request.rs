@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use minke_data::{Message, Thinking};
-use minke_infer::{Request, Sampling, ThinkingBudget};
+use minke_infer::{Constraint, Request, Sampling, ThinkingBudget};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
@@ -178,6 +178,9 @@ impl Body {
             logit_bias: self.bias()?,
             top_log_probs,
             thinking: self.thinking_budget.map(ThinkingBudget::new),
+            constraint: self.constraint()?,
+            // a thought is no part of what has a form
+            constrain_answer_only: endpoint == Endpoint::Chat,
             ..Request::default()
         };
         Ok(Asked {
@@ -226,16 +229,6 @@ impl Body {
         }
         if self.best_of.is_some_and(|best| Some(best) != self.n.or(Some(1))) {
             return unsupported("best_of");
-        }
-        match self.response_format.as_ref().map(|format| format["type"].as_str()) {
-            None | Some(Some("text")) => {}
-            Some(Some("json_object" | "json_schema")) => return unsupported("response_format"),
-            Some(_) => {
-                return Err(ApiError::field(
-                    "response_format.type",
-                    "expected text, json_object or json_schema",
-                ));
-            }
         }
         match self.tool_choice.as_ref() {
             None => Ok(()),
@@ -325,6 +318,19 @@ impl Body {
             _ => Err(ApiError::field("logit_bias", "expected token ids with numbers from -100 to 100")),
         });
         bias.collect()
+    }
+
+    fn constraint(&self) -> Result<Option<Constraint>, ApiError> {
+        let Some(format) = &self.response_format else { return Ok(None) };
+        match format["type"].as_str() {
+            Some("text") => Ok(None),
+            Some("json_object") => Ok(Some(Constraint::JsonObject)),
+            Some("json_schema") => match format["json_schema"].get("schema") {
+                Some(schema) => Ok(Some(Constraint::JsonSchema(schema.clone()))),
+                None => Err(ApiError::field("response_format.json_schema.schema", "expected a JSON schema")),
+            },
+            _ => Err(ApiError::field("response_format.type", "expected text, json_object or json_schema")),
+        }
     }
 
     /// Whether log-probabilities are told, and how many of the likeliest.

@@ -10,6 +10,7 @@ use minke_cpu::Cpu;
 use minke_data::Tokenizer;
 use minke_model::{Cache, Model, PAGE};
 
+use crate::constrain::STACK_BYTES;
 use crate::engine::{Engine, EngineError, Request};
 
 use super::job::{Event, Job, Order, Sink, Turn};
@@ -94,7 +95,8 @@ impl Service {
             alive: Arc::new(AtomicBool::new(true)),
         };
         let alive = Alive(handle.alive.clone());
-        let thread = std::thread::Builder::new().name("minke-service".to_owned()).spawn(move || {
+        let thread = std::thread::Builder::new().name("minke-service".to_owned()).stack_size(STACK_BYTES);
+        let thread = thread.spawn(move || {
             let _alive = alive;
             let engine = Engine::new(&mut model, &cpu, tokenizer.as_ref());
             let engine = engine.with_cache(options.cache).expect("its pages were counted");
