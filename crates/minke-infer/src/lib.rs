@@ -28,11 +28,13 @@ mod penalties;
 mod sampling;
 mod scheduler;
 mod sequence;
+mod speculate;
+mod step;
 mod stop;
 mod thinking;
 
 pub use constrain::{Constraint, ConstraintError};
-pub use engine::{Delta, Engine, EngineError, Generation, Request, StopReason, Timing, Token, Trace};
+pub use engine::{Delta, Engine, EngineError, Generation, Request, StopReason, Timing, Trace};
 pub use load::{GenerationDefaults, LoadModelError, Loaded, WeightFolder, load_model, read_config};
 pub use sampling::{Sampling, SettingError};
 pub use scheduler::{
@@ -40,5 +42,7 @@ pub use scheduler::{
     Ticket, Times, Usage,
 };
 pub use sequence::Session;
+pub use speculate::{Speculated, Speculation};
+pub use step::Token;
 pub use stop::StopMatcher;
 pub use thinking::{ThinkingBudget, Thought};
