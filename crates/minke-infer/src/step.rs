@@ -119,9 +119,8 @@ impl Engine<'_> {
                 }
                 accepted += 1;
             }
-            if let Some(part) = part {
-                sequence.drafting.learn(part.source, drafts, &sequence.all[from..]);
-            }
+            let source = part.map_or(Source::Text, |part| part.source);
+            sequence.drafting.learn(source, drafts, &sequence.all[from..]);
             sequence.session.truncate(sequence.session.len() - (drafts.len() - accepted));
             row += rows;
         }

@@ -7,7 +7,7 @@ use minke_cpu::Cpu;
 use minke_data::{Tokenizer, TrainOptions};
 use minke_infer::{
     Constraint, Delta, Engine, EngineError, Generation, Request, Sampling, Session, Speculated, Speculation,
-    StopReason, ThinkingBudget,
+    ThinkingBudget,
 };
 use minke_model::{Config, DType, Model, Precision};
 use proptest::prelude::*;
@@ -137,8 +137,9 @@ fn compare(
                 assert_eq!(len, held[at], "{speculation:?}, request {at}");
             }
             let Speculated { drafted, accepted, calls } = alone[0].speculated;
-            let tokens = plain[at].tokens.len() + usize::from(matches!(plain[at].stop, StopReason::Token(_)));
-            assert_eq!(calls + accepted, tokens.max(calls + accepted - 1), "{speculation:?}, request {at}");
+            // an end is no token, and may come in a call of its own or behind a draft that came
+            let tokens = plain[at].tokens.len();
+            assert!((tokens..=tokens + 1).contains(&(calls + accepted)), "{speculation:?}, request {at}");
             sum.drafted += drafted;
             sum.accepted += accepted;
             sum.calls += calls;
@@ -210,7 +211,7 @@ fn a_traced_answer_is_not_drafted() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_requests_in_any_batch(

@@ -56,7 +56,7 @@ pub struct Speculated {
     pub drafted: usize,
     /// Of these, those that came.
     pub accepted: usize,
-    /// Calls of the model that gave the request a token, or several.
+    /// Calls of the model that gave the request a token, or several, or its end.
     pub calls: usize,
 }
 
@@ -208,13 +208,10 @@ impl Drafting {
 
     /// A call gave `tokens`, behind drafts of a source.
     pub fn learn(&mut self, source: Source, drafts: &[u32], tokens: &[u32]) {
-        if tokens.is_empty() {
-            return;
-        }
         self.stats.calls += 1;
         if drafts.is_empty() {
-            if let Some((source, guess)) = self.guess.take() {
-                self.rate(source).learn(guess == tokens[0]);
+            if let (Some((source, guess)), Some(&first)) = (self.guess.take(), tokens.first()) {
+                self.rate(source).learn(guess == first);
             }
             return;
         }
