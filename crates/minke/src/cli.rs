@@ -56,6 +56,16 @@ pub enum Command {
         minke generate runs/quickstart -p - < notes.md\n\n\
         The same arguments give the same text, at any number of threads.")]
     Generate(Generate),
+    /// Answer requests over HTTP, as OpenAI's API does
+    #[command(after_help = "Examples:\n  \
+        minke serve runs/tiny-r1\n  \
+        minke serve runs/tiny-r1 --addr 127.0.0.1:9000 --parallel 8 --cache-gib 4\n  \
+        curl -s localhost:8080/v1/chat/completions -H 'content-type: application/json' \\\n    \
+        -d '{\"messages\": [{\"role\": \"user\", \"content\": \"2+3=?\"}]}'\n\n\
+        Any client of that API works, with the base URL http://localhost:8080/v1 and any key.\n\
+        /v1/chat/completions, /v1/completions, /v1/models and /health are served. There is no password:\n\
+        whoever reaches the address may ask. Ctrl-C lets answers end, a second one does not.")]
+    Serve(Serve),
     /// Give the log-probability of each token of given sequences
     #[command(after_help = "Examples:\n  \
         minke score runs/quickstart --tokens ids.json --json\n  \
@@ -319,6 +329,44 @@ pub struct Chat {
     pub model: ModelArgs,
     #[command(flatten)]
     pub sampling: SamplingArgs,
+}
+
+/// `minke serve`.
+#[derive(Debug, Args)]
+pub struct Serve {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080")]
+    pub addr: String,
+    /// The model's name for clients [default: the last part of MODEL]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Answers that are written at once
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub parallel: u32,
+    /// Requests that may wait for their turn
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub queue: u32,
+    /// Memory of all caches of keys and values
+    #[arg(long, value_name = "GIB", default_value_t = 2.0)]
+    pub cache_gib: f64,
+    /// What is kept of texts: keys and values as the model computes them, in another type, or latents (slow, and only
+    /// of models that have them)
+    #[arg(long, value_enum, default_value_t = KeptAs::Model)]
+    pub cache: KeptAs,
+    /// Seconds from a request to the end of its answer
+    #[arg(long, value_name = "S", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
+    pub timeout: u64,
+}
+
+/// What a cache keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KeptAs {
+    Model,
+    F32,
+    Bf16,
+    Latent,
 }
 
 /// What a request says about its tokens, beside how they are chosen.
