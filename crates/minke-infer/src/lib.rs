@@ -31,11 +31,13 @@ pub mod quantize;
 mod sampling;
 mod scheduler;
 mod sequence;
+mod speculate;
+mod step;
 mod stop;
 mod thinking;
 
 pub use constrain::{Constraint, ConstraintError};
-pub use engine::{Delta, Engine, EngineError, Generation, Request, StopReason, Timing, Token, Trace};
+pub use engine::{Delta, Engine, EngineError, Generation, Request, StopReason, Timing, Trace};
 pub use files::{ModelFiles, Weights};
 pub use load::{GenerationDefaults, LoadModelError, Loaded, WeightFolder, load_model, read_config};
 pub use sampling::{Sampling, SettingError};
@@ -44,5 +46,7 @@ pub use scheduler::{
     Ticket, Times, Usage,
 };
 pub use sequence::Session;
+pub use speculate::{Speculated, Speculation};
+pub use step::Token;
 pub use stop::StopMatcher;
 pub use thinking::{ThinkingBudget, Thought};
