@@ -8,6 +8,8 @@
 //!                                                       StreamDecoder -> StopMatcher -> text to the caller
 //! ```
 //!
+//! [`Assistant`] is all of it in a few lines: a conversation with a model.
+//!
 //! [`Engine`] borrows the model, so that a trainer that wants to see what its model writes hands over the very
 //! weights that it trains. A call of [`minke_model::Model::infer`] carries whatever is ready: chunks of prompts
 //! and single tokens of many sequences together. By the bit contract of the kernels none of that shows in the
@@ -18,6 +20,7 @@
 //! What is deliberately not here: files are read through `minke_data`, nothing is printed, and nothing
 //! waits for a network.
 
+mod assistant;
 mod choose;
 mod engine;
 mod guide;
@@ -29,6 +32,7 @@ mod sequence;
 mod stop;
 mod thinking;
 
+pub use assistant::{Answer, Assistant, AssistantError, Builder, Piece, Settings, TEMPERATURE};
 pub use engine::{Delta, Engine, EngineError, Generation, Request, StopReason, Timing, Trace};
 pub use load::{GenerationDefaults, LoadModelError, Loaded, WeightFolder, load_model, read_config};
 pub use sampling::{Sampling, SettingError};
