@@ -292,12 +292,14 @@ mod tests {
                 bias.iter().map(|pair| (pair[0].as_u64().unwrap() as u32, floats(pair)[1])).collect()
             });
             let history = sampling.has_penalties().then(|| History::new(&ids(&case["tokens"])));
-            let ask =
-                Ask { bias: &bias, history: history.as_ref(), ..ask(&sampling, Allowed::All, 0) };
+            let ask = Ask { bias: &bias, history: history.as_ref(), ..ask(&sampling, Allowed::All, 0) };
             let logits = floats(&case["logits"]);
             let row = adjusted((&ask, &logits)).unwrap_or(logits);
             for (got, expected) in row.iter().zip(floats(&case["changed"])) {
-                assert!((got - expected).abs() <= 1e-6 * expected.abs().max(1.0), "{setting}: {got} {expected}");
+                assert!(
+                    (got - expected).abs() <= 1e-6 * expected.abs().max(1.0),
+                    "{setting}: {got} {expected}"
+                );
             }
             let left = match Sampler::default().kept(&sampling, &row, &Allowed::All) {
                 Left::Some(mut ids) => {

@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use minke_cpu::{Cpu, loss};
 use minke_data::Tokenizer;
-use minke_model::{Cache, Model, Step, Want};
+use minke_model::{Cache, CacheKind, Model, Step, Want};
 
 use crate::choose::{Ask, Choice, Unchosen, choose, log_probs, top};
+use crate::constrain::{Constraint, ConstraintError, Grammars};
 use crate::guide::{self, Guide};
 use crate::sampling::{Allowed, Sampler, Sampling, SettingError};
 use crate::sequence::{Sequence, Session, share_prompts, take_prompts, trace_routes};
@@ -42,9 +43,20 @@ pub enum EngineError {
         /// Tokens that fit.
         limit: usize,
     },
+    /// More tokens than there is memory for.
+    #[error("{got} tokens do not fit into the memory for caches, which holds {limit}")]
+    Memory {
+        /// Tokens given.
+        got: usize,
+        /// Tokens that fit.
+        limit: usize,
+    },
     /// A sampling setting is out of its bounds.
     #[error(transparent)]
     Setting(#[from] SettingError),
+    /// A constraint that cannot be kept.
+    #[error(transparent)]
+    Constraint(#[from] ConstraintError),
     /// Thoughts are found by their markers, which are text.
     #[error("a thinking budget needs a tokenizer, and the model folder has none")]
     ThinkingNeedsTokenizer,
@@ -64,6 +76,9 @@ pub enum EngineError {
     /// Stop strings are text, and there is no tokenizer to make text.
     #[error("stop strings need a tokenizer, and the model folder has none")]
     StopNeedsTokenizer,
+    /// Latents are what latent attention keeps.
+    #[error("a cache of latents needs a model with latent attention, and this one has none")]
+    NoLatent,
     /// The logits hold no number: the weights are broken.
     #[error("no logit after {position} tokens is a number; the weights are damaged or training diverged")]
     NotANumber {
@@ -95,6 +110,11 @@ pub struct Request {
     pub top_log_probs: usize,
     /// How long it may think.
     pub thinking: Option<ThinkingBudget>,
+    /// What the answer must look like.
+    pub constraint: Option<Constraint>,
+    /// Whether a thought that [`Request::thinking`] follows and that the prompt has begun is free: the constraint then
+    /// begins behind it.
+    pub constrain_answer_only: bool,
 }
 
 impl Request {
@@ -115,10 +135,14 @@ pub enum StopReason {
     MaxTokens,
     /// The model's context is full.
     Context,
+    /// [`Request::constraint`] is met, and it lets nothing follow.
+    Complete,
     /// Of what the request lets come next nothing has a chance.
     DeadEnd,
     /// The caller said so.
     Cancelled,
+    /// There was no more time for it.
+    Deadline,
 }
 
 impl StopReason {
@@ -129,8 +153,10 @@ impl StopReason {
             Self::String(_) => "stop_string",
             Self::MaxTokens => "max_tokens",
             Self::Context => "context",
+            Self::Complete => "complete",
             Self::DeadEnd => "dead_end",
             Self::Cancelled => "cancelled",
+            Self::Deadline => "deadline",
         }
     }
 }
@@ -198,9 +224,12 @@ pub struct Engine<'a> {
     tokenizer: Option<&'a Tokenizer>,
     context: usize,
     sampler: Sampler,
+    /// Made for the first request that has a constraint.
+    grammars: Option<Grammars>,
     timing: Timing,
     traced: bool,
     log_probs: bool,
+    cache: CacheKind,
 }
 
 impl<'a> Engine<'a> {
@@ -208,7 +237,18 @@ impl<'a> Engine<'a> {
     pub fn new(model: &'a mut Model, cpu: &'a Cpu, tokenizer: Option<&'a Tokenizer>) -> Self {
         let context = model.config.max_position_embeddings;
         let (sampler, timing) = (Sampler::default(), Timing::default());
-        Self { model, cpu, tokenizer, context, sampler, timing, traced: false, log_probs: true }
+        Self {
+            model,
+            cpu,
+            tokenizer,
+            context,
+            sampler,
+            grammars: None,
+            timing,
+            traced: false,
+            log_probs: true,
+            cache: CacheKind::Model,
+        }
     }
 
     /// Makes every answer carry its [`Trace`].
@@ -221,6 +261,31 @@ impl<'a> Engine<'a> {
     #[must_use]
     pub fn without_log_probs(self) -> Self {
         Self { log_probs: false, ..self }
+    }
+
+    /// Keeps something else of a sequence than the model's own keys and values.
+    ///
+    /// # Errors
+    /// Latents of a model that has none.
+    pub fn with_cache(self, cache: CacheKind) -> Result<Self, EngineError> {
+        Session::of_kind(self.model, cache).ok_or(EngineError::NoLatent)?;
+        Ok(Self { cache, ..self })
+    }
+
+    /// Takes no more tokens into one sequence than this, if the model takes more.
+    #[must_use]
+    pub fn with_context(self, most: usize) -> Self {
+        Self { context: self.context.min(most), ..self }
+    }
+
+    /// A sequence of nothing, of the kind that this engine keeps.
+    pub fn empty_session(&self) -> Session {
+        Session::of_kind(self.model, self.cache).expect("the kind was checked")
+    }
+
+    /// The tokenizer, if there is one.
+    pub(crate) fn tokenizer(&self) -> Option<&'a Tokenizer> {
+        self.tokenizer
     }
 
     /// Tokens that fit into one sequence, prompt and answer together.
@@ -249,7 +314,7 @@ impl<'a> Engine<'a> {
         requests: &[Request],
         on_delta: &mut dyn FnMut(Delta<'_>) -> ControlFlow<()>,
     ) -> Result<Vec<Generation>, EngineError> {
-        let mut sessions: Vec<Session> = requests.iter().map(|_| Session::new(self.model)).collect();
+        let mut sessions: Vec<Session> = requests.iter().map(|_| self.empty_session()).collect();
         self.generate_in(&mut sessions, requests, on_delta)
     }
 
@@ -282,7 +347,7 @@ impl<'a> Engine<'a> {
         on_delta: &mut dyn FnMut(Delta<'_>) -> ControlFlow<()>,
     ) -> Result<Vec<Generation>, EngineError> {
         let start = |((request, guide), session): ((&Request, Guide), &mut Session)| {
-            let session = std::mem::replace(session, Session::new(self.model));
+            let session = std::mem::replace(session, self.empty_session());
             Sequence::new(request.clone(), guide, session, self.tokenizer)
         };
         let mut sequences: Vec<Sequence> =
@@ -316,7 +381,7 @@ impl<'a> Engine<'a> {
             let written = self.step(sequences, &takes);
             let mut ended = false;
             for Written { at, token } in &written {
-                let Token { text, .. } = token.as_ref().map_err(Clone::clone)?;
+                let text = token.as_ref().map_err(Clone::clone)?.as_ref().map_or("", |token| &token.text);
                 let tokens = sequences[*at].tokens();
                 ended |= on_delta(Delta { request: *at, text, tokens }).is_break();
             }
@@ -370,7 +435,14 @@ impl<'a> Engine<'a> {
         let shared = take_prompts(sequences, &mut wanted, logits, self.model.config.vocab_size);
         let logits = shared.as_deref().unwrap_or(logits);
         let w = self.model.config.vocab_size;
-        let allowed: Vec<Allowed> = wanted.iter().map(|&at| sequences[at].guide.allowed()).collect();
+        let mut failures = Vec::new();
+        let mut allowed = Vec::with_capacity(wanted.len());
+        for (row, &at) in wanted.iter().enumerate() {
+            allowed.push(sequences[at].guide.allowed().unwrap_or_else(|error| {
+                failures.push((row, error));
+                Allowed::All
+            }));
+        }
         let asks: Vec<Ask<'_>> =
             wanted.iter().zip(allowed).map(|(&at, allowed)| sequences[at].ask(allowed)).collect();
         let choices = choose(self.cpu, &mut self.sampler, &asks, logits, w);
@@ -378,6 +450,9 @@ impl<'a> Engine<'a> {
         let rows = wanted.into_iter().zip(choices).enumerate();
         let written = rows.map(|(row, (at, choice))| {
             let log_prob = log_probs.as_ref().map(|all| all[row]);
+            if let Some((_, error)) = failures.iter().find(|(failed, _)| *failed == row) {
+                return Written { at, token: Err(error.clone()) };
+            }
             let token = self.take(&mut sequences[at], choice, log_prob, &logits[row * w..(row + 1) * w]);
             Written { at, token }
         });
@@ -391,12 +466,13 @@ impl<'a> Engine<'a> {
         choice: Result<Choice, Unchosen>,
         log_prob: Option<f32>,
         row: &[f32],
-    ) -> Result<Token, EngineError> {
+    ) -> Result<Option<Token>, EngineError> {
         let choice = match choice {
             Ok(choice) => choice,
             Err(Unchosen::Nothing) => {
-                sequence.stop = Some(StopReason::DeadEnd);
-                return Ok(Token { text: String::new() });
+                let complete = sequence.guide.may_end();
+                sequence.stop = Some(if complete { StopReason::Complete } else { StopReason::DeadEnd });
+                return Ok(None);
             }
             Err(Unchosen::NotANumber) => {
                 return Err(EngineError::NotANumber { position: sequence.all.len() });
@@ -408,20 +484,32 @@ impl<'a> Engine<'a> {
             sequence.trace.kept.push(choice.kept);
         }
         let text = sequence.take(choice.id, log_prob, self.context);
-        let n = sequence.request.top_log_probs;
+        let (n, mut top_log_probs) = (sequence.request.top_log_probs, Vec::new());
         if n > 0 && !matches!(sequence.stop, Some(StopReason::Token(_))) {
-            sequence.top_log_probs.push(top(self.cpu, row, n));
+            top_log_probs = top(self.cpu, row, n);
+            sequence.top_log_probs.push(top_log_probs.clone());
         }
-        Ok(Token { text })
+        Ok(Some(Token { id: choice.id, log_prob, top_log_probs, text }))
     }
 
     /// Checks a request, and readies what follows its tokens.
     ///
     /// # Errors
     /// What of it cannot be served.
-    pub(crate) fn guide(&self, request: &Request) -> Result<Guide, EngineError> {
+    pub(crate) fn guide(&mut self, request: &Request) -> Result<Guide, EngineError> {
         self.check(request)?;
-        Guide::new(request, self.tokenizer, self.model.config.vocab_size)
+        let rows = self.model.config.vocab_size;
+        let grammar = match &request.constraint {
+            None => None,
+            Some(constraint) => {
+                let tokenizer = self.tokenizer.ok_or(ConstraintError::NeedsTokenizer)?;
+                if self.grammars.is_none() {
+                    self.grammars = Some(Grammars::new(tokenizer, rows)?);
+                }
+                self.grammars.as_ref().map(|grammars| grammars.compile(constraint)).transpose()?
+            }
+        };
+        Guide::new(request, grammar, self.tokenizer, rows)
     }
 
     fn check(&self, request: &Request) -> Result<(), EngineError> {
@@ -437,7 +525,7 @@ impl<'a> Engine<'a> {
         }
         // a full context has no room for an answer
         if request.prompt.len() >= self.context && request.max_tokens > 0 {
-            return Err(EngineError::Context { got: request.prompt.len() + 1, limit: self.context });
+            return Err(self.too_long(request.prompt.len() + 1));
         }
         Ok(())
     }
@@ -452,9 +540,18 @@ impl<'a> Engine<'a> {
             return Err(EngineError::Token { index, id, vocabulary });
         }
         if tokens.len() > self.context {
-            return Err(EngineError::Context { got: tokens.len(), limit: self.context });
+            return Err(self.too_long(tokens.len()));
         }
         Ok(())
+    }
+
+    fn too_long(&self, got: usize) -> EngineError {
+        let limit = self.context;
+        if limit < self.model.config.max_position_embeddings {
+            EngineError::Memory { got, limit }
+        } else {
+            EngineError::Context { got, limit }
+        }
     }
 
     /// The natural logarithm of the probability of each token given those before it: one fewer than there are tokens.
@@ -489,12 +586,19 @@ impl<'a> Engine<'a> {
 pub(crate) struct Written {
     /// Its place.
     pub at: usize,
-    /// A token, unless none could be chosen.
-    pub token: Result<Token, EngineError>,
+    /// A token, unless nothing may come next or none could be chosen.
+    pub token: Result<Option<Token>, EngineError>,
 }
 
 /// A token that was chosen for a sequence.
-pub(crate) struct Token {
+#[derive(Debug, Clone, PartialEq)]
+pub struct Token {
+    /// The token.
+    pub id: u32,
+    /// Natural logarithm of its probability, before temperature and filters; none where the engine goes without.
+    pub log_prob: Option<f32>,
+    /// The likeliest tokens at its place and their log-probabilities, as many as [`Request::top_log_probs`].
+    pub top_log_probs: Vec<(u32, f32)>,
     /// The text that is sure now.
     pub text: String,
 }

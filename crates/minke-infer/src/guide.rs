@@ -5,6 +5,7 @@ use std::sync::Arc;
 use minke_data::Tokenizer;
 
 use crate::choose::Ask;
+use crate::constrain::{ConstraintError, Grammar};
 use crate::engine::{EngineError, Request};
 use crate::penalties::History;
 use crate::sampling::{Allowed, SettingError};
@@ -28,16 +29,34 @@ pub(crate) struct Guide {
     min_tokens: usize,
     tokens: usize,
     thinking: Option<Thinking>,
+    grammar: Option<Grammar>,
+    /// Whether the grammar waits for the end of a thought.
+    waits: bool,
+    /// Whether the answer may end here for the grammar's part, as it was last asked.
+    may_end: bool,
+    stop_ids: Vec<u32>,
+    /// Why the grammar cannot be followed any more.
+    failure: Option<ConstraintError>,
     tokenizer: Option<Tokenizer>,
 }
 
+/// Where a guide stood.
+#[derive(Debug)]
+pub(crate) struct Mark {
+    tokens: usize,
+    thinking: Option<Thinking>,
+    grammar: usize,
+    waits: bool,
+}
+
 impl Guide {
-    /// The guide of a request that has its prompt only.
+    /// The guide of a request that has its prompt only; `grammar` is its constraint, compiled.
     ///
     /// # Errors
     /// A setting that is out of its bounds, or cannot be kept without a tokenizer.
     pub fn new(
         request: &Request,
+        grammar: Option<Grammar>,
         tokenizer: Option<&Tokenizer>,
         vocabulary: usize,
     ) -> Result<Self, EngineError> {
@@ -55,8 +74,11 @@ impl Guide {
         let thinking = request
             .thinking
             .as_ref()
-            .map(|budget| Thinking::new(budget, tokenizer, &request.prompt, false))
+            .map(|budget| Thinking::new(budget, tokenizer, &request.prompt, grammar.is_some()))
             .transpose()?;
+        let waits = grammar.is_some()
+            && request.constrain_answer_only
+            && thinking.as_ref().is_some_and(Thinking::is_open);
         Ok(Self {
             history,
             bias,
@@ -65,27 +87,70 @@ impl Guide {
             min_tokens: request.min_tokens,
             tokens: 0,
             thinking,
+            grammar,
+            waits,
+            may_end: true,
+            stop_ids: request.stop_ids.clone(),
+            failure: None,
             tokenizer: tokenizer.cloned(),
         })
     }
 
-    /// What may come next.
-    pub fn allowed(&mut self) -> Allowed {
-        if let Some(id) = self.thinking.as_ref().and_then(Thinking::forced) {
-            return Allowed::Only([id].into());
-        }
-        let banned = if self.tokens < self.min_tokens { &self.banned_early } else { &self.banned };
-        if banned.is_empty() { Allowed::All } else { Allowed::Except(banned.clone()) }
+    /// Whether asking what may come next is work.
+    pub fn is_constrained(&self) -> bool {
+        self.grammar.is_some()
     }
 
-    /// Takes a token of the answer.
+    /// What may come next.
+    ///
+    /// # Errors
+    /// The grammar cannot be followed any more.
+    pub fn allowed(&mut self) -> Result<Allowed, EngineError> {
+        if let Some(id) = self.thinking.as_ref().and_then(Thinking::forced) {
+            return Ok(Allowed::Only([id].into()));
+        }
+        let banned = if self.tokens < self.min_tokens { &self.banned_early } else { &self.banned };
+        let Some(grammar) = self.grammar.as_mut().filter(|_| !self.waits) else {
+            return Ok(if banned.is_empty() { Allowed::All } else { Allowed::Except(banned.clone()) });
+        };
+        if let Some(failure) = &self.failure {
+            return Err(failure.clone().into());
+        }
+        let (mut ids, may_end) = grammar.allowed()?;
+        self.may_end = may_end;
+        // what ends an answer is not the grammar's to allow but here
+        ids.retain(|id| !self.stop_ids.contains(id));
+        if may_end {
+            ids.extend(&self.stop_ids);
+            ids.sort_unstable();
+            ids.dedup();
+        }
+        ids.retain(|id| banned.binary_search(id).is_err());
+        Ok(Allowed::Only(ids.into()))
+    }
+
+    /// Whether the answer is complete as far as its grammar goes: nothing may follow, or nothing but its end.
+    pub fn is_complete(&self) -> bool {
+        !self.waits && self.grammar.as_ref().is_some_and(Grammar::is_complete)
+    }
+
+    /// Whether the grammar lets the answer end where [`Guide::allowed`] was last asked.
+    pub fn may_end(&self) -> bool {
+        self.grammar.is_some() && !self.waits && self.may_end
+    }
+
+    /// Takes a token of the answer that does not end it.
     pub fn push(&mut self, id: u32) {
         self.tokens += 1;
         if let Some(history) = &mut self.history {
             history.push(id);
         }
+        if let (Some(grammar), false) = (&mut self.grammar, self.waits) {
+            self.failure = self.failure.take().or(grammar.push(id).err());
+        }
         if let (Some(thinking), Some(tokenizer)) = (&mut self.thinking, &self.tokenizer) {
             thinking.push(id, tokenizer);
+            self.waits &= thinking.is_open();
         }
     }
 

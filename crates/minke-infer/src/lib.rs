@@ -22,20 +22,27 @@
 
 mod assistant;
 mod choose;
+mod constrain;
 mod engine;
 mod guide;
 mod load;
 pub mod machine;
 mod penalties;
 mod sampling;
+mod scheduler;
 mod sequence;
 mod stop;
 mod thinking;
 
 pub use assistant::{Answer, Assistant, AssistantError, Builder, Piece, Settings, TEMPERATURE};
-pub use engine::{Delta, Engine, EngineError, Generation, Request, StopReason, Timing, Trace};
+pub use constrain::{Constraint, ConstraintError};
+pub use engine::{Delta, Engine, EngineError, Generation, Request, StopReason, Timing, Token, Trace};
 pub use load::{GenerationDefaults, LoadModelError, Loaded, WeightFolder, load_model, read_config};
 pub use sampling::{Sampling, SettingError};
+pub use scheduler::{
+    Done, Event, Handle, Order, Service, ServiceError, ServiceOptions, Sink, Stats, Stream, SubmitError,
+    Ticket, Times, Usage,
+};
 pub use sequence::Session;
 pub use stop::StopMatcher;
 pub use thinking::{ThinkingBudget, Thought};

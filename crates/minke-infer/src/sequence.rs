@@ -5,7 +5,7 @@ use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use minke_data::{StreamDecoder, Tokenizer};
-use minke_model::{Cache, Model};
+use minke_model::{Cache, CacheKind, Model, Page};
 
 use crate::choose::Ask;
 use crate::engine::{Generation, Request, StopReason, Trace};
@@ -26,6 +26,11 @@ impl Session {
         Self { cache: Cache::new(model), tokens: Vec::new() }
     }
 
+    /// An empty sequence with a cache of a kind; `None` for latents of a model without latent attention.
+    pub fn of_kind(model: &Model, kind: CacheKind) -> Option<Self> {
+        Some(Self { cache: Cache::of_kind(model, kind)?, tokens: Vec::new() })
+    }
+
     /// Tokens in the cache.
     pub fn len(&self) -> usize {
         self.tokens.len()
@@ -41,10 +46,33 @@ impl Session {
         self.cache.bytes()
     }
 
+    /// Another that begins with the first `len` tokens of this one, and shares their pages.
+    pub(crate) fn beginning(&self, len: usize) -> Self {
+        let mut copy = self.clone();
+        copy.cache.truncate(len);
+        copy.tokens.truncate(len);
+        copy
+    }
+
+    /// Page `index`, which is full.
+    pub(crate) fn page(&self, index: usize) -> Page {
+        self.cache.page(index).expect("a page of tokens that were read")
+    }
+
+    /// Goes on with a page that was read for another sequence with the same beginning.
+    pub(crate) fn push_page(&mut self, tokens: &[u32], page: &Page) {
+        self.cache.push_page(page);
+        self.tokens.extend_from_slice(tokens);
+    }
+
+    /// Holds another's page instead of its own of the same tokens.
+    pub(crate) fn replace_page(&mut self, index: usize, page: &Page) {
+        self.cache.replace_page(index, page);
+    }
+
     /// Keeps of the cache what `prompt` begins with, but not all of it: the last token must be read for its logits.
     pub(crate) fn reuse(&mut self, prompt: &[u32]) -> usize {
-        let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        let common = common.min(prompt.len().saturating_sub(1));
+        let common = common(&self.tokens, prompt).min(prompt.len().saturating_sub(1));
         self.cache.truncate(common);
         self.tokens.truncate(common);
         common
@@ -124,6 +152,8 @@ impl Sequence {
             // what follows in the same token is not part of the answer
             self.decoder = None;
             Some(StopReason::String(stop))
+        } else if self.guide.is_complete() {
+            Some(StopReason::Complete)
         } else if self.tokens() >= self.request.max_tokens {
             Some(StopReason::MaxTokens)
         } else if self.all.len() >= context {
@@ -160,6 +190,11 @@ impl Sequence {
         };
         (generation, self.session, rest)
     }
+}
+
+/// Tokens with which both begin.
+pub(crate) fn common(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
 /// Lets the first of all that begin with nothing but the same prompt read it.

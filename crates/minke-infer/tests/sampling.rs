@@ -51,7 +51,10 @@ fn kinds(tokenizer: &Tokenizer) -> Vec<Request> {
     vec![
         plain.clone(),
         Request { sampling: Sampling { repetition_penalty: 1.3, ..warm }, ..plain.clone() },
-        Request { sampling: Sampling { presence_penalty: 1.5, frequency_penalty: 0.5, ..warm }, ..plain.clone() },
+        Request {
+            sampling: Sampling { presence_penalty: 1.5, frequency_penalty: 0.5, ..warm },
+            ..plain.clone()
+        },
         Request {
             sampling: Sampling { repetition_penalty: 1.2, frequency_penalty: 1.0, ..Sampling::greedy() },
             ..plain.clone()

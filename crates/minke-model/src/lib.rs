@@ -18,7 +18,7 @@ mod train;
 
 pub use config::{Config, ConfigError};
 pub use forward::{Model, Recompute};
-pub use infer::{Cache, Step, Want};
+pub use infer::{Cache, CacheKind, PAGE, Page, Step, Want};
 pub use load::{LoadError, Purpose, StoredCodes, WeightSource};
 pub use minke_cpu::DType;
 pub use minke_cpu::attention::Segment;

@@ -338,6 +338,29 @@ pub struct Chat {
     pub sampling: SamplingArgs,
 }
 
+/// What a request says about its tokens, beside how they are chosen.
+#[derive(Debug, Clone, Args)]
+pub struct SteeringArgs {
+    /// Write at least so many tokens before one may end the text
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub min_tokens: u32,
+    /// Add X to the logit of a token id; -100 forbids it; can be given several times
+    #[arg(long, value_name = "ID=X", value_parser = bias)]
+    pub logit_bias: Vec<(u32, f32)>,
+    /// With --json, tell the N likeliest tokens at each place
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub top_logprobs: u32,
+    /// Close a thought that has come to N tokens, and let the model go on with its answer
+    #[arg(long, value_name = "N")]
+    pub think_budget: Option<u32>,
+}
+
+/// `ID=X`.
+fn bias(text: &str) -> Result<(u32, f32), String> {
+    let pair = text.split_once('=').and_then(|(id, x)| Some((id.parse().ok()?, x.parse().ok()?)));
+    pair.ok_or_else(|| "expected a token id, =, and a number, such as 42=-100".to_owned())
+}
+
 /// `minke generate`.
 #[derive(Debug, Args)]
 pub struct Generate {
@@ -360,6 +383,8 @@ pub struct Generate {
     pub think: Option<String>,
     #[command(flatten)]
     pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub steering: SteeringArgs,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

@@ -32,6 +32,8 @@ impl Settings {
             top_k: by.top_k.unwrap_or(plain.top_k),
             top_p: by.top_p.unwrap_or(plain.top_p),
             min_p: by.min_p.unwrap_or(plain.min_p),
+            typical_p: by.typical_p.unwrap_or(plain.typical_p),
+            repetition_penalty: by.repetition_penalty.unwrap_or(plain.repetition_penalty),
             ..plain
         };
         Self { sampling, ..Self::default() }
