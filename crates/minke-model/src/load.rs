@@ -1,10 +1,10 @@
 //! Weights from outside, checked against the table of tensors before a number is read.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use minke_cpu::fp8::Fp8;
 use minke_cpu::gemm::{Elements, Matrix8};
-use minke_cpu::stored::Stored;
+use minke_cpu::stored::{Form, Stored};
 use minke_cpu::{Cpu, DType};
 
 use crate::config::Config;
@@ -115,6 +115,8 @@ impl Model {
     /// role's tensors are stored in, where FP8 counts as f32 unless the model is loaded to run. Weights in FP8 decide on
     /// the kind of scales of a model that runs in FP8. Also returns notes that a user should see.
     ///
+    /// What can run from where it is stored does: matrices in blocks, and those of a dtype that their products have.
+    ///
     /// A tensor is read at a time, and where numbers become codes a weight (the experts of a layer are one).
     ///
     /// # Errors
@@ -128,6 +130,7 @@ impl Model {
         let Checked { mut config, specs, notes } = check(config, source)?;
         let to_run = matches!(purpose, Purpose::Run(_));
         let mut keep = Keep::default();
+        let as_stored = precision.is_none();
         let mut precision = precision.unwrap_or_else(|| {
             let stored = stored_precision(&config, &specs, source, to_run);
             let plain = specs.iter().filter(|s| !source.is_coded(&s.name));
@@ -139,6 +142,9 @@ impl Model {
         if keep.only_codes && specs.iter().any(|s| source.is_coded(&s.name)) {
             precision.coded.how = stored_how(&config);
         }
+        if to_run {
+            keep.stored = stored_tensors(&config, &specs, source, &precision, as_stored);
+        }
         // whatever they were read from, they are numbers or codes now
         config.quantization = None;
         let mut model = Self::zero(config, precision, keep);
@@ -148,7 +154,7 @@ impl Model {
         let in_codes: HashSet<usize> =
             model.params.coded.iter().flat_map(|(_, entries)| entries.iter().copied()).collect();
         for (i, entry) in model.params.entries.clone().into_iter().enumerate() {
-            if !in_codes.contains(&i) {
+            if !in_codes.contains(&i) && !model.params.stored.contains(&i) {
                 let out = &mut model.params.data[entry.range];
                 source.read_into(&entry.name, out).map_err(failed(&entry.name))?;
                 source.done(&entry.name);
@@ -250,13 +256,58 @@ fn is_derived(name: &str, config: &Config) -> bool {
     name.ends_with(".rotary_emb.inv_freq") || config.tie_word_embeddings && name == "lm_head.weight"
 }
 
+/// Elements up to which the numbers of a model are packed when it is loaded: no wait, and products are faster.
+const PACKED_ELEMENTS: usize = 32 << 20;
+
+/// The matrices that run from where they are stored: those in blocks, if products may be in what tensors are stored in
+/// (`as_stored`), and those of the dtype of their products.
+fn stored_tensors(
+    config: &Config,
+    specs: &[TensorSpec],
+    source: &dyn WeightSource,
+    precision: &Precision,
+    as_stored: bool,
+) -> HashMap<String, Stored> {
+    let takes_part = |role: Role| match role {
+        Role::Embedding
+        | Role::Head
+        | Role::AttentionLinear
+        | Role::FfnLinear
+        | Role::ExpertLinear { .. }
+        | Role::MtpProjection => true,
+        Role::Norm | Role::Router | Role::RouterBias => false,
+    };
+    let numbers = specs.iter().filter(|s| !in_blocks(source, &s.name)).map(TensorSpec::numel).sum::<usize>();
+    let packed = numbers <= PACKED_ELEMENTS;
+    let of = |spec: &TensorSpec| {
+        let stored = source.stored(&spec.name)?;
+        let dtype = precision.of(spec.role, config.tie_word_embeddings);
+        let fits = match stored.form {
+            Form::Blocks(_) => as_stored,
+            // (an embedding that is not the head has no product)
+            Form::Bf16 => dtype == DType::Bf16 || spec.role == Role::Embedding && !config.tie_word_embeddings,
+            Form::F32 | Form::F16 => dtype == DType::F32,
+        };
+        let packed = packed && !matches!(stored.form, Form::Blocks(_));
+        (fits && !packed).then(|| (spec.name.clone(), stored))
+    };
+    let candidates =
+        specs.iter().filter(|spec| takes_part(spec.role) && precision.coded.of(spec.role).is_none());
+    candidates.filter_map(of).collect()
+}
+
+/// Whether a tensor is stored in blocks.
+fn in_blocks(source: &dyn WeightSource, name: &str) -> bool {
+    source.stored(name).is_some_and(|stored| matches!(stored.form, Form::Blocks(_)))
+}
+
 /// How a folder in FP8 has its scales.
 fn stored_how(config: &Config) -> Fp8 {
     Fp8 { power_of_two: config.quantization.is_some_and(|q| q.power_of_two), per_tensor: false }
 }
 
 /// bf16 for a role whose tensors are all stored in bf16, f32 for the others; FP8 with activations in bf16 for a role with
-/// tensors in FP8, if these are to `run`.
+/// tensors in FP8, if these are to `run`. Tensors in blocks count as bf16 then.
 fn stored_precision(
     config: &Config,
     specs: &[TensorSpec],
@@ -267,11 +318,10 @@ fn stored_precision(
     let of = |wanted: &dyn Fn(Role) -> bool| {
         let mut tensors = specs.iter().filter(|s| wanted(s.role)).peekable();
         let some = tensors.peek().is_some();
-        if some && tensors.all(|s| coded(s) || source.dtype(&s.name) == Some(DType::Bf16)) {
-            DType::Bf16
-        } else {
-            DType::F32
-        }
+        let half = |s: &TensorSpec| {
+            coded(s) || source.dtype(&s.name) == Some(DType::Bf16) || run && in_blocks(source, &s.name)
+        };
+        if some && tensors.all(half) { DType::Bf16 } else { DType::F32 }
     };
     let any = |wanted: &dyn Fn(Role) -> bool| specs.iter().any(|s| wanted(s.role) && coded(s));
     let linear = |r| matches!(r, Role::FfnLinear | Role::MtpProjection);

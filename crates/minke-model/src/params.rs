@@ -5,6 +5,7 @@ use std::ops::{Deref, DerefMut, Range};
 
 use minke_cpu::DType;
 use minke_cpu::fp8::Fp8;
+use minke_cpu::stored::{Form, Stored, StoredWeight};
 use minke_num::rng;
 use minke_tensor::{Stack, Store, WeightId};
 
@@ -118,6 +119,8 @@ pub struct Params {
     pub entries: Vec<Param>,
     /// Weights of which there are only codes, and the entries whose tensors they are of.
     pub(crate) coded: Vec<(WeightId, Vec<usize>)>,
+    /// The entries whose tensors run from where they are stored.
+    pub(crate) stored: HashSet<usize>,
     store: Store,
 }
 
@@ -162,13 +165,26 @@ impl Params {
     }
 }
 
-/// What is kept of weights whose products are in FP8.
+/// What is kept of weights that shall only run.
 #[derive(Default)]
 pub(crate) struct Keep {
+    /// Tensors that run from where they are stored.
+    pub stored: HashMap<String, Stored>,
     /// Their codes and nothing else.
     pub only_codes: bool,
     /// Tensors whose products are not in FP8 although those of their role are.
     pub plain: HashSet<String>,
+}
+
+impl Keep {
+    /// The matrices of a weight, if all of them run from where they are stored, together: all in blocks, or all of one form.
+    fn stored_parts(&self, names: &[String]) -> Option<Vec<Stored>> {
+        let parts: Vec<Stored> =
+            names.iter().map(|name| self.stored.get(name).cloned()).collect::<Option<_>>()?;
+        let blocks = |part: &Stored| matches!(part.form, Form::Blocks(_));
+        let alike = |part: &Stored| part.form == parts[0].form || blocks(part) && blocks(&parts[0]);
+        parts.iter().all(alike).then(|| parts.clone())
+    }
 }
 
 /// Lays tensors out in a store. Tensors that one product reads together (gate and up; all experts of a layer) are put
@@ -176,6 +192,7 @@ pub(crate) struct Keep {
 pub(crate) struct Layout {
     keep: Keep,
     coded: Vec<(WeightId, Vec<usize>)>,
+    stored: HashSet<usize>,
     specs: HashMap<String, (usize, TensorSpec)>,
     entries: Vec<Option<Param>>,
     store: Store,
@@ -189,6 +206,7 @@ impl Layout {
         Self {
             keep,
             coded: Vec::new(),
+            stored: HashSet::new(),
             entries: vec![None; specs.len()],
             specs: specs.into_iter().enumerate().map(|(i, spec)| (spec.name.clone(), (i, spec))).collect(),
             store: Store::default(),
@@ -214,6 +232,13 @@ impl Layout {
             let (name, shape, role) = (spec.name.clone(), spec.shape.clone(), spec.role);
             self.entries[*index] = Some(Param { name, shape, role, range, dtype });
         }
+        if let Some(parts) = self.keep.stored_parts(names) {
+            for &index in &indices {
+                self.entries[index].as_mut().expect("placed above").range = start..start;
+            }
+            self.stored.extend(indices);
+            return self.store.add_stored(StoredWeight::new(groups, parts), dtype);
+        }
         let shape = Stack { groups, parts: names.len() / groups, rows: (at - start) / groups / cols, cols };
         if let Some(how) = fp8.filter(|_| self.keep.only_codes) {
             for &index in &indices {
@@ -234,6 +259,7 @@ impl Layout {
     pub fn finish(self) -> Params {
         let entries =
             self.entries.into_iter().map(|e| e.expect("the model places every tensor of its table"));
-        Params { entries: entries.collect(), coded: self.coded, store: self.store }
+        let Self { coded, stored, store, .. } = self;
+        Params { entries: entries.collect(), coded, stored, store }
     }
 }

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use minke_cpu::fp8::{Cuts, Fp8};
 use minke_cpu::gemm::{Compute, Elements, Packed, Packed8, Weight8};
+use minke_cpu::stored::StoredWeight;
 use minke_cpu::{Cpu, DType, View};
 
 /// Names a weight of a [`Store`].
@@ -28,8 +29,8 @@ pub struct Stack {
 struct Weight {
     /// Where its elements are in `data`; empty where they are codes and nothing else.
     range: Range<usize>,
-    /// Whether the packed copy for y = x Wᵀ, in codes, is all that there is of it: it runs and cannot be trained.
-    only_codes: bool,
+    /// Whether what products read for y = x Wᵀ, codes or a file, is all that there is of it: it runs and cannot be trained.
+    only_runs: bool,
     groups: usize,
     rows: usize,
     cols: usize,
@@ -45,10 +46,11 @@ struct Weight {
     summed: bool,
 }
 
-/// A packed copy, in the form that the weight's products read.
+/// A packed copy, in the form that the weight's products read; or where they read it without one.
 enum Copy {
     Plain(Packed),
     Eight(Packed8),
+    Stored(StoredWeight),
 }
 
 impl Copy {
@@ -60,6 +62,7 @@ impl Copy {
         match self {
             Copy::Plain(packed) => packed.bytes(),
             Copy::Eight(packed) => packed.bytes(),
+            Copy::Stored(_) => 0,
         }
     }
 }
@@ -71,6 +74,8 @@ pub enum PackedWeight<'a> {
     Plain(&'a Packed),
     /// FP8.
     Eight(&'a Packed8),
+    /// As it lies in a file.
+    Stored(&'a StoredWeight),
 }
 
 /// Weights, gradients and packed copies. Optimizers see two flat slices; products see packed operands that are made
@@ -117,20 +122,38 @@ impl Store {
         self.push(end..end, shape, dtype, Some(fp8), true)
     }
 
+    /// Adds a weight that only runs, from where it is stored; activations of its products are in `dtype`.
+    pub fn add_stored(&mut self, weight: StoredWeight, dtype: DType) -> WeightId {
+        let end = self.data.len();
+        let shape = Stack { groups: weight.groups(), parts: 1, rows: weight.rows, cols: weight.cols };
+        let id = self.push(end..end, shape, dtype, None, true);
+        let Weight { packed, fresh, .. } = &mut self.weights[id.0];
+        (packed[0], fresh[0]) = (Copy::Stored(weight), true);
+        id
+    }
+
+    /// The weight as it lies in a file, if it runs from there.
+    pub fn stored(&self, id: WeightId) -> Option<&StoredWeight> {
+        match &self.weights[id.0].packed[0] {
+            Copy::Stored(weight) => Some(weight),
+            Copy::Plain(_) | Copy::Eight(_) => None,
+        }
+    }
+
     fn push(
         &mut self,
         range: Range<usize>,
         shape: Stack,
         dtype: DType,
         fp8: Option<Fp8>,
-        only_codes: bool,
+        only_runs: bool,
     ) -> WeightId {
         let Stack { groups, parts, rows, cols } = shape;
         let packed = [Copy::empty(fp8), Copy::empty(fp8)];
         self.any_fp8 |= fp8.is_some();
         let (fresh, summed) = ([false; 2], false);
         let weight =
-            Weight { range, only_codes, groups, rows, cols, dtype, fp8, parts, packed, fresh, summed };
+            Weight { range, only_runs, groups, rows, cols, dtype, fp8, parts, packed, fresh, summed };
         self.weights.push(weight);
         WeightId(self.weights.len() - 1)
     }
@@ -140,17 +163,19 @@ impl Store {
     /// # Panics
     /// When the weight has elements in `data`, or another shape.
     pub fn set_codes(&mut self, cpu: &Cpu, id: WeightId, elements: Elements<'_>) {
-        let Weight { only_codes, groups, rows, cols, parts, packed, fresh, .. } = &mut self.weights[id.0];
-        assert!(*only_codes, "set_codes: a weight with elements in `data`");
-        let Copy::Eight(packed) = &mut packed[0] else { unreachable!("its products are in FP8") };
+        let Weight { only_runs, groups, rows, cols, parts, packed, fresh, .. } = &mut self.weights[id.0];
+        assert!(*only_runs, "set_codes: a weight with elements in `data`");
+        let Copy::Eight(packed) = &mut packed[0] else {
+            panic!("set_codes: a weight whose products are not in FP8")
+        };
         let rows = Cuts::parts(*rows, *parts);
         packed.pack(cpu, Weight8 { elements, groups: *groups, rows, cols: *cols }, true, false);
         fresh[0] = true;
     }
 
-    /// Whether codes are all that there is of some weight, so that the model runs and cannot be trained or saved.
+    /// Whether codes or files are all that there is of some weight, so that the model runs and cannot be trained or saved.
     pub fn only_runs(&self) -> bool {
-        self.weights.iter().any(|weight| weight.only_codes)
+        self.weights.iter().any(|weight| weight.only_runs)
     }
 
     /// All weights, in the order in which they were added.
@@ -166,7 +191,14 @@ impl Store {
     /// The numbers of a group of the weight, made from its codes where it has nothing else.
     pub fn numbers(&self, id: WeightId, group: usize) -> Cow<'_, [f32]> {
         match &self.weights[id.0] {
-            Weight { only_codes: true, packed: [Copy::Eight(packed), _], .. } => packed.numbers(group).into(),
+            Weight { only_runs: true, packed: [Copy::Eight(packed), _], .. } => packed.numbers(group).into(),
+            Weight { only_runs: true, packed: [Copy::Stored(stored), _], rows, cols, .. } => {
+                let mut all = vec![0.0; rows * cols];
+                all.chunks_mut((*cols).max(1))
+                    .enumerate()
+                    .for_each(|(i, row)| stored.numbers_into(group, i, row));
+                all.into()
+            }
             weight => {
                 let each = weight.rows * weight.cols;
                 self.slice(id)[group * each..][..each].into()
@@ -211,10 +243,7 @@ impl Store {
 
     /// Where the weight's elements lie.
     fn elements(&self, id: WeightId) -> Range<usize> {
-        assert!(
-            !self.weights[id.0].only_codes,
-            "a weight of which there are only codes has no elements in f32"
-        );
+        assert!(!self.weights[id.0].only_runs, "a weight that only runs has no elements in f32");
         self.range(id)
     }
 
@@ -250,7 +279,7 @@ impl Store {
 
     /// Marks every packed copy as stale that is made of elements in `data`.
     pub fn changed(&mut self) {
-        for weight in self.weights.iter_mut().filter(|weight| !weight.only_codes) {
+        for weight in self.weights.iter_mut().filter(|weight| !weight.only_runs) {
             weight.fresh = [false; 2];
         }
         for shared in &mut self.shared {
@@ -266,7 +295,7 @@ impl Store {
     pub fn zero_grad(&mut self) {
         assert!(
             !self.only_runs(),
-            "a model that was loaded to run, with weights in codes alone, cannot be trained"
+            "a model that was loaded to run, with weights in codes or files alone, cannot be trained"
         );
         if self.grad.len() != self.data.len() {
             self.grad = vec![0.0; self.data.len()];
@@ -322,11 +351,11 @@ impl Store {
 
     fn packed(&mut self, cpu: &Cpu, id: WeightId, direction: usize) -> PackedWeight<'_> {
         let training = !self.grad.is_empty();
-        let Weight { range, only_codes, groups, rows, cols, dtype, fp8, parts, packed, fresh, .. } =
+        let Weight { range, only_runs, groups, rows, cols, dtype, fp8, parts, packed, fresh, .. } =
             &mut self.weights[id.0];
         assert!(
-            !*only_codes || direction == 0 && fresh[0],
-            "a weight of which there are only codes is packed forward, and once it has them"
+            !*only_runs || direction == 0 && fresh[0],
+            "a weight that only runs is packed forward, and once it has codes"
         );
         let w = &self.data[range.clone()];
         let (packed, fresh) = if range.len() > SHARED_ELEMENTS && training {
@@ -356,6 +385,7 @@ impl Store {
                 }
                 PackedWeight::Eight(packed)
             }
+            Copy::Stored(weight) => PackedWeight::Stored(weight),
         }
     }
 }
@@ -364,6 +394,7 @@ fn plain(packed: PackedWeight<'_>) -> &Packed {
     match packed {
         PackedWeight::Plain(packed) => packed,
         PackedWeight::Eight(_) => panic!("a product in FP8 where there is none"),
+        PackedWeight::Stored(_) => panic!("a packed copy of a weight that runs from its file"),
     }
 }
 

@@ -23,6 +23,7 @@ pub mod tile;
 mod tn;
 
 pub use fp8::{Elements, Matrix8, Packed8, Weight8, matmul8, matmul8_tn};
+pub(crate) use nt::{ByRow, matmul_unpacked};
 pub use nt::{Target, matmul, matmul_columns, matmul_then};
 pub use pack::Packed;
 pub use tn::matmul_tn;

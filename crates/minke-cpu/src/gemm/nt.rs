@@ -6,7 +6,7 @@ use minke_num::bf16;
 
 use super::engine::{AHEAD, Engine, Rows, Words, layout};
 use super::tile::PANEL;
-use super::{Operand, Packed, RowTiles, check_offsets, chunks, over_panels};
+use super::{Compute, Operand, Packed, RowTiles, check_offsets, chunks, over_panels};
 use crate::cpu::{Cpu, SharedMut};
 use crate::scratch;
 use crate::simd::{GRID_ROWS, GRID_STEPS, Kernel, LANES, Simd};
@@ -95,8 +95,8 @@ pub fn matmul_then(
         };
         for panels in chunks(b.n.div_ceil(PANEL), chunk) {
             let (first, columns) = (rows.start, 0..b.n);
-            let task =
-                Task { a, b, group, first, rows: rows.len(), panels, columns, out, to, accumulate: false };
+            let b = Right::of(b, group);
+            let task = Task { a, b, first, rows: rows.len(), panels, columns, out, to, accumulate: false };
             cpu.level().dispatch_product(task);
         }
         // SAFETY: the rows are complete, and this task's.
@@ -143,9 +143,108 @@ fn over_columns(
     over_panels(cpu, &tiles, columns.len().div_ceil(PANEL), chunk, |group, rows, panels| {
         let panels = before + panels.start..before + panels.end;
         let (first, columns) = (rows.start, columns.clone());
-        let task = Task { a, b, group, first, rows: rows.len(), panels, columns, out, to: first, accumulate };
+        let b = Right::of(b, group);
+        let task = Task { a, b, first, rows: rows.len(), panels, columns, out, to: first, accumulate };
         cpu.level().dispatch_product(task);
     });
+}
+
+/// Rows of a task that packs its own columns: they are packed once for all of these.
+const STORED_ROWS: usize = 448;
+
+/// The words of packed columns of such a task.
+const STORED_WORDS: usize = 64 * 1024;
+
+/// A weight [groups, n, k] that is read row by row.
+pub(crate) trait ByRow: Sync {
+    /// Row `i` of a group as numbers, made in the room given (k) if it does not lie in memory as such.
+    fn row<'r>(&'r self, group: usize, i: usize, room: &'r mut [f32]) -> View<'r>;
+}
+
+/// `c[i] = a[i] W_g(i)ᵀ` like [`matmul`], with rows of W packed on the way: for a weight of which there is no packed copy. Bits
+/// are those of [`matmul`] on the same numbers.
+///
+/// # Panics
+/// When shapes do not fit.
+pub(crate) fn matmul_unpacked(
+    cpu: &Cpu,
+    a: Operand<'_>,
+    offsets: &[u32],
+    n: usize,
+    compute: Compute,
+    w: &dyn ByRow,
+    c: ViewMut<'_>,
+) {
+    check_offsets("matmul_unpacked", offsets, a.rows());
+    assert_eq!(c.len(), a.rows() * n, "matmul_unpacked: output of {} x {n}", a.rows());
+    let (steps, _) = layout(cpu.level(), compute, a.cols);
+    let (panels, words) = (n.div_ceil(PANEL), steps * PANEL);
+    let each = (STORED_WORDS / words.max(1)).min(panels.div_ceil(4 * cpu.threads())).max(1);
+    let mut tasks = Vec::new();
+    for (group, span) in offsets.windows(2).enumerate() {
+        for first in (span[0] as usize..span[1] as usize).step_by(STORED_ROWS) {
+            let rows = first..(first + STORED_ROWS).min(span[1] as usize);
+            tasks.extend((0..panels).step_by(each).map(|panel| (group, rows.clone(), panel)));
+        }
+    }
+    let out = Out::new(c);
+    cpu.run(tasks.len(), |i| {
+        let (group, rows, from) = tasks[i].clone();
+        let panels = from..panels.min(from + each);
+        let mut packed = scratch::take::<u32>(panels.len() * words);
+        for (panel, out) in panels.clone().zip(packed.chunks_exact_mut(words.max(1))) {
+            let span = panel * PANEL..n.min((panel + 1) * PANEL);
+            cpu.level().dispatch_product(PackColumns { compute, group, span, k: a.cols, w, out });
+        }
+        let b = Right { compute, k: a.cols, steps, words: &packed, from };
+        let (first, columns) = (rows.start, 0..n);
+        let task = Task { a, b, first, rows: rows.len(), panels, columns, out, to: first, accumulate: false };
+        cpu.level().dispatch_product(task);
+    });
+}
+
+/// One panel, from rows of the weight.
+struct PackColumns<'a> {
+    compute: Compute,
+    group: usize,
+    span: Range<usize>,
+    k: usize,
+    w: &'a dyn ByRow,
+    out: &'a mut [u32],
+}
+
+/// Rows of a weight, wherever they are.
+struct WeightRows<'a> {
+    rows: &'a [View<'a>],
+    k: usize,
+}
+
+impl<'a> Rows<'a> for WeightRows<'a> {
+    #[inline(always)]
+    fn cols(&self) -> usize {
+        self.k
+    }
+
+    #[inline(always)]
+    fn row(&self, i: usize) -> View<'a> {
+        self.rows[i]
+    }
+}
+
+impl Kernel for PackColumns<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let mut room = scratch::take::<f32>(PANEL * self.k);
+        let mut rows = [View::F32(&[]); PANEL];
+        let count = self.span.len();
+        let all = rows.iter_mut().zip(room.chunks_exact_mut(self.k.max(1)));
+        for ((row, room), i) in all.zip(self.span) {
+            *row = self.w.row(self.group, i, room);
+        }
+        let rows = WeightRows { rows: &rows[..count], k: self.k };
+        Engine::new(s, self.compute).pack_columns(&rows, 0..count, self.out);
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -205,10 +304,32 @@ impl Out {
     }
 }
 
+/// Packed panels of one group.
+#[derive(Clone, Copy)]
+struct Right<'a> {
+    compute: Compute,
+    k: usize,
+    steps: usize,
+    /// The panels from `from` on.
+    words: &'a [u32],
+    from: usize,
+}
+
+impl<'a> Right<'a> {
+    fn of(b: &'a Packed, group: usize) -> Self {
+        Self { compute: b.compute, k: b.k, steps: b.steps, words: b.panels(group), from: 0 }
+    }
+
+    #[inline(always)]
+    fn panel(&self, panel: usize) -> &'a [u32] {
+        let words = self.steps * PANEL;
+        &self.words[(panel - self.from) * words..][..words]
+    }
+}
+
 struct Task<'a> {
     a: Operand<'a>,
-    b: &'a Packed,
-    group: usize,
+    b: Right<'a>,
     first: usize,
     rows: usize,
     panels: Range<usize>,
@@ -319,7 +440,7 @@ impl Task<'_> {
             } else {
                 (self.panels.start + t / row_tiles, t % row_tiles)
             };
-            let b = self.b.panel(self.group, panel)[from * PANEL..].as_ptr();
+            let b = self.b.panel(panel)[from * PANEL..].as_ptr();
             let col = panel * PANEL - self.columns.start;
             let width = PANEL.min(n - col);
             let vecs = width.div_ceil(LANES);
@@ -330,7 +451,7 @@ impl Task<'_> {
                 // the next panel, a share per register tile
                 let share = (to - from).div_ceil(row_tiles);
                 let first = from + tile * share;
-                let next = self.b.panel(self.group, panel + 1);
+                let next = self.b.panel(panel + 1);
                 for step in first..to.min(first + share) {
                     s.prefetch(&next[step * PANEL]);
                     s.prefetch(&next[step * PANEL + LANES]);

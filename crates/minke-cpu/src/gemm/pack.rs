@@ -63,13 +63,12 @@ impl Packed {
         });
     }
 
-    /// The packed words of one panel.
+    /// The packed words of all panels of a group.
     #[inline(always)]
-    pub(super) fn panel(&self, group: usize, panel: usize) -> &[u32] {
-        let words = self.steps * PANEL;
-        let panels = self.n.div_ceil(PANEL);
-        let all: &[u32] = self.buf.view(self.groups * panels * words);
-        &all[(group * panels + panel) * words..][..words]
+    pub(super) fn panels(&self, group: usize) -> &[u32] {
+        let words = self.steps * PANEL * self.n.div_ceil(PANEL);
+        let all: &[u32] = self.buf.view(self.groups * words);
+        &all[group * words..][..words]
     }
 
     /// Panics when it was packed for another level.

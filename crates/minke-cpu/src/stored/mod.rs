@@ -12,10 +12,11 @@ use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use minke_num::blocks::BlockFormat;
+use minke_num::{bf16, f16};
 
 use crate::cpu::Cpu;
-use crate::gemm::Operand;
-use crate::view::ViewMut;
+use crate::gemm::{self, ByRow, Compute, Operand};
+use crate::view::{View, ViewMut};
 
 /// Bytes that somebody owns, such as a mapped file; cloning shares them.
 #[derive(Clone)]
@@ -109,6 +110,39 @@ impl Stored {
         assert_eq!(Some(bytes.len()), expected, "stored: {rows} x {cols} of {form:?}");
         Self { form, rows, cols, bytes }
     }
+
+    /// The bytes of a row.
+    fn row(&self, i: usize) -> &[u8] {
+        let len = self.bytes.len() / self.rows;
+        &self.bytes[i * len..][..len]
+    }
+
+    /// A row as numbers.
+    ///
+    /// # Panics
+    /// When there is none, or `out` has another length.
+    pub fn numbers_into(&self, i: usize, out: &mut [f32]) {
+        assert_eq!(out.len(), self.cols, "stored: room for a row");
+        let bytes = self.row(i);
+        match self.form {
+            Form::F32 => {
+                for (x, four) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                    *x = f32::from_le_bytes(*four);
+                }
+            }
+            Form::F16 => {
+                for (x, two) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                    *x = f16::from_le_bytes(*two).to_f32();
+                }
+            }
+            Form::Bf16 => {
+                for (x, two) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                    *x = bf16::from_le_bytes(*two).to_f32();
+                }
+            }
+            Form::Blocks(format) => product::numbers_into(format, bytes, out),
+        }
+    }
 }
 
 /// A weight [groups, rows, cols] whose matrices lie in files: one for each group, or several that are stacked in its rows.
@@ -172,9 +206,61 @@ impl StoredWeight {
         self.groups
     }
 
+    /// What products with it compute in, where it is not in blocks.
+    pub fn compute(&self) -> Option<Compute> {
+        match self.parts[0].form {
+            Form::F32 | Form::F16 => Some(Compute::F32),
+            Form::Bf16 => Some(Compute::Bf16),
+            Form::Blocks(_) => None,
+        }
+    }
+
+    /// The matrix and its row that is row `i` of a group.
+    fn place(&self, group: usize, mut i: usize) -> (&Stored, usize) {
+        for part in self.group(group) {
+            if i < part.rows {
+                return (part, i);
+            }
+            i -= part.rows;
+        }
+        unreachable!("row {i} beyond a group of {}", self.rows)
+    }
+
+    /// Row `i` of a group as numbers.
+    ///
+    /// # Panics
+    /// When there is none, or `out` has another length.
+    pub fn numbers_into(&self, group: usize, i: usize, out: &mut [f32]) {
+        let (part, i) = self.place(group, i);
+        part.numbers_into(i, out);
+    }
+
     /// Bytes of all matrices.
     pub fn bytes(&self) -> usize {
         self.parts.iter().map(|part| part.bytes.len()).sum()
+    }
+}
+
+impl ByRow for StoredWeight {
+    /// As it lies there, where its alignment allows it.
+    fn row<'r>(&'r self, group: usize, i: usize, room: &'r mut [f32]) -> View<'r> {
+        let (part, i) = self.place(group, i);
+        let bytes = part.row(i);
+        match part.form {
+            Form::F32 => {
+                if let Ok(row) = bytemuck::try_cast_slice(bytes) {
+                    return View::F32(row);
+                }
+            }
+            Form::Bf16 => {
+                if let Ok(row) = bytemuck::try_cast_slice(bytes) {
+                    return View::Bf16(row);
+                }
+            }
+            Form::F16 | Form::Blocks(_) => {}
+        }
+        part.numbers_into(i, room);
+        View::F32(room)
     }
 }
 
@@ -185,8 +271,10 @@ impl StoredWeight {
 /// `sum over blocks b of x_scale_b (scale_b (q . x)_b + min_b sum(x)_b)` runs in sixteen chains of f32; see [`tile`]. Every
 /// level gives the same bits.
 ///
+/// Numbers multiply as in [`matmul`](crate::gemm::matmul): bf16 as [`Compute::Bf16`], f32 and f16 as [`Compute::F32`].
+///
 /// # Panics
-/// When shapes do not fit, or the weight is not in blocks.
+/// When shapes do not fit.
 pub fn matmul_stored(cpu: &Cpu, a: Operand<'_>, offsets: &[u32], w: &StoredWeight, c: ViewMut<'_>) {
     let rises = offsets.windows(2).all(|w| w[0] <= w[1]);
     assert!(
@@ -196,7 +284,13 @@ pub fn matmul_stored(cpu: &Cpu, a: Operand<'_>, offsets: &[u32], w: &StoredWeigh
     );
     assert_eq!((a.cols, offsets.len()), (w.cols, w.groups + 1), "matmul_stored: depth and groups");
     assert_eq!(c.len(), a.rows() * w.rows, "matmul_stored: output of {} x {}", a.rows(), w.rows);
-    if a.rows() > 0 {
-        product::matmul(cpu, a, offsets, w, c);
+    if a.rows() == 0 {
+        return;
+    }
+    match w.compute() {
+        None => product::matmul(cpu, a, offsets, w, c),
+        Some(compute) => {
+            gemm::matmul_unpacked(cpu, a, offsets, w.rows, compute, w, c);
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! y = x Wᵀ with W as it is stored in blocks.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use minke_num::blocks::BlockFormat;
@@ -12,7 +13,7 @@ use crate::cpu::Cpu;
 use crate::gemm::Operand;
 use crate::rows::{SharedView, store};
 use crate::scratch;
-use crate::simd::{Kernel, LANES, Simd};
+use crate::simd::{Kernel, LANES, Level, Simd};
 use crate::view::ViewMut;
 
 /// Rows up to which each row of the weight is unpacked for itself and multiplied with all of them; with more, columns of the
@@ -21,6 +22,21 @@ const FEW: usize = 6;
 
 /// Bytes of the weight of a task, about.
 const TASK_BYTES: usize = 64 * 1024;
+
+/// `with_format!(format, F => expression)`: the expression with the type that unpacks the format.
+macro_rules! with_format {
+    ($format:expr, $f:ident => $body:expr) => {
+        with_format!(@ $format, $f => $body; Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2K Q3K Q4K Q5K Q6K Iq4Nl Iq4Xs)
+    };
+    (@ $format:expr, $f:ident => $body:expr; $($name:ident)*) => {
+        match $format {
+            $(BlockFormat::$name => {
+                type $f = chunk::$name;
+                $body
+            })*
+        }
+    };
+}
 
 /// The products of a group, or of a part of it, that one call of a kernel makes.
 struct Task<'a> {
@@ -94,7 +110,7 @@ pub(super) fn matmul(cpu: &Cpu, a: Operand<'_>, offsets: &[u32], w: &StoredWeigh
             n: w.rows,
             column: before + columns.start,
         };
-        with_format(cpu, format, task);
+        with_format!(format, F => cpu.level().dispatch_product(Run::<F> { task, format: PhantomData }));
     });
 }
 
@@ -114,32 +130,38 @@ fn block_of(format: BlockFormat) -> usize {
     }
 }
 
-fn with_format(cpu: &Cpu, format: BlockFormat, task: Task<'_>) {
-    macro_rules! run {
-        ($name:ident) => {
-            cpu.level().dispatch_product(Run { task, format: chunk::$name })
-        };
-    }
-    match format {
-        BlockFormat::Q4_0 => run!(Q4_0),
-        BlockFormat::Q4_1 => run!(Q4_1),
-        BlockFormat::Q5_0 => run!(Q5_0),
-        BlockFormat::Q5_1 => run!(Q5_1),
-        BlockFormat::Q8_0 => run!(Q8_0),
-        BlockFormat::Q2K => run!(Q2K),
-        BlockFormat::Q3K => run!(Q3K),
-        BlockFormat::Q4K => run!(Q4K),
-        BlockFormat::Q5K => run!(Q5K),
-        BlockFormat::Q6K => run!(Q6K),
-        BlockFormat::Iq4Nl => run!(Iq4Nl),
-        BlockFormat::Iq4Xs => run!(Iq4Xs),
+/// The numbers of a stored row: `scale (q - offset) + min`.
+pub(super) fn numbers_into(format: BlockFormat, row: &[u8], out: &mut [f32]) {
+    with_format!(format, F => Level::SCALAR.dispatch(Numbers::<F> { row, out, format: PhantomData }));
+}
+
+struct Numbers<'a, F> {
+    row: &'a [u8],
+    out: &'a mut [f32],
+    format: PhantomData<F>,
+}
+
+impl<F: Unpack> Kernel for Numbers<'_, F> {
+    type Out = ();
+
+    fn run<S: Simd>(self, s: S) {
+        let mut chunk = Chunk::ZERO;
+        for (c, out) in self.out.chunks_mut(BLOCKS * F::BLOCK).enumerate() {
+            unpack::<S, F>(s, self.row, c, &mut chunk);
+            let blocks = out.chunks_mut(F::BLOCK).zip(chunk.q.chunks(F::BLOCK));
+            for ((out, q), (scale, min)) in blocks.zip(chunk.scale.iter().zip(&chunk.min)) {
+                for (out, &q) in out.iter_mut().zip(q) {
+                    let x = scale * (f32::from(q) - f32::from(F::OFFSET));
+                    *out = if F::MIN { x + min } else { x };
+                }
+            }
+        }
     }
 }
 
 struct Run<'a, F> {
     task: Task<'a>,
-    #[expect(dead_code, reason = "names the format")]
-    format: F,
+    format: PhantomData<F>,
 }
 
 impl<F: Unpack> Kernel for Run<'_, F> {

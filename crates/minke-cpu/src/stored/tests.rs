@@ -1,9 +1,8 @@
 //! Products with stored blocks against plain arithmetic, and their bits against each other.
 
-use super::chunk::{self, BLOCKS, Chunk, Unpack};
 use super::*;
-use crate::simd::{Kernel, Level, Simd};
-use crate::view::View;
+use crate::gemm::Packed;
+use crate::simd::Level;
 use minke_num::rng;
 
 /// Random stored rows: any bits, but scales in f16 that are small numbers.
@@ -47,34 +46,6 @@ fn random(len: usize, seed: u64) -> Vec<f32> {
     x
 }
 
-/// The numbers of a stored row.
-fn numbers(format: BlockFormat, row: &[u8]) -> Vec<f32> {
-    struct Numbers<'a, F>(&'a [u8], F);
-    impl<F: Unpack> Kernel for Numbers<'_, F> {
-        type Out = Vec<f32>;
-        fn run<S: Simd>(self, s: S) -> Vec<f32> {
-            let mut out = Vec::new();
-            let mut chunk = Chunk::ZERO;
-            for bytes in self.0.chunks(BLOCKS * F::BLOCK / F::STORED_LEN * F::STORED_BYTES) {
-                F::unpack(s, bytes, &mut chunk);
-                let len = bytes.len() / F::STORED_BYTES * F::STORED_LEN;
-                out.extend((0..len).map(|i| {
-                    let b = i / F::BLOCK;
-                    chunk.scale[b] * (f32::from(chunk.q[i]) - f32::from(F::OFFSET)) + chunk.min[b]
-                }));
-            }
-            out
-        }
-    }
-    macro_rules! of {
-        ($($name:ident $chunk:ident),*) => {
-            match format { $(BlockFormat::$name => Level::SCALAR.dispatch(Numbers(row, chunk::$chunk)),)* }
-        };
-    }
-    of!(Q4_0 Q4_0, Q4_1 Q4_1, Q5_0 Q5_0, Q5_1 Q5_1, Q8_0 Q8_0, Q2K Q2K, Q3K Q3K, Q4K Q4K, Q5K Q5K, Q6K Q6K,
-        Iq4Nl Iq4Nl, Iq4Xs Iq4Xs)
-}
-
 fn product(cpu: &Cpu, x: &[f32], index: Option<&[u32]>, offsets: &[u32], w: &StoredWeight) -> Vec<f32> {
     let rows = index.map_or(x.len() / w.cols, <[u32]>::len);
     let mut y = vec![f32::NAN; rows * w.rows];
@@ -89,8 +60,8 @@ fn products_are_those_of_the_numbers() {
         let (n, m) = (37, 3);
         for cols in [format.block_len(), 3 * format.block_len(), 18 * format.block_len()] {
             let part = stored(format, n, cols, 1);
-            let rows: Vec<Vec<f32>> =
-                part.bytes.chunks(part.bytes.len() / n).map(|row| numbers(format, row)).collect();
+            let mut rows = vec![vec![0.0; cols]; n];
+            rows.iter_mut().enumerate().for_each(|(i, row)| part.numbers_into(i, row));
             let x = random(m * cols, 2);
             let w = StoredWeight::new(1, vec![part]);
             let y = product(&Cpu::with_level(Level::SCALAR, 1), &x, None, &[0, m as u32], &w);
@@ -169,6 +140,46 @@ fn numbers_that_are_none_stay_in_their_row() {
         for i in 0..8 {
             let (y, expected) = (&y[i * n..][..n], &expected[i * n..][..n]);
             assert!(if i == 1 || i == 3 { y.iter().all(|y| y.is_nan()) } else { y == expected });
+        }
+    }
+}
+
+#[test]
+fn numbers_multiply_as_packed_ones() {
+    let (n, k) = (70, 45);
+    let w = random(2 * n * k, 1);
+    let x = random(9 * k, 2);
+    let halves: Vec<bf16> = w.iter().map(|&w| bf16::from_f32(w)).collect();
+    for form in [Form::F32, Form::F16, Form::Bf16] {
+        let (mut bytes, compute) = match form {
+            Form::F32 => (w.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>(), Compute::F32),
+            Form::F16 => (w.iter().flat_map(|&w| f16::from_f32(w).to_le_bytes()).collect(), Compute::F32),
+            _ => (halves.iter().flat_map(|w| w.to_le_bytes()).collect(), Compute::Bf16),
+        };
+        // at any alignment
+        bytes.insert(0, 0);
+        let len = bytes.len() - 1;
+        let all = Bytes::new(Arc::new(bytes), 1..1 + len);
+        let parts =
+            (0..2).map(|i| Stored::new(form, n, k, all.slice(i * len / 2..(i + 1) * len / 2))).collect();
+        let stored = StoredWeight::new(2, parts);
+        let mut numbers = vec![0.0; 2 * n * k];
+        for (i, row) in numbers.chunks_mut(k).enumerate() {
+            stored.numbers_into(i / n, i % n, row);
+        }
+        for level in Level::available() {
+            let cpu = Cpu::with_level(level, 2);
+            let mut packed = Packed::empty();
+            packed.pack_nt(&cpu, View::F32(&numbers), 2, n, k, compute);
+            let mut expected = vec![0.0; 9 * n];
+            let a = Operand::new(View::F32(&x), k);
+            gemm::matmul(&cpu, a, &[0, 2, 9], &packed, ViewMut::F32(&mut expected), false);
+            assert_eq!(
+                product(&cpu, &x, None, &[0, 2, 9], &stored),
+                expected,
+                "{form:?} on {}",
+                level.name()
+            );
         }
     }
 }

@@ -66,7 +66,11 @@ pub(super) fn gated(
     let (n, f, act) =
         (index.map_or(x.rows(), <[u32]>::len), cx.store.rows(gate_up) / 2, cx.store.dtype(gate_up));
     let mut h = Tensor::uninit(n, f, act);
-    let Input::Plain(x) = x else {
+    let plain = match x {
+        Input::Plain(x) if cx.store.stored(gate_up).is_none() => Some(x),
+        Input::Plain(_) | Input::Codes(_) => None,
+    };
+    let Some(x) = plain else {
         let gu = linear::grouped(cx, x, index, offsets, gate_up, act);
         kernel::swiglu(cx.cpu, gu.view(), f, h.view_mut());
         return (h, kept(cx, gu, gate_up));

@@ -6,7 +6,7 @@
 
 use minke_cpu::fp8::{Fp8, Values};
 use minke_cpu::gemm::{self, Operand};
-use minke_cpu::{DType, copy};
+use minke_cpu::{DType, copy, stored};
 
 use crate::context::{Context, Var};
 use crate::store::{PackedWeight, WeightId, compute};
@@ -114,7 +114,12 @@ pub(super) fn grouped(
             let x = Operand { view: x.view(), cols: x.cols(), index };
             gemm::matmul(cx.cpu, x, offsets, w, y.view_mut(), false);
         }
-        _ => unreachable!("an input has the form of its weight"),
+        (Input::Plain(x), PackedWeight::Stored(w)) => {
+            let x = Operand { view: x.view(), cols: x.cols(), index };
+            stored::matmul_stored(cx.cpu, x, offsets, w, y.view_mut());
+        }
+        (Input::Codes(_), PackedWeight::Plain(_) | PackedWeight::Stored(_))
+        | (Input::Plain(_), PackedWeight::Eight(_)) => unreachable!("an input has the form of its weight"),
     }
     y
 }
@@ -150,6 +155,7 @@ pub(super) fn grouped_input_grad(
             let d_y = Operand { view: d_y.view(), cols: d_y.cols(), index };
             gemm::matmul(cx.cpu, d_y, offsets, w, d_x.view_mut(), false);
         }
+        PackedWeight::Stored(_) => unreachable!("a weight that only runs is packed forward"),
     }
     d_x
 }

@@ -1,5 +1,6 @@
 //! The head and cross entropy, fused and in chunks: logits exist for a few rows at a time, their gradients for a chunk.
 
+use minke_cpu::copy;
 use minke_cpu::gemm::{self, Operand};
 use minke_cpu::loss::{self as kernel, Scales};
 use minke_cpu::{DType, ViewMut};
@@ -89,6 +90,19 @@ pub fn head_loss(
 /// The loss of every row, 0 where there is no label.
 pub fn head_losses(cx: &mut Context<'_>, x: &Var, w: WeightId, labels: &[u32]) -> Vec<f32> {
     let mut losses = vec![0.0; x.value.rows()];
+    if cx.store.stored(w).is_some() {
+        let (d, vocabulary) = (x.value.cols(), cx.store.rows(w));
+        for rows in chunks(x.value.rows(), vocabulary) {
+            let mut part = Tensor::uninit(rows.len(), d, x.value.dtype());
+            let ids: Vec<u32> = rows.clone().map(|row| row as u32).collect();
+            copy::take_rows(cx.cpu, x.value.view(), d, &ids, part.view_mut());
+            let logits = head_logits(cx, &part, w);
+            let out = &mut losses[rows.clone()];
+            kernel::log_probs(cx.cpu, logits.f32(), vocabulary, &labels[rows], out);
+            out.iter_mut().for_each(|x| *x = if *x == 0.0 { 0.0 } else { -*x });
+        }
+        return losses;
+    }
     let packed = cx.store.plain_forward(cx.cpu, w);
     kernel::head(cx.cpu, x.value.view(), packed, labels, Scales::All(1.0), &mut losses, None);
     losses
