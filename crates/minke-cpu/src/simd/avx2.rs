@@ -54,6 +54,7 @@ unsafe fn product_tile(tile: Tile, rows: usize, vecs: usize) {
 
 impl Simd for Avx2 {
     type V = V;
+    type B = [u64; 8];
     const TILE_ROWS: usize = 6;
     const TILE_VECS: usize = 1;
 
@@ -183,6 +184,8 @@ impl Simd for Avx2 {
         // SAFETY: the witness says that AVX2 exists.
         unsafe { max8(_mm256_max_ps(a.0, a.1)) }
     }
+
+    plain_bytes!();
 }
 
 /// Adds lanes i + (i+4), then + 2, then + 1.

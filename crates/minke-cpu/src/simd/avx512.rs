@@ -78,6 +78,7 @@ unsafe fn product_tile(tile: Tile, rows: usize, vecs: usize) {
 
 impl<const PRODUCTS: u8> Simd for Avx512<PRODUCTS> {
     type V = __m512;
+    type B = __m512i;
     const TILE_ROWS: usize = 14;
     const TILE_VECS: usize = 2;
     const DOT: bool = PRODUCTS >= DOT;
@@ -193,12 +194,77 @@ impl<const PRODUCTS: u8> Simd for Avx512<PRODUCTS> {
         }
     }
     #[inline(always)]
-    fn block_dots(self, q: &[u8], x: &[i8]) -> __m512 {
+    fn block_dots(self, q: [__m512i; 8], x: &[i8]) -> __m512 {
         if PRODUCTS >= DOT {
             // SAFETY: the witness says that the instructions exist.
             return unsafe { vnni::block_dots(q, x) };
         }
         block_dots(self, q, x)
+    }
+    #[inline(always)]
+    fn bytes_of(self, x: u8) -> __m512i {
+        // SAFETY (here and below): the witness says that AVX-512 exists; references are readable or writable.
+        unsafe { _mm512_set1_epi8(x.cast_signed()) }
+    }
+    #[inline(always)]
+    fn load_halves(self, low: &[u8; 32], high: &[u8; 32]) -> __m512i {
+        unsafe {
+            let low = _mm512_castsi256_si512(_mm256_loadu_si256(low.as_ptr().cast()));
+            _mm512_inserti64x4::<1>(low, _mm256_loadu_si256(high.as_ptr().cast()))
+        }
+    }
+    #[inline(always)]
+    fn load_quarters(self, low: &[u8; 16], high: &[u8; 16]) -> __m512i {
+        unsafe {
+            let low = _mm512_broadcast_i32x4(_mm_loadu_si128(low.as_ptr().cast()));
+            _mm512_mask_broadcast_i32x4(low, 0xff00, _mm_loadu_si128(high.as_ptr().cast()))
+        }
+    }
+    #[inline(always)]
+    fn store_bytes(self, x: __m512i, out: &mut [u8; 64]) {
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), x) }
+    }
+    #[inline(always)]
+    fn and_bytes(self, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_and_si512(a, b) }
+    }
+    #[inline(always)]
+    fn or_bytes(self, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_or_si512(a, b) }
+    }
+    #[inline(always)]
+    fn xor_bytes(self, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_xor_si512(a, b) }
+    }
+    #[inline(always)]
+    fn shift_quarters(self, x: __m512i, by: [u32; 4]) -> __m512i {
+        unsafe {
+            let [a, b, c, d] = by.map(i64::from);
+            _mm512_srlv_epi64(x, _mm512_setr_epi64(a, a, b, b, c, c, d, d))
+        }
+    }
+    #[inline(always)]
+    fn shift_left(self, x: __m512i, by: u32) -> __m512i {
+        unsafe { _mm512_sllv_epi64(x, _mm512_set1_epi64(i64::from(by))) }
+    }
+    #[inline(always)]
+    fn bytes_where(self, bits: u64, x: u8) -> __m512i {
+        unsafe { _mm512_maskz_set1_epi8(bits, x.cast_signed()) }
+    }
+    #[inline(always)]
+    fn lookup(self, table: &[u8; 16], x: __m512i) -> __m512i {
+        unsafe { _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())), x) }
+    }
+    #[inline(always)]
+    fn load_u8(self, x: [u64; 2]) -> __m512 {
+        unsafe {
+            let bytes = _mm_set_epi64x(x[1].cast_signed(), x[0].cast_signed());
+            _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes))
+        }
+    }
+    #[inline(always)]
+    fn halves(self, low: f32, high: f32) -> __m512 {
+        unsafe { _mm512_mask_mov_ps(_mm512_set1_ps(low), 0xff00, _mm512_set1_ps(high)) }
     }
 
     const BYTES_ROWS: usize = match PRODUCTS {

@@ -7,6 +7,64 @@
 //! Invariant: a witness (`Avx512`, `Avx2`, ...) exists only where its instructions do. They are private to this
 //! module and made in [`Level::dispatch`] alone, and a [`Level`] other than `Scalar` comes from detection alone.
 
+/// What [`Simd`] does with bytes where they are eight words of eight.
+macro_rules! plain_bytes {
+    () => {
+        #[inline(always)]
+        fn bytes_of(self, x: u8) -> [u64; 8] {
+            [u64::from_le_bytes([x; 8]); 8]
+        }
+        #[inline(always)]
+        fn load_halves(self, low: &[u8; 32], high: &[u8; 32]) -> [u64; 8] {
+            let (low, high) = (low.as_chunks::<8>().0, high.as_chunks::<8>().0);
+            std::array::from_fn(|i| u64::from_le_bytes(if i < 4 { low[i] } else { high[i - 4] }))
+        }
+        #[inline(always)]
+        fn load_quarters(self, low: &[u8; 16], high: &[u8; 16]) -> [u64; 8] {
+            let (low, high) = (low.as_chunks::<8>().0, high.as_chunks::<8>().0);
+            std::array::from_fn(|i| u64::from_le_bytes(if i < 4 { low[i % 2] } else { high[i % 2] }))
+        }
+        #[inline(always)]
+        fn store_bytes(self, x: [u64; 8], out: &mut [u8; 64]) {
+            for (out, x) in out.as_chunks_mut::<8>().0.iter_mut().zip(x) {
+                *out = x.to_le_bytes();
+            }
+        }
+        #[inline(always)]
+        fn and_bytes(self, a: [u64; 8], b: [u64; 8]) -> [u64; 8] {
+            std::array::from_fn(|i| a[i] & b[i])
+        }
+        #[inline(always)]
+        fn or_bytes(self, a: [u64; 8], b: [u64; 8]) -> [u64; 8] {
+            std::array::from_fn(|i| a[i] | b[i])
+        }
+        #[inline(always)]
+        fn xor_bytes(self, a: [u64; 8], b: [u64; 8]) -> [u64; 8] {
+            std::array::from_fn(|i| a[i] ^ b[i])
+        }
+        #[inline(always)]
+        fn shift_quarters(self, x: [u64; 8], by: [u32; 4]) -> [u64; 8] {
+            std::array::from_fn(|i| x[i] >> by[i / 2])
+        }
+        #[inline(always)]
+        fn shift_left(self, x: [u64; 8], by: u32) -> [u64; 8] {
+            x.map(|x| x << by)
+        }
+        #[inline(always)]
+        fn bytes_where(self, bits: u64, x: u8) -> [u64; 8] {
+            bits.to_le_bytes().map(|bits| {
+                // bit i in byte i, whatever stands there made 1, then x
+                let spread = 0x0101_0101_0101_0101 * u64::from(bits) & 0x8040_2010_0804_0201;
+                ((spread + 0x7f7f_7f7f_7f7f_7f7f) >> 7 & 0x0101_0101_0101_0101) * u64::from(x)
+            })
+        }
+        #[inline(always)]
+        fn lookup(self, table: &[u8; 16], x: [u64; 8]) -> [u64; 8] {
+            x.map(|x| u64::from_le_bytes(x.to_le_bytes().map(|x| table[usize::from(x & 15)])))
+        }
+    };
+}
+
 #[cfg(target_arch = "x86_64")]
 mod amx;
 #[cfg(target_arch = "x86_64")]
@@ -37,6 +95,8 @@ pub const GRID_STEPS: usize = 16;
 pub trait Simd: Copy + Send + Sync + 'static {
     /// The vector.
     type V: Copy;
+    /// 64 bytes.
+    type B: Copy;
     /// Rows of the matrix-product tile that fit the registers beside [`Simd::TILE_VECS`] columns of vectors.
     const TILE_ROWS: usize;
     /// Vectors per row of that tile: 2 where there are 32 wide registers, else 1.
@@ -115,13 +175,50 @@ pub trait Simd: Copy + Send + Sync + 'static {
         unreachable!("turned pairs on a level without tile registers")
     }
 
-    /// Sums of products within sixteen blocks of sixteen or 32 elements each, as whole numbers; see [`crate::stored`].
+    /// Sums of products within sixteen blocks of sixteen or 32 elements each, as whole numbers; see [`crate::stored`]. Blocks of
+    /// sixteen are in the first four vectors.
     ///
     /// # Panics
-    /// When there are not as many elements.
+    /// When `x` has neither 256 nor 512 elements.
     #[inline(always)]
-    fn block_dots(self, q: &[u8], x: &[i8]) -> Self::V {
+    fn block_dots(self, q: [Self::B; 8], x: &[i8]) -> Self::V {
         block_dots(self, q, x)
+    }
+
+    /// All bytes `x`.
+    fn bytes_of(self, x: u8) -> Self::B;
+    /// 64 bytes, from two places.
+    fn load_halves(self, low: &[u8; 32], high: &[u8; 32]) -> Self::B;
+    /// 64 bytes: sixteen twice, and sixteen others twice.
+    fn load_quarters(self, low: &[u8; 16], high: &[u8; 16]) -> Self::B;
+    /// 64 bytes.
+    fn store_bytes(self, x: Self::B, out: &mut [u8; 64]);
+    /// `a & b`
+    fn and_bytes(self, a: Self::B, b: Self::B) -> Self::B;
+    /// `a | b`
+    fn or_bytes(self, a: Self::B, b: Self::B) -> Self::B;
+    /// `a ^ b`
+    fn xor_bytes(self, a: Self::B, b: Self::B) -> Self::B;
+    /// Numbers of eight bytes shifted right, in each quarter by its own number of bits.
+    fn shift_quarters(self, x: Self::B, by: [u32; 4]) -> Self::B;
+    /// Numbers of eight bytes shifted left.
+    fn shift_left(self, x: Self::B, by: u32) -> Self::B;
+    /// Bytes `x` where the bits are set, in their order, and 0 elsewhere.
+    fn bytes_where(self, bits: u64, x: u8) -> Self::B;
+    /// `table[x]` for each byte, all below 16.
+    fn lookup(self, table: &[u8; 16], x: Self::B) -> Self::B;
+
+    /// Sixteen bytes as numbers.
+    #[inline(always)]
+    fn load_u8(self, x: [u64; 2]) -> Self::V {
+        let (low, high) = (x[0].to_le_bytes(), x[1].to_le_bytes());
+        self.load(&std::array::from_fn(|i| f32::from(if i < 8 { low[i] } else { high[i - 8] })))
+    }
+
+    /// Eight lanes of each.
+    #[inline(always)]
+    fn halves(self, low: f32, high: f32) -> Self::V {
+        self.load(&std::array::from_fn(|i| if i < 8 { low } else { high }))
     }
 
     /// Rows of a tile of bytes.
@@ -384,12 +481,15 @@ const RECIPROCAL: u32 = 0x7ef3_11c7;
 
 /// [`Simd::block_dots`] in plain arithmetic.
 #[inline(always)]
-fn block_dots<S: Simd>(s: S, q: &[u8], x: &[i8]) -> S::V {
-    let block = q.len() / LANES;
-    assert!((block == 16 || block == 32) && q.len() == LANES * block && x.len() == q.len());
+fn block_dots<S: Simd>(s: S, q: [S::B; 8], x: &[i8]) -> S::V {
+    let block = x.len() / LANES;
+    assert!((block == 16 || block == 32) && x.len() == LANES * block);
+    let mut all = [[0; 64]; 8];
+    for (q, out) in q.into_iter().zip(&mut all) {
+        s.store_bytes(q, out);
+    }
     let mut dots = [0.0; LANES];
-    for (i, dot) in dots.iter_mut().enumerate() {
-        let (q, x) = (&q[i * block..][..block], &x[i * block..][..block]);
+    for ((dot, q), x) in dots.iter_mut().zip(all.as_flattened().chunks(block)).zip(x.chunks(block)) {
         *dot = q.iter().zip(x).map(|(&q, &x)| i32::from(q) * i32::from(x)).sum::<i32>() as f32;
     }
     s.load(&dots)

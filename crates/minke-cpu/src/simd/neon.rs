@@ -42,6 +42,7 @@ unsafe fn product_tile(tile: Tile, rows: usize, vecs: usize) {
 
 impl Simd for Neon {
     type V = V;
+    type B = [u64; 8];
     const TILE_ROWS: usize = 6;
     const TILE_VECS: usize = 1;
 
@@ -153,4 +154,6 @@ impl Simd for Neon {
         self.store(a, &mut lanes);
         lanes.into_iter().fold(f32::NEG_INFINITY, |m, x| if x > m { x } else { m })
     }
+
+    plain_bytes!();
 }

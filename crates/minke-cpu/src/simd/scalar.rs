@@ -25,6 +25,7 @@ unsafe fn product_tile(tile: Tile, rows: usize, vecs: usize) {
 
 impl Simd for Scalar {
     type V = V;
+    type B = [u64; 8];
     const TILE_ROWS: usize = 4;
     const TILE_VECS: usize = 1;
 
@@ -112,4 +113,6 @@ impl Simd for Scalar {
     fn max_lane(self, a: V) -> f32 {
         a.into_iter().fold(f32::NEG_INFINITY, |m, x| if x > m { x } else { m })
     }
+
+    plain_bytes!();
 }

@@ -30,17 +30,16 @@ unsafe fn quarter_sums(v: [__m512i; 4]) -> __m512i {
 /// # Safety
 /// AVX-512 with VNNI must exist.
 #[inline(always)]
-pub unsafe fn block_dots(q: &[u8], x: &[i8]) -> __m512 {
-    assert!(q.len() == x.len() && (q.len() == 256 || q.len() == 512));
+pub unsafe fn block_dots(q: [__m512i; 8], x: &[i8]) -> __m512 {
+    assert!(x.len() == 256 || x.len() == 512);
     // SAFETY: in bounds by the assertion; the instructions exist by the caller's promise.
     unsafe {
         let dots = |i: usize| {
-            let q = _mm512_loadu_si512(q.as_ptr().add(64 * i).cast());
             let x = _mm512_loadu_si512(x.as_ptr().add(64 * i).cast());
-            _mm512_dpbusd_epi32(_mm512_setzero_si512(), q, x)
+            _mm512_dpbusd_epi32(_mm512_setzero_si512(), q[i], x)
         };
         let first = quarter_sums([dots(0), dots(1), dots(2), dots(3)]);
-        let sums = if q.len() == 256 {
+        let sums = if x.len() == 256 {
             // quarter q, word j: block 4 j + q
             let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
             _mm512_permutexvar_epi32(order, first)

@@ -11,6 +11,9 @@ pub(super) const BLOCKS: usize = LANES;
 /// Elements of the longest chunk.
 pub(super) const CHUNK: usize = 32 * BLOCKS;
 
+/// Bytes of the longest chunk as it is stored, and of what a read past its end may touch.
+pub(super) const STORED_CHUNK: usize = 16 * 34;
+
 /// How rows of a format are unpacked.
 pub(super) trait Unpack {
     /// Elements that share a scale, 16 or 32.
@@ -24,11 +27,28 @@ pub(super) trait Unpack {
     /// Bytes of what is stored as one.
     const STORED_BYTES: usize;
 
-    /// Unpacks up to a chunk: `bytes` are whole stored blocks. Blocks that are not there keep what was there.
-    fn unpack<S: Simd>(s: S, bytes: &[u8], out: &mut Chunk);
+    /// Elements of a chunk.
+    const LEN: usize = BLOCKS * Self::BLOCK;
+    /// Bytes of a chunk.
+    const BYTES: usize = Self::LEN / Self::STORED_LEN * Self::STORED_BYTES;
+
+    /// A scale and a minimum for each block of a whole chunk.
+    fn scales<S: Simd>(s: S, bytes: &[u8]) -> [S::V; 2];
+    /// Elements `64 i..64 (i + 1)` of a whole chunk.
+    fn vector<S: Simd>(s: S, bytes: &[u8], i: usize) -> S::B;
+
+    /// All vectors of a whole chunk; of a chunk of blocks of 16 there are four, and the others are zero.
+    #[inline(always)]
+    fn vectors<S: Simd>(s: S, bytes: &[u8]) -> [S::B; 8] {
+        let mut all = [s.bytes_of(0); 8];
+        for (i, vector) in all.iter_mut().enumerate().take(Self::LEN / 64) {
+            *vector = Self::vector(s, bytes, i);
+        }
+        all
+    }
 }
 
-/// Blocks, unpacked.
+/// A chunk, unpacked.
 #[repr(C, align(64))]
 pub(super) struct Chunk {
     /// The integers, block after block.
@@ -42,11 +62,41 @@ pub(super) struct Chunk {
 impl Chunk {
     /// All zero.
     pub const ZERO: Self = Self { q: [0; CHUNK], scale: [0.0; BLOCKS], min: [0.0; BLOCKS] };
+
+    /// Unpacks a whole chunk.
+    #[inline(always)]
+    pub fn fill<S: Simd, F: Unpack>(&mut self, s: S, bytes: &[u8]) {
+        let [scale, min] = F::scales(s, bytes);
+        s.store(scale, &mut self.scale);
+        s.store(min, &mut self.min);
+        for (i, out) in self.q.as_chunks_mut::<64>().0.iter_mut().enumerate().take(F::LEN / 64) {
+            s.store_bytes(F::vector(s, bytes, i), out);
+        }
+    }
+}
+
+/// Chunk `i` of the row that begins at `start` of stored rows, as a whole one: what lies behind a short row is read where
+/// something lies there, and multiplied by nothing.
+#[inline(always)]
+pub(super) fn whole<'a, F: Unpack>(
+    rows: &'a [u8],
+    start: usize,
+    i: usize,
+    room: &'a mut [u8; STORED_CHUNK],
+) -> &'a [u8] {
+    let from = start + i * F::BYTES;
+    if from + F::BYTES <= rows.len() {
+        return &rows[from..from + F::BYTES];
+    }
+    let rest = &rows[from..];
+    room[..rest.len()].copy_from_slice(rest);
+    room[rest.len()..].fill(0);
+    &room[..F::BYTES]
 }
 
 /// The f16 of two bytes, exactly; infinity and NaN too.
 #[inline(always)]
-pub(super) fn half(bytes: [u8; 2]) -> f32 {
+fn half(bytes: [u8; 2]) -> f32 {
     let bits = u32::from(u16::from_le_bytes(bytes));
     // the exponent moved to its place, its bias mended by a product, which is exact for subnormals as well
     let size = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits(0x7780_0000);
@@ -64,80 +114,22 @@ fn word(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(*array(bytes, at))
 }
 
-/// Eight bytes each with the same bits.
-const fn all(byte: u8) -> u64 {
-    0x0101_0101_0101_0101 * byte as u64
+/// Scales in f16 of sixteen stored blocks, at `AT` of each.
+#[inline(always)]
+fn half_scales<S: Simd, const BYTES: usize, const AT: usize>(s: S, bytes: &[u8]) -> S::V {
+    let bytes = &bytes[..BLOCKS * BYTES];
+    s.load_f16(&std::array::from_fn(|i| u16::from_le_bytes(*array(bytes, i * BYTES + AT))))
 }
 
-/// Bytes `at..at + 8 N`, eight to a number: what is done to each byte is done to eight of them.
+/// The nibbles of two blocks with sixteen bytes each: of each the low ones, then the high ones.
 #[inline(always)]
-fn eights<const N: usize>(bytes: &[u8], at: usize) -> [u64; N] {
-    let (whole, _) = bytes[at..at + 8 * N].as_chunks::<8>();
-    std::array::from_fn(|i| u64::from_le_bytes(whole[i]))
-}
-
-/// Writes them at `at`.
-#[inline(always)]
-fn put<const N: usize>(x: [u64; N], q: &mut [u8; CHUNK], at: usize) {
-    let (whole, _) = q[at..at + 8 * N].as_chunks_mut::<8>();
-    for (out, x) in whole.iter_mut().zip(x) {
-        *out = x.to_le_bytes();
-    }
-}
-
-/// The low nibbles of bytes.
-#[inline(always)]
-fn low<const N: usize>(x: [u64; N]) -> [u64; N] {
-    x.map(|x| x & all(15))
-}
-
-/// The high ones.
-#[inline(always)]
-fn high<const N: usize>(x: [u64; N]) -> [u64; N] {
-    x.map(|x| x >> 4 & all(15))
-}
-
-/// Bits `from..` of each byte, as many as `mask` has, moved to `to..`.
-#[inline(always)]
-fn bits<const N: usize>(x: [u64; N], from: usize, mask: u8, to: usize) -> [u64; N] {
-    x.map(|x| (x >> from & all(mask)) << to)
-}
-
-#[inline(always)]
-fn join<const N: usize>(a: [u64; N], b: [u64; N]) -> [u64; N] {
-    std::array::from_fn(|i| a[i] | b[i])
-}
-
-/// Scales in f16 at the beginning of each stored block.
-#[inline(always)]
-fn half_scales<S: Simd, const BYTES: usize, const AT: usize>(s: S, bytes: &[u8], out: &mut [f32; BLOCKS]) {
-    let mut halves = [0u16; BLOCKS];
-    for (half, block) in halves.iter_mut().zip(bytes.chunks_exact(BYTES)) {
-        *half = u16::from_le_bytes(*array(block, AT));
-    }
-    s.store(s.load_f16(&halves), out);
-}
-
-/// The 32 bits of a number as bytes of 16 or 0.
-#[inline(always)]
-fn sixteens(bits: u32) -> [u64; 4] {
-    bits.to_le_bytes().map(|bits| {
-        // bit i in byte i, whatever stands there made 1, then 16
-        let spread = all(1) * u64::from(bits) & 0x8040_2010_0804_0201;
-        (spread + all(0x7f)) >> 3 & all(16)
-    })
-}
-
-/// Sixteen bytes: low nibbles, then high ones.
-#[inline(always)]
-fn halves_of_sixteen(bytes: &[u8], at: usize) -> [u64; 4] {
-    let x = eights::<2>(bytes, at);
-    let ([a, b], [c, d]) = (low(x), high(x));
-    [a, b, c, d]
+fn nibbles_of_two<S: Simd>(s: S, first: &[u8; 16], second: &[u8; 16]) -> S::B {
+    let x = s.shift_quarters(s.load_quarters(first, second), [0, 4, 0, 4]);
+    s.and_bytes(x, s.bytes_of(15))
 }
 
 macro_rules! simple_blocks {
-    ($name:ident, $bytes:literal, offset $offset:literal, min $min:literal, |$block:ident, $q:ident, $at:ident| $body:block) => {
+    ($name:ident, $bytes:literal, offset $offset:literal, min $min:literal, |$s:ident, $first:ident, $second:ident| $body:block) => {
         pub(super) struct $name;
 
         impl Unpack for $name {
@@ -148,73 +140,70 @@ macro_rules! simple_blocks {
             const STORED_BYTES: usize = $bytes;
 
             #[inline(always)]
-            fn unpack<S: Simd>(s: S, bytes: &[u8], out: &mut Chunk) {
-                half_scales::<S, $bytes, 0>(s, bytes, &mut out.scale);
-                if $min {
-                    half_scales::<S, $bytes, 2>(s, bytes, &mut out.min);
-                }
-                let $q = &mut out.q;
-                for (i, block) in bytes.chunks_exact($bytes).enumerate() {
-                    let $block: &[u8; $bytes] = array(block, 0);
-                    let $at = 32 * i;
-                    $body
-                }
+            fn scales<S: Simd>(s: S, bytes: &[u8]) -> [S::V; 2] {
+                let min = if $min { half_scales::<S, $bytes, 2>(s, bytes) } else { s.zero() };
+                [half_scales::<S, $bytes, 0>(s, bytes), min]
+            }
+
+            #[inline(always)]
+            fn vector<S: Simd>($s: S, bytes: &[u8], i: usize) -> S::B {
+                let ($first, $second): (&[u8; $bytes], &[u8; $bytes]) =
+                    (array(bytes, 2 * i * $bytes), array(bytes, (2 * i + 1) * $bytes));
+                $body
             }
         }
     };
 }
 
-simple_blocks!(Q4_0, 18, offset 8, min false, |block, q, at| {
-    put(halves_of_sixteen(block, 2), q, at);
+simple_blocks!(Q4_0, 18, offset 8, min false, |s, a, b| { nibbles_of_two(s, array(a, 2), array(b, 2)) });
+simple_blocks!(Q4_1, 20, offset 0, min true, |s, a, b| { nibbles_of_two(s, array(a, 4), array(b, 4)) });
+simple_blocks!(Q5_0, 22, offset 16, min false, |s, a, b| {
+    let fifth = u64::from(word(a, 2)) | u64::from(word(b, 2)) << 32;
+    s.or_bytes(nibbles_of_two(s, array(a, 6), array(b, 6)), s.bytes_where(fifth, 16))
 });
-simple_blocks!(Q4_1, 20, offset 0, min true, |block, q, at| {
-    put(halves_of_sixteen(block, 4), q, at);
+simple_blocks!(Q5_1, 24, offset 0, min true, |s, a, b| {
+    let fifth = u64::from(word(a, 4)) | u64::from(word(b, 4)) << 32;
+    s.or_bytes(nibbles_of_two(s, array(a, 8), array(b, 8)), s.bytes_where(fifth, 16))
 });
-simple_blocks!(Q5_0, 22, offset 16, min false, |block, q, at| {
-    put(join(halves_of_sixteen(block, 6), sixteens(word(block, 2))), q, at);
+simple_blocks!(Q8_0, 34, offset 128, min false, |s, a, b| {
+    s.xor_bytes(s.load_halves(array(a, 2), array(b, 2)), s.bytes_of(0x80))
 });
-simple_blocks!(Q5_1, 24, offset 0, min true, |block, q, at| {
-    put(join(halves_of_sixteen(block, 8), sixteens(word(block, 4))), q, at);
+simple_blocks!(Iq4Nl, 18, offset 128, min false, |s, a, b| {
+    s.lookup(&LEVELS, nibbles_of_two(s, array(a, 2), array(b, 2)))
 });
-simple_blocks!(Q8_0, 34, offset 128, min false, |block, q, at| {
-    put(eights::<4>(block, 2).map(|x| x ^ all(0x80)), q, at);
-});
-simple_blocks!(Iq4Nl, 18, offset 128, min false, |block, q, at| {
-    levels(array(block, 2), q, at);
-});
-
-/// Sixteen bytes of two levels each.
-#[inline(always)]
-fn levels(from: &[u8; 16], q: &mut [u8; CHUNK], at: usize) {
-    let (low, high) = q[at..at + 32].split_at_mut(16);
-    for ((low, high), x) in low.iter_mut().zip(high).zip(from) {
-        (*low, *high) = (LEVELS[usize::from(x & 15)], LEVELS[usize::from(x >> 4)]);
-    }
-}
 
 /// The levels of IQ4 formats, with 128 added (ggml, `kvalues_iq4nl`).
 const LEVELS: [u8; 16] = [1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241];
 
+/// Bits of the same 32 bytes, as many as `mask` has: in the low half from `from[0]` on, in the high one from `from[1]` on, moved
+/// to `to`.
+#[inline(always)]
+fn bits_twice<S: Simd>(s: S, x: &[u8; 32], from: [u32; 2], mask: u8, to: u32) -> S::B {
+    let x = s.shift_quarters(s.load_halves(x, x), [from[0], from[0], from[1], from[1]]);
+    let x = s.and_bytes(x, s.bytes_of(mask));
+    if to == 0 { x } else { s.shift_left(x, to) }
+}
+
 /// Eight scales and eight minima of 6 bits, in twelve bytes (ggml, `get_scale_min_k4`): two numbers of eight bytes.
 #[inline(always)]
-fn six_bits(bytes: &[u8; 12]) -> [[u8; 8]; 2] {
+fn six_bits(bytes: &[u8; 12]) -> [u64; 2] {
     let [a, b, c] = [word(bytes, 0), word(bytes, 4), word(bytes, 8)];
     let (low, two) = (0x3f3f_3f3f, 0x0303_0303);
-    let join = |low: u32, high: u32| (u64::from(low) | u64::from(high) << 32).to_le_bytes();
+    let join = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
     let scales = join(a & low, c & 0x0f0f_0f0f | (a >> 6 & two) << 4);
     let mins = join(b & low, c >> 4 & 0x0f0f_0f0f | (b >> 6 & two) << 4);
     [scales, mins]
 }
 
-/// `scale[i] = d sc[i]`, `min[i] = -(dmin m[i])` of eight blocks.
+/// `scale[i] = d sc[i]`, `min[i] = -(dmin m[i])` of two stored blocks.
 #[inline(always)]
-fn scales_of_eight(block: &[u8], at: usize, out: &mut Chunk) {
-    let (d, d_min) = (half(*array(block, 0)), half(*array(block, 2)));
-    let [scales, mins] = six_bits(array(block, 4));
-    for i in 0..8 {
-        out.scale[at + i] = d * f32::from(scales[i]);
-        out.min[at + i] = -(d_min * f32::from(mins[i]));
-    }
+fn scales_of_two<S: Simd, const BYTES: usize>(s: S, bytes: &[u8]) -> [S::V; 2] {
+    let (a, b): (&[u8; BYTES], &[u8; BYTES]) = (array(bytes, 0), array(bytes, BYTES));
+    let halves = |at: usize| s.halves(half(*array(a, at)), half(*array(b, at)));
+    let ([sc_a, m_a], [sc_b, m_b]) = (six_bits(array(a, 4)), six_bits(array(b, 4)));
+    let scale = s.mul(halves(0), s.load_u8([sc_a, sc_b]));
+    let min = s.sub(s.splat(-0.0), s.mul(halves(2), s.load_u8([m_a, m_b])));
+    [scale, min]
 }
 
 pub(super) struct Q4K;
@@ -227,15 +216,13 @@ impl Unpack for Q4K {
     const STORED_BYTES: usize = 144;
 
     #[inline(always)]
-    fn unpack<S: Simd>(_s: S, bytes: &[u8], out: &mut Chunk) {
-        for (i, block) in bytes.chunks_exact(144).enumerate() {
-            scales_of_eight(block, 8 * i, out);
-            for group in 0..4 {
-                let (x, at) = (eights::<4>(block, 16 + 32 * group), 256 * i + 64 * group);
-                put(low(x), &mut out.q, at);
-                put(high(x), &mut out.q, at + 32);
-            }
-        }
+    fn scales<S: Simd>(s: S, bytes: &[u8]) -> [S::V; 2] {
+        scales_of_two::<S, 144>(s, bytes)
+    }
+
+    #[inline(always)]
+    fn vector<S: Simd>(s: S, bytes: &[u8], i: usize) -> S::B {
+        bits_twice(s, array(bytes, i / 4 * 144 + 16 + i % 4 * 32), [0, 4], 15, 0)
     }
 }
 
@@ -249,16 +236,16 @@ impl Unpack for Q5K {
     const STORED_BYTES: usize = 176;
 
     #[inline(always)]
-    fn unpack<S: Simd>(_s: S, bytes: &[u8], out: &mut Chunk) {
-        for (i, block) in bytes.chunks_exact(176).enumerate() {
-            scales_of_eight(block, 8 * i, out);
-            let fifth = eights::<4>(block, 16);
-            for group in 0..4 {
-                let (x, at) = (eights::<4>(block, 48 + 32 * group), 256 * i + 64 * group);
-                put(join(low(x), bits(fifth, 2 * group, 1, 4)), &mut out.q, at);
-                put(join(high(x), bits(fifth, 2 * group + 1, 1, 4)), &mut out.q, at + 32);
-            }
-        }
+    fn scales<S: Simd>(s: S, bytes: &[u8]) -> [S::V; 2] {
+        scales_of_two::<S, 176>(s, bytes)
+    }
+
+    #[inline(always)]
+    fn vector<S: Simd>(s: S, bytes: &[u8], i: usize) -> S::B {
+        let (block, group) = (i / 4 * 176, i % 4);
+        let low = bits_twice(s, array(bytes, block + 48 + group * 32), [0, 4], 15, 0);
+        let first = 2 * group as u32;
+        s.or_bytes(low, bits_twice(s, array(bytes, block + 16), [first, first + 1], 1, 4))
     }
 }
 
@@ -272,21 +259,23 @@ impl Unpack for Q6K {
     const STORED_BYTES: usize = 210;
 
     #[inline(always)]
-    fn unpack<S: Simd>(_s: S, bytes: &[u8], out: &mut Chunk) {
-        let block: &[u8; 210] = array(bytes, 0);
-        let d = half(*array(block, 208));
-        let scales: &[u8; 16] = array(block, 192);
-        for i in 0..16 {
-            out.scale[i] = d * f32::from(scales[i].cast_signed());
-        }
-        for part in 0..2 {
-            let (a, b) = (eights::<4>(block, 64 * part), eights::<4>(block, 64 * part + 32));
-            let (top, at) = (eights::<4>(block, 128 + 32 * part), 128 * part);
-            put(join(low(a), bits(top, 0, 3, 4)), &mut out.q, at);
-            put(join(low(b), bits(top, 2, 3, 4)), &mut out.q, at + 32);
-            put(join(high(a), bits(top, 4, 3, 4)), &mut out.q, at + 64);
-            put(join(high(b), bits(top, 6, 3, 4)), &mut out.q, at + 96);
-        }
+    fn scales<S: Simd>(s: S, bytes: &[u8]) -> [S::V; 2] {
+        let scales: &[u8; 16] = array(bytes, 192);
+        // signed: 128 added, and subtracted again
+        let (low, high) = scales.split_at(8);
+        let biased = [low, high].map(|x| u64::from_le_bytes(*array(x, 0)) ^ 0x8080_8080_8080_8080);
+        let scales = s.sub(s.load_u8(biased), s.splat(128.0));
+        [s.mul(s.splat(half(*array(bytes, 208))), scales), s.zero()]
+    }
+
+    #[inline(always)]
+    fn vector<S: Simd>(s: S, bytes: &[u8], i: usize) -> S::B {
+        let (part, high) = (i / 2, i % 2);
+        let x = s.load_halves(array(bytes, 64 * part), array(bytes, 64 * part + 32));
+        let x = if high == 1 { s.shift_quarters(x, [4; 4]) } else { x };
+        let first = 4 * high as u32;
+        let top = bits_twice(s, array(bytes, 128 + 32 * part), [first, first + 2], 3, 4);
+        s.or_bytes(s.and_bytes(x, s.bytes_of(15)), top)
     }
 }
 
@@ -300,19 +289,18 @@ impl Unpack for Q2K {
     const STORED_BYTES: usize = 84;
 
     #[inline(always)]
-    fn unpack<S: Simd>(_s: S, bytes: &[u8], out: &mut Chunk) {
-        let block: &[u8; 84] = array(bytes, 0);
-        let (d, d_min) = (half(*array(block, 80)), half(*array(block, 82)));
-        for i in 0..16 {
-            out.scale[i] = d * f32::from(block[i] & 15);
-            out.min[i] = -(d_min * f32::from(block[i] >> 4));
-        }
-        for part in 0..2 {
-            let x = eights::<4>(block, 16 + 32 * part);
-            for j in 0..4 {
-                put(bits(x, 2 * j, 3, 0), &mut out.q, 128 * part + 32 * j);
-            }
-        }
+    fn scales<S: Simd>(s: S, bytes: &[u8]) -> [S::V; 2] {
+        let (d, d_min) = (half(*array(bytes, 80)), half(*array(bytes, 82)));
+        let both = [0, 8].map(|at| u64::from_le_bytes(*array(bytes, at)));
+        let scales = s.load_u8(both.map(|x| x & 0x0f0f_0f0f_0f0f_0f0f));
+        let mins = s.load_u8(both.map(|x| x >> 4 & 0x0f0f_0f0f_0f0f_0f0f));
+        [s.mul(s.splat(d), scales), s.sub(s.splat(-0.0), s.mul(s.splat(d_min), mins))]
+    }
+
+    #[inline(always)]
+    fn vector<S: Simd>(s: S, bytes: &[u8], i: usize) -> S::B {
+        let first = 4 * (i % 2) as u32;
+        bits_twice(s, array(bytes, 16 + 32 * (i / 2)), [first, first + 2], 3, 0)
     }
 }
 
@@ -326,24 +314,23 @@ impl Unpack for Q3K {
     const STORED_BYTES: usize = 110;
 
     #[inline(always)]
-    fn unpack<S: Simd>(_s: S, bytes: &[u8], out: &mut Chunk) {
-        let block: &[u8; 110] = array(bytes, 0);
-        let d = half(*array(block, 108));
-        let packed: &[u8; 12] = array(block, 96);
-        for i in 0..16 {
-            // four bits in the first eight bytes, two in the last four
-            let low = if i < 8 { packed[i] & 15 } else { packed[i - 8] >> 4 };
-            let high = packed[8 + i % 4] >> (2 * (i / 4)) & 3;
-            out.scale[i] = d * (f32::from(low | high << 4) - 32.0);
-        }
-        let third = eights::<4>(block, 0);
-        for part in 0..2 {
-            let x = eights::<4>(block, 32 + 32 * part);
-            for j in 0..4 {
-                let x = join(bits(x, 2 * j, 3, 0), bits(third, 4 * part + j, 1, 2));
-                put(x, &mut out.q, 128 * part + 32 * j);
-            }
-        }
+    fn scales<S: Simd>(s: S, bytes: &[u8]) -> [S::V; 2] {
+        // four bits in the first eight bytes, two in the last four
+        let (x, top) = (u64::from_le_bytes(*array(bytes, 96)), word(bytes, 104));
+        let four = 0x0f0f_0f0f_0f0f_0f0f;
+        let two = |at: u32| u64::from(top >> at & 0x0303_0303) << 4;
+        let low = x & four | two(0) | two(2) << 32;
+        let high = x >> 4 & four | two(4) | two(6) << 32;
+        let scales = s.sub(s.load_u8([low, high]), s.splat(32.0));
+        [s.mul(s.splat(half(*array(bytes, 108))), scales), s.zero()]
+    }
+
+    #[inline(always)]
+    fn vector<S: Simd>(s: S, bytes: &[u8], i: usize) -> S::B {
+        let first = 4 * (i % 2) as u32;
+        let low = bits_twice(s, array(bytes, 32 + 32 * (i / 2)), [first, first + 2], 3, 0);
+        let bit = 2 * i as u32;
+        s.or_bytes(low, bits_twice(s, array(bytes, 0), [bit, bit + 1], 1, 2))
     }
 }
 
@@ -357,16 +344,23 @@ impl Unpack for Iq4Xs {
     const STORED_BYTES: usize = 136;
 
     #[inline(always)]
-    fn unpack<S: Simd>(_s: S, bytes: &[u8], out: &mut Chunk) {
-        for (i, block) in bytes.chunks_exact(136).enumerate() {
-            let d = half(*array(block, 0));
+    fn scales<S: Simd>(s: S, bytes: &[u8]) -> [S::V; 2] {
+        let mut scales = [0u64; 2];
+        for (i, scales) in scales.iter_mut().enumerate() {
+            let block: &[u8; 136] = array(bytes, 136 * i);
             let high = u16::from_le_bytes(*array(block, 2));
-            for j in 0..8 {
+            *scales = u64::from_le_bytes(std::array::from_fn(|j| {
                 let low = block[4 + j / 2] >> (4 * (j % 2)) & 15;
-                let scale = low | ((high >> (2 * j)) as u8 & 3) << 4;
-                out.scale[8 * i + j] = d * (f32::from(scale) - 32.0);
-                levels(array(block, 8 + 16 * j), &mut out.q, 256 * i + 32 * j);
-            }
+                low | ((high >> (2 * j)) as u8 & 3) << 4
+            }));
         }
+        let d = s.halves(half(*array(bytes, 0)), half(*array(bytes, 136)));
+        [s.mul(d, s.sub(s.load_u8(scales), s.splat(32.0))), s.zero()]
+    }
+
+    #[inline(always)]
+    fn vector<S: Simd>(s: S, bytes: &[u8], i: usize) -> S::B {
+        let at = i / 4 * 136 + 8 + i % 4 * 32;
+        s.lookup(&LEVELS, nibbles_of_two(s, array(bytes, at), array(bytes, at + 16)))
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use minke_num::blocks::BlockFormat;
 
-use super::chunk::{self, BLOCKS, Chunk, Unpack};
+use super::chunk::{self, BLOCKS, Chunk, STORED_CHUNK, Unpack};
 use super::inputs::Inputs;
 use super::tile::{self, BytesTile, COLUMNS};
 use super::{Form, StoredWeight};
@@ -135,9 +135,9 @@ impl<F: Unpack> Kernel for Numbers<'_, F> {
     type Out = ();
 
     fn run<S: Simd>(self, s: S) {
-        let mut chunk = Chunk::ZERO;
-        for (c, out) in self.out.chunks_mut(BLOCKS * F::BLOCK).enumerate() {
-            unpack::<S, F>(s, self.row, c, &mut chunk);
+        let (mut chunk, mut room) = (Chunk::ZERO, [0; STORED_CHUNK]);
+        for (c, out) in self.out.chunks_mut(F::LEN).enumerate() {
+            chunk.fill::<S, F>(s, chunk::whole::<F>(self.row, 0, c, &mut room));
             let blocks = out.chunks_mut(F::BLOCK).zip(chunk.q.chunks(F::BLOCK));
             for ((out, q), (scale, min)) in blocks.zip(chunk.scale.iter().zip(&chunk.min)) {
                 for (out, &q) in out.iter_mut().zip(q) {
@@ -167,38 +167,22 @@ impl<F: Unpack> Kernel for Run<'_, F> {
     }
 }
 
-/// Unpacks chunk `i` of a stored row.
-#[inline(always)]
-fn unpack<S: Simd, F: Unpack>(s: S, row: &[u8], i: usize, chunk: &mut Chunk) {
-    let each = BLOCKS * F::BLOCK / F::STORED_LEN * F::STORED_BYTES;
-    let bytes = &row[i * each..row.len().min((i + 1) * each)];
-    F::unpack(s, bytes, chunk);
-    if bytes.len() < each {
-        let blocks = bytes.len() / F::STORED_BYTES * (F::STORED_LEN / F::BLOCK);
-        chunk.scale[blocks..].fill(0.0);
-        chunk.min[blocks..].fill(0.0);
-    }
-}
-
 /// Every stored row with a few rows: blocks of a chunk in lanes, chunk after chunk.
 #[inline(always)]
 fn few<S: Simd, F: Unpack>(s: S, task: &Task<'_>) {
-    let chunks = task.x.stride / (BLOCKS * F::BLOCK);
-    let mut chunk = Chunk::ZERO;
+    let chunks = task.x.stride / F::LEN;
+    let mut room = [0; STORED_CHUNK];
     let m = task.rows.len();
-    for (i, row) in task.bytes.chunks_exact(task.row_bytes).enumerate() {
+    for i in 0..task.bytes.len() / task.row_bytes {
         let mut sums = [s.zero(); FEW];
         for c in 0..chunks {
-            unpack::<S, F>(s, row, c, &mut chunk);
-            let (scale, min) = (s.load(&chunk.scale), s.load(&chunk.min));
+            let bytes = chunk::whole::<F>(task.bytes, i * task.row_bytes, c, &mut room);
+            let [scale, min] = F::scales(s, bytes);
+            let q = F::vectors(s, bytes);
             for (j, sum) in sums[..m].iter_mut().enumerate() {
                 let (codes, scales, block_sums) = task.x.row(task.rows.start + j);
-                let codes = &codes[c * BLOCKS * F::BLOCK..][..BLOCKS * F::BLOCK];
-                let dots = s.block_dots(&chunk.q[..BLOCKS * F::BLOCK], codes);
-                let block_sums: &[f32; LANES] =
-                    block_sums[c * BLOCKS..][..BLOCKS].try_into().expect("sixteen");
-                let block_sums = s.load(block_sums);
-                let scales: &[f32; LANES] = scales[c * BLOCKS..][..BLOCKS].try_into().expect("sixteen");
+                let dots = s.block_dots(q, &codes[c * F::LEN..][..F::LEN]);
+                let block_sums = s.load(array(block_sums, c));
                 let dots = if F::OFFSET == 0 {
                     dots
                 } else {
@@ -208,7 +192,7 @@ fn few<S: Simd, F: Unpack>(s: S, task: &Task<'_>) {
                 if F::MIN {
                     part = s.fma(min, block_sums, part);
                 }
-                *sum = s.fma(part, s.load(scales), *sum);
+                *sum = s.fma(part, s.load(array(scales, c)), *sum);
             }
         }
         for (j, sum) in sums[..m].iter().enumerate() {
@@ -220,6 +204,12 @@ fn few<S: Simd, F: Unpack>(s: S, task: &Task<'_>) {
             }
         }
     }
+}
+
+/// The `i`-th sixteen.
+#[inline(always)]
+fn array(x: &[f32], i: usize) -> &[f32; LANES] {
+    x[i * LANES..][..LANES].try_into().expect("sixteen")
 }
 
 /// Columns of the output unpacked together, and tiles of rows.
@@ -235,7 +225,8 @@ fn many<S: Simd, F: Unpack>(s: S, task: &Task<'_>) {
         let width = COLUMNS.min(all - first);
         tile::pack::<S, F>(
             s,
-            |j| (j < width).then(|| &task.bytes[(first + j) * task.row_bytes..][..task.row_bytes]),
+            task.bytes,
+            |j| (j < width).then(|| (first + j) * task.row_bytes),
             blocks,
             &mut panel,
             &mut scale,

@@ -4,7 +4,7 @@
 //! [`Simd::sum`] adds its lanes. So a few rows, which have a chain in each lane, and a tile, which walks one chain after the
 //! other, give the same bits. Sums within a block are whole numbers below 2^24: their order is free.
 
-use super::chunk::{BLOCKS, CHUNK, Chunk, Unpack};
+use super::chunk::{self, BLOCKS, CHUNK, Chunk, STORED_CHUNK, Unpack};
 use crate::simd::{LANES, Simd};
 
 /// Columns of a panel.
@@ -42,17 +42,18 @@ pub struct BytesTile {
     pub out: *mut f32,
 }
 
-/// Unpacks the stored rows `row(0..32)` as a panel; columns that are not there are zero.
+/// Unpacks the stored rows that begin at `start(0..32)` of `rows` as a panel; columns that are not there are zero.
 #[inline(always)]
-pub(super) fn pack<'a, S: Simd, F: Unpack>(
+pub(super) fn pack<S: Simd, F: Unpack>(
     s: S,
-    row: impl Fn(usize) -> Option<&'a [u8]>,
+    rows: &[u8],
+    start: impl Fn(usize) -> Option<usize>,
     blocks: usize,
     panel: &mut [u8],
     scale: &mut [f32],
     min: &mut [f32],
 ) {
-    let each = BLOCKS * F::BLOCK / F::STORED_LEN * F::STORED_BYTES;
+    let mut room = [0; STORED_CHUNK];
     // place of block `b` in the order of the walk
     let mut place = [0; BLOCKS];
     let mut before = 0;
@@ -65,12 +66,12 @@ pub(super) fn pack<'a, S: Simd, F: Unpack>(
         let here = BLOCKS.min(blocks - c * BLOCKS);
         for half in 0..COLUMNS / LANES {
             for (j, chunk) in chunks.iter_mut().enumerate() {
-                match row(half * LANES + j) {
-                    Some(row) => F::unpack(s, &row[c * each..row.len().min((c + 1) * each)], chunk),
+                match start(half * LANES + j) {
+                    Some(start) => chunk.fill::<S, F>(s, chunk::whole::<F>(rows, start, c, &mut room)),
                     None => *chunk = Chunk::ZERO,
                 }
                 if S::SIGNED_BYTES && F::OFFSET != 0 {
-                    chunk.q[..BLOCKS * F::BLOCK].iter_mut().for_each(|q| *q = q.wrapping_sub(F::OFFSET));
+                    chunk.q[..F::LEN].iter_mut().for_each(|q| *q = q.wrapping_sub(F::OFFSET));
                 }
             }
             for b in 0..here {
