@@ -1,4 +1,4 @@
-//! Inference: a model folder in, text or log-probabilities out.
+//! Inference: a model folder or file in, text or log-probabilities out.
 //!
 //! The way of a generated token:
 //!
@@ -18,13 +18,35 @@
 //! What is deliberately not here: files are read through `minke_data`, nothing is printed, and nothing
 //! waits for a network.
 
+mod choose;
+mod constrain;
 mod engine;
+mod files;
+pub mod gguf;
+mod guide;
 mod load;
 pub mod machine;
+mod penalties;
+pub mod quantize;
 mod sampling;
+mod scheduler;
+mod sequence;
+mod speculate;
+mod step;
 mod stop;
+mod thinking;
 
-pub use engine::{Delta, Engine, EngineError, Generation, Request, Session, StopReason, Timing, Trace};
+pub use constrain::{Constraint, ConstraintError};
+pub use engine::{Delta, Engine, EngineError, Generation, Request, StopReason, Timing, Trace};
+pub use files::{ModelFiles, Weights};
 pub use load::{GenerationDefaults, LoadModelError, Loaded, WeightFolder, load_model, read_config};
-pub use sampling::{Sampler, Sampling, SettingError};
+pub use sampling::{Sampling, SettingError};
+pub use scheduler::{
+    Done, Event, Handle, Order, Service, ServiceError, ServiceOptions, Sink, Stats, Stream, SubmitError,
+    Ticket, Times, Usage,
+};
+pub use sequence::Session;
+pub use speculate::{Speculated, Speculation};
+pub use step::Token;
 pub use stop::StopMatcher;
+pub use thinking::{ThinkingBudget, Thought};

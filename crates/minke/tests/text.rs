@@ -16,6 +16,7 @@ fn help_of_every_command() {
         "make",
         "chat",
         "generate",
+        "serve",
         "score",
         "inspect",
         "sft",
@@ -49,6 +50,9 @@ fn arguments_that_are_wrong_are_refused() {
         &["generate", "m", "-p", "x", "-n", "0"],
         &["generate", "m", "-p", "x", "--threads", "0"],
         &["generate", "m", "-p", "x", "--temperature", "warm"],
+        &["generate", "m", "-p", "x", "--logit-bias", "forty"],
+        &["serve", "m", "--parallel", "0"],
+        &["serve", "m", "--addr", "nowhere"],
         &["score", "m"],
         &["bench", "infer", "m", "--batch", "-1"],
         &["export", "m", "--out", "x"],
@@ -72,6 +76,9 @@ fn settings_and_lengths_that_cannot_be_are_refused() {
         &["generate", model, "-p", "x", "--temperature", "-1"][..],
         &["generate", model, "-p", "x", "--top-p", "0"],
         &["generate", model, "-p", "x", "--min-p", "nan"],
+        &["generate", model, "-p", "x", "--repetition-penalty", "0"],
+        &["generate", model, "-p", "x", "--logit-bias", "999999=1"],
+        &["generate", model, "-p", "x", "-n", "3", "--min-tokens", "4"],
         &["generate", model, "-p", &long],
         &["generate", text(&numbers), "-p", "x"],
         &["chat", text(&numbers)],
@@ -110,6 +117,13 @@ fn the_same_arguments_give_the_same_text() {
     let stopped = json(&["--seed", "11", "--stop", &stop]);
     assert_eq!(stopped["stop_reason"], "stop_string");
     assert_eq!(stopped["text"].as_str().unwrap(), whole.split(&stop).next().unwrap());
+    // what a request says about its tokens
+    let steered = json(&["--logit-bias", "70=100", "--top-logprobs", "2", "--min-tokens", "40"]);
+    assert_eq!(steered["text"], "F".repeat(40));
+    assert_eq!(steered["top_logprobs"].as_array().unwrap().len(), 40);
+    let args = ["generate", model, "-p", "why<think>", "-n", "40", "--json", "--think-budget", "3"];
+    let thought: Value = serde_json::from_str(&good(&args)).unwrap();
+    assert_eq!(thought["thinking"]["closed"], true);
     // plain output is the continuation alone, and a prompt may come over a pipe
     let plain = good(&["generate", model, "-p", "the whale", "-n", "40", "--seed", "11"]);
     assert_eq!(plain, format!("{whole}\n"));

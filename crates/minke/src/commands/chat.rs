@@ -261,6 +261,7 @@ impl Running<'_> {
             sequence: 0,
             stop: self.stop.clone(),
             stop_ids: self.stop_ids.clone(),
+            ..Request::default()
         };
         let work = Work::begin();
         let mut failed = None;

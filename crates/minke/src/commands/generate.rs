@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Read};
 use std::ops::ControlFlow;
 
 use minke_cpu::Cpu;
-use minke_infer::{Engine, Request};
+use minke_infer::{Engine, Request, ThinkingBudget, Thought};
 use serde::Serialize;
 
 use super::{open, rate, sampling, threads};
@@ -26,15 +26,31 @@ struct Report<'a> {
     prompt_tokens: usize,
     tokens: &'a [u32],
     logprobs: &'a [f32],
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    top_logprobs: &'a [Vec<(u32, f32)>],
     stop_reason: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    thinking: Option<Thinking>,
     temperature: f32,
     top_k: usize,
     top_p: f32,
     min_p: f32,
+    typical_p: f32,
+    repetition_penalty: f32,
+    presence_penalty: f32,
+    frequency_penalty: f32,
     seed: u64,
     prefill_tok_s: f64,
     decode_tok_s: f64,
     threads: usize,
+}
+
+/// What was spent on a thought that has a budget.
+#[derive(Serialize)]
+struct Thinking {
+    tokens: usize,
+    forced: usize,
+    closed: bool,
 }
 
 /// Runs the command.
@@ -60,6 +76,10 @@ pub fn run(args: &Generate) -> Result<(), Failure> {
         sequence: 0,
         stop: args.sampling.stop.clone(),
         stop_ids: loaded.stop_ids(),
+        min_tokens: args.steering.min_tokens as usize,
+        logit_bias: args.steering.logit_bias.clone(),
+        top_log_probs: args.steering.top_logprobs as usize,
+        thinking: args.steering.think_budget.map(|n| ThinkingBudget::new(n as usize)),
     };
     let terminal = std::io::stdout().is_terminal();
     let mut engine = Engine::new(&mut loaded.model, &cpu, Some(&tokenizer));
@@ -95,11 +115,21 @@ pub fn run(args: &Generate) -> Result<(), Failure> {
             prompt_tokens,
             tokens: &generation.tokens,
             logprobs: &generation.log_probs,
+            top_logprobs: &generation.top_log_probs,
             stop_reason: generation.stop.name(),
+            thinking: generation.thought.map(|Thought { tokens, forced, closed }| Thinking {
+                tokens,
+                forced,
+                closed,
+            }),
             temperature: sampling.temperature,
             top_k: sampling.top_k,
             top_p: sampling.top_p,
             min_p: sampling.min_p,
+            typical_p: sampling.typical_p,
+            repetition_penalty: sampling.repetition_penalty,
+            presence_penalty: sampling.presence_penalty,
+            frequency_penalty: sampling.frequency_penalty,
             seed: sampling.seed,
             prefill_tok_s,
             decode_tok_s,

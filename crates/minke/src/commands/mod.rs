@@ -13,6 +13,7 @@ mod progress;
 mod sample;
 mod score;
 mod screen;
+mod serve;
 mod train;
 
 use std::io::Read;
@@ -38,6 +39,7 @@ pub fn run(command: &Command) -> Result<(), Failure> {
         Command::Distill(args) => post::run(args, minke_post::distill::run),
         Command::Chat(args) => chat::run(args),
         Command::Generate(args) => generate::run(args),
+        Command::Serve(args) => serve::run(args),
         Command::Score(args) => score::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Eval(args) => eval::run(args),
@@ -83,6 +85,10 @@ fn sampling(args: &SamplingArgs, loaded: &Loaded) -> Result<Sampling, Failure> {
         top_k: args.top_k.map(|k| k as usize).or(suggested.top_k).unwrap_or(0),
         top_p: args.top_p.or(suggested.top_p).unwrap_or(1.0),
         min_p: args.min_p.or(suggested.min_p).unwrap_or(0.0),
+        typical_p: args.typical_p.or(suggested.typical_p).unwrap_or(1.0),
+        repetition_penalty: args.repetition_penalty.or(suggested.repetition_penalty).unwrap_or(1.0),
+        presence_penalty: args.presence_penalty.unwrap_or(0.0),
+        frequency_penalty: args.frequency_penalty.unwrap_or(0.0),
         seed: args.seed,
     };
     sampling.validate()?;

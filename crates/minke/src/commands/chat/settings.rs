@@ -48,7 +48,7 @@ impl Settings {
 
 impl fmt::Display for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Sampling { temperature, top_k, top_p, min_p, seed } = self.sampling;
+        let Sampling { temperature, top_k, top_p, min_p, seed, .. } = self.sampling;
         let tokens = self.tokens;
         write!(
             f,
