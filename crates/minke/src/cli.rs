@@ -45,12 +45,17 @@ pub enum Command {
     /// Talk to a model in the terminal
     #[command(after_help = "Examples:\n  \
         minke chat runs/quickstart\n  \
-        minke chat runs/quickstart --temperature 0.6 -n 200\n  \
+        minke chat runs/tiny-r1 --think 200 --verbose\n  \
+        minke chat Qwen/Qwen3-0.6B --system 'Answer in one sentence.' --temperature 0.6\n  \
+        minke chat runs/tiny-r1 --load talk.json\n  \
         echo 'fn main() {' | minke chat runs/quickstart\n\n\
-        While talking: /help lists the commands, Ctrl-C stops the answer, Ctrl-D leaves.")]
+        While talking: /help lists the commands, Ctrl-C stops the answer, Ctrl-D leaves.\n\
+        A model without a chat template is a base model: it continues what is typed.")]
     Chat(Chat),
-    /// Continue a text
+    /// Continue a text, or answer a question
     #[command(after_help = "Examples:\n  \
+        minke generate runs/tiny-r1 --chat -p 'What is 56365+18356?'\n  \
+        minke generate Qwen/Qwen3-0.6B --system 'Answer in one word.' --think off -p 'A whale is a...'\n  \
         minke generate runs/quickstart -p 'fn main() {' -n 100\n  \
         minke generate runs/quickstart -p 'use std::' --temperature 0 --stop ';' --json\n  \
         minke generate runs/quickstart -p - < notes.md\n\n\
@@ -223,7 +228,7 @@ pub struct ModelArgs {
 /// How tokens are chosen.
 #[derive(Debug, Clone, Args)]
 pub struct SamplingArgs {
-    /// Most tokens to write [default: 128; in a chat 256, at most half the context]
+    /// Most tokens to write [default: 128; to the end of the answer with a chat template]
     #[arg(short = 'n', long = "tokens", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     pub n: Option<u32>,
     /// Spread of the choice; 0 takes the likeliest token [default: what the model suggests, else 0.8]
@@ -327,6 +332,18 @@ pub struct Make {
 pub struct Chat {
     #[command(flatten)]
     pub model: ModelArgs,
+    /// An instruction that holds for the whole conversation
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Whether it thinks before it answers: on, off, auto, or at most N tokens [default: auto, as its template has it]
+    #[arg(long, value_name = "HOW")]
+    pub think: Option<String>,
+    /// Go on with the conversation of a file that /save wrote
+    #[arg(long, value_name = "FILE")]
+    pub load: Option<PathBuf>,
+    /// Show speed and how full the context is after each answer
+    #[arg(long)]
+    pub verbose: bool,
     #[command(flatten)]
     pub sampling: SamplingArgs,
 }
@@ -400,6 +417,18 @@ pub struct Generate {
     /// The text to continue; - reads it from standard input
     #[arg(short = 'p', long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: String,
+    /// Ask the text as a question, by the model's chat template
+    #[arg(long)]
+    pub chat: bool,
+    /// Continue the text as it is, which is also done without this, with a note where the model has a chat template
+    #[arg(long, conflicts_with_all = ["chat", "system", "think"])]
+    pub raw: bool,
+    /// An instruction before the question; asks by the chat template
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Whether it thinks before it answers: on, off, auto, or at most N tokens; asks by the chat template
+    #[arg(long, value_name = "HOW")]
+    pub think: Option<String>,
     #[command(flatten)]
     pub sampling: SamplingArgs,
     #[command(flatten)]

@@ -27,6 +27,7 @@ mod json;
 mod message;
 mod python;
 pub mod thinking;
+mod transcript;
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -41,6 +42,7 @@ use crate::{Error, Result, Tokenizer};
 pub use encode::Encoded;
 pub use message::{Message, Role, ToolCall};
 pub use thinking::Thinking;
+pub use transcript::Transcript;
 
 /// Published templates stay below 20 kB.
 const MAX_TEMPLATE_BYTES: u64 = 1 << 20;
