@@ -18,7 +18,7 @@ pub enum Gate {
 }
 
 /// `sqrt(8 / pi)`
-const GELU: f32 = 1.595_769_1;
+const GELU: f32 = 1.595_769_2;
 const CUBIC: f32 = 0.044_715;
 
 impl Gate {

@@ -46,6 +46,32 @@ fn suggestions_and_templates_are_read() {
     assert_eq!(load(folder.path()).unwrap().generation.temperature, Some(0.0));
 }
 
+/// Every family's folder runs, and so does one whose config was written here.
+#[test]
+fn folders_of_all_families_run_as_read_and_as_written() {
+    let cpu = minke_cpu::Cpu::detect(2);
+    let mut families = std::collections::BTreeSet::new();
+    for entry in fs::read_dir(Path::new(VECTORS).parent().unwrap()).unwrap() {
+        let from = entry.unwrap().path();
+        let logits = |folder: &Path| {
+            let loaded = load_model(folder.to_str().unwrap(), None, minke_model::Purpose::Run(&cpu)).unwrap();
+            let mut model = loaded.model;
+            let mut cache = minke_model::Cache::new(&model);
+            let tokens: Vec<u32> = (0..40).map(|i| i * 7 % 48).collect();
+            let want = minke_model::Want::All;
+            let step = minke_model::Step { tokens: &tokens, cache: &mut cache, want };
+            (model.infer(&cpu, &mut [step]), model.config)
+        };
+        let (read, config) = logits(&from);
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("config.json"), config.to_json().to_string()).unwrap();
+        fs::copy(from.join("model.safetensors"), folder.path().join("model.safetensors")).unwrap();
+        assert_eq!(logits(folder.path()).0, read, "{}", from.display());
+        families.insert(config.family.model_type());
+    }
+    assert!(families.len() >= 9, "{families:?}");
+}
+
 #[test]
 fn files_that_are_wrong_are_named() {
     let cases = [

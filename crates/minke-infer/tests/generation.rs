@@ -61,7 +61,10 @@ fn bits(generation: &Generation) -> Vec<u32> {
 
 #[test]
 fn a_request_gives_the_same_bits_alone_in_a_batch_and_at_any_number_of_threads() {
-    for name in ["v3_groups_published", "v2_greedy_yarn_published", "llama_gqa", "v3_mtp1"] {
+    let latent = ["v3_groups_published", "v2_greedy_yarn_published", "v3_mtp1"];
+    let grouped = ["llama_gqa", "llama_biases_llama3", "mistral_window", "qwen2_window_tied"];
+    let others = ["qwen3_biases_window", "qwen3_moe_steps", "gemma2_caps", "gemma3_published"];
+    for name in latent.into_iter().chain(grouped).chain(others) {
         for precision in precisions() {
             let mut model = opened(name, precision).model;
             let dtype = (precision.linear, precision.coded.any());

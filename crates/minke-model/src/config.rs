@@ -322,6 +322,7 @@ pub struct Quantization {
 }
 
 /// The typed config of one model.
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of a published file or of its family")]
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// Which `model_type` it is read from and written as.

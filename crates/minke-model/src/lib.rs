@@ -14,6 +14,7 @@ mod infer;
 pub mod load;
 mod params;
 mod policy;
+mod rotary;
 pub mod spec;
 mod train;
 

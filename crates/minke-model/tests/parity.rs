@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use minke_cpu::Cpu;
 use minke_cpu::loss::{Scales, cross_entropy};
 use minke_model::{
-    Cache, Config, DType, Fp8, IGNORE, LossOptions, Model, MtpTargets, Precision, Purpose, Recompute,
-    Segment, Step, TrainBatch, Want, WeightSource,
+    Cache, Config, DType, Fp8, IGNORE, LossOptions, Model, MtpTargets, PolicyBatch, Precision, Purpose,
+    Recompute, Segment, Step, TrainBatch, Want, WeightSource,
 };
 use minke_num::tolerance::assert_same_bits;
 use safetensors::SafeTensors;
@@ -60,7 +60,7 @@ fn folders() -> Vec<PathBuf> {
     let mut folders: Vec<_> = std::fs::read_dir(root).unwrap().map(|e| e.unwrap().path()).collect();
     folders.retain(|f| f.is_dir());
     folders.sort();
-    assert!(folders.len() >= 10, "the vectors are there");
+    assert!(folders.len() >= 25, "the vectors are there");
     folders
 }
 
@@ -191,6 +191,13 @@ fn generation_has_the_bits_of_training() {
             let mut from_logits = vec![0.0; case.ids.len()];
             cross_entropy(&cpu, &whole, w, &batch.labels, Scales::All(1.0), &mut from_logits, None);
             assert_same_bits(&format!("{} {:?}: losses", case.name, precision.coded), &from_logits, &losses);
+            // and what a policy's pass makes of the same rows, soft caps included
+            let policy =
+                PolicyBatch { rows: batch.clone(), temperature: 1.0, kept: minke_model::Kept::default() };
+            let log_probs: Vec<f32> = case.model.log_probs(&cpu, &policy).iter().map(|x| -x).collect();
+            let labelled: Vec<f32> =
+                losses.iter().zip(&batch.labels).filter(|(_, l)| **l != IGNORE).map(|(&x, _)| x).collect();
+            assert_same_bits(&format!("{} log-probabilities", case.name), &log_probs, &labelled);
             // both rows at once, in uneven chunks, the last tokens one by one
             for threads in [1, 3] {
                 let cpu = Cpu::detect(threads);
@@ -285,6 +292,62 @@ fn absorbed_attention_agrees_with_expanded() {
         tried += 1;
     }
     assert!(tried >= 8);
+}
+
+/// A file whose query and key rows are turned from halves to neighbours, as GGUF files have them.
+struct Neighbours {
+    file: File,
+    head_dim: usize,
+}
+
+impl WeightSource for Neighbours {
+    fn names(&self) -> Vec<String> {
+        self.file.names()
+    }
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.file.shape(name)
+    }
+    fn dtype(&self, name: &str) -> Option<DType> {
+        self.file.dtype(name)
+    }
+    fn read_into(&self, name: &str, out: &mut [f32]) -> Result<(), String> {
+        let values = self.file.f32(name);
+        if !["q_proj", "k_proj", "q_norm", "k_norm"].iter().any(|part| name.contains(part)) {
+            out.copy_from_slice(&values);
+            return Ok(());
+        }
+        let shape = self.shape(name).unwrap_or_default();
+        let cols = if shape.len() == 2 { shape[1] } else { 1 };
+        let (p, half) = (self.head_dim, self.head_dim / 2);
+        for (row, out) in out.chunks_mut(cols).enumerate() {
+            let (head, i) = (row / p, row % p);
+            let from = head * p + i / 2 + if i % 2 == 1 { half } else { 0 };
+            out.copy_from_slice(&values[from * cols..(from + 1) * cols]);
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn rotation_of_neighbours_is_that_of_halves_with_rows_moved() {
+    let cpu = Cpu::detect(2);
+    for name in
+        ["llama_gqa", "llama_biases_llama3", "mistral_window", "qwen2_window_tied", "gemma3_published"]
+    {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors").join(name);
+        let mut case = load(&folder, None);
+        let halves = infer_all(&mut case, &cpu);
+        let mut config = case.model.config.clone();
+        config.rope.interleaved = true;
+        if let Some(rope) = config.sliding.as_mut().and_then(|sliding| sliding.rope.as_mut()) {
+            rope.interleaved = true;
+        }
+        let file = File::open(&folder.join("model.safetensors"));
+        let source = Neighbours { file, head_dim: config.qk_head_dim() };
+        case.model = Model::load(config, None, &source, Purpose::Train).unwrap().0;
+        let off = worst(&infer_all(&mut case, &cpu), &halves);
+        assert!(off < 2e-5, "{name}: neighbours and halves differ by {off}");
+    }
 }
 
 #[test]

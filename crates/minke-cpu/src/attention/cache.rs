@@ -238,11 +238,11 @@ impl KvCache {
         HeadBlock { dtype: layout.dtype, keys, values }
     }
 
-    /// Asks for what is read after this head's part of a block: its next block, or the first of the next head.
+    /// Asks for what is read after this head's part of a block: its next block, or block `first` of the next head.
     #[inline(always)]
-    pub(super) fn prefetch_after<S: Simd>(&self, s: S, block: usize, kv_head: usize) {
+    pub(super) fn prefetch_after<S: Simd>(&self, s: S, block: usize, kv_head: usize, first: usize) {
         let (block, kv_head) =
-            if (block + 1) * BLOCK < self.len { (block + 1, kv_head) } else { (0, kv_head + 1) };
+            if (block + 1) * BLOCK < self.len { (block + 1, kv_head) } else { (first, kv_head + 1) };
         if kv_head == self.layout.kv_heads {
             return;
         }

@@ -185,9 +185,11 @@ impl Kernel for Task<'_> {
         let tile_rows = if grid { GRID_ROWS } else { MAX_ROWS / S::TILE_ROWS * S::TILE_ROWS };
         // tile registers keep their configuration: what is computed for rows that are not there is not looked at
         let whole = if grid && !few { LANES } else { 1 };
-        for block in shape.first_key(before + self.first / group) / BLOCK..=last / BLOCK {
+        let first_block = shape.first_key(before + self.first / group) / BLOCK;
+        for block in first_block..=last / BLOCK {
             let from = block * BLOCK;
-            let (keys, key_panel, values) = self.load_block(engine, block, (last + 1 - from).min(BLOCK));
+            let (keys, key_panel, values) =
+                self.load_block(engine, block, (last + 1 - from).min(BLOCK), first_block);
             let Parts { q, acc, sums, max, scores, p, .. } = &mut self.parts;
             // rows before this one see none of the block
             let mut row = (from.saturating_sub(before) * group).saturating_sub(self.first);
@@ -285,13 +287,15 @@ impl Task<'_> {
         }
     }
 
-    /// Keys, the distance of their panels, and values of a block's first `count` positions, packed.
+    /// Keys, the distance of their panels, and values of a block's first `count` positions, packed; `first_block` is the
+    /// first that is read of a head.
     #[inline(always)]
     fn load_block<S: Simd>(
         &mut self,
         engine: Engine<S>,
         block: usize,
         count: usize,
+        first_block: usize,
     ) -> (*const u32, usize, *const u32) {
         let AttentionShape { kv_heads, qk_dim, v_dim, .. } = *self.shape;
         let steps = depth(engine, self.count <= LANES, qk_dim);
@@ -317,7 +321,7 @@ impl Task<'_> {
             Keys::Cache(cache) => {
                 let (head, stored) = (cache.head(block, self.kv_head), cache.key_panel());
                 if let Some((words, values)) = head.words(engine) {
-                    cache.prefetch_after(engine.simd(), block, self.kv_head);
+                    cache.prefetch_after(engine.simd(), block, self.kv_head, first_block);
                     if steps * PANEL <= stored {
                         return (words.as_ptr(), stored, values.as_ptr());
                     }

@@ -104,6 +104,11 @@ pub(super) fn config(config: &Config) -> Value {
 const PLAIN: Rope =
     Rope { theta: 10_000.0, interleaved: false, scales_softmax: false, scaling: RopeScaling::None };
 
+/// A number that transformers takes as an integer alone, where it is one.
+fn whole(x: f64) -> Value {
+    if x.fract() == 0.0 && x.abs() < 1e15 { json!(x as i64) } else { json!(x) }
+}
+
 /// Windows, caps and the scale of scores, for the families that have them.
 fn looks(config: &Config) -> Vec<(&'static str, Value)> {
     let sliding = config.sliding.as_ref();
@@ -114,7 +119,7 @@ fn looks(config: &Config) -> Vec<(&'static str, Value)> {
             all.push(("use_sliding_window", json!(sliding.is_some())));
         }
         Family::Gemma2 | Family::Gemma3Text => {
-            all.push(("query_pre_attn_scalar", json!(config.query_pre_attn_scalar)));
+            all.push(("query_pre_attn_scalar", config.query_pre_attn_scalar.map_or(Value::Null, whole)));
             all.push(("attn_logit_softcapping", json!(config.attn_logit_softcapping)));
             all.push(("final_logit_softcapping", json!(config.final_logit_softcapping)));
         }

@@ -141,7 +141,9 @@ pub(super) fn sliding(
                 _ => None,
             };
             let slides = |i: usize| {
-                window.is_some() && i >= begin && pattern.is_none_or(|pattern| (i + 1) % pattern != 0)
+                window.is_some()
+                    && i >= begin
+                    && pattern.is_none_or(|pattern| !(i + 1).is_multiple_of(pattern))
             };
             (0..num_hidden_layers).map(slides).collect()
         }

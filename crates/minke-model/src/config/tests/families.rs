@@ -171,6 +171,8 @@ fn published_files_are_read_as_they_are_meant() {
     let sliding = config.sliding.as_ref().unwrap();
     assert_eq!((config.rope.theta, sliding.rope.as_ref().unwrap().theta), (1_000_000.0, 10_000.0));
     assert!(config.post_norms && config.norm_offset && config.scales_embedding);
+    // transformers refuses 256.0
+    assert_eq!(config.to_json()["query_pre_attn_scalar"], json!(256));
     let config = read(&kimi_k2());
     assert!(config.family.is_v3() && config.rope.interleaved && config.rope.scales_softmax);
     assert_eq!(config.to_json()["model_type"], "kimi_k2");

@@ -12,6 +12,7 @@ use minke_cpu::fp8::Fp8;
 use minke_model::config::{AttentionKind, Config, FfnKind, ProjectionBias};
 use minke_model::{Precision, Recompute};
 
+mod ffn;
 mod ops;
 mod tape;
 

@@ -5,7 +5,6 @@ use std::rc::Rc;
 use minke_cpu::DType;
 use minke_cpu::attention::AttentionShape;
 use minke_cpu::fp8::{Cuts, Fp8};
-use minke_model::config::MoeConfig;
 
 use super::tape::{Input, Scales, Tensor, Tensor8, Var, Walk};
 use super::{Weights, Work};
@@ -95,7 +94,15 @@ impl Walk {
     }
 
     /// The arithmetic of it.
-    fn product(&mut self, x: &Input, rows: usize, groups: usize, n: usize, weights: Weights, dtype: DType) {
+    pub(super) fn product(
+        &mut self,
+        x: &Input,
+        rows: usize,
+        groups: usize,
+        n: usize,
+        weights: Weights,
+        dtype: DType,
+    ) {
         let (k, x) = (x.cols(), if let Input::Plain(x) = x { x.dtype } else { weights.dtype });
         self.does(Work::Product { rows, k, parts: 1, n, groups, weights, x, y: dtype });
     }
@@ -124,7 +131,7 @@ impl Walk {
 
     /// The arithmetic of it.
     #[expect(clippy::too_many_arguments, reason = "the letters of the operation")]
-    fn input_product(
+    pub(super) fn input_product(
         &mut self,
         d_y: &Tensor,
         rows: usize,
@@ -427,180 +434,6 @@ impl Walk {
             }
         });
         out
-    }
-
-    /// What the gate lets through of values that wait as they are.
-    pub(super) fn gated_unit(&mut self, gu: &Var) -> Var {
-        let Tensor { rows, cols, dtype, .. } = gu.value;
-        let h = self.uninit(rows, cols / 2, dtype);
-        let work = move |back| Work::Swiglu { rows, f: cols / 2, dtype, back };
-        self.does(work(false));
-        let h = self.var(h);
-        let (value, gu, out) = (gu.value.clone(), gu.slot(), h.slot());
-        self.record(move |cx| {
-            let Some(_d_h) = cx.take_grad(out) else { return };
-            let d_gu = cx.uninit(rows, cols, dtype);
-            cx.does(work(true));
-            cx.add_grad(gu, d_gu);
-            drop(value);
-        });
-        h
-    }
-
-    /// Gate and up values as they wait.
-    pub(super) fn kept_gate_up(&mut self, gu: Tensor, weights: Weights) -> Input {
-        match weights.fp8 {
-            Some(how) if self.recording() => Input::Codes(self.quantize(&gu, 2, Scales::PowersOfTwo.of(how))),
-            _ => Input::Plain(gu),
-        }
-    }
-
-    /// Returns (y [n, d], gate and up).
-    pub(super) fn ffn_forward(&mut self, x: &Input, d: usize, f: usize, weights: Weights) -> (Tensor, Input) {
-        let (h, gu) = self.gated(x, x.rows(), 1, f, weights);
-        let input = self.input(&h, weights, Scales::Usual);
-        drop(h);
-        let y = self.matmul(&input, d, weights, weights.dtype);
-        (y, gu)
-    }
-
-    /// Returns (what the gate lets through [rows, f], gate and up).
-    fn gated(
-        &mut self,
-        x: &Input,
-        rows: usize,
-        groups: usize,
-        f: usize,
-        weights: Weights,
-    ) -> (Tensor, Input) {
-        let act = weights.dtype;
-        let h = self.uninit(rows, f, act);
-        let work = Work::Swiglu { rows, f, dtype: act, back: false };
-        if weights.fp8.is_some() {
-            let gu = self.grouped(x, rows, groups, 2 * f, weights, act);
-            self.does(work);
-            return (h, self.kept_gate_up(gu, weights));
-        }
-        let gu = self.uninit(if self.recording() { rows } else { 0 }, 2 * f, act);
-        self.product(x, rows, groups, 2 * f, weights, act);
-        self.does(work);
-        (h, Input::Plain(gu))
-    }
-
-    /// Returns (h [rows, f], d of gate and up).
-    fn gated_backward(
-        &mut self,
-        d_y: &Tensor,
-        rows: usize,
-        groups: usize,
-        gu: &Input,
-        weights: Weights,
-    ) -> (Tensor, Tensor) {
-        let (f, act) = (gu.cols() / 2, weights.dtype);
-        let passing = weights.fp8.is_some().then(|| {
-            let d_h = self.grouped_input_grad(d_y, rows, groups, 1, f, weights, act);
-            (d_h, self.numbers(gu, act))
-        });
-        let parts = (self.uninit(rows, f, act), self.uninit(rows, 2 * f, act));
-        if passing.is_none() {
-            self.input_product(d_y, rows, groups, 1, f, weights, act);
-        }
-        self.does(Work::Swiglu { rows, f, dtype: act, back: true });
-        parts
-    }
-
-    pub(super) fn ffn_backward(
-        &mut self,
-        x: &Input,
-        gu: &Input,
-        d_y: &Tensor,
-        weights: Weights,
-        dtype: DType,
-    ) -> Tensor {
-        let n = x.rows();
-        let (h, d_gu) = self.gated_backward(d_y, n, 1, gu, weights);
-        self.weight_grad(d_y, &Input::Plain(h), n, 1, weights);
-        self.weight_grad(&d_gu, x, n, 1, weights);
-        self.input_grad(&d_gu, 2, x.cols(), weights, dtype)
-    }
-
-    pub(super) fn dense(&mut self, x: &Var, f: usize) -> Var {
-        let weights = self.model.kinds().linear;
-        let input = self.input(&x.value, weights, Scales::Usual);
-        let (y, gu) = self.ffn_forward(&input, x.value.cols, f, weights);
-        let y = self.var(y);
-        let (x, out) = (x.slot(), y.slot());
-        self.record(move |cx| {
-            let Some(d_y) = cx.take_grad(out) else { return };
-            let d_x = cx.ffn_backward(&input, &gu, &d_y, weights, x.dtype);
-            cx.add_grad(x, d_x);
-        });
-        y
-    }
-
-    pub(super) fn moe(&mut self, x: &Var, moe: &MoeConfig) -> Var {
-        let (n, d, e, k) = (self.n, x.value.cols, moe.n_routed_experts, moe.num_experts_per_tok);
-        let (f, expert, linear) =
-            (moe.moe_intermediate_size, self.model.kinds().expert, self.model.kinds().linear);
-        let (act, router) = (expert.dtype, self.model.kinds().router);
-        let slots = n * k;
-        let scores = {
-            let logits = self.matmul(&Input::Plain(x.value.clone()), e, router, DType::F32);
-            let scores = self.uninit(n, e, DType::F32);
-            self.moves(&[&logits, &logits, &scores]);
-            scores
-        };
-        let shared_f = f * moe.n_shared_experts;
-        let input = self.input(&x.value, expert, Scales::PowersOfTwo);
-        let shared_input = (shared_f > 0).then(|| self.input(&x.value, linear, Scales::PowersOfTwo));
-        let (gu, y_slots) = {
-            let (h, gu) = self.gated(&input, slots, e, f, expert);
-            let of_down = self.input(&h, expert, Scales::Usual);
-            drop(h);
-            let y = self.grouped(&of_down, slots, e, d, expert, act);
-            (gu, y)
-        };
-        let shared = shared_input.as_ref().map(|input| self.ffn_forward(input, d, shared_f, linear));
-        let y = self.uninit(n, d, act);
-        self.moves(&[&y_slots, &y, &y]);
-        drop(y_slots);
-        let y = self.var(y);
-        let shared_gu = shared.map(|(_, gu)| gu);
-        let (x, out) = (x.slot(), y.slot());
-        self.record(move |cx| {
-            let Some(d_y) = cx.take_grad(out) else { return };
-            let d_shared = shared_input
-                .as_ref()
-                .zip(shared_gu.as_ref())
-                .map(|(input, gu)| cx.ffn_backward(input, gu, &d_y, linear, x.dtype));
-            let _d_weights = cx.uninit(n, k, DType::F32);
-            let (h, d_gu) = {
-                let _by_slot = cx.uninit(slots, 1, DType::F32);
-                let _d_by_slot = cx.uninit(slots, 1, DType::F32);
-                cx.gated_backward(&d_y, slots, e, &gu, expert)
-            };
-            cx.weight_grad(&d_y, &Input::Plain(h.clone()), slots, e, expert);
-            cx.weight_grad(&d_gu, &input, slots, e, expert);
-            let d_x_slots = cx.grouped_input_grad(&d_gu, slots, e, 2, d, expert, act);
-            let d_router = {
-                let d_logits = cx.uninit(n, e, DType::F32);
-                let _d_scores = cx.model.balance.then(|| cx.uninit(n, e, DType::F32));
-                cx.moves(&[&d_logits, &d_logits, &scores]);
-                let numbers = cx.numbers(&input, x.dtype);
-                cx.weight_grad(&d_logits, &Input::Plain(numbers.clone()), n, 1, router);
-                cx.input_grad(&d_logits, 1, d, router, DType::F32)
-            };
-            let d_x = cx.uninit(n, d, x.dtype);
-            let sum = cx.uninit(n, d, DType::F32);
-            if let Some(d_shared) = &d_shared {
-                cx.moves(&[&d_router, d_shared, &sum]);
-            }
-            cx.moves(&[&d_x_slots, &sum, &d_x]);
-            drop((sum, d_x_slots, d_gu, h));
-            cx.add_grad(x, d_x);
-            drop(gu);
-        });
-        y
     }
 }
 
