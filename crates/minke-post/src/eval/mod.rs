@@ -253,6 +253,7 @@ impl Exam<'_> {
             sequence: sequence(&self.tasks[task].id, sample),
             stop: self.prompter.stop(),
             stop_ids: stop_ids.clone(),
+            ..Request::default()
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 use minke_cpu::Cpu;
 use minke_data::template::Thinking;
 use minke_gym::{Split, Suite, Task};
-use minke_infer::Loaded;
+use minke_infer::{Loaded, TEMPERATURE};
 use minke_post::eval::{
     AnswerLog, Divergence, EvalReport, EvalSettings, Form, Progress, Prompter, TextReport, check_settings,
     divergence, evaluate_logged, model_name, perplexity,
@@ -14,7 +14,7 @@ use minke_post::eval::{
 use serde::Serialize;
 
 use super::progress::Bar;
-use super::{TEMPERATURE, open, rate, threads};
+use super::{open, rate, threads};
 use crate::cli::{Eval, Half, ModelArgs, TaskForm};
 use crate::failure::Failure;
 use crate::interrupt::{self, Work};
