@@ -103,7 +103,35 @@ fn file_type(kind: TensorType) -> u32 {
     }
 }
 
-/// Writes a file whose weights are stored as `kind`; vectors and routers are f32, as readers want them.
+/// What each tensor of a file is stored in, and how.
+pub trait Storage {
+    /// `general.file_type`.
+    fn file_type(&self) -> u32;
+    /// What a tensor is stored in.
+    fn kind(&self, tensor: &OutTensor) -> TensorType;
+    /// The elements of a piece, stored so.
+    ///
+    /// # Errors
+    /// Numbers that have no place in it.
+    fn store(&mut self, tensor: &OutTensor, piece: usize, numbers: &[f32]) -> Result<Vec<u8>, String>;
+}
+
+/// All in one kind; vectors and routers are f32, as readers want them.
+impl Storage for TensorType {
+    fn file_type(&self) -> u32 {
+        file_type(*self)
+    }
+
+    fn kind(&self, tensor: &OutTensor) -> TensorType {
+        tensor.stored_in(*self)
+    }
+
+    fn store(&mut self, tensor: &OutTensor, _piece: usize, numbers: &[f32]) -> Result<Vec<u8>, String> {
+        elements(self.kind(tensor), numbers, tensor.shape.last().copied().unwrap_or(1))
+    }
+}
+
+/// Writes a file whose tensors are stored as `storage` says.
 ///
 /// Memory is that of the largest published tensor in f32.
 ///
@@ -112,31 +140,31 @@ fn file_type(kind: TensorType) -> u32 {
 pub fn write_gguf(
     path: &Path,
     model: &ToWrite<'_>,
-    kind: TensorType,
+    storage: &mut dyn Storage,
     on_step: &mut dyn FnMut(Step),
 ) -> Result<Written, WriteError> {
-    let (mut keys, notes) = keys(model, file_type(kind))?;
-    if matches!(kind, TensorType::Blocks(_)) {
-        keys.push(("general.quantization_version".to_owned(), 2u32.into()));
-    }
-    keys.extend_from_slice(model.more);
+    let (mut keys, notes) = keys(model, storage.file_type())?;
     let tensors = gguf_tensors(model.config)?;
     let plan = |tensor: &OutTensor| TensorPlan {
         name: tensor.name.clone(),
-        kind: tensor.stored_in(kind),
+        kind: storage.kind(tensor),
         shape: tensor.shape.clone(),
     };
-    let mut writer = GgufWriter::create(path, &keys, tensors.iter().map(plan).collect())?;
+    let plans: Vec<TensorPlan> = tensors.iter().map(plan).collect();
+    if plans.iter().any(|plan| matches!(plan.kind, TensorType::Blocks(_))) {
+        keys.push(("general.quantization_version".to_owned(), 2u32.into()));
+    }
+    keys.extend_from_slice(model.more);
+    let mut writer = GgufWriter::create(path, &keys, plans)?;
     let total = tensors.len();
     let mut bytes = 0;
     for (done, tensor) in tensors.iter().enumerate() {
-        on_step(Step { done, total, bytes });
         for piece in 0..tensor.pieces() {
+            on_step(Step { done, total, bytes });
             let name = tensor.published(piece).unwrap_or(&tensor.name);
             let fail = |why: String| WriteError::Tensor { tensor: name.to_owned(), why };
             let numbers = tensor.read(model.source, piece).map_err(fail)?;
-            let cols = tensor.shape.last().copied().unwrap_or(1);
-            let stored = elements(tensor.stored_in(kind), &numbers, cols).map_err(fail)?;
+            let stored = storage.store(tensor, piece, &numbers).map_err(fail)?;
             writer.part(&stored)?;
             bytes += stored.len() as u64;
             model.source.done(name);
