@@ -37,6 +37,9 @@ import torch
 import transformers
 from tokenizers import Tokenizer
 
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
 PROMPTS = ["fn main() {", "The 2 whales of 1851", "let x = "]
 TEXTS = [
     "Hello world", " Hello  world ", "   ", "\n", "\n\n\n x\n", "\t\tif x == 1:\n\t\t\treturn 12345678\n", "it's they'll WE'VE don't",
@@ -46,8 +49,12 @@ TEXTS = [
 ]
 
 
-def run(*command, **more):
-    done = subprocess.run([str(part) for part in command], capture_output=True, check=False, **more)
+def run(*command, until=None, **more):
+    # llama-completion may end before a thread of its own has written the last of the text, and then lacks its last line too
+    for _ in range(20):
+        done = subprocess.run([str(part) for part in command], capture_output=True, check=False, **more)
+        if until is None or done.returncode != 0 or until in done.stderr:
+            break
     if done.returncode != 0:
         text = done.stderr.decode(errors="replace")[-2000:]
         raise RuntimeError(f"{' '.join(map(str, command))}: exit {done.returncode}\n{text}")
@@ -63,10 +70,10 @@ class Check:
         print(f"{'ok  ' if good else 'FAIL'} {what}", flush=True)
         self.failed += not good
 
-    def llama(self, name, *rest):
+    def llama(self, name, *rest, until=None):
         library = os.environ.get("LD_LIBRARY_PATH", "")
         environment = {**os.environ, "LD_LIBRARY_PATH": f"{self.args.llama}:{library}"}
-        return run(self.args.llama / name, *rest, env=environment, stdin=subprocess.DEVNULL)
+        return run(self.args.llama / name, *rest, until=until, env=environment, stdin=subprocess.DEVNULL)
 
     def minke(self, *rest):
         return run(self.args.minke, *rest)
@@ -76,7 +83,7 @@ class Check:
         n = self.args.tokens
         for prompt in PROMPTS:
             theirs = self.llama("llama-completion", "-m", file, "-p", prompt, "-n", n, "--temp", 0, "-no-cnv", "--no-display-prompt",
-                                "-ctk", "f32", "-ctv", "f32", "-fa", "off", "-t", 2, "--no-warmup", "-c", self.args.context)
+                                "-ctk", "f32", "-ctv", "f32", "-fa", "off", "-t", 2, "--no-warmup", "-c", self.args.context, until=b"total time")
             theirs = theirs.decode(errors="replace").removesuffix("\n").replace(" [end of text]", "").rstrip("\n")
             for source in sources:
                 command = ["generate", source, "-p", prompt, "-n", n, "--temperature", 0]

@@ -138,9 +138,8 @@ impl Out<'_> {
         self.number("attention.value_length_mla", "v_head_dim")?;
         self.number("attention.kv_lora_rank", "kv_lora_rank")?;
         self.number("rope.dimension_count", "qk_rope_head_dim")?;
-        if !json["q_lora_rank"].is_null() {
-            self.number("attention.q_lora_rank", "q_lora_rank")?;
-        }
+        // llama.cpp wants the key, and takes 0 for none
+        self.put("attention.q_lora_rank", size("q_lora_rank") as u32);
         self.number("leading_dense_block_count", "first_k_dense_replace")?;
         self.number("expert_count", "n_routed_experts")?;
         self.number("expert_used_count", "num_experts_per_tok")?;

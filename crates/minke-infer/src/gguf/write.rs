@@ -81,7 +81,7 @@ pub struct Written {
 }
 
 /// The number that says what most tensors of a file are (`general.file_type`).
-fn file_type(kind: TensorType) -> u32 {
+pub fn file_type(kind: TensorType) -> u32 {
     match kind {
         TensorType::F32 => 0,
         TensorType::F16 => 1,
@@ -115,28 +115,61 @@ pub fn write_gguf(
     kind: TensorType,
     on_step: &mut dyn FnMut(Step),
 ) -> Result<Written, WriteError> {
-    let (mut keys, notes) = keys(model, file_type(kind))?;
-    if matches!(kind, TensorType::Blocks(_)) {
+    let choice = Choice {
+        file_type: file_type(kind),
+        kind: &|tensor| tensor.stored_in(kind),
+        encode: &mut |tensor, _, kind, numbers| {
+            elements(kind, numbers, tensor.shape.last().copied().unwrap_or(1))
+        },
+    };
+    write_gguf_as(path, model, choice, on_step)
+}
+
+/// What each tensor is stored in, and how numbers become that.
+pub struct Choice<'a> {
+    /// What most of them are ([`file_type`]).
+    pub file_type: u32,
+    /// The type of a tensor.
+    pub kind: &'a dyn Fn(&OutTensor) -> TensorType,
+    /// The bytes of a piece of a tensor, given its index and its numbers.
+    pub encode: &'a mut Encode<'a>,
+}
+
+/// See [`Choice::encode`].
+pub type Encode<'a> = dyn FnMut(&OutTensor, usize, TensorType, &[f32]) -> Result<Vec<u8>, String> + 'a;
+
+/// Writes a file whose tensors are stored as `choice` says.
+///
+/// # Errors
+/// As [`write_gguf`], and what `choice` says.
+pub fn write_gguf_as(
+    path: &Path,
+    model: &ToWrite<'_>,
+    choice: Choice<'_>,
+    on_step: &mut dyn FnMut(Step),
+) -> Result<Written, WriteError> {
+    let (mut keys, notes) = keys(model, choice.file_type)?;
+    let tensors = gguf_tensors(model.config)?;
+    let kinds: Vec<TensorType> = tensors.iter().map(choice.kind).collect();
+    if kinds.iter().any(|kind| matches!(kind, TensorType::Blocks(_))) {
         keys.push(("general.quantization_version".to_owned(), 2u32.into()));
     }
     keys.extend_from_slice(model.more);
-    let tensors = gguf_tensors(model.config)?;
-    let plan = |tensor: &OutTensor| TensorPlan {
+    let plan = |(tensor, kind): (&OutTensor, &TensorType)| TensorPlan {
         name: tensor.name.clone(),
-        kind: tensor.stored_in(kind),
+        kind: *kind,
         shape: tensor.shape.clone(),
     };
-    let mut writer = GgufWriter::create(path, &keys, tensors.iter().map(plan).collect())?;
+    let mut writer = GgufWriter::create(path, &keys, tensors.iter().zip(&kinds).map(plan).collect())?;
     let total = tensors.len();
     let mut bytes = 0;
-    for (done, tensor) in tensors.iter().enumerate() {
+    for (done, (tensor, kind)) in tensors.iter().zip(&kinds).enumerate() {
         on_step(Step { done, total, bytes });
         for piece in 0..tensor.pieces() {
             let name = tensor.published(piece).unwrap_or(&tensor.name);
             let fail = |why: String| WriteError::Tensor { tensor: name.to_owned(), why };
             let numbers = tensor.read(model.source, piece).map_err(fail)?;
-            let cols = tensor.shape.last().copied().unwrap_or(1);
-            let stored = elements(tensor.stored_in(kind), &numbers, cols).map_err(fail)?;
+            let stored = (choice.encode)(tensor, piece, *kind, &numbers).map_err(fail)?;
             writer.part(&stored)?;
             bytes += stored.len() as u64;
             model.source.done(name);
