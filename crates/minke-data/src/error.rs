@@ -95,6 +95,14 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// A file of a conversation is broken.
+    #[error("{}: {reason}", path.display())]
+    Transcript {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// A setting cannot be used.
     #[error("{what}: expected {expected}, got {got}")]
     Setting {
@@ -130,6 +138,7 @@ impl Error {
             | Self::Gguf { .. }
             | Self::Model { .. }
             | Self::Template { .. }
+            | Self::Transcript { .. }
             | Self::Setting { .. } => true,
         }
     }

@@ -49,5 +49,5 @@ pub use prepare::{DataSettings, Prepared, TokenizerSpec, prepare};
 pub use progress::{Progress, Stage};
 pub use shards::ShardSet;
 pub use source::{Corpus, CorpusStats, Document, SourceSpec};
-pub use template::{ChatTemplate, Message, RenderOptions, Role, Thinking};
+pub use template::{ChatTemplate, Message, RenderOptions, Role, Thinking, ToolCall, Transcript};
 pub use tokenizer::{ControlToken, StreamDecoder, Tokenizer, TrainOptions};

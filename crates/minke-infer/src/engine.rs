@@ -1,19 +1,19 @@
 //! Generation and scoring: what goes into a call of the model, and what is made of the logits.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use minke_cpu::policy::{self, Kept};
 use minke_cpu::{Cpu, loss};
-use minke_data::{StreamDecoder, Tokenizer};
-use minke_model::{Cache, Model, Step, Want};
-use minke_num::rng;
+use minke_data::Tokenizer;
+use minke_model::{Cache, CacheKind, Model, Step, Want};
 
-use crate::sampling::{self, Sampler, Sampling, SettingError};
-use crate::stop::StopMatcher;
+use crate::constrain::{Constraint, ConstraintError, Grammars};
+use crate::guide::{self, Guide};
+use crate::sampling::{Sampler, Sampling, SettingError};
+use crate::sequence::{Sequence, Session, share_prompts};
+use crate::speculate::{self, Costs, Speculated, Speculation};
+use crate::step::Written;
+use crate::thinking::{ThinkingBudget, Thought};
 
 /// Tokens of one call of the model, over all sequences; bounds the memory of activations.
 const TOKENS_PER_CALL: usize = 512;
@@ -44,12 +44,56 @@ pub enum EngineError {
         /// Tokens that fit.
         limit: usize,
     },
+    /// More tokens than there is memory for.
+    #[error("{got} tokens do not fit into the memory for caches, which holds {limit}")]
+    Memory {
+        /// Tokens given.
+        got: usize,
+        /// Tokens that fit.
+        limit: usize,
+    },
     /// A sampling setting is out of its bounds.
     #[error(transparent)]
     Setting(#[from] SettingError),
+    /// Drafts are ids, and would mean something else.
+    #[error("the draft model's vocabulary is not the model's: {reason}")]
+    DraftVocabulary {
+        /// The first difference.
+        reason: String,
+    },
+    /// There is nothing to draft with.
+    #[error("speculation with {what}: {hint}")]
+    CannotDraft {
+        /// What was asked for.
+        what: &'static str,
+        /// What it lacks.
+        hint: &'static str,
+    },
+    /// A constraint that cannot be kept.
+    #[error(transparent)]
+    Constraint(#[from] ConstraintError),
+    /// Thoughts are found by their markers, which are text.
+    #[error("a thinking budget needs a tokenizer, and the model folder has none")]
+    ThinkingNeedsTokenizer,
+    /// A marker that cannot be looked for or written.
+    #[error(
+        "thinking budget: expected a marker of 1 to 4096 bytes that the tokenizer can write, got `{marker}`"
+    )]
+    ThinkingMarker {
+        /// It, or its beginning.
+        marker: String,
+    },
+    /// A trainer could not say again how such a token was chosen.
+    #[error(
+        "logit bias and penalties are not traced: a trainer would see another distribution than was drawn from"
+    )]
+    TracedPenalties,
     /// Stop strings are text, and there is no tokenizer to make text.
     #[error("stop strings need a tokenizer, and the model folder has none")]
     StopNeedsTokenizer,
+    /// Latents are what latent attention keeps.
+    #[error("a cache of latents needs a model with latent attention, and this one has none")]
+    NoLatent,
     /// The logits hold no number: the weights are broken.
     #[error("no logit after {position} tokens is a number; the weights are damaged or training diverged")]
     NotANumber {
@@ -73,6 +117,28 @@ pub struct Request {
     pub stop: Vec<String>,
     /// Tokens that end the answer and are not part of it.
     pub stop_ids: Vec<u32>,
+    /// Tokens before which no stop token comes and no stop string is looked for.
+    pub min_tokens: usize,
+    /// What is added to the logits of some ids, from -100, which forbids them, to 100.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// How many of the likeliest tokens' log-probabilities come with each token.
+    pub top_log_probs: usize,
+    /// How long it may think.
+    pub thinking: Option<ThinkingBudget>,
+    /// What the answer must look like.
+    pub constraint: Option<Constraint>,
+    /// Whether a thought that [`Request::thinking`] follows and that the prompt has begun is free: the constraint then
+    /// begins behind it.
+    pub constrain_answer_only: bool,
+    /// What is drafted ahead; nothing of the answer depends on it, only its speed.
+    pub speculation: Speculation,
+}
+
+impl Request {
+    /// Whether a bias does anything but forbid.
+    fn has_bias(&self) -> bool {
+        self.logit_bias.iter().any(|(_, bias)| *bias > guide::BAN)
+    }
 }
 
 /// Why an answer ended.
@@ -86,8 +152,14 @@ pub enum StopReason {
     MaxTokens,
     /// The model's context is full.
     Context,
+    /// [`Request::constraint`] is met, and it lets nothing follow.
+    Complete,
+    /// Of what the request lets come next nothing has a chance.
+    DeadEnd,
     /// The caller said so.
     Cancelled,
+    /// There was no more time for it.
+    Deadline,
 }
 
 impl StopReason {
@@ -98,7 +170,10 @@ impl StopReason {
             Self::String(_) => "stop_string",
             Self::MaxTokens => "max_tokens",
             Self::Context => "context",
+            Self::Complete => "complete",
+            Self::DeadEnd => "dead_end",
             Self::Cancelled => "cancelled",
+            Self::Deadline => "deadline",
         }
     }
 }
@@ -120,8 +195,14 @@ pub struct Generation {
     /// Natural logarithm of each token's probability, before temperature and filters; empty where the engine goes
     /// [`Engine::without_log_probs`].
     pub log_probs: Vec<f32>,
+    /// The likeliest tokens at each token's place and their log-probabilities, as many as [`Request::top_log_probs`].
+    pub top_log_probs: Vec<Vec<(u32, f32)>>,
     /// Their text up to the stop string; empty without a tokenizer.
     pub text: String,
+    /// What was spent on thinking, where [`Request::thinking`] bounds it.
+    pub thought: Option<Thought>,
+    /// What came of drafts.
+    pub speculated: Speculated,
     /// Why it ended.
     pub stop: StopReason,
     /// Tokens of the prompt that were in the cache already.
@@ -155,71 +236,22 @@ pub struct Delta<'a> {
     pub tokens: usize,
 }
 
-/// A sequence that can be continued: its tokens and what attention keeps of them.
-#[derive(Clone)]
-pub struct Session {
-    cache: Cache,
-    tokens: Vec<u32>,
-}
-
-impl Session {
-    /// An empty sequence of this model.
-    pub fn new(model: &Model) -> Self {
-        Self { cache: Cache::new(model), tokens: Vec::new() }
-    }
-
-    /// Tokens in the cache.
-    pub fn len(&self) -> usize {
-        self.tokens.len()
-    }
-
-    /// Whether nothing was read yet.
-    pub fn is_empty(&self) -> bool {
-        self.tokens.is_empty()
-    }
-
-    /// Bytes of the cache.
-    pub fn bytes(&self) -> usize {
-        self.cache.bytes()
-    }
-
-    /// Keeps of the cache what `prompt` begins with, but not all of it: the last token must be read for its logits.
-    fn reuse(&mut self, prompt: &[u32]) -> usize {
-        let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        let common = common.min(prompt.len().saturating_sub(1));
-        self.cache.truncate(common);
-        self.tokens.truncate(common);
-        common
-    }
-}
-
-/// A sequence while it is being generated.
-struct Running<'r> {
-    request: &'r Request,
-    session: &'r mut Session,
-    /// Prompt and answer.
-    all: Vec<u32>,
-    decoder: Option<StreamDecoder>,
-    matcher: StopMatcher,
-    log_probs: Vec<f32>,
-    text: String,
-    reused: usize,
-    stop: Option<StopReason>,
-    trace: Trace,
-    /// The earlier one with the same prompt, which reads it for both.
-    reader: Option<usize>,
-}
-
 /// Runs a model: borrows it, so the weights may be a trainer's.
 pub struct Engine<'a> {
-    model: &'a mut Model,
-    cpu: &'a Cpu,
+    pub(crate) model: &'a mut Model,
+    pub(crate) cpu: &'a Cpu,
     tokenizer: Option<&'a Tokenizer>,
-    context: usize,
-    sampler: Sampler,
+    pub(crate) context: usize,
+    pub(crate) sampler: Sampler,
+    /// A smaller model that drafts.
+    pub(crate) other: Option<&'a mut Model>,
+    pub(crate) costs: Costs,
+    /// Made for the first request that has a constraint.
+    grammars: Option<Grammars>,
     timing: Timing,
-    traced: bool,
-    log_probs: bool,
+    pub(crate) traced: bool,
+    pub(crate) log_probs: bool,
+    cache: CacheKind,
 }
 
 impl<'a> Engine<'a> {
@@ -227,7 +259,20 @@ impl<'a> Engine<'a> {
     pub fn new(model: &'a mut Model, cpu: &'a Cpu, tokenizer: Option<&'a Tokenizer>) -> Self {
         let context = model.config.max_position_embeddings;
         let (sampler, timing) = (Sampler::default(), Timing::default());
-        Self { model, cpu, tokenizer, context, sampler, timing, traced: false, log_probs: true }
+        Self {
+            model,
+            cpu,
+            tokenizer,
+            context,
+            sampler,
+            other: None,
+            costs: Costs::default(),
+            grammars: None,
+            timing,
+            traced: false,
+            log_probs: true,
+            cache: CacheKind::Model,
+        }
     }
 
     /// Makes every answer carry its [`Trace`].
@@ -240,6 +285,49 @@ impl<'a> Engine<'a> {
     #[must_use]
     pub fn without_log_probs(self) -> Self {
         Self { log_probs: false, ..self }
+    }
+
+    /// Lets a smaller model draft for requests whose [`Request::speculation`] says so; `tokenizer` is its own.
+    ///
+    /// # Errors
+    /// Its vocabulary is another.
+    pub fn with_draft(
+        self,
+        model: &'a mut Model,
+        tokenizer: Option<&Tokenizer>,
+    ) -> Result<Self, EngineError> {
+        let same = match (self.tokenizer, tokenizer) {
+            (Some(ours), Some(theirs)) => speculate::same_vocabulary(ours, theirs),
+            (None, None) => Ok(()),
+            _ => Err("only one of the two has a tokenizer".to_owned()),
+        };
+        same.map_err(|reason| EngineError::DraftVocabulary { reason })?;
+        Ok(Self { other: Some(model), ..self })
+    }
+
+    /// Keeps something else of a sequence than the model's own keys and values.
+    ///
+    /// # Errors
+    /// Latents of a model that has none.
+    pub fn with_cache(self, cache: CacheKind) -> Result<Self, EngineError> {
+        Session::of_kind(self.model, cache).ok_or(EngineError::NoLatent)?;
+        Ok(Self { cache, ..self })
+    }
+
+    /// Takes no more tokens into one sequence than this, if the model takes more.
+    #[must_use]
+    pub fn with_context(self, most: usize) -> Self {
+        Self { context: self.context.min(most), ..self }
+    }
+
+    /// A sequence of nothing, of the kind that this engine keeps.
+    pub fn empty_session(&self) -> Session {
+        Session::of_kind(self.model, self.cache).expect("the kind was checked")
+    }
+
+    /// The tokenizer, if there is one.
+    pub(crate) fn tokenizer(&self) -> Option<&'a Tokenizer> {
+        self.tokenizer
     }
 
     /// Tokens that fit into one sequence, prompt and answer together.
@@ -268,7 +356,7 @@ impl<'a> Engine<'a> {
         requests: &[Request],
         on_delta: &mut dyn FnMut(Delta<'_>) -> ControlFlow<()>,
     ) -> Result<Vec<Generation>, EngineError> {
-        let mut sessions: Vec<Session> = requests.iter().map(|_| Session::new(self.model)).collect();
+        let mut sessions: Vec<Session> = requests.iter().map(|_| self.empty_session()).collect();
         self.generate_in(&mut sessions, requests, on_delta)
     }
 
@@ -286,179 +374,112 @@ impl<'a> Engine<'a> {
         on_delta: &mut dyn FnMut(Delta<'_>) -> ControlFlow<()>,
     ) -> Result<Vec<Generation>, EngineError> {
         assert_eq!(sessions.len(), requests.len(), "generate_in: one session per request");
+        let mut guides = Vec::with_capacity(requests.len());
         for request in requests {
-            self.check(request)?;
+            guides.push(self.guide(request)?);
         }
-        self.run(requests, sessions, on_delta)
+        self.run(requests, guides, sessions, on_delta)
     }
 
     fn run(
         &mut self,
         requests: &[Request],
+        guides: Vec<Guide>,
         sessions: &mut [Session],
         on_delta: &mut dyn FnMut(Delta<'_>) -> ControlFlow<()>,
     ) -> Result<Vec<Generation>, EngineError> {
-        let mut running: Vec<Running<'_>> = requests
-            .iter()
-            .zip(sessions)
-            .map(|(request, session)| Running {
-                reused: session.reuse(&request.prompt),
-                request,
-                session,
-                all: request.prompt.clone(),
-                decoder: self.tokenizer.map(|tokenizer| tokenizer.stream_decoder(true)),
-                matcher: StopMatcher::new(request.stop.iter().cloned()),
-                log_probs: Vec::new(),
-                text: String::new(),
-                stop: (request.max_tokens == 0).then_some(StopReason::MaxTokens),
-                trace: Trace::default(),
-                reader: None,
-            })
-            .collect();
-        share_prompts(&mut running);
+        let start = |((request, guide), session): ((&Request, Guide), &mut Session)| {
+            let session = std::mem::replace(session, self.empty_session());
+            Sequence::new(request.clone(), guide, session, self.tokenizer)
+        };
+        let mut sequences: Vec<Sequence> =
+            requests.iter().zip(guides).zip(&mut *sessions).map(start).collect();
+        share_prompts(&mut sequences);
         self.timing = Timing::default();
+        let outcome = self.run_out(&mut sequences, on_delta);
+        let mut generations = Vec::with_capacity(sequences.len());
+        for (request, (sequence, kept)) in sequences.into_iter().zip(sessions).enumerate() {
+            let (generation, session, text) = sequence.finish();
+            *kept = session;
+            if outcome.is_ok() && !text.is_empty() {
+                // the answer is over: there is nothing left to break off
+                let _ = on_delta(Delta { request, text: &text, tokens: generation.tokens.len() });
+            }
+            generations.push(generation);
+        }
+        outcome.map(|()| generations)
+    }
+
+    fn run_out(
+        &mut self,
+        sequences: &mut [Sequence],
+        on_delta: &mut dyn FnMut(Delta<'_>) -> ControlFlow<()>,
+    ) -> Result<(), EngineError> {
         let begin = Instant::now();
-        while running.iter().any(|sequence| sequence.stop.is_none()) {
+        while sequences.iter().any(|sequence| sequence.stop.is_none()) {
             // prompts are being read as long as one has its first token to come
-            let reading = running.iter().any(|s| s.stop.is_none() && s.all.len() == s.request.prompt.len());
-            let ended = self.call(&mut running, on_delta)?;
+            let reading = sequences.iter().any(|s| s.stop.is_none() && s.tokens() == 0);
+            let takes = in_order(sequences);
+            let written = self.step(sequences, &takes);
+            let mut ended = false;
+            for Written { at, token } in &written {
+                let text = token.as_ref().map_err(Clone::clone)?.as_ref().map_or("", |token| &token.text);
+                let tokens = sequences[*at].tokens();
+                ended |= on_delta(Delta { request: *at, text, tokens }).is_break();
+            }
+            if written.is_empty() {
+                // a long prompt can be given up too
+                ended = on_delta(Delta { request: 0, text: "", tokens: 0 }).is_break();
+            }
             if reading {
                 self.timing.prefill = begin.elapsed();
             }
-            if ended.is_break() {
-                for sequence in &mut running {
+            if ended {
+                for sequence in &mut *sequences {
                     sequence.stop.get_or_insert(StopReason::Cancelled);
                 }
             }
         }
         self.timing.decode = begin.elapsed().saturating_sub(self.timing.prefill);
-        Ok(running.into_iter().enumerate().map(|(at, sequence)| sequence.finish(at, on_delta)).collect())
+        Ok(())
     }
 
-    /// One call of the model for all that is ready, and a token for each sequence that was read to its end.
-    fn call(
-        &mut self,
-        running: &mut [Running<'_>],
-        on_delta: &mut dyn FnMut(Delta<'_>) -> ControlFlow<()>,
-    ) -> Result<ControlFlow<()>, EngineError> {
-        let mut room = TOKENS_PER_CALL;
-        let mut steps = Vec::with_capacity(running.len());
-        let mut wanted = Vec::with_capacity(running.len());
-        let mut read = Vec::with_capacity(running.len());
-        for (at, sequence) in running.iter_mut().enumerate() {
-            let fed = sequence.session.tokens.len();
-            let take = (sequence.all.len() - fed).min(room);
-            if sequence.stop.is_some() || sequence.reader.is_some() || take == 0 {
-                continue;
-            }
-            room -= take;
-            let tokens = &sequence.all[fed..fed + take];
-            sequence.session.tokens.extend_from_slice(tokens);
-            read.push((at, take));
-            let last = fed + take == sequence.all.len();
-            if last {
-                wanted.push(at);
-            }
-            let want = if last { Want::Last } else { Want::None };
-            steps.push(Step { tokens, cache: &mut sequence.session.cache, want });
-        }
-        let (logits, routes) = self.model.infer_traced(self.cpu, &mut steps);
-        let logits = logits.f32();
-        drop(steps);
-        if self.traced {
-            trace_routes(running, &read, &routes);
-        }
-        let shared = take_prompts(running, &mut wanted, logits, self.model.config.vocab_size);
-        let logits = shared.as_deref().unwrap_or(logits);
-        let (w, context) = (self.model.config.vocab_size, self.context);
-        let choices = self.choose(running, &wanted, logits)?;
-        let log_probs = self.log_probs.then(|| log_probs(self.cpu, logits, w, &choices));
-        let mut flow = ControlFlow::Continue(());
-        for (row, (&at, choice)) in wanted.iter().zip(choices).enumerate() {
-            let sequence = &mut running[at];
-            let id = choice.id;
-            if self.traced {
-                sequence.trace.tokens.push(id);
-                sequence.trace.log_probs.push(choice.log_prob);
-                sequence.trace.kept.push(choice.kept);
-            }
-            let text = sequence.take(id, log_probs.as_ref().map(|all| all[row]), context);
-            let tokens = sequence.tokens();
-            if on_delta(Delta { request: at, text: &text, tokens }).is_break() {
-                flow = ControlFlow::Break(());
-            }
-        }
-        if wanted.is_empty() && on_delta(Delta { request: 0, text: "", tokens: 0 }).is_break() {
-            // a long prompt can be given up too
-            flow = ControlFlow::Break(());
-        }
-        Ok(flow)
-    }
-
-    /// A token for each wanted sequence, of whose logits there is a row each.
+    /// Checks a request, and readies what follows its tokens.
     ///
-    /// Rows of one temperature are tempered and drawn from together, by the functions that training uses.
-    fn choose(
-        &mut self,
-        running: &[Running<'_>],
-        wanted: &[usize],
-        logits: &[f32],
-    ) -> Result<Vec<Choice>, EngineError> {
-        let w = self.model.config.vocab_size;
-        let mut choices: Vec<Choice> = wanted.iter().map(|_| Choice::default()).collect();
-        let request = |row: usize| running[wanted[row]].request;
-        let row_of = |row: usize| &logits[row * w..(row + 1) * w];
-        let likeliest = |row: usize| {
-            let position = running[wanted[row]].all.len();
-            sampling::argmax(row_of(row)).map(|best| best.0).ok_or(EngineError::NotANumber { position })
-        };
-        let mut temperatures: Vec<f32> =
-            (0..wanted.len()).map(|row| request(row).sampling.temperature).collect();
-        temperatures.sort_by(f32::total_cmp);
-        temperatures.dedup();
-        for temperature in temperatures {
-            let rows: Vec<usize> =
-                (0..wanted.len()).filter(|&row| request(row).sampling.temperature == temperature).collect();
-            if temperature == 0.0 {
-                for &row in &rows {
-                    choices[row].id = likeliest(row)?;
+    /// # Errors
+    /// What of it cannot be served.
+    pub(crate) fn guide(&mut self, request: &Request) -> Result<Guide, EngineError> {
+        self.check(request)?;
+        let rows = self.model.config.vocab_size;
+        let grammar = match &request.constraint {
+            None => None,
+            Some(constraint) => {
+                let tokenizer = self.tokenizer.ok_or(ConstraintError::NeedsTokenizer)?;
+                if self.grammars.is_none() {
+                    self.grammars = Some(Grammars::new(tokenizer, rows)?);
                 }
-                continue;
+                self.grammars.as_ref().map(|grammars| grammars.compile(constraint)).transpose()?
             }
-            let mut kept = Kept::default();
-            for &row in &rows {
-                kept.push(self.sampler.kept(&request(row).sampling, row_of(row)));
-            }
-            let uniform = |&row: &usize| {
-                let Request { sampling, sequence, .. } = request(row);
-                rng::uniform_f64(sampling.seed, *sequence, running[wanted[row]].all.len() as u64)
-            };
-            let uniforms: Vec<f64> = rows.iter().map(uniform).collect();
-            let tempered: Vec<f32>;
-            let as_they_are = rows.len() == wanted.len() && temperature == 1.0 && kept.ids.is_empty();
-            let from = if as_they_are {
-                logits
-            } else {
-                let mut copy: Vec<f32> = rows.iter().flat_map(|&row| row_of(row)).copied().collect();
-                policy::temper(self.cpu, &mut copy, w, temperature, &kept);
-                tempered = copy;
-                &tempered
-            };
-            let (mut ids, mut log_probs) = (vec![0; rows.len()], vec![0.0; rows.len()]);
-            policy::draw(self.cpu, from, w, &uniforms, &mut ids, &mut log_probs);
-            for (i, &row) in rows.iter().enumerate() {
-                // an infinite logit leaves nothing to draw, and no number at all is an error
-                let id = if ids[i] == u32::MAX { likeliest(row)? } else { ids[i] };
-                let kept = kept.row(i).to_vec();
-                let plain = temperature == 1.0 && kept.is_empty() && id == ids[i];
-                choices[row] = Choice { id, log_prob: log_probs[i], plain, kept };
-            }
-        }
-        Ok(choices)
+        };
+        Guide::new(request, grammar, self.tokenizer, rows)
     }
 
     fn check(&self, request: &Request) -> Result<(), EngineError> {
-        request.sampling.validate()?;
+        if self.traced && (request.sampling.has_penalties() || request.has_bias()) {
+            return Err(EngineError::TracedPenalties);
+        }
+        match request.speculation {
+            Speculation::Mtp if self.model.config.num_nextn_predict_layers == 0 => {
+                return Err(EngineError::CannotDraft {
+                    what: "mtp",
+                    hint: "the model has no prediction module; ngram and draft need none",
+                });
+            }
+            Speculation::Draft if self.other.is_none() => {
+                return Err(EngineError::CannotDraft { what: "draft", hint: "no draft model was given" });
+            }
+            _ => {}
+        }
         if request.prompt.is_empty() {
             return Err(EngineError::EmptyPrompt);
         }
@@ -468,7 +489,7 @@ impl<'a> Engine<'a> {
         }
         // a full context has no room for an answer
         if request.prompt.len() >= self.context && request.max_tokens > 0 {
-            return Err(EngineError::Context { got: request.prompt.len() + 1, limit: self.context });
+            return Err(self.too_long(request.prompt.len() + 1));
         }
         Ok(())
     }
@@ -483,9 +504,18 @@ impl<'a> Engine<'a> {
             return Err(EngineError::Token { index, id, vocabulary });
         }
         if tokens.len() > self.context {
-            return Err(EngineError::Context { got: tokens.len(), limit: self.context });
+            return Err(self.too_long(tokens.len()));
         }
         Ok(())
+    }
+
+    fn too_long(&self, got: usize) -> EngineError {
+        let limit = self.context;
+        if limit < self.model.config.max_position_embeddings {
+            EngineError::Memory { got, limit }
+        } else {
+            EngineError::Context { got, limit }
+        }
     }
 
     /// The natural logarithm of the probability of each token given those before it: one fewer than there are tokens.
@@ -516,141 +546,16 @@ impl<'a> Engine<'a> {
     }
 }
 
-/// A token that was chosen.
-#[derive(Default)]
-struct Choice {
-    id: u32,
-    /// Of the distribution that it was drawn from; 0 where there was no draw.
-    log_prob: f32,
-    /// Whether that is the model's own distribution.
-    plain: bool,
-    /// What filters left; nothing where all was left.
-    kept: Vec<u32>,
-}
-
-/// The log-probability of each choice before temperature and filters. Where there were none the draw has said it, to
-/// the bit, and its row is not gone through again.
-fn log_probs(cpu: &Cpu, logits: &[f32], w: usize, choices: &[Choice]) -> Vec<f32> {
-    let labels: Vec<u32> =
-        choices.iter().map(|choice| if choice.plain { loss::IGNORED } else { choice.id }).collect();
-    let mut log_probs = vec![0.0; choices.len()];
-    loss::log_probs(cpu, logits, w, &labels, &mut log_probs);
-    for (log_prob, choice) in log_probs.iter_mut().zip(choices).filter(|(_, choice)| choice.plain) {
-        *log_prob = choice.log_prob;
-    }
-    log_probs
-}
-
-/// Lets the first of all that begin with nothing but the same prompt read it.
-fn share_prompts(running: &mut [Running<'_>]) {
-    let mut readers: HashMap<&[u32], usize> = HashMap::new();
-    for (at, sequence) in running.iter_mut().enumerate() {
-        if sequence.stop.is_none() && sequence.session.is_empty() {
-            match readers.entry(&sequence.request.prompt) {
-                Entry::Occupied(reader) => sequence.reader = Some(*reader.get()),
-                Entry::Vacant(free) => {
-                    free.insert(at);
-                }
-            }
+/// What goes into the next call when all are served alike: as much of each as there is room for.
+fn in_order(sequences: &[Sequence]) -> Vec<usize> {
+    let mut room = TOKENS_PER_CALL;
+    let take = |sequence: &Sequence| {
+        if sequence.stop.is_some() || sequence.reader.is_some() {
+            return 0;
         }
-    }
-}
-
-/// Hands prompts that have just been read to their end to all that wait for them, who are then wanted as well: gives the
-/// rows of logits of all that are, if there are more of them now.
-fn take_prompts(
-    running: &mut [Running<'_>],
-    wanted: &mut Vec<usize>,
-    logits: &[f32],
-    w: usize,
-) -> Option<Vec<f32>> {
-    let row_of = |reader: usize| wanted.iter().position(|&at| at == reader);
-    let mut rows: Vec<(usize, usize)> = wanted.iter().copied().zip(0..).collect();
-    for at in 0..running.len() {
-        if let Some((reader, row)) = running[at].reader.and_then(|reader| Some((reader, row_of(reader)?))) {
-            let (session, routes) = (running[reader].session.clone(), running[reader].trace.routes.clone());
-            let sequence = &mut running[at];
-            (*sequence.session, sequence.trace.routes, sequence.reader) = (session, routes, None);
-            rows.push((at, row));
-        }
-    }
-    if rows.len() == wanted.len() {
-        return None;
-    }
-    rows.sort_unstable();
-    *wanted = rows.iter().map(|&(at, _)| at).collect();
-    Some(rows.iter().flat_map(|&(_, row)| &logits[row * w..(row + 1) * w]).copied().collect())
-}
-
-/// Notes for each sequence to which experts its rows were sent.
-fn trace_routes(running: &mut [Running<'_>], read: &[(usize, usize)], routes: &[Arc<[u32]>]) {
-    let rows: usize = read.iter().map(|(_, n)| n).sum();
-    for (index, layer) in routes.iter().enumerate() {
-        let k = layer.len() / rows.max(1);
-        let mut rest = &layer[..];
-        for &(at, n) in read {
-            let trace = &mut running[at].trace;
-            trace.routes.resize(routes.len(), Vec::new());
-            let (own, others) = rest.split_at(n * k);
-            trace.routes[index].extend_from_slice(own);
-            rest = others;
-        }
-    }
-}
-
-impl Running<'_> {
-    /// Tokens of the answer.
-    fn tokens(&self) -> usize {
-        self.all.len() - self.request.prompt.len()
-    }
-
-    /// Takes a token into the answer and gives the text that is sure now.
-    fn take(&mut self, id: u32, log_prob: Option<f32>, context: usize) -> String {
-        if self.request.stop_ids.contains(&id) {
-            self.stop = Some(StopReason::Token(id));
-            return String::new();
-        }
-        self.all.push(id);
-        self.log_probs.extend(log_prob);
-        let piece = self.decoder.as_mut().map(|decoder| decoder.step(id)).unwrap_or_default();
-        let (text, found) = self.matcher.push(&piece);
-        self.text.push_str(&text);
-        self.stop = if let Some(stop) = found {
-            // what follows in the same token is not part of the answer
-            self.decoder = None;
-            Some(StopReason::String(stop))
-        } else if self.tokens() >= self.request.max_tokens {
-            Some(StopReason::MaxTokens)
-        } else if self.all.len() >= context {
-            Some(StopReason::Context)
-        } else {
-            None
-        };
-        text
-    }
-
-    /// Gives out what was held back: half a character, or the beginning of a stop string.
-    fn finish(mut self, at: usize, on_delta: &mut dyn FnMut(Delta<'_>) -> ControlFlow<()>) -> Generation {
-        let mut stop = self.stop.take().unwrap_or(StopReason::Cancelled);
-        if let Some(decoder) = self.decoder.take() {
-            let (mut rest, found) = self.matcher.push(&decoder.finish());
-            match found {
-                Some(string) => stop = StopReason::String(string),
-                None => rest.push_str(&self.matcher.finish()),
-            }
-            if !rest.is_empty() {
-                // the answer is over: there is nothing left to break off
-                let _ = on_delta(Delta { request: at, text: &rest, tokens: self.tokens() });
-            }
-            self.text.push_str(&rest);
-        }
-        Generation {
-            tokens: self.all.split_off(self.request.prompt.len()),
-            log_probs: self.log_probs,
-            text: self.text,
-            stop,
-            reused: self.reused,
-            trace: self.trace,
-        }
-    }
+        let take = sequence.unread().min(room);
+        room -= take;
+        take
+    };
+    sequences.iter().map(take).collect()
 }

@@ -155,6 +155,8 @@ fn suggested(file: &GgufFile) -> minke_data::Result<GenerationDefaults> {
         top_k: number("top_k", 16_777_216.0)?.map(|x| x as usize),
         top_p: number("top_p", 1.0)?.filter(|x| *x > 0.0).map(|x| x as f32),
         min_p: number("min_p", 1.0)?.map(|x| x as f32),
+        typical_p: None,
+        repetition_penalty: number("penalty_repeat", 100.0)?.filter(|x| *x > 0.0).map(|x| x as f32),
         eos: Vec::new(),
     })
 }

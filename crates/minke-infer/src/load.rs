@@ -70,6 +70,10 @@ pub struct GenerationDefaults {
     pub top_p: Option<f32>,
     /// `min_p`.
     pub min_p: Option<f32>,
+    /// `typical_p`.
+    pub typical_p: Option<f32>,
+    /// `repetition_penalty`.
+    pub repetition_penalty: Option<f32>,
     /// `eos_token_id`, one or several.
     pub eos: Vec<u32>,
 }
@@ -220,6 +224,8 @@ pub(crate) fn generation_defaults(folder: &Path) -> Result<GenerationDefaults, L
         // 0 stands for "off" in some published files
         top_p: number("top_p", 1.0)?.filter(|p| *p > 0.0),
         min_p: number("min_p", 1.0)?,
+        typical_p: number("typical_p", 1.0)?.filter(|p| *p > 0.0),
+        repetition_penalty: number("repetition_penalty", 100.0)?.filter(|x| *x > 0.0),
         eos,
     })
 }

@@ -42,7 +42,14 @@ fn request(seed: u64, length: usize, w: u32) -> Request {
     Request {
         prompt: (0..length as u64).map(|i| minke_num::rng::below(seed, 9, i, u64::from(w)) as u32).collect(),
         max_tokens: 12,
-        sampling: Sampling { temperature: 0.9, top_k: 40, top_p: 0.95, min_p: 0.01, seed },
+        sampling: Sampling {
+            temperature: 0.9,
+            top_k: 40,
+            top_p: 0.95,
+            min_p: 0.01,
+            seed,
+            ..Sampling::default()
+        },
         sequence: seed + 1,
         ..Request::default()
     }

@@ -146,16 +146,19 @@ pub(crate) enum Source<'a> {
     /// Whole sequences in the rows of this call.
     Rows(Arc<[Segment]>),
     /// One cache list (a cache per layer) per sequence: (first row, rows, caches).
-    Caches { sequences: Vec<(usize, usize, &'a mut [KvCache])>, latent: bool },
+    /// The first cache is that of layer `first`.
+    Caches { sequences: Vec<(usize, usize, &'a mut [KvCache])>, latent: bool, first: usize },
 }
 
 impl Source<'_> {
     fn keys(&mut self, layer: usize) -> Keys<'_> {
         match self {
             Source::Rows(segments) => Keys::Rows(segments.clone()),
-            Source::Caches { sequences, .. } => Keys::Caches(
-                sequences.iter_mut().map(|(start, len, caches)| (*start, *len, &mut caches[layer])).collect(),
-            ),
+            Source::Caches { sequences, first, .. } => {
+                let at = layer - *first;
+                let keys = sequences.iter_mut().map(|(start, len, caches)| (*start, *len, &mut caches[at]));
+                Keys::Caches(keys.collect())
+            }
         }
     }
 }

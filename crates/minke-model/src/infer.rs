@@ -2,39 +2,107 @@
 
 use std::sync::Arc;
 
-use minke_cpu::attention::{AttentionShape, KvCache};
+use minke_cpu::attention::{AttentionShape, BLOCK, KvCache, KvPage};
 use minke_cpu::{Cpu, DType, copy};
 use minke_tensor::{Context, Tensor, ops};
 
 use crate::config::AttentionKind;
 use crate::forward::{Model, Pass, Recompute, Source};
 
-/// Keys and values of one sequence, for every layer.
+/// Positions of a [`Page`].
+pub const PAGE: usize = BLOCK;
+
+/// What a cache keeps of a sequence, and in which form.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CacheKind {
+    /// Keys and values in the dtype that the model's attention computes in: the bits of training.
+    #[default]
+    Model,
+    /// Keys and values in this dtype. Another one than the model's is another model, and may give other bits.
+    Expanded(DType),
+    /// Latents in f32, read by the absorbed form of latent attention: much smaller, and equal to the expanded form up to
+    /// rounding. Only for models with latent attention.
+    Latent,
+}
+
+/// Keys and values of one sequence, for every layer. Copies share their full pages.
 #[derive(Clone)]
 pub struct Cache {
     layers: Vec<KvCache>,
     latent: bool,
 }
 
+/// [`PAGE`] positions of a sequence in every layer, which caches of one kind and model share.
+#[derive(Clone)]
+pub struct Page(Box<[KvPage]>);
+
+impl Page {
+    /// Whether a cache holds it, beside whoever asks.
+    pub fn is_shared(&self) -> bool {
+        self.0.first().is_some_and(KvPage::is_shared)
+    }
+}
+
 impl Cache {
     /// An empty cache of expanded keys and values: with it, inference gives the bits of training.
     pub fn new(model: &Model) -> Self {
+        Self::expanded(model, model.precision.attention)
+    }
+
+    fn expanded(model: &Model, dtype: DType) -> Self {
         let shape = &model.config.attention_shape();
-        let layers =
-            model.net.layers.iter().map(|_| KvCache::new(shape, model.precision.attention)).collect();
-        Self { layers, latent: false }
+        Self { layers: model.net.layers.iter().map(|_| KvCache::new(shape, dtype)).collect(), latent: false }
+    }
+
+    /// An empty cache of a kind; `None` for latents of a model without latent attention.
+    pub fn of_kind(model: &Model, kind: CacheKind) -> Option<Self> {
+        match kind {
+            CacheKind::Model => Some(Self::new(model)),
+            CacheKind::Expanded(dtype) => Some(Self::expanded(model, dtype)),
+            CacheKind::Latent => Self::latent(model),
+        }
     }
 
     /// An empty cache of latents, read by the absorbed form of latent attention: much smaller, and equal to the
     /// expanded form up to rounding. `None` for models without latent attention.
     pub fn latent(model: &Model) -> Option<Self> {
-        let AttentionKind::Mla { kv_lora_rank: c, qk_rope_head_dim: r, .. } = model.config.attention else {
-            return None;
-        };
-        let full = model.config.attention_shape();
-        let shape = AttentionShape { kv_heads: 1, qk_dim: c + r, v_dim: c, ..full };
+        let shape = latent_shape(model)?;
         let layers = model.net.layers.iter().map(|_| KvCache::new(&shape, DType::F32)).collect();
         Some(Self { layers, latent: true })
+    }
+
+    /// Memory that [`PAGE`] positions take in all layers; `None` for latents of a model without latent attention.
+    pub fn page_bytes(model: &Model, kind: CacheKind) -> Option<usize> {
+        let full = model.config.attention_shape();
+        let block = match kind {
+            CacheKind::Model => KvCache::block_bytes(&full, model.precision.attention),
+            CacheKind::Expanded(dtype) => KvCache::block_bytes(&full, dtype),
+            CacheKind::Latent => KvCache::block_bytes(&latent_shape(model)?, DType::F32),
+        };
+        Some(block * model.net.layers.len())
+    }
+
+    /// Page `index`, if it is full.
+    pub fn page(&self, index: usize) -> Option<Page> {
+        self.layers.iter().map(|layer| layer.page(index)).collect::<Option<_>>().map(Page)
+    }
+
+    /// Appends a page of another cache of this kind and model.
+    ///
+    /// # Panics
+    /// When the positions held are not whole pages, or it is of another kind or model.
+    pub fn push_page(&mut self, page: &Page) {
+        assert_eq!(self.layers.len(), page.0.len(), "cache page: layers");
+        self.layers.iter_mut().zip(&page.0).for_each(|(layer, page)| layer.push_page(page));
+    }
+
+    /// Holds another's page instead of its own of the same tokens, which frees that one.
+    ///
+    /// # Panics
+    /// When page `index` is not full, or it is of another kind or model.
+    pub fn replace_page(&mut self, index: usize, page: &Page) {
+        assert_eq!(self.layers.len(), page.0.len(), "cache page: layers");
+        self.layers.iter_mut().zip(&page.0).for_each(|(layer, page)| layer.replace_page(index, page));
     }
 
     /// Positions held.
@@ -55,10 +123,18 @@ impl Cache {
         self.layers.iter_mut().for_each(|layer| layer.truncate(len));
     }
 
-    /// Memory held.
+    /// Memory held, shared pages included.
     pub fn bytes(&self) -> usize {
         self.layers.iter().map(KvCache::bytes).sum()
     }
+}
+
+/// The shape of attention over latents: one key head for all, whose values are the first part of its keys.
+fn latent_shape(model: &Model) -> Option<AttentionShape> {
+    let AttentionKind::Mla { kv_lora_rank: c, qk_rope_head_dim: r, .. } = model.config.attention else {
+        return None;
+    };
+    Some(AttentionShape { kv_heads: 1, qk_dim: c + r, v_dim: c, ..model.config.attention_shape() })
 }
 
 /// Which rows of a step need logits.
@@ -82,13 +158,23 @@ pub struct Step<'a> {
     pub want: Want,
 }
 
+/// What a call gave.
+pub struct Inferred {
+    /// The wanted logits [rows, w].
+    pub logits: Tensor,
+    /// The experts that each row was sent to, [rows, k] by layer with experts.
+    pub routes: Vec<Arc<[u32]>>,
+    /// The state after the final norm of every row of the call [n, d], or nothing.
+    pub states: Vec<f32>,
+}
+
 impl Model {
     /// Runs new tokens of any number of sequences; returns the wanted logits [rows, w] in the order of steps and rows.
     ///
     /// A row's logits do not depend on what else is in the call, nor on how a sequence is cut into steps.
     ///
     /// # Panics
-    /// When a token is outside the vocabulary or caches of both kinds are mixed.
+    /// When a token is outside the vocabulary or caches of several kinds are mixed.
     pub fn infer(&mut self, cpu: &Cpu, steps: &mut [Step<'_>]) -> Vec<f32> {
         self.infer_traced(cpu, steps).0.to_vec()
     }
@@ -98,11 +184,22 @@ impl Model {
     /// # Panics
     /// As [`Model::infer`].
     pub fn infer_traced(&mut self, cpu: &Cpu, steps: &mut [Step<'_>]) -> (Tensor, Vec<Arc<[u32]>>) {
+        let Inferred { logits, routes, .. } = self.infer_whole(cpu, steps, false);
+        (logits, routes)
+    }
+
+    /// As [`Model::infer_traced`], and with the final states if `states` says so, from which prediction modules draft.
+    ///
+    /// # Panics
+    /// As [`Model::infer`].
+    pub fn infer_whole(&mut self, cpu: &Cpu, steps: &mut [Step<'_>], states: bool) -> Inferred {
         let (mut tokens, mut positions, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
-        let latent = steps.first().is_some_and(|s| s.cache.latent);
+        let kind = |cache: &Cache| (cache.latent, cache.layers.first().map(KvCache::dtype));
+        let all = steps.first().map(|s| kind(s.cache)).unwrap_or_default();
+        let latent = all.0;
         let mut sequences = Vec::new();
         for step in steps {
-            assert_eq!(step.cache.latent, latent, "infer: caches of one kind in a call");
+            assert_eq!(kind(step.cache), all, "infer: caches of one kind in a call");
             let (start, before, len) = (tokens.len(), step.cache.len(), step.tokens.len());
             tokens.extend_from_slice(step.tokens);
             positions.extend((before..before + len).map(|p| p as u32));
@@ -117,7 +214,7 @@ impl Model {
         let n = tokens.len();
         let mut pass = Pass {
             rotary: self.net.rotary(positions.into()),
-            source: Source::Caches { sequences, latent },
+            source: Source::Caches { sequences, latent, first: 0 },
             borders: Arc::new([0, n as u32]),
             balance_alpha: 0.0,
             recompute: Recompute::None,
@@ -127,15 +224,17 @@ impl Model {
         };
         let mut cx = Context::inference(cpu, &mut self.params);
         let h = self.net.trunk(&mut cx, &mut pass, &tokens.into());
+        let states = if states { h.value.to_vec() } else { Vec::new() };
         if wanted.is_empty() {
             self.timers.merge(&cx.timers);
-            return (Tensor::uninit(0, self.config.vocab_size, DType::F32), pass.routes);
+            let logits = Tensor::uninit(0, self.config.vocab_size, DType::F32);
+            return Inferred { logits, routes: pass.routes, states };
         }
         let mut rows = Tensor::uninit(wanted.len(), h.value.cols(), h.value.dtype());
         copy::take_rows(cpu, h.value.view(), h.value.cols(), &wanted, rows.view_mut());
         let head = self.net.head;
         let logits = cx.timed("head", |cx| ops::head_logits(cx, &rows, head));
         self.timers.merge(&cx.timers);
-        (logits, pass.routes)
+        Inferred { logits, routes: pass.routes, states }
     }
 }

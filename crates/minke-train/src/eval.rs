@@ -80,8 +80,8 @@ pub fn samples(
             max_tokens: sample.tokens,
             sampling: Sampling { temperature: sample.temperature as f32, seed, ..Sampling::default() },
             sequence: sequence as u64,
-            stop: Vec::new(),
             stop_ids: tokenizer.eos().into_iter().collect(),
+            ..Request::default()
         });
     }
     let mut engine = Engine::new(model, cpu, Some(tokenizer)).without_log_probs();

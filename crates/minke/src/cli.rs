@@ -45,17 +45,32 @@ pub enum Command {
     /// Talk to a model in the terminal
     #[command(after_help = "Examples:\n  \
         minke chat runs/quickstart\n  \
-        minke chat runs/quickstart --temperature 0.6 -n 200\n  \
+        minke chat runs/tiny-r1 --think 200 --verbose\n  \
+        minke chat Qwen/Qwen3-0.6B --system 'Answer in one sentence.' --temperature 0.6\n  \
+        minke chat runs/tiny-r1 --load talk.json\n  \
         echo 'fn main() {' | minke chat runs/quickstart\n\n\
-        While talking: /help lists the commands, Ctrl-C stops the answer, Ctrl-D leaves.")]
+        While talking: /help lists the commands, Ctrl-C stops the answer, Ctrl-D leaves.\n\
+        A model without a chat template is a base model: it continues what is typed.")]
     Chat(Chat),
-    /// Continue a text
+    /// Continue a text, or answer a question
     #[command(after_help = "Examples:\n  \
+        minke generate runs/tiny-r1 --chat -p 'What is 56365+18356?'\n  \
+        minke generate Qwen/Qwen3-0.6B --system 'Answer in one word.' --think off -p 'A whale is a...'\n  \
         minke generate runs/quickstart -p 'fn main() {' -n 100\n  \
         minke generate runs/quickstart -p 'use std::' --temperature 0 --stop ';' --json\n  \
         minke generate runs/quickstart -p - < notes.md\n\n\
         The same arguments give the same text, at any number of threads.")]
     Generate(Generate),
+    /// Answer requests over HTTP, as OpenAI's API does
+    #[command(after_help = "Examples:\n  \
+        minke serve runs/tiny-r1\n  \
+        minke serve runs/tiny-r1 --addr 127.0.0.1:9000 --parallel 8 --cache-gib 4\n  \
+        curl -s localhost:8080/v1/chat/completions -H 'content-type: application/json' \\\n    \
+        -d '{\"messages\": [{\"role\": \"user\", \"content\": \"2+3=?\"}]}'\n\n\
+        Any client of that API works, with the base URL http://localhost:8080/v1 and any key.\n\
+        /v1/chat/completions, /v1/completions, /v1/models and /health are served. There is no password:\n\
+        whoever reaches the address may ask. Ctrl-C lets answers end, a second one does not.")]
+    Serve(Serve),
     /// Give the log-probability of each token of given sequences
     #[command(after_help = "Examples:\n  \
         minke score runs/quickstart --tokens ids.json --json\n  \
@@ -217,7 +232,7 @@ pub struct ModelArgs {
 /// How tokens are chosen.
 #[derive(Debug, Clone, Args)]
 pub struct SamplingArgs {
-    /// Most tokens to write [default: 128; in a chat 256, at most half the context]
+    /// Most tokens to write [default: 128; to the end of the answer with a chat template]
     #[arg(short = 'n', long = "tokens", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     pub n: Option<u32>,
     /// Spread of the choice; 0 takes the likeliest token [default: what the model suggests, else 0.8]
@@ -232,6 +247,18 @@ pub struct SamplingArgs {
     /// Choose among tokens with at least this share of the likeliest one's probability
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub min_p: Option<f32>,
+    /// Choose among the most typical tokens that reach this share together
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub typical_p: Option<f32>,
+    /// Divide the logits of tokens that came before, prompt included; 1 for none
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub repetition_penalty: Option<f32>,
+    /// Take this off the logits of tokens that the answer has already
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub presence_penalty: Option<f32>,
+    /// Take this off the logits of the answer's tokens, as often as each came
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub frequency_penalty: Option<f32>,
     /// Names the random numbers
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub seed: u64,
@@ -309,8 +336,81 @@ pub struct Make {
 pub struct Chat {
     #[command(flatten)]
     pub model: ModelArgs,
+    /// An instruction that holds for the whole conversation
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Whether it thinks before it answers: on, off, auto, or at most N tokens [default: auto, as its template has it]
+    #[arg(long, value_name = "HOW")]
+    pub think: Option<String>,
+    /// Go on with the conversation of a file that /save wrote
+    #[arg(long, value_name = "FILE")]
+    pub load: Option<PathBuf>,
+    /// Show speed and how full the context is after each answer
+    #[arg(long)]
+    pub verbose: bool,
     #[command(flatten)]
     pub sampling: SamplingArgs,
+}
+
+/// `minke serve`.
+#[derive(Debug, Args)]
+pub struct Serve {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080")]
+    pub addr: String,
+    /// The model's name for clients [default: the last part of MODEL]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Answers that are written at once
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub parallel: u32,
+    /// Requests that may wait for their turn
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub queue: u32,
+    /// Memory of all caches of keys and values
+    #[arg(long, value_name = "GIB", default_value_t = 2.0)]
+    pub cache_gib: f64,
+    /// What is kept of texts: keys and values as the model computes them, in another type, or latents (slow, and only
+    /// of models that have them)
+    #[arg(long, value_enum, default_value_t = KeptAs::Model)]
+    pub cache: KeptAs,
+    /// Seconds from a request to the end of its answer
+    #[arg(long, value_name = "S", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
+    pub timeout: u64,
+}
+
+/// What a cache keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KeptAs {
+    Model,
+    F32,
+    Bf16,
+    Latent,
+}
+
+/// What a request says about its tokens, beside how they are chosen.
+#[derive(Debug, Clone, Args)]
+pub struct SteeringArgs {
+    /// Write at least so many tokens before one may end the text
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub min_tokens: u32,
+    /// Add X to the logit of a token id; -100 forbids it; can be given several times
+    #[arg(long, value_name = "ID=X", value_parser = bias)]
+    pub logit_bias: Vec<(u32, f32)>,
+    /// With --json, tell the N likeliest tokens at each place
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub top_logprobs: u32,
+    /// Close a thought that has come to N tokens, and let the model go on with its answer
+    #[arg(long, value_name = "N")]
+    pub think_budget: Option<u32>,
+}
+
+/// `ID=X`.
+fn bias(text: &str) -> Result<(u32, f32), String> {
+    let pair = text.split_once('=').and_then(|(id, x)| Some((id.parse().ok()?, x.parse().ok()?)));
+    pair.ok_or_else(|| "expected a token id, =, and a number, such as 42=-100".to_owned())
 }
 
 /// `minke generate`.
@@ -321,8 +421,22 @@ pub struct Generate {
     /// The text to continue; - reads it from standard input
     #[arg(short = 'p', long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: String,
+    /// Ask the text as a question, by the model's chat template
+    #[arg(long)]
+    pub chat: bool,
+    /// Continue the text as it is, which is also done without this, with a note where the model has a chat template
+    #[arg(long, conflicts_with_all = ["chat", "system", "think"])]
+    pub raw: bool,
+    /// An instruction before the question; asks by the chat template
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Whether it thinks before it answers: on, off, auto, or at most N tokens; asks by the chat template
+    #[arg(long, value_name = "HOW")]
+    pub think: Option<String>,
     #[command(flatten)]
     pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub steering: SteeringArgs,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -514,6 +628,9 @@ pub struct Eval {
     /// Continue the file of --out: only what is not in it is asked
     #[arg(long)]
     pub resume: bool,
+    /// Measure also, on the texts, how far the model is from this one: KL divergence and the same likeliest token
+    #[arg(long, value_name = "MODEL")]
+    pub against: Option<String>,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

@@ -1,5 +1,7 @@
 //! Keys and values of one sequence in one layer, as the kernels read them.
 
+use std::sync::Arc;
+
 use minke_num::bf16;
 
 use crate::cpu::{Cpu, SharedMut};
@@ -27,47 +29,36 @@ const KEY_PANELS: usize = BLOCK / PANEL;
 ///
 /// Tile registers read pairs in blocks of [`GRID_STEPS`], those of few rows in half blocks. So (on every level: a cache
 /// does not know its machine) a key is whole half blocks, filled with zeros, and values up to the next block are zeros.
+///
+/// Copies share their blocks; who writes into one that others hold too takes a copy of it first.
+#[derive(Clone)]
 pub struct KvCache {
+    layout: Layout,
+    len: usize,
+    blocks: Vec<Arc<Block>>,
+}
+
+/// A full block of a cache, which other caches of the same shape and dtype may hold as well.
+#[derive(Clone)]
+pub struct KvPage(Arc<Block>);
+
+impl KvPage {
+    /// Whether somebody else holds it too.
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+}
+
+/// Where things are in a block.
+#[derive(Clone, Copy)]
+struct Layout {
     kv_heads: usize,
     qk_dim: usize,
     v_dim: usize,
     dtype: DType,
-    len: usize,
-    blocks: Vec<Block>,
 }
 
-impl KvCache {
-    /// An empty cache for the key heads of `shape`.
-    pub fn new(shape: &AttentionShape, dtype: DType) -> Self {
-        let AttentionShape { kv_heads, qk_dim, v_dim, .. } = *shape;
-        Self { kv_heads, qk_dim, v_dim, dtype, len: 0, blocks: Vec::new() }
-    }
-
-    /// Positions held.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// The storage format.
-    pub fn dtype(&self) -> DType {
-        self.dtype
-    }
-
-    /// Memory held.
-    pub fn bytes(&self) -> usize {
-        self.blocks.iter().map(|block| size_of_val(&**block)).sum()
-    }
-
-    /// Memory that one block of [`BLOCK`] positions takes.
-    pub fn block_bytes(shape: &AttentionShape, dtype: DType) -> usize {
-        Self::new(shape, dtype).block_words() * size_of::<u32>()
-    }
-
+impl Layout {
     /// Words that hold a depth of `k`.
     fn steps(&self, k: usize) -> usize {
         match self.dtype {
@@ -93,8 +84,13 @@ impl KvCache {
     }
 
     /// Words of one panel of keys.
-    pub(super) fn key_panel(&self) -> usize {
+    fn key_panel(&self) -> usize {
         self.steps(self.qk_dim) * PANEL
+    }
+
+    /// Words of one panel of values.
+    fn value_panel(&self) -> usize {
+        self.steps(BLOCK) * PANEL
     }
 
     /// Words of the keys of one head in one block.
@@ -104,97 +100,62 @@ impl KvCache {
 
     /// Words of keys and values of one head in one block.
     fn head_words(&self) -> usize {
-        self.key_words() + self.v_dim.div_ceil(PANEL) * self.steps(BLOCK) * PANEL
+        self.key_words() + self.v_dim.div_ceil(PANEL) * self.value_panel()
     }
 
     fn block_words(&self) -> usize {
         self.kv_heads * self.head_words()
     }
 
-    pub(super) fn check(&self, what: &str, shape: &AttentionShape) {
-        let (got, expected) =
-            ((self.kv_heads, self.qk_dim, self.v_dim), (shape.kv_heads, shape.qk_dim, shape.v_dim));
-        assert!(got == expected, "{what}: cache of (kv heads, qk, v) {got:?}, expected {expected:?}");
-    }
-
-    /// Keys and values of one head in one block.
-    pub(super) fn head(&self, block: usize, kv_head: usize) -> HeadBlock<'_> {
-        let words = &self.blocks[block][kv_head * self.head_words()..];
-        let (keys, values) = words[..self.head_words()].split_at(self.key_words());
-        HeadBlock { dtype: self.dtype, keys, values }
-    }
-
-    /// Asks for what is read after this head's part of a block: its next block, or the first of the next head.
-    #[inline(always)]
-    pub(super) fn prefetch_after<S: Simd>(&self, s: S, block: usize, kv_head: usize) {
-        let (block, kv_head) =
-            if (block + 1) * BLOCK < self.len { (block + 1, kv_head) } else { (0, kv_head + 1) };
-        if kv_head == self.kv_heads {
-            return;
-        }
-        let count = BLOCK.min(self.len - block * BLOCK);
-        let HeadBlock { keys, values, .. } = self.head(block, kv_head);
-        let keys = &keys[..count.div_ceil(PANEL) * self.key_panel()];
-        keys.iter().step_by(LINE).for_each(|at| s.prefetch(at));
-        for panel in values.chunks(self.steps(BLOCK) * PANEL) {
-            panel[..self.steps(count) * PANEL].iter().step_by(LINE).for_each(|at| s.prefetch(at));
-        }
-    }
-
-    /// Appends positions: `k` `[m, kv * qk]` and `v` `[m, kv * v]`, of either dtype.
-    ///
-    /// # Panics
-    /// When the lengths contradict the shape or each other.
-    pub fn append(&mut self, k: View, v: View) {
-        let (k_width, v_width) = (self.kv_heads * self.qk_dim, self.kv_heads * self.v_dim);
-        let rows = k.len() / k_width;
-        assert!(
-            k.len() == rows * k_width && v.len() == rows * v_width,
-            "cache append: {} elements of keys in rows of {k_width}, {} of values in rows of {v_width}",
-            k.len(),
-            v.len()
-        );
-        for row in 0..rows {
-            let (block, i) = (self.len / BLOCK, self.len % BLOCK);
-            if block == self.blocks.len() {
-                self.blocks.push(Block::new(self.block_words()));
-            }
-            if i.is_multiple_of(2 * GRID_STEPS) {
-                self.clear(block, i);
-            }
-            for head in 0..self.kv_heads {
-                let (k_at, v_at) = (row * k_width + head * self.qk_dim, row * v_width + head * self.v_dim);
-                let (k, v) = (k.slice(k_at, k_at + self.qk_dim), v.slice(v_at, v_at + self.v_dim));
-                self.put(block, i, head, k, v);
-            }
-            self.len += 1;
-        }
-    }
-
     /// Zeros for tile registers, before the first of the positions from `i` on that they read at once: what its keys
     /// have more than their width, and its values.
-    fn clear(&mut self, block: usize, i: usize) {
+    fn clear(&self, block: &mut [u32], i: usize) {
         if self.dtype == DType::F32 {
             return;
         }
-        let (head_words, key_words, key_panel) = (self.head_words(), self.key_words(), self.key_panel());
-        let (real, value_panel) = (self.qk_dim.div_ceil(2) * PANEL, self.steps(BLOCK) * PANEL);
-        for head in self.blocks[block].chunks_mut(head_words) {
-            let (keys, values) = head.split_at_mut(key_words);
+        let (key_panel, real) = (self.key_panel(), self.qk_dim.div_ceil(2) * PANEL);
+        for head in block.chunks_mut(self.head_words()) {
+            let (keys, values) = head.split_at_mut(self.key_words());
             keys[i / PANEL * key_panel..][real..key_panel].fill(0);
-            for panel in values.chunks_mut(value_panel) {
+            for panel in values.chunks_mut(self.value_panel()) {
                 panel[i / 2 * PANEL..][..GRID_STEPS * PANEL].fill(0);
             }
         }
     }
 
-    /// Writes position `i` of a block.
-    fn put(&mut self, block: usize, i: usize, head: usize, k: View, v: View) {
-        let head_words = self.head_words();
-        let (key_words, key_panel) = (self.key_words(), self.key_panel());
-        let (value_steps, step) = (self.steps(BLOCK), self.step(i));
-        let words = &mut self.blocks[block][head * head_words..][..head_words];
-        let (keys, values) = words.split_at_mut(key_words);
+    /// Makes values from position `i` on zeros that tile registers read together with those before: they are multiplied
+    /// with a probability of zero, so they must be numbers.
+    fn cut(&self, block: &mut [u32], i: usize) {
+        let (from, to) = (i.div_ceil(2) * PANEL, self.value_steps(i) * PANEL);
+        for head in block.chunks_mut(self.head_words()) {
+            for panel in head[self.key_words()..].chunks_mut(self.value_panel()) {
+                if i % 2 == 1 {
+                    panel[i / 2 * PANEL..][..PANEL].iter_mut().for_each(|w| *w &= 0xffff);
+                }
+                panel[from..to].fill(0);
+            }
+        }
+    }
+
+    /// A block with the first `count` positions of another; what else lies in it is not copied.
+    fn copy(&self, from: &[u32], count: usize) -> Block {
+        let key_words = count.div_ceil(PANEL) * self.key_panel();
+        let value_words = self.value_steps(count) * PANEL;
+        let mut to = Block::new(self.block_words());
+        for (from, to) in from.chunks(self.head_words()).zip(to.chunks_mut(self.head_words())) {
+            to[..key_words].copy_from_slice(&from[..key_words]);
+            let (from, to) = (&from[self.key_words()..], &mut to[self.key_words()..]);
+            for (from, to) in from.chunks(self.value_panel()).zip(to.chunks_mut(self.value_panel())) {
+                to[..value_words].copy_from_slice(&from[..value_words]);
+            }
+        }
+        to
+    }
+
+    /// Writes position `i` of a head.
+    fn put(&self, words: &mut [u32], i: usize, k: View, v: View) {
+        let (key_panel, value_panel, step) = (self.key_panel(), self.value_panel(), self.step(i));
+        let (keys, values) = words.split_at_mut(self.key_words());
         let column = keys[i / PANEL * key_panel + i % PANEL..].iter_mut().step_by(PANEL);
         match (self.dtype, k) {
             (DType::F32, View::F32(k)) => column.zip(k).for_each(|(w, k)| *w = k.to_bits()),
@@ -212,7 +173,7 @@ impl KvCache {
         }
         for panel in 0..v.len().div_ceil(PANEL) {
             let v = v.slice(panel * PANEL, v.len().min((panel + 1) * PANEL));
-            let line = values[(panel * value_steps + step) * PANEL..].iter_mut();
+            let line = values[panel * value_panel + step * PANEL..].iter_mut();
             match (self.dtype, v) {
                 (DType::F32, View::F32(v)) => line.zip(v).for_each(|(w, v)| *w = v.to_bits()),
                 (DType::F32, View::Bf16(v)) => line.zip(v).for_each(|(w, v)| *w = v.to_f32().to_bits()),
@@ -222,6 +183,124 @@ impl KvCache {
                 (DType::Bf16, View::Bf16(v)) => line.zip(v).for_each(|(w, &v)| *w = joined(*w, i, v)),
             }
         }
+    }
+}
+
+impl KvCache {
+    /// An empty cache for the key heads of `shape`.
+    pub fn new(shape: &AttentionShape, dtype: DType) -> Self {
+        let AttentionShape { kv_heads, qk_dim, v_dim, .. } = *shape;
+        Self { layout: Layout { kv_heads, qk_dim, v_dim, dtype }, len: 0, blocks: Vec::new() }
+    }
+
+    /// Positions held.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The storage format.
+    pub fn dtype(&self) -> DType {
+        self.layout.dtype
+    }
+
+    /// Memory held, blocks that are shared included.
+    pub fn bytes(&self) -> usize {
+        self.blocks.iter().map(|block| size_of_val(&***block)).sum()
+    }
+
+    /// Memory that one block of [`BLOCK`] positions takes.
+    pub fn block_bytes(shape: &AttentionShape, dtype: DType) -> usize {
+        Self::new(shape, dtype).layout.block_words() * size_of::<u32>()
+    }
+
+    /// Words of one panel of keys.
+    pub(super) fn key_panel(&self) -> usize {
+        self.layout.key_panel()
+    }
+
+    pub(super) fn check(&self, what: &str, shape: &AttentionShape) {
+        let layout = self.layout;
+        let (got, expected) =
+            ((layout.kv_heads, layout.qk_dim, layout.v_dim), (shape.kv_heads, shape.qk_dim, shape.v_dim));
+        assert!(got == expected, "{what}: cache of (kv heads, qk, v) {got:?}, expected {expected:?}");
+    }
+
+    /// Keys and values of one head in one block.
+    pub(super) fn head(&self, block: usize, kv_head: usize) -> HeadBlock<'_> {
+        let layout = self.layout;
+        let words = &self.blocks[block][kv_head * layout.head_words()..];
+        let (keys, values) = words[..layout.head_words()].split_at(layout.key_words());
+        HeadBlock { dtype: layout.dtype, keys, values }
+    }
+
+    /// Asks for what is read after this head's part of a block: its next block, or the first of the next head.
+    #[inline(always)]
+    pub(super) fn prefetch_after<S: Simd>(&self, s: S, block: usize, kv_head: usize) {
+        let (block, kv_head) =
+            if (block + 1) * BLOCK < self.len { (block + 1, kv_head) } else { (0, kv_head + 1) };
+        if kv_head == self.layout.kv_heads {
+            return;
+        }
+        let count = BLOCK.min(self.len - block * BLOCK);
+        let HeadBlock { keys, values, .. } = self.head(block, kv_head);
+        let keys = &keys[..count.div_ceil(PANEL) * self.key_panel()];
+        keys.iter().step_by(LINE).for_each(|at| s.prefetch(at));
+        for panel in values.chunks(self.layout.value_panel()) {
+            panel[..self.layout.steps(count) * PANEL].iter().step_by(LINE).for_each(|at| s.prefetch(at));
+        }
+    }
+
+    /// Appends positions: `k` `[m, kv * qk]` and `v` `[m, kv * v]`, of either dtype.
+    ///
+    /// # Panics
+    /// When the lengths contradict the shape or each other.
+    pub fn append(&mut self, k: View, v: View) {
+        let layout = self.layout;
+        let Layout { kv_heads, qk_dim, v_dim, .. } = layout;
+        let (k_width, v_width) = (kv_heads * qk_dim, kv_heads * v_dim);
+        let rows = k.len() / k_width;
+        assert!(
+            k.len() == rows * k_width && v.len() == rows * v_width,
+            "cache append: {} elements of keys in rows of {k_width}, {} of values in rows of {v_width}",
+            k.len(),
+            v.len()
+        );
+        let mut row = 0;
+        while row < rows {
+            let i = self.len % BLOCK;
+            let count = (BLOCK - i).min(rows - row);
+            let words = self.last_block();
+            for (i, row) in (i..).zip(row..row + count) {
+                if i.is_multiple_of(2 * GRID_STEPS) {
+                    layout.clear(words, i);
+                }
+                for (head, words) in words.chunks_mut(layout.head_words()).enumerate() {
+                    let (k_at, v_at) = (row * k_width + head * qk_dim, row * v_width + head * v_dim);
+                    let (k, v) = (k.slice(k_at, k_at + qk_dim), v.slice(v_at, v_at + v_dim));
+                    layout.put(words, i, k, v);
+                }
+            }
+            self.len += count;
+            row += count;
+        }
+    }
+
+    /// The block that the next position lies in, for writing: a new one, or one that nobody else holds.
+    fn last_block(&mut self) -> &mut [u32] {
+        let (block, i) = (self.len / BLOCK, self.len % BLOCK);
+        if block == self.blocks.len() {
+            self.blocks.push(Arc::new(Block::new(self.layout.block_words())));
+        }
+        let last = &mut self.blocks[block];
+        if Arc::get_mut(last).is_none() {
+            *last = Arc::new(self.layout.copy(last, i));
+        }
+        Arc::get_mut(last).expect("nobody else holds a block that was just copied")
     }
 
     /// Forgets all positions from `len` on, as when speculated tokens are rejected; gives back the memory of blocks
@@ -234,40 +313,38 @@ impl KvCache {
         self.len = len;
         self.blocks.truncate(len.div_ceil(BLOCK));
         let i = len % BLOCK;
-        if self.dtype == DType::Bf16 && !i.is_multiple_of(2 * GRID_STEPS) {
-            // values behind the last one are multiplied with a probability of zero: they must be numbers
-            let (head_words, key_words) = (self.head_words(), self.key_words());
-            let (from, to, steps) = (i.div_ceil(2) * PANEL, self.value_steps(i) * PANEL, self.steps(BLOCK));
-            for head in self.blocks[len / BLOCK].chunks_mut(head_words) {
-                for panel in head[key_words..].chunks_mut(steps * PANEL) {
-                    if i % 2 == 1 {
-                        panel[i / 2 * PANEL..][..PANEL].iter_mut().for_each(|w| *w &= 0xffff);
-                    }
-                    panel[from..to].fill(0);
-                }
-            }
+        if self.layout.dtype == DType::Bf16 && !i.is_multiple_of(2 * GRID_STEPS) {
+            let layout = self.layout;
+            layout.cut(self.last_block(), i);
         }
     }
-}
 
-impl Clone for KvCache {
-    /// The positions held; what else lies in the blocks is not copied.
-    fn clone(&self) -> Self {
-        let copy = |(i, from): (usize, &Block)| {
-            let count = BLOCK.min(self.len - i * BLOCK);
-            let key_words = count.div_ceil(PANEL) * self.key_panel();
-            let (panel, value_words) = (self.steps(BLOCK) * PANEL, self.value_steps(count) * PANEL);
-            let mut to = Block::new(self.block_words());
-            for (from, to) in from.chunks(self.head_words()).zip(to.chunks_mut(self.head_words())) {
-                to[..key_words].copy_from_slice(&from[..key_words]);
-                let (from, to) = (&from[self.key_words()..], &mut to[self.key_words()..]);
-                for (from, to) in from.chunks(panel).zip(to.chunks_mut(panel)) {
-                    to[..value_words].copy_from_slice(&from[..value_words]);
-                }
-            }
-            to
-        };
-        Self { blocks: self.blocks.iter().enumerate().map(copy).collect(), ..*self }
+    /// Block `index` of those that are full.
+    pub fn page(&self, index: usize) -> Option<KvPage> {
+        ((index + 1) * BLOCK <= self.len).then(|| KvPage(self.blocks[index].clone()))
+    }
+
+    /// Appends a full block of another cache.
+    ///
+    /// # Panics
+    /// When the last block is not full, or the page is of another size.
+    pub fn push_page(&mut self, page: &KvPage) {
+        assert!(self.len.is_multiple_of(BLOCK), "cache page: {} positions are not whole pages", self.len);
+        let (got, expected) = (page.0.len(), self.layout.block_words());
+        assert!(got == expected, "cache page: {got} words, expected {expected}");
+        self.blocks.push(page.0.clone());
+        self.len += BLOCK;
+    }
+
+    /// Holds another's block instead of its own of the same positions and contents, which frees that one.
+    ///
+    /// # Panics
+    /// When block `index` is not full, or the page is of another size.
+    pub fn replace_page(&mut self, index: usize, page: &KvPage) {
+        assert!((index + 1) * BLOCK <= self.len, "cache page {index} of {} positions", self.len);
+        let (got, expected) = (page.0.len(), self.layout.block_words());
+        assert!(got == expected, "cache page: {got} words, expected {expected}");
+        self.blocks[index] = page.0.clone();
     }
 }
 
@@ -285,7 +362,8 @@ pub fn append_all(cpu: &Cpu, caches: &mut [(usize, usize, &mut KvCache)], k: Vie
                 cpu.dispatch(Ahead(next));
             }
             let (start, len, cache) = &mut caches[i];
-            let (k_width, v_width) = (cache.kv_heads * cache.qk_dim, cache.kv_heads * cache.v_dim);
+            let Layout { kv_heads, qk_dim, v_dim, .. } = cache.layout;
+            let (k_width, v_width) = (kv_heads * qk_dim, kv_heads * v_dim);
             let (from, to) = (*start, *start + *len);
             cache.append(k.slice(from * k_width, to * k_width), v.slice(from * v_width, to * v_width));
         }
@@ -308,13 +386,14 @@ impl Kernel for Ahead<'_> {
         if block == cache.blocks.len() {
             return;
         }
-        let step = cache.step(i);
-        for head in 0..cache.kv_heads {
+        let layout = cache.layout;
+        let step = layout.step(i);
+        for head in 0..layout.kv_heads {
             let HeadBlock { keys, values, .. } = cache.head(block, head);
             let column = &keys[i / PANEL * cache.key_panel() + i % PANEL..];
-            let lines = cache.step(cache.qk_dim - 1) + 1;
+            let lines = layout.step(layout.qk_dim - 1) + 1;
             column.iter().step_by(PANEL).take(lines).for_each(|at| s.prefetch(at));
-            for panel in values.chunks(cache.steps(BLOCK) * PANEL) {
+            for panel in values.chunks(layout.value_panel()) {
                 panel[step * PANEL..][..PANEL].iter().step_by(LINE).for_each(|at| s.prefetch(at));
             }
         }

@@ -54,7 +54,7 @@ use crate::view::{View, ViewMut};
 use forward::{Keys, Sequence};
 use pack::SharedRows;
 
-pub use cache::{KvCache, append_all};
+pub use cache::{KvCache, KvPage, append_all};
 
 /// Keys of a block: the unit in which every row walks its keys.
 pub const BLOCK: usize = 64;

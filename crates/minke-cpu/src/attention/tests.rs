@@ -582,6 +582,53 @@ fn forget(cpu: &Cpu, dtype: DType, kept: usize) {
     }
 }
 
+/// What one copy writes, forgets or takes over shows in no other, whether they part in a block or between two.
+#[test]
+fn copies_share_blocks_and_write_apart() {
+    for level in Level::available() {
+        for dtype in [DType::F32, DType::Bf16] {
+            for common in [5, 64, 75, 128] {
+                share(&Cpu::with_level(level, 1), dtype, common);
+            }
+        }
+    }
+}
+
+fn share(cpu: &Cpu, dtype: DType, common: usize) {
+    let case = Case::new((3, 3, 20, 12), &[150], dtype, 71);
+    let (x, segment) = (&case.shape, case.segments[0]);
+    let (out, _) = case.forward(cpu);
+    let mut first = KvCache::new(x, dtype);
+    append(&mut first, &case, segment, 0, common);
+    let mut second = first.clone();
+    let mut pages = KvCache::new(x, dtype);
+    let junk = |width: usize| Tensor::filled(70 * width, f32::NAN, dtype);
+    second.append(junk(3 * 20).view(), junk(3 * 12).view());
+    let mut third = second.clone();
+    third.truncate(common);
+    second.truncate(common - 3);
+    append(&mut first, &case, segment, common, 150);
+    append(&mut third, &case, segment, common, 150);
+    append(&mut second, &case, segment, common - 3, 150);
+    for i in 0..2 {
+        let page = third.page(i).expect("a full block");
+        assert!(page.is_shared());
+        pages.push_page(&page);
+        second.replace_page(i, &page);
+    }
+    assert!(third.page(2).is_none());
+    append(&mut pages, &case, segment, 128, 150);
+    let q = case.q.f32();
+    for cache in [first, second, third, pages] {
+        let row = Tensor::from(&q[149 * 60..], dtype);
+        let mut got = Tensor::filled(36, 0.0, dtype);
+        let batch = [CachedSegment { start: 0, len: 1, cache: &cache }];
+        forward_cached(cpu, x, row.view(), &batch, got.part(0, 36));
+        let what = format!("{} {dtype:?}, {common} positions in common", cpu.level().name());
+        assert_same_bits(&what, &got.f32(), &out.f32()[149 * 36..]);
+    }
+}
+
 #[test]
 fn contradictions_are_named() {
     let case = Case::new((2, 1, 4, 4), &[3], DType::F32, 1);

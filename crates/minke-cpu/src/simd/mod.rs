@@ -134,7 +134,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// All that the tile addresses must be readable, `out` writable.
     #[inline(always)]
-    unsafe fn bytes_tile(self, tile: BytesTile<'_>, rows: usize) {
+    unsafe fn bytes_tile(self, tile: BytesTile, rows: usize) {
         // SAFETY: by the caller's promise.
         unsafe { crate::stored::tile::body(self, tile, rows) }
     }
@@ -443,7 +443,7 @@ impl Level {
                     levels.push(Level(Kind::Avx512));
                     if is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512vnni") {
                         levels.push(Level(Kind::Avx512Bf16));
-                        if amx::allowed() {
+                        if amx::allowed() && amx::has_bytes() {
                             levels.push(Level(Kind::Amx));
                         }
                     }

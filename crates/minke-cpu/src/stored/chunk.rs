@@ -64,22 +64,48 @@ fn word(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(*array(bytes, at))
 }
 
-#[inline(always)]
-fn places<const N: usize>(out: &mut [u8; CHUNK], at: usize) -> &mut [u8; N] {
-    (&mut out[at..at + N]).try_into().expect("as many as asked for")
+/// Eight bytes each with the same bits.
+const fn all(byte: u8) -> u64 {
+    0x0101_0101_0101_0101 * byte as u64
 }
 
-/// Low nibbles to `low`, high ones to `high`.
+/// Bytes `at..at + 8 N`, eight to a number: what is done to each byte is done to eight of them.
 #[inline(always)]
-fn nibbles<const N: usize>(bytes: &[u8; N], q: &mut [u8; CHUNK], low: usize, high: usize) {
-    let out = places::<N>(q, low);
-    for i in 0..N {
-        out[i] = bytes[i] & 15;
+fn eights<const N: usize>(bytes: &[u8], at: usize) -> [u64; N] {
+    let (whole, _) = bytes[at..at + 8 * N].as_chunks::<8>();
+    std::array::from_fn(|i| u64::from_le_bytes(whole[i]))
+}
+
+/// Writes them at `at`.
+#[inline(always)]
+fn put<const N: usize>(x: [u64; N], q: &mut [u8; CHUNK], at: usize) {
+    let (whole, _) = q[at..at + 8 * N].as_chunks_mut::<8>();
+    for (out, x) in whole.iter_mut().zip(x) {
+        *out = x.to_le_bytes();
     }
-    let out = places::<N>(q, high);
-    for i in 0..N {
-        out[i] = bytes[i] >> 4;
-    }
+}
+
+/// The low nibbles of bytes.
+#[inline(always)]
+fn low<const N: usize>(x: [u64; N]) -> [u64; N] {
+    x.map(|x| x & all(15))
+}
+
+/// The high ones.
+#[inline(always)]
+fn high<const N: usize>(x: [u64; N]) -> [u64; N] {
+    x.map(|x| x >> 4 & all(15))
+}
+
+/// Bits `from..` of each byte, as many as `mask` has, moved to `to..`.
+#[inline(always)]
+fn bits<const N: usize>(x: [u64; N], from: usize, mask: u8, to: usize) -> [u64; N] {
+    x.map(|x| (x >> from & all(mask)) << to)
+}
+
+#[inline(always)]
+fn join<const N: usize>(a: [u64; N], b: [u64; N]) -> [u64; N] {
+    std::array::from_fn(|i| a[i] | b[i])
 }
 
 /// Scales in f16 at the beginning of each stored block.
@@ -92,15 +118,22 @@ fn half_scales<S: Simd, const BYTES: usize, const AT: usize>(s: S, bytes: &[u8],
     s.store(s.load_f16(&halves), out);
 }
 
-/// Bits `at..at + 32` of a number as bytes of `1 << to` or 0.
+/// The 32 bits of a number as bytes of 16 or 0.
 #[inline(always)]
-fn spread(bits: u32, to: u32) -> [u8; 32] {
-    let bytes = bits.to_le_bytes();
-    let mut out = [0; 32];
-    for (i, out) in out.iter_mut().enumerate() {
-        *out = (bytes[i / 8] >> (i % 8) & 1) << to;
-    }
-    out
+fn sixteens(bits: u32) -> [u64; 4] {
+    bits.to_le_bytes().map(|bits| {
+        // bit i in byte i, whatever stands there made 1, then 16
+        let spread = all(1) * u64::from(bits) & 0x8040_2010_0804_0201;
+        (spread + all(0x7f)) >> 3 & all(16)
+    })
+}
+
+/// Sixteen bytes: low nibbles, then high ones.
+#[inline(always)]
+fn halves_of_sixteen(bytes: &[u8], at: usize) -> [u64; 4] {
+    let x = eights::<2>(bytes, at);
+    let ([a, b], [c, d]) = (low(x), high(x));
+    [a, b, c, d]
 }
 
 macro_rules! simple_blocks {
@@ -132,35 +165,32 @@ macro_rules! simple_blocks {
 }
 
 simple_blocks!(Q4_0, 18, offset 8, min false, |block, q, at| {
-    nibbles::<16>(array(block, 2), q, at, at + 16);
+    put(halves_of_sixteen(block, 2), q, at);
 });
 simple_blocks!(Q4_1, 20, offset 0, min true, |block, q, at| {
-    nibbles::<16>(array(block, 4), q, at, at + 16);
+    put(halves_of_sixteen(block, 4), q, at);
 });
 simple_blocks!(Q5_0, 22, offset 16, min false, |block, q, at| {
-    nibbles::<16>(array(block, 6), q, at, at + 16);
-    let high = spread(word(block, 2), 4);
-    places::<32>(q, at).iter_mut().zip(high).for_each(|(q, high)| *q |= high);
+    put(join(halves_of_sixteen(block, 6), sixteens(word(block, 2))), q, at);
 });
 simple_blocks!(Q5_1, 24, offset 0, min true, |block, q, at| {
-    nibbles::<16>(array(block, 8), q, at, at + 16);
-    let high = spread(word(block, 4), 4);
-    places::<32>(q, at).iter_mut().zip(high).for_each(|(q, high)| *q |= high);
+    put(join(halves_of_sixteen(block, 8), sixteens(word(block, 4))), q, at);
 });
 simple_blocks!(Q8_0, 34, offset 128, min false, |block, q, at| {
-    let (from, out) = (array::<32>(block, 2), places::<32>(q, at));
-    for i in 0..32 {
-        out[i] = from[i] ^ 0x80;
-    }
+    put(eights::<4>(block, 2).map(|x| x ^ all(0x80)), q, at);
 });
 simple_blocks!(Iq4Nl, 18, offset 128, min false, |block, q, at| {
-    let from = array::<16>(block, 2);
-    let out = places::<32>(q, at);
-    for i in 0..16 {
-        out[i] = LEVELS[usize::from(from[i] & 15)];
-        out[i + 16] = LEVELS[usize::from(from[i] >> 4)];
-    }
+    levels(array(block, 2), q, at);
 });
+
+/// Sixteen bytes of two levels each.
+#[inline(always)]
+fn levels(from: &[u8; 16], q: &mut [u8; CHUNK], at: usize) {
+    let (low, high) = q[at..at + 32].split_at_mut(16);
+    for ((low, high), x) in low.iter_mut().zip(high).zip(from) {
+        (*low, *high) = (LEVELS[usize::from(x & 15)], LEVELS[usize::from(x >> 4)]);
+    }
+}
 
 /// The levels of IQ4 formats, with 128 added (ggml, `kvalues_iq4nl`).
 const LEVELS: [u8; 16] = [1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241];
@@ -201,8 +231,9 @@ impl Unpack for Q4K {
         for (i, block) in bytes.chunks_exact(144).enumerate() {
             scales_of_eight(block, 8 * i, out);
             for group in 0..4 {
-                let at = 256 * i + 64 * group;
-                nibbles::<32>(array(block, 16 + 32 * group), &mut out.q, at, at + 32);
+                let (x, at) = (eights::<4>(block, 16 + 32 * group), 256 * i + 64 * group);
+                put(low(x), &mut out.q, at);
+                put(high(x), &mut out.q, at + 32);
             }
         }
     }
@@ -221,17 +252,11 @@ impl Unpack for Q5K {
     fn unpack<S: Simd>(_s: S, bytes: &[u8], out: &mut Chunk) {
         for (i, block) in bytes.chunks_exact(176).enumerate() {
             scales_of_eight(block, 8 * i, out);
-            let high: &[u8; 32] = array(block, 16);
+            let fifth = eights::<4>(block, 16);
             for group in 0..4 {
-                let (from, at) = (array::<32>(block, 48 + 32 * group), 256 * i + 64 * group);
-                let low = places::<32>(&mut out.q, at);
-                for l in 0..32 {
-                    low[l] = from[l] & 15 | (high[l] >> (2 * group) & 1) << 4;
-                }
-                let top = places::<32>(&mut out.q, at + 32);
-                for l in 0..32 {
-                    top[l] = from[l] >> 4 | (high[l] >> (2 * group + 1) & 1) << 4;
-                }
+                let (x, at) = (eights::<4>(block, 48 + 32 * group), 256 * i + 64 * group);
+                put(join(low(x), bits(fifth, 2 * group, 1, 4)), &mut out.q, at);
+                put(join(high(x), bits(fifth, 2 * group + 1, 1, 4)), &mut out.q, at + 32);
             }
         }
     }
@@ -255,35 +280,12 @@ impl Unpack for Q6K {
             out.scale[i] = d * f32::from(scales[i].cast_signed());
         }
         for part in 0..2 {
-            let (a, b): (&[u8; 32], &[u8; 32]) = (array(block, 64 * part), array(block, 64 * part + 32));
-            let high: &[u8; 32] = array(block, 128 + 32 * part);
-            let to = places::<32>(&mut out.q, 128 * part);
-            for l in 0..32 {
-                to[l] = a[l] & 15 | (high[l] & 3) << 4;
-            }
-            let to = places::<32>(&mut out.q, 128 * part + 32);
-            for l in 0..32 {
-                to[l] = b[l] & 15 | (high[l] >> 2 & 3) << 4;
-            }
-            let to = places::<32>(&mut out.q, 128 * part + 64);
-            for l in 0..32 {
-                to[l] = a[l] >> 4 | (high[l] >> 4 & 3) << 4;
-            }
-            let to = places::<32>(&mut out.q, 128 * part + 96);
-            for l in 0..32 {
-                to[l] = b[l] >> 4 | (high[l] >> 6) << 4;
-            }
-        }
-    }
-}
-
-/// Two bits of each of 32 bytes, four times over: elements `128 part + 32 j` on have the bits `2 j` on.
-#[inline(always)]
-fn two_bits(from: &[u8; 32], q: &mut [u8; CHUNK], part: usize) {
-    for j in 0..4 {
-        let to = places::<32>(q, 128 * part + 32 * j);
-        for l in 0..32 {
-            to[l] = from[l] >> (2 * j) & 3;
+            let (a, b) = (eights::<4>(block, 64 * part), eights::<4>(block, 64 * part + 32));
+            let (top, at) = (eights::<4>(block, 128 + 32 * part), 128 * part);
+            put(join(low(a), bits(top, 0, 3, 4)), &mut out.q, at);
+            put(join(low(b), bits(top, 2, 3, 4)), &mut out.q, at + 32);
+            put(join(high(a), bits(top, 4, 3, 4)), &mut out.q, at + 64);
+            put(join(high(b), bits(top, 6, 3, 4)), &mut out.q, at + 96);
         }
     }
 }
@@ -306,7 +308,10 @@ impl Unpack for Q2K {
             out.min[i] = -(d_min * f32::from(block[i] >> 4));
         }
         for part in 0..2 {
-            two_bits(array(block, 16 + 32 * part), &mut out.q, part);
+            let x = eights::<4>(block, 16 + 32 * part);
+            for j in 0..4 {
+                put(bits(x, 2 * j, 3, 0), &mut out.q, 128 * part + 32 * j);
+            }
         }
     }
 }
@@ -331,14 +336,12 @@ impl Unpack for Q3K {
             let high = packed[8 + i % 4] >> (2 * (i / 4)) & 3;
             out.scale[i] = d * (f32::from(low | high << 4) - 32.0);
         }
-        let mask: &[u8; 32] = array(block, 0);
+        let third = eights::<4>(block, 0);
         for part in 0..2 {
-            two_bits(array(block, 32 + 32 * part), &mut out.q, part);
+            let x = eights::<4>(block, 32 + 32 * part);
             for j in 0..4 {
-                let to = places::<32>(&mut out.q, 128 * part + 32 * j);
-                for l in 0..32 {
-                    to[l] |= (mask[l] >> (4 * part + j) & 1) << 2;
-                }
+                let x = join(bits(x, 2 * j, 3, 0), bits(third, 4 * part + j, 1, 2));
+                put(x, &mut out.q, 128 * part + 32 * j);
             }
         }
     }
@@ -362,12 +365,7 @@ impl Unpack for Iq4Xs {
                 let low = block[4 + j / 2] >> (4 * (j % 2)) & 15;
                 let scale = low | ((high >> (2 * j)) as u8 & 3) << 4;
                 out.scale[8 * i + j] = d * (f32::from(scale) - 32.0);
-                let from = array::<16>(block, 8 + 16 * j);
-                let to = places::<32>(&mut out.q, 256 * i + 32 * j);
-                for l in 0..16 {
-                    to[l] = LEVELS[usize::from(from[l] & 15)];
-                    to[l + 16] = LEVELS[usize::from(from[l] >> 4)];
-                }
+                levels(array(block, 8 + 16 * j), &mut out.q, 256 * i + 32 * j);
             }
         }
     }

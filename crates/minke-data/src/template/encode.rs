@@ -3,8 +3,10 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 
+use serde_json::Value;
+
 use super::thinking::{CLOSE, OPEN, fault};
-use super::{ChatTemplate, Message, Names, RenderOptions, Role, Thinking};
+use super::{ChatTemplate, Message, Names, RenderOptions, Role, Thinking, ToolCall};
 use crate::{ControlToken, Error, Result, Tokenizer};
 
 /// A conversation as tokens.
@@ -27,12 +29,25 @@ struct Shield<'a> {
 }
 
 impl<'a> Shield<'a> {
-    fn new(tokens: &'a [ControlToken], messages: &[Message]) -> Result<Self> {
+    fn new(tokens: &'a [ControlToken], messages: &[Message], tools: &[Value]) -> Result<Self> {
         let private = |c: &char| matches!(c, '\u{e000}'..='\u{f8ff}' | '\u{f0000}'..='\u{ffffd}');
         let mut taken: HashSet<char> = HashSet::new();
+        let mut take = |text: &str| taken.extend(text.chars().filter(private));
         for message in messages {
-            let thought = message.reasoning_content.as_deref().unwrap_or_default();
-            taken.extend(message.content.chars().chain(thought.chars()).filter(private));
+            take(&message.content);
+            for text in
+                [&message.reasoning_content, &message.tool_call_id, &message.name].into_iter().flatten()
+            {
+                take(text);
+            }
+            for call in &message.tool_calls {
+                take(&call.id);
+                take(&call.name);
+                texts(&call.arguments, &mut take);
+            }
+        }
+        for tool in tools {
+            texts(tool, &mut take);
         }
         let mark = ('\u{e000}'..='\u{f8ff}').chain('\u{f0000}'..='\u{ffffd}').find(|c| !taken.contains(c));
         let mark = mark.ok_or_else(|| {
@@ -44,10 +59,31 @@ impl<'a> Shield<'a> {
 
     fn over(&self, message: &Message) -> Message {
         let own = message.role == Role::Assistant;
+        let plain = |text: &String| self.text(text, false);
+        let call = |call: &ToolCall| ToolCall {
+            id: plain(&call.id),
+            name: plain(&call.name),
+            arguments: self.value(&call.arguments),
+        };
         Message {
             role: message.role,
             content: self.text(&message.content, own),
             reasoning_content: message.reasoning_content.as_deref().map(|text| self.text(text, own)),
+            tool_calls: message.tool_calls.iter().map(call).collect(),
+            tool_call_id: message.tool_call_id.as_ref().map(plain),
+            name: message.name.as_ref().map(plain),
+        }
+    }
+
+    /// JSON with all of its texts marked.
+    fn value(&self, value: &Value) -> Value {
+        match value {
+            Value::String(text) => self.text(text, false).into(),
+            Value::Array(items) => items.iter().map(|item| self.value(item)).collect(),
+            Value::Object(fields) => {
+                fields.iter().map(|(key, value)| (self.text(key, false), self.value(value))).collect()
+            }
+            other => other.clone(),
         }
     }
 
@@ -119,12 +155,14 @@ impl ChatTemplate {
         &self,
         tokenizer: &Tokenizer,
         messages: &[Message],
-        options: RenderOptions,
+        options: RenderOptions<'_>,
     ) -> Result<Encoded> {
         let names = self.names_of(tokenizer);
         let messages = self.prepared(messages);
-        let shield = Shield::new(tokenizer.control_tokens(), &messages)?;
+        let shield = Shield::new(tokenizer.control_tokens(), &messages, options.tools)?;
         let shielded: Vec<Message> = messages.iter().map(|message| shield.over(message)).collect();
+        let tools: Vec<Value> = options.tools.iter().map(|tool| shield.value(tool)).collect();
+        let options = RenderOptions { tools: &tools, ..options };
         let whole = self.render_as(&names, &shielded, options)?;
         let mut out = Encoded::default();
         let mut done = 0;
@@ -159,11 +197,25 @@ impl ChatTemplate {
         messages: &[Message],
         thinking: Thinking,
     ) -> Result<Vec<u32>> {
+        self.encode_prompt_with(tokenizer, messages, RenderOptions::prompt(thinking))
+    }
+
+    /// The tokens of a conversation with tools and other variables; nothing is marked.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::encode`].
+    pub fn encode_prompt_with(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[Message],
+        options: RenderOptions<'_>,
+    ) -> Result<Vec<u32>> {
         let names = self.names_of(tokenizer);
         let messages = self.prepared(messages);
-        let shield = Shield::new(tokenizer.control_tokens(), &messages)?;
+        let shield = Shield::new(tokenizer.control_tokens(), &messages, options.tools)?;
         let shielded: Vec<Message> = messages.iter().map(|message| shield.over(message)).collect();
-        let whole = self.render_as(&names, &shielded, RenderOptions::prompt(thinking))?;
+        let tools: Vec<Value> = options.tools.iter().map(|tool| shield.value(tool)).collect();
+        let whole = self.render_as(&names, &shielded, RenderOptions { tools: &tools, ..options })?;
         let mut ids = Vec::new();
         shield.encode(tokenizer, &whole, &mut ids)?;
         Ok(ids)
@@ -208,11 +260,11 @@ impl ChatTemplate {
         names: &Names,
         shielded: &[Message],
         at: usize,
-        options: RenderOptions,
+        options: RenderOptions<'_>,
         whole: &str,
         shield: &Shield<'_>,
     ) -> Result<Option<(usize, usize)>> {
-        let plain = RenderOptions { add_generation_prompt: false, thinking: options.thinking };
+        let plain = RenderOptions { add_generation_prompt: false, ..options };
         let is_last = at + 1 == shielded.len() && !options.add_generation_prompt;
         // a template may refuse a part of a conversation that it takes as a whole
         let through = if is_last {
@@ -226,7 +278,8 @@ impl ChatTemplate {
         let mut begin = None;
         let mut shared = 0;
         for thinking in [options.thinking, Thinking::Default, Thinking::Empty, Thinking::Open] {
-            let Ok(prompt) = self.render_as(names, &shielded[..at], RenderOptions::prompt(thinking)) else {
+            let prompt = RenderOptions { add_generation_prompt: true, thinking, ..options };
+            let Ok(prompt) = self.render_as(names, &shielded[..at], prompt) else {
                 continue;
             };
             if whole[..through].starts_with(&prompt) {
@@ -250,6 +303,19 @@ impl ChatTemplate {
             }
         }
         Ok(Some((begin, begin + end)))
+    }
+}
+
+/// Every text within JSON.
+fn texts(value: &Value, take: &mut impl FnMut(&str)) {
+    match value {
+        Value::String(text) => take(text),
+        Value::Array(items) => items.iter().for_each(|item| texts(item, take)),
+        Value::Object(fields) => fields.iter().for_each(|(key, value)| {
+            take(key);
+            texts(value, take);
+        }),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }
 

@@ -18,22 +18,31 @@
 //! `<think>\n...\n</think>\n\n` in front of the answer. [`ChatTemplate::think_problems`] says what a template does to
 //! thoughts that a training run should know.
 
+mod calls;
+mod clock;
 mod encode;
 mod environment;
-mod thinking;
+mod filters;
+mod json;
+mod message;
+mod python;
+pub mod thinking;
+mod transcript;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use calls::Form;
 use minijinja::Environment;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::files::{read_bounded, write_atomic};
 use crate::{Error, Result, Tokenizer};
 
 pub use encode::Encoded;
+pub use message::{Message, Role, ToolCall};
 pub use thinking::Thinking;
+pub use transcript::Transcript;
 
 /// Published templates stay below 20 kB.
 const MAX_TEMPLATE_BYTES: u64 = 1 << 20;
@@ -58,98 +67,33 @@ const BUILTIN: [(&str, &str, [&str; 2]); 6] = [
     ("llama3", include_str!("builtin/llama3.jinja"), ["<|begin_of_text|>", "<|eot_id|>"]),
 ];
 
-/// Who speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// What holds for the whole conversation.
-    System,
-    /// The same under its newer name.
-    Developer,
-    /// The person.
-    User,
-    /// The model.
-    Assistant,
-    /// What a tool gave back.
-    Tool,
-}
-
-impl Role {
-    /// The name that templates and files use.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::System => "system",
-            Self::Developer => "developer",
-            Self::User => "user",
-            Self::Assistant => "assistant",
-            Self::Tool => "tool",
-        }
-    }
-
-    /// The role of a name.
-    pub fn of(name: &str) -> Option<Self> {
-        [Self::System, Self::Developer, Self::User, Self::Assistant, Self::Tool]
-            .into_iter()
-            .find(|role| role.name() == name)
-    }
-}
-
-/// One turn of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Message {
-    /// Who speaks.
-    pub role: Role,
-    /// What is said; without the thought.
-    pub content: String,
-    /// What was thought before it was said.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reasoning_content: Option<String>,
-}
-
-impl Message {
-    /// A message without a thought.
-    pub fn new(role: Role, content: impl Into<String>) -> Self {
-        Self { role, content: content.into(), reasoning_content: None }
-    }
-
-    /// What a person says.
-    pub fn user(content: impl Into<String>) -> Self {
-        Self::new(Role::User, content)
-    }
-
-    /// What the model thought and said.
-    pub fn assistant(thought: Option<&str>, content: impl Into<String>) -> Self {
-        Self { reasoning_content: thought.map(str::to_owned), ..Self::new(Role::Assistant, content) }
-    }
-}
-
 /// What is asked of a rendering.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct RenderOptions {
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct RenderOptions<'a> {
     /// Whether the text ends with the beginning of the model's next turn.
     pub add_generation_prompt: bool,
     /// How that turn begins.
     pub thinking: Thinking,
+    /// The tools that the model may call, each a JSON schema `{"type": "function", "function": {...}}`.
+    pub tools: &'a [Value],
+    /// Other variables that the template knows, such as `date_string`.
+    pub variables: Option<&'a Map<String, Value>>,
 }
 
-impl RenderOptions {
+impl RenderOptions<'_> {
     /// The prompt for the model's next turn.
     pub fn prompt(thinking: Thinking) -> Self {
-        Self { add_generation_prompt: true, thinking }
+        Self { add_generation_prompt: true, thinking, ..Self::default() }
     }
 }
 
 /// The texts that stand for special tokens in a template.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Names {
-    #[serde(rename = "bos_token")]
     bos: String,
-    #[serde(rename = "eos_token")]
     eos: String,
-    #[serde(rename = "pad_token")]
-    pad: String,
-    #[serde(rename = "unk_token")]
-    unk: String,
+    /// Others by the names of their variables, such as `pad_token`.
+    others: Vec<(String, String)>,
 }
 
 /// A chat template, compiled; a clone is cheap.
@@ -157,10 +101,14 @@ struct Names {
 pub struct ChatTemplate {
     place: String,
     source: Arc<str>,
+    /// The template for conversations with tools, where it is another.
+    tool_use: Option<Arc<str>>,
     environment: Arc<Environment<'static>>,
     names: Names,
     /// Whether the template itself knows of thoughts.
     knows_thoughts: bool,
+    /// How it wants calls, once it has been asked.
+    form: Arc<OnceLock<Form>>,
 }
 
 impl std::fmt::Debug for ChatTemplate {
@@ -171,7 +119,7 @@ impl std::fmt::Debug for ChatTemplate {
 
 impl PartialEq for ChatTemplate {
     fn eq(&self, other: &Self) -> bool {
-        self.source == other.source && self.names == other.names
+        self.source == other.source && self.tool_use == other.tool_use && self.names == other.names
     }
 }
 
@@ -181,22 +129,31 @@ impl ChatTemplate {
     /// # Errors
     /// It is too long, or no Jinja.
     pub fn new(place: &str, source: &str) -> Result<Self> {
-        if source.len() as u64 > MAX_TEMPLATE_BYTES {
+        Self::compiled(place, source, None)
+    }
+
+    fn compiled(place: &str, source: &str, tool_use: Option<&str>) -> Result<Self> {
+        let mut sources = vec![(environment::CHAT, source)];
+        sources.extend(tool_use.map(|source| (environment::TOOL_USE, source)));
+        if sources.iter().any(|(_, source)| source.len() as u64 > MAX_TEMPLATE_BYTES) {
             let reason = format!("longer than the {MAX_TEMPLATE_BYTES} bytes that a template may have");
             return Err(Error::template(place, reason));
         }
-        let environment = environment::compile(source).map_err(|reason| Error::template(place, reason))?;
+        let environment = environment::compile(&sources).map_err(|reason| Error::template(place, reason))?;
+        let knows = ["reasoning_content", "message.thinking", "message['thinking']", "message[\"thinking\"]"];
         Ok(Self {
             place: place.to_owned(),
             source: source.into(),
+            tool_use: tool_use.map(Arc::from),
             environment: Arc::new(environment),
             names: Names::default(),
-            knows_thoughts: source.contains("reasoning_content"),
+            knows_thoughts: knows.iter().any(|name| source.contains(name)),
+            form: Arc::default(),
         })
     }
 
     /// The template of a model folder: `chat_template.jinja`, or `chat_template` in `tokenizer_config.json`, where a
-    /// list holds the one named `default`. None where the folder has none.
+    /// list holds the one named `default` and may hold one named `tool_use`. None where the folder has none.
     ///
     /// # Errors
     /// A file that cannot be read, or a template that is broken.
@@ -210,36 +167,50 @@ impl ChatTemplate {
         } else {
             Value::Null
         };
-        let mut template = if own.is_file() {
-            let place = own.display().to_string();
-            let source = String::from_utf8(read_bounded(&own, MAX_TEMPLATE_BYTES)?)
-                .map_err(|_| Error::template(&place, "not UTF-8"))?;
-            Self::new(&place, &source)?
+        let read = |path: &Path| {
+            let bytes = read_bounded(path, MAX_TEMPLATE_BYTES)?;
+            String::from_utf8(bytes).map_err(|_| Error::template(path.display().to_string(), "not UTF-8"))
+        };
+        let template = if own.is_file() {
+            let tool_use = folder.join("additional_chat_templates/tool_use.jinja");
+            let tool_use = if tool_use.is_file() { Some(read(&tool_use)?) } else { None };
+            Self::compiled(&own.display().to_string(), &read(&own)?, tool_use.as_deref())?
         } else {
-            let found = match value.get("chat_template") {
-                Some(Value::Array(named)) => {
-                    let default = named.iter().find(|entry| entry["name"] == "default").or(named.first());
-                    default.and_then(|entry| entry.get("template"))
-                }
-                other => other,
+            let text = |value: &Value| {
+                let fault = || Error::template(&place, "`chat_template` is neither text nor a list");
+                value.as_str().map(str::to_owned).ok_or_else(fault)
             };
-            let Some(found) = found.filter(|found| !found.is_null()) else { return Ok(None) };
-            let source = found
-                .as_str()
-                .ok_or_else(|| Error::template(&place, "`chat_template` is neither text nor a list"))?;
-            Self::new(&place, source)?
+            match value.get("chat_template") {
+                None | Some(Value::Null) => return Ok(None),
+                Some(Value::Array(named)) => {
+                    let of = |name: &str| named.iter().find(|entry| entry["name"] == name);
+                    let Some(default) = of("default").or(named.first()) else { return Ok(None) };
+                    let tool_use = of("tool_use").map(|entry| text(&entry["template"])).transpose()?;
+                    Self::compiled(&place, &text(&default["template"])?, tool_use.as_deref())?
+                }
+                Some(other) => Self::new(&place, &text(other)?)?,
+            }
         };
-        let name = |key: &str| {
-            let entry = value.get(key).map(|entry| entry.get("content").unwrap_or(entry));
-            entry.and_then(Value::as_str).unwrap_or_default().to_owned()
-        };
-        template.names = Names {
-            bos: name("bos_token"),
-            eos: name("eos_token"),
-            pad: name("pad_token"),
-            unk: name("unk_token"),
-        };
-        Ok(Some(template))
+        Ok(Some(template.with_names(&value)))
+    }
+
+    /// The template with the special tokens that a `tokenizer_config.json` names: its fields `bos_token`, `eos_token`
+    /// and others that end in `_token`, texts or objects with a `content`.
+    #[must_use]
+    pub fn with_names(mut self, config: &Value) -> Self {
+        let mut names = Names::default();
+        for (key, entry) in
+            config.as_object().into_iter().flatten().filter(|(key, _)| key.ends_with("_token"))
+        {
+            let Some(text) = entry.get("content").unwrap_or(entry).as_str() else { continue };
+            match key.as_str() {
+                "bos_token" => text.clone_into(&mut names.bos),
+                "eos_token" => text.clone_into(&mut names.eos),
+                _ => names.others.push((key.clone(), text.to_owned())),
+            }
+        }
+        self.names = names;
+        self
     }
 
     /// A built-in template: one of [`ChatTemplate::builtin_names`].
@@ -255,7 +226,7 @@ impl ChatTemplate {
             ));
         };
         let mut template = Self::new(place, source)?;
-        template.names = Names { bos: (*bos).to_owned(), eos: (*eos).to_owned(), ..Names::default() };
+        template.names = Names { bos: (*bos).to_owned(), eos: (*eos).to_owned(), others: Vec::new() };
         Ok(template)
     }
 
@@ -266,7 +237,10 @@ impl ChatTemplate {
 
     /// Says how special tokens are written in this template.
     pub(crate) fn set_names(&mut self, bos: String, eos: String, pad: String, unk: String) {
-        self.names = Names { bos, eos, pad, unk };
+        let others = [("pad_token", pad), ("unk_token", unk)];
+        let others = others.into_iter().filter(|(_, text)| !text.is_empty());
+        let others = others.map(|(name, text)| (name.to_owned(), text)).collect();
+        self.names = Names { bos, eos, others };
     }
 
     /// The template's text.
@@ -305,14 +279,73 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// What the template refuses, and a template that does not end.
-    pub fn render(&self, messages: &[Message], options: RenderOptions) -> Result<String> {
+    pub fn render(&self, messages: &[Message], options: RenderOptions<'_>) -> Result<String> {
         self.render_as(&self.names, &self.prepared(messages), options)
     }
 
-    fn render_as(&self, names: &Names, messages: &[Message], options: RenderOptions) -> Result<String> {
-        let text = environment::render(&self.environment, names, messages, options)
+    /// The text of messages of any form, as transformers renders it: `messages` and `tools` are what the template gets,
+    /// as they are, and `variables` stand beside them (`add_generation_prompt`, `enable_thinking` and the like).
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`].
+    pub fn render_values(
+        &self,
+        messages: &[Value],
+        tools: &[Value],
+        variables: &Map<String, Value>,
+    ) -> Result<String> {
+        let messages: Vec<Value> = messages.iter().map(with_aliases).collect();
+        self.run(&self.names, &messages, tools, variables)
+            .map_err(|reason| Error::template(&self.place, reason))
+    }
+
+    fn render_as(&self, names: &Names, messages: &[Message], options: RenderOptions<'_>) -> Result<String> {
+        let form = self.form(messages);
+        let messages: Vec<Value> = messages.iter().map(|message| form.told(message)).collect();
+        let mut variables = options.variables.cloned().unwrap_or_default();
+        variables.insert("add_generation_prompt".to_owned(), options.add_generation_prompt.into());
+        if options.thinking != Thinking::Default {
+            // the names that published templates use for this
+            for name in ["enable_thinking", "thinking"] {
+                variables.insert(name.to_owned(), (options.thinking == Thinking::Open).into());
+            }
+        }
+        let text = self
+            .run(names, &messages, options.tools, &variables)
             .map_err(|reason| Error::template(&self.place, reason))?;
         Ok(if options.add_generation_prompt { options.thinking.begin(text) } else { text })
+    }
+
+    fn run(
+        &self,
+        names: &Names,
+        messages: &[Value],
+        tools: &[Value],
+        variables: &Map<String, Value>,
+    ) -> std::result::Result<String, String> {
+        let mut all: Map<String, Value> = Map::new();
+        all.insert("bos_token".to_owned(), names.bos.as_str().into());
+        all.insert("eos_token".to_owned(), names.eos.as_str().into());
+        all.extend(names.others.iter().map(|(name, text)| (name.clone(), text.as_str().into())));
+        all.insert("add_generation_prompt".to_owned(), false.into());
+        all.extend(variables.iter().map(|(name, value)| (name.clone(), value.clone())));
+        all.insert("messages".to_owned(), messages.into());
+        // there and empty-handed, as transformers tells it
+        all.insert("tools".to_owned(), if tools.is_empty() { Value::Null } else { tools.into() });
+        all.entry("documents").or_insert(Value::Null);
+        let with_tools = self.tool_use.is_some() && !tools.is_empty();
+        let name = if with_tools { environment::TOOL_USE } else { environment::CHAT };
+        environment::render(&self.environment, name, &all)
+    }
+
+    /// How the template wants calls; it is asked once, when there are some.
+    fn form(&self, messages: &[Message]) -> Form {
+        if messages.iter().all(|message| message.tool_calls.is_empty()) {
+            return Form { text: false, null: false };
+        }
+        let ask =
+            |messages: &[Value], tools: &[Value]| self.run(&self.names, messages, tools, &Map::new()).ok();
+        *self.form.get_or_init(|| Form::of(ask))
     }
 
     /// The names as a tokenizer has them, where it does not know the template's own.
@@ -335,6 +368,17 @@ impl ChatTemplate {
         };
         messages.iter().map(prepare).collect()
     }
+}
+
+/// A message whose thought has each of the names that templates read, whichever it was given under.
+fn with_aliases(message: &Value) -> Value {
+    let names = ["reasoning_content", "thinking", "reasoning"];
+    let thought = names.iter().find_map(|name| message.get(name).filter(|thought| !thought.is_null()));
+    let (Some(thought), Some(fields)) = (thought, message.as_object()) else { return message.clone() };
+    let mut out = fields.clone();
+    out.insert("reasoning_content".to_owned(), thought.clone());
+    out.entry("thinking").or_insert_with(|| thought.clone());
+    Value::Object(out)
 }
 
 #[cfg(test)]

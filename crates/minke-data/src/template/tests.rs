@@ -1,6 +1,6 @@
 use serde_json::json;
 
-use super::environment::strftime;
+use super::clock::strftime;
 use super::*;
 use crate::TrainOptions;
 

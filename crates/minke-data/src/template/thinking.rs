@@ -2,8 +2,12 @@
 
 use super::{ChatTemplate, Message, RenderOptions};
 
-pub(super) const OPEN: &str = "<think>";
-pub(super) const CLOSE: &str = "</think>";
+/// Begins a thought.
+pub const OPEN: &str = "<think>";
+/// Ends a thought.
+pub const CLOSE: &str = "</think>";
+/// The end of a thought with the line ends that templates write around it.
+pub const CLOSING: &str = "\n</think>\n\n";
 
 /// How the model's next turn begins.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -35,7 +39,7 @@ impl Thinking {
             Self::Open => prompt.push_str("<think>\n"),
             Self::Empty if closed => {}
             Self::Empty if opened && body == prompt.len() => prompt.push_str(CLOSE),
-            Self::Empty if opened => prompt.push_str("\n</think>\n\n"),
+            Self::Empty if opened => prompt.push_str(CLOSING),
             Self::Empty => prompt.push_str("<think>\n\n</think>\n\n"),
         }
         prompt
@@ -48,7 +52,9 @@ pub(super) fn taken_out(message: &Message) -> Message {
     let inside = message.content.trim_start().strip_prefix(OPEN).and_then(|rest| rest.split_once(CLOSE));
     match inside {
         Some((inside, answer)) if thought.is_empty() => {
-            Message::assistant(Some(inside.trim_matches('\n')), answer.trim_start_matches('\n'))
+            let thought = Some(inside.trim_matches('\n').to_owned());
+            let content = answer.trim_start_matches('\n').to_owned();
+            Message { content, reasoning_content: thought, ..message.clone() }
         }
         _ => message.clone(),
     }
@@ -56,12 +62,11 @@ pub(super) fn taken_out(message: &Message) -> Message {
 
 /// The thought as part of the content, for templates that do not know the field.
 pub(super) fn put_in(message: &Message) -> Message {
-    match message.reasoning_content.as_deref() {
-        None | Some("") => Message::assistant(None, message.content.clone()),
-        Some(thought) => {
-            Message::assistant(None, format!("{OPEN}\n{thought}\n{CLOSE}\n\n{}", message.content))
-        }
-    }
+    let content = match message.reasoning_content.as_deref() {
+        None | Some("") => message.content.clone(),
+        Some(thought) => format!("{OPEN}\n{thought}\n{CLOSE}\n\n{}", message.content),
+    };
+    Message { content, reasoning_content: None, ..message.clone() }
 }
 
 /// What is wrong with the thought of a turn, if anything is.

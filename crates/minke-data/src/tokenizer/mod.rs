@@ -18,6 +18,7 @@
 //! **Streaming**: an id may stand for part of a character. [`StreamDecoder`] hands out text only up to the
 //! last complete character, and its pieces join to exactly what decoding at once gives.
 
+mod bytes;
 mod fast;
 mod stream;
 mod train;
@@ -38,6 +39,7 @@ use crate::gguf::tokenizer::Ends;
 use crate::gguf::{self, GgufFile};
 use crate::{Error, Result};
 
+use bytes::Spelling;
 use fast::{FastBpe, Words};
 
 pub use stream::StreamDecoder;
@@ -94,6 +96,8 @@ struct Shared {
     eos: Option<u32>,
     /// For byte-level vocabularies the bytes of each id, which make decoding exact and simple.
     token_bytes: Option<Vec<Box<[u8]>>>,
+    /// For others how their tokens spell bytes, if each does so for itself.
+    spelling: Option<Spelling>,
     is_special: Vec<bool>,
     /// The longest first.
     control: Vec<ControlToken>,
@@ -115,6 +119,13 @@ impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tokenizer").field("vocab_size", &self.vocab_size()).finish_non_exhaustive()
     }
+}
+
+/// Of a `tokenizer.json` what says how tokens are spelt; a vocabulary of a million tokens is not kept for it.
+#[derive(serde::Deserialize)]
+struct DecoderOnly {
+    #[serde(default)]
+    decoder: Value,
 }
 
 impl Tokenizer {
@@ -235,6 +246,13 @@ impl Tokenizer {
         } else {
             None
         };
+        let spelling = if byte_level {
+            None
+        } else {
+            let file: DecoderOnly =
+                serde_json::from_slice(&json).map_err(|error| fail(format!("not JSON: {error}")))?;
+            Spelling::of(&file.decoder)
+        };
         let letters = stream::byte_letters();
         let find = |named: &Option<String>, known: &[&str]| match named {
             Some(name) => special.token_to_id(name),
@@ -254,6 +272,7 @@ impl Tokenizer {
             bos,
             eos,
             token_bytes,
+            spelling,
             is_special,
             control,
             fast,

@@ -114,7 +114,12 @@ fn looks(config: &Config) -> Vec<(&'static str, Value)> {
             all.push(("use_sliding_window", json!(sliding.is_some())));
         }
         Family::Gemma2 | Family::Gemma3Text => {
-            all.push(("query_pre_attn_scalar", json!(config.query_pre_attn_scalar)));
+            // transformers wants a whole number where it is one
+            let scalar = config.query_pre_attn_scalar.map(|scalar| match scalar {
+                whole if whole.fract() == 0.0 => json!(whole as u64),
+                other => json!(other),
+            });
+            all.push(("query_pre_attn_scalar", json!(scalar)));
             all.push(("attn_logit_softcapping", json!(config.attn_logit_softcapping)));
             all.push(("final_logit_softcapping", json!(config.final_logit_softcapping)));
         }

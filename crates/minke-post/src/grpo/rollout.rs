@@ -125,12 +125,13 @@ pub fn roll(
                     temperature: settings.temperature,
                     top_k: settings.top_k,
                     top_p: settings.top_p,
-                    min_p: 0.0,
                     seed: shop.seed,
+                    ..Sampling::default()
                 },
                 sequence: first + requests.len() as u64,
                 stop: stop.clone(),
                 stop_ids: shop.stop_ids.clone(),
+                ..Request::default()
             });
         }
     }

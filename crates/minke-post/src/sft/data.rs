@@ -339,7 +339,8 @@ fn messages(key: &str, value: &Value) -> std::result::Result<Vec<Message>, Strin
             None | Some(Value::Null) => None,
             Some(value) => Some(text(value, &place("reasoning_content"))?),
         };
-        Ok(Message { role, content: text(content, &place("content"))?, reasoning_content: thought })
+        let content = text(content, &place("content"))?;
+        Ok(Message { reasoning_content: thought, ..Message::new(role, content) })
     };
     list.iter().enumerate().map(message).collect()
 }

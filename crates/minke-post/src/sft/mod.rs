@@ -273,8 +273,8 @@ impl Stage for Sft<'_> {
                 max_tokens: sample.tokens,
                 sampling: Sampling { temperature, seed: shop.seed, ..Sampling::default() },
                 sequence: sequence as u64,
-                stop: Vec::new(),
                 stop_ids: stop_ids.clone(),
+                ..Request::default()
             });
         }
         let answers = Engine::new(&mut shop.trainer.model, &shop.cpu, Some(&shop.tokenizer))

@@ -103,15 +103,16 @@ pub(super) fn gated(
         Input::Plain(x) if cx.store.stored(gate_up).is_none() => Some(x),
         Input::Plain(_) | Input::Codes(_) => None,
     };
-    let Some(x) = plain else {
+    let Some(plain) = plain else {
         let gu = linear::grouped(cx, x, index, offsets, gate_up, act);
         kernel::swiglu(cx.cpu, gate, gu.view(), f, h.view_mut());
         return (h, kept(cx, gu, gate_up));
     };
+    linear::note(cx, x, index, offsets, gate_up);
     let mut gu = Tensor::uninit(if cx.recording() { n } else { 0 }, 2 * f, act);
     let target = if cx.recording() { Target::Kept(gu.view_mut()) } else { Target::Passing(act) };
     let packed = cx.store.plain_forward(cx.cpu, gate_up);
-    let x = Operand { view: x.view(), cols: x.cols(), index };
+    let x = Operand { view: plain.view(), cols: plain.cols(), index };
     kernel::swiglu_of_product(cx.cpu, x, offsets, packed, gate, target, h.view_mut());
     (h, Input::Plain(gu))
 }

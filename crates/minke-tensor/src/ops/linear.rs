@@ -133,6 +133,7 @@ pub(super) fn grouped(
     w: WeightId,
     dtype: DType,
 ) -> Tensor {
+    note(cx, x, index, offsets, w);
     let rows = index.map_or(x.rows(), <[u32]>::len);
     let mut y = Tensor::uninit(rows, cx.store.rows(w), dtype);
     match (x, cx.store.forward(cx.cpu, w)) {
@@ -151,6 +152,15 @@ pub(super) fn grouped(
         | (Input::Plain(_), PackedWeight::Eight(_)) => unreachable!("an input has the form of its weight"),
     }
     y
+}
+
+/// Tells the store what a product forward reads, if it wants to know.
+pub(super) fn note(cx: &mut Context<'_>, x: &Input, index: Option<&[u32]>, offsets: &[u32], w: WeightId) {
+    if cx.store.noted_inputs().is_some() {
+        let (numbers, cols) = (x.numbers(cx, DType::F32).converted(cx.cpu, DType::F32), x.cols());
+        let inputs = cx.store.noted_inputs().expect("it does");
+        inputs.add(w, numbers.f32(), cols, index, offsets);
+    }
 }
 
 /// `dx = dy W`

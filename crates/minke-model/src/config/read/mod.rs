@@ -57,7 +57,8 @@ pub(super) fn config(value: &Value) -> Result<Config, ConfigError> {
         let all = experts.moe.n_routed_experts * (num_hidden_layers + num_nextn_predict_layers);
         if all > MAX_EXPERTS {
             let expected = format!("at most {MAX_EXPERTS} experts over all layers");
-            return Err(invalid("n_routed_experts", expected, all));
+            let field = if family.is_latent() { "n_routed_experts" } else { "num_experts" };
+            return Err(invalid(field, expected, all));
         }
     }
     let gate = gate(&mut fields, family)?;

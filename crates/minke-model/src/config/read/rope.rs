@@ -123,9 +123,7 @@ fn rope(object: &Map<String, Value>, prefix: &'static str, outside: Outside) -> 
     };
     let scaling = match kind {
         "default" => RopeScaling::None,
-        "linear" => RopeScaling::Linear {
-            factor: inner.positive("factor")?.ok_or_else(|| inner.missing("factor", "a positive number"))?,
-        },
+        "linear" => RopeScaling::Linear { factor: required(&mut inner, "factor")? },
         "llama3" => llama3(&mut inner, outside.max_position_embeddings)?,
         "yarn" => yarn(&mut inner, outside.max_position_embeddings)?,
         "dynamic" | "longrope" | "su" => {
@@ -142,14 +140,24 @@ fn rope(object: &Map<String, Value>, prefix: &'static str, outside: Outside) -> 
     Ok(Rope { theta, scaling, ..outside.plain() })
 }
 
+/// A factor of frequencies: none makes them infinite or zero.
+fn factor(inner: &mut Fields, field: &'static str) -> Result<Option<f64>, ConfigError> {
+    inner.number(field, FACTOR, |factor| (1e-3..=1e6).contains(&factor))
+}
+
+const FACTOR: &str = "a number from 0.001 to 1000000";
+
+fn required(inner: &mut Fields, field: &'static str) -> Result<f64, ConfigError> {
+    factor(inner, field)?.ok_or_else(|| inner.missing(field, FACTOR))
+}
+
 fn llama3(inner: &mut Fields, max_position_embeddings: usize) -> Result<RopeScaling, ConfigError> {
-    let mut required = |field: &'static str| match inner.positive(field)? {
-        Some(value) => Ok(value),
-        None => Err(inner.missing(field, "a positive number")),
-    };
-    let (factor, low_freq_factor) = (required("factor")?, required("low_freq_factor")?);
-    let high_freq_factor = required("high_freq_factor")?;
-    if high_freq_factor <= low_freq_factor {
+    let [factor, low_freq_factor, high_freq_factor] = [
+        required(inner, "factor")?,
+        required(inner, "low_freq_factor")?,
+        required(inner, "high_freq_factor")?,
+    ];
+    if high_freq_factor as f32 <= low_freq_factor as f32 {
         let expected = format!("more than low_freq_factor = {low_freq_factor}");
         return Err(invalid(&inner.name("high_freq_factor"), expected, high_freq_factor));
     }
@@ -161,7 +169,7 @@ fn llama3(inner: &mut Fields, max_position_embeddings: usize) -> Result<RopeScal
 fn yarn(inner: &mut Fields, max_position_embeddings: usize) -> Result<RopeScaling, ConfigError> {
     let original = inner.integer("original_max_position_embeddings", 1, 1 << 31)?;
     let original = original.unwrap_or(max_position_embeddings);
-    let factor = inner.positive("factor")?;
+    let factor = factor(inner, "factor")?;
     let weight = "a number that is not negative";
     let not_negative = |number: f64| number >= 0.0;
     // the reference takes 0 for absent here

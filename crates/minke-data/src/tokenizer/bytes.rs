@@ -1,0 +1,111 @@
+//! The bytes that each id adds to a text, for those who must know them before the text is there.
+
+use std::borrow::Cow;
+
+use serde_json::Value;
+
+use super::Tokenizer;
+
+/// How a vocabulary without a table of bytes spells them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Spelling {
+    /// Tokens such as `<0x0A>` are bytes.
+    byte_tokens: bool,
+    /// Strings that stand for others, in order.
+    replaced: Vec<(String, String)>,
+}
+
+impl Spelling {
+    /// Reads the `decoder` of a `tokenizer.json`; `None` where tokens are joined in a way that looks at neighbours.
+    pub fn of(decoder: &Value) -> Option<Self> {
+        let mut spelling = Self::default();
+        spelling.add(decoder, 0)?;
+        Some(spelling)
+    }
+
+    fn add(&mut self, decoder: &Value, depth: usize) -> Option<()> {
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        match decoder["type"].as_str()? {
+            "Sequence" if depth < 4 => {
+                decoder["decoders"].as_array()?.iter().try_for_each(|part| self.add(part, depth + 1))
+            }
+            "ByteFallback" => {
+                self.byte_tokens = true;
+                Some(())
+            }
+            "Replace" => {
+                self.replaced.push((text(&decoder["pattern"]["String"])?, text(&decoder["content"])?));
+                Some(())
+            }
+            "Metaspace" => {
+                self.replaced.push((text(&decoder["replacement"])?, " ".to_owned()));
+                Some(())
+            }
+            // the first joins what is already text, the second looks at the beginning of the text alone
+            "Fuse" | "Strip" => Some(()),
+            _ => None,
+        }
+    }
+
+    fn bytes(&self, token: &str) -> Vec<u8> {
+        let hex =
+            token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>')).filter(|hex| hex.len() == 2);
+        if let Some(byte) = hex.filter(|_| self.byte_tokens).and_then(|hex| u8::from_str_radix(hex, 16).ok())
+        {
+            return vec![byte];
+        }
+        let replace = |text: String, (from, to): &(String, String)| text.replace(from.as_str(), to);
+        self.replaced.iter().fold(token.to_owned(), replace).into_bytes()
+    }
+}
+
+impl Tokenizer {
+    /// Whether the bytes of every id are known without its neighbours: byte-level vocabularies, and those of
+    /// SentencePiece with bytes to fall back to. Not where a decoder cleans up, as WordPiece's does.
+    pub fn has_bytes(&self) -> bool {
+        self.shared.token_bytes.is_some() || self.shared.spelling.is_some()
+    }
+
+    /// The bytes that an id adds to a text, a special token's as its name is written; nothing for an id outside the
+    /// vocabulary, and the token as it stands in the vocabulary where [`Tokenizer::has_bytes`] is false.
+    pub fn token_bytes(&self, id: u32) -> Cow<'_, [u8]> {
+        if self.shared.token_bytes.is_some() {
+            return Cow::Borrowed(self.bytes_of(id, false));
+        }
+        let token = self.token_of(id).unwrap_or_default();
+        match &self.shared.spelling {
+            Some(spelling) if !self.is_added(id) => Cow::Owned(spelling.bytes(&token)),
+            _ => Cow::Owned(token.into_bytes()),
+        }
+    }
+
+    fn is_added(&self, id: u32) -> bool {
+        self.shared.special.get_added_vocabulary().simple_id_to_token(id).is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn spellings_are_read_from_decoders() {
+        let sentence_piece = json!({"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+            {"type": "ByteFallback"}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+        ]});
+        let spelling = Spelling::of(&sentence_piece).unwrap();
+        assert_eq!(spelling.bytes("▁the▁whale"), b" the whale");
+        assert_eq!(spelling.bytes("<0xE9>"), [0xe9]);
+        assert_eq!(spelling.bytes("<0xE9"), b"<0xE9");
+        let metaspace =
+            Spelling::of(&json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"}))
+                .unwrap();
+        assert_eq!((metaspace.bytes("▁a"), metaspace.bytes("<0x0A>")), (b" a".to_vec(), b"<0x0A>".to_vec()));
+        for other in [json!(null), json!({"type": "WordPiece"}), json!({"type": "Sequence", "decoders": 1})] {
+            assert_eq!(Spelling::of(&other), None);
+        }
+    }
+}

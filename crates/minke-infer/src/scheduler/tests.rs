@@ -1,0 +1,434 @@
+//! Requests under load against requests alone, bit for bit.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{self, Receiver};
+use std::time::{Duration, Instant};
+
+use minke_cpu::Cpu;
+use minke_model::{Config, DType, Model, Precision};
+use proptest::prelude::*;
+use proptest::test_runner::{Config as Runs, TestRunner};
+
+use super::*;
+use crate::engine::Generation;
+use crate::sampling::Sampling;
+
+const CONTEXT: usize = 512;
+const VOCABULARY: u64 = 96;
+
+/// A model with the shape of a committed vector and weights that are drawn.
+fn model(name: &str, dtype: DType) -> Model {
+    let vectors = Path::new(env!("CARGO_MANIFEST_DIR")).join("../minke-model/tests/vectors");
+    let text = std::fs::read_to_string(vectors.join(name).join("config.json")).unwrap();
+    let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    value["initializer_range"] = 0.3.into();
+    value["max_position_embeddings"] = CONTEXT.into();
+    Model::random(Config::from_json(&value).unwrap(), Precision::uniform(dtype), 5)
+}
+
+fn text(seed: u64, len: usize) -> Vec<u32> {
+    (0..len as u64).map(|i| minke_num::rng::below(seed, 9, i, VOCABULARY) as u32).collect()
+}
+
+fn request(prompt: Vec<u32>, max_tokens: usize, seed: u64) -> Request {
+    let sampling =
+        Sampling { temperature: 0.9, top_k: 40, top_p: 0.95, min_p: 0.01, seed, ..Sampling::default() };
+    Request { prompt, max_tokens, sampling, sequence: seed, ..Request::default() }
+}
+
+/// Requests that share beginnings: of whole pages, of parts of one, of nothing, and all.
+fn requests() -> Vec<Request> {
+    let long = text(1, 200);
+    let with = |len: usize, tail: u64, more: usize| [&long[..len], &text(tail, more)].concat();
+    let mut all = vec![
+        request(with(200, 2, 0), 70, 1),
+        request(with(200, 2, 0), 9, 2),
+        request(with(130, 3, 50), 70, 3),
+        request(with(128, 4, 1), 5, 4),
+        request(with(64, 5, 100), 40, 5),
+        request(with(40, 6, 7), 90, 6),
+        request(text(7, 3), 130, 7),
+        request(text(8, 65), 1, 8),
+        request(text(9, 1), 30, 9),
+    ];
+    // a stop token, which most likely comes
+    all[5].stop_ids = (0..8).collect();
+    // what is remembered of the answer outlives giving way
+    all[2].sampling.frequency_penalty = 0.5;
+    all[6].sampling.repetition_penalty = 1.3;
+    all[6].top_log_probs = 3;
+    all[6].logit_bias = vec![(3, 2.0), (9, -100.0)];
+    all
+}
+
+fn alone(model: &mut Model, cpu: &Cpu, all: &[Request]) -> Vec<Generation> {
+    let run = |request: &Request| {
+        let mut engine = Engine::new(model, cpu, None);
+        let mut go = |_: crate::Delta<'_>| ControlFlow::Continue(());
+        engine.generate(std::slice::from_ref(request), &mut go).unwrap().pop().unwrap()
+    };
+    all.iter().map(run).collect()
+}
+
+fn job(priority: i32) -> (Job, Receiver<Event>) {
+    let (sender, events) = mpsc::channel();
+    let sink = move |event| {
+        let _ = sender.send(event);
+        ControlFlow::Continue(())
+    };
+    (Job::new(priority, None, Box::new(sink), std::sync::Arc::default()), events)
+}
+
+/// Tokens and bits of their log-probabilities, and how it ended.
+fn told(events: &Receiver<Event>) -> (Vec<(u32, u32)>, Option<Done>) {
+    let mut tokens = Vec::new();
+    for event in events.try_iter() {
+        match event {
+            Event::Accepted => {}
+            Event::Token(token) => tokens.push((token.id, token.log_prob.unwrap().to_bits())),
+            Event::Done(done) => return (tokens, Some(done)),
+            Event::Failed(error) => panic!("{error}"),
+        }
+    }
+    (tokens, None)
+}
+
+fn expected(generation: &Generation) -> Vec<(u32, u32)> {
+    generation.tokens.iter().copied().zip(generation.log_probs.iter().map(|p| p.to_bits())).collect()
+}
+
+/// What always holds between two calls.
+fn check(scheduler: &Scheduler<'_>) {
+    let held: usize = scheduler.jobs.iter().map(|job| job.pages).sum();
+    assert!(scheduler.tree.in_use() <= held);
+    assert!(scheduler.pages() <= scheduler.stats.most_pages, "{:?}", scheduler.stats);
+    assert!(scheduler.sequences.len() <= scheduler.options.max_running);
+    for (job, sequence) in scheduler.jobs.iter().zip(&scheduler.sequences) {
+        assert_eq!(job.pages, sequence.session.len() / PAGE);
+        assert_eq!(sequence.session.tokens, sequence.all[..sequence.session.len()]);
+    }
+    let ranks: Vec<_> = scheduler.waiting.iter().map(|(job, _)| job.rank()).collect();
+    assert!(ranks.is_sorted());
+}
+
+/// What a person does to a service, one after the other.
+#[derive(Debug, Clone)]
+enum Deed {
+    Submit(usize, i32),
+    Steps(usize),
+    Cancel(usize),
+    /// As a deadline does.
+    Expire(usize),
+}
+
+fn deeds() -> impl Strategy<Value = Vec<Deed>> {
+    let deed = prop_oneof![
+        5 => (0..requests().len(), -1..2_i32).prop_map(|(request, priority)| Deed::Submit(request, priority)),
+        4 => (1..12_usize).prop_map(Deed::Steps),
+        1 => (0..32_usize).prop_map(Deed::Cancel),
+        1 => (0..32_usize).prop_map(Deed::Expire),
+    ];
+    proptest::collection::vec(deed, 1..24)
+}
+
+fn options() -> impl Strategy<Value = (ServiceOptions, usize)> {
+    // a request takes up to six pages
+    (1..6_usize, 8..120_usize, 0..40_usize, 6..20_usize).prop_map(|(max_running, tokens, beside, pages)| {
+        let options = ServiceOptions {
+            max_running,
+            tokens_per_call: tokens,
+            prompt_tokens_beside: beside,
+            ..ServiceOptions::default()
+        };
+        (options, pages)
+    })
+}
+
+fn under_load(model: &mut Model, cpu: &Cpu, cases: u32) -> Stats {
+    let all = requests();
+    let alone = alone(model, cpu, &all);
+    let mut runner = TestRunner::new_with_rng(
+        Runs { cases, failure_persistence: None, ..Runs::default() },
+        proptest::test_runner::TestRng::deterministic_rng(proptest::test_runner::RngAlgorithm::ChaCha),
+    );
+    let sum = std::cell::RefCell::new((Stats::default(), model));
+    let run = |((options, pages), deeds): ((ServiceOptions, usize), Vec<Deed>)| {
+        let (sum, model) = &mut *sum.borrow_mut();
+        let mut scheduler = Scheduler::new(Engine::new(model, cpu, None), options, pages);
+        let mut asked = Vec::new();
+        for deed in deeds {
+            match deed {
+                Deed::Submit(request, priority) => {
+                    let (job, events) = job(priority);
+                    asked.push((request, job.cancelled.clone(), events));
+                    scheduler.submit(all[request].clone(), job);
+                }
+                Deed::Steps(steps) => (0..steps).for_each(|_| {
+                    scheduler.step();
+                    check(&scheduler);
+                }),
+                Deed::Cancel(at) if at < asked.len() => asked[at].1.store(true, Ordering::Release),
+                Deed::Expire(at) => {
+                    let jobs = scheduler.waiting.iter_mut().map(|(job, _)| job).chain(&mut scheduler.jobs);
+                    if let Some(job) = jobs.into_iter().find(|job| job.arrival == at as u64) {
+                        job.deadline = Some(Instant::now());
+                    }
+                }
+                Deed::Cancel(_) => {}
+            }
+        }
+        let mut left = 10_000;
+        while scheduler.step() {
+            check(&scheduler);
+            left -= 1;
+            assert!(left > 0, "it never ends: {:?}", scheduler.stats);
+        }
+        assert_eq!(scheduler.tree.in_use(), 0);
+        assert_eq!(scheduler.pages(), scheduler.tree.len());
+        assert_eq!(scheduler.stats.ended, asked.len() as u64);
+        for (request, _, events) in &asked {
+            let (tokens, done) = told(events);
+            let (expected, done) = (expected(&alone[*request]), done.expect("every request ends"));
+            if matches!(done.stop, StopReason::Cancelled | StopReason::Deadline) {
+                prop_assert_eq!(&tokens[..], &expected[..tokens.len()]);
+            } else {
+                prop_assert_eq!(&done.stop, &alone[*request].stop);
+                prop_assert_eq!(&tokens, &expected);
+            }
+            prop_assert_eq!(done.usage.completion, tokens.len());
+            prop_assert!(done.usage.cached < all[*request].prompt.len());
+        }
+        sum.preempted += scheduler.stats.preempted;
+        sum.cached += scheduler.stats.cached;
+        sum.ended += scheduler.stats.ended;
+        Ok(())
+    };
+    runner.run(&(options(), deeds()), run).unwrap();
+    sum.into_inner().0
+}
+
+#[test]
+fn a_request_gives_the_same_bits_alone_and_under_any_load() {
+    for name in ["v3_groups_published", "llama_gqa"] {
+        for dtype in [DType::F32, DType::Bf16] {
+            let stats = under_load(&mut model(name, dtype), &Cpu::detect(2), 48);
+            // the cases are only worth something when all of this happens
+            assert!(stats.preempted > 10 && stats.cached > 1000 && stats.ended > 100, "{stats:?}");
+        }
+    }
+}
+
+/// One request after the other, and two at once: how many tokens of a prompt are read.
+#[test]
+fn beginnings_are_read_once() {
+    let (mut model, cpu) = (model("llama_gqa", DType::Bf16), Cpu::detect(1));
+    let engine = Engine::new(&mut model, &cpu, None);
+    let mut scheduler = Scheduler::new(engine, ServiceOptions::default(), 64);
+    let long = text(1, 200);
+    let serve = |scheduler: &mut Scheduler<'_>, all: &[Request]| -> Vec<Usage> {
+        let mut events = Vec::new();
+        for request in all {
+            let (job, heard) = job(0);
+            scheduler.submit(request.clone(), job);
+            events.push(heard);
+        }
+        while scheduler.step() {}
+        events.iter().map(|events| told(events).1.unwrap().usage).collect()
+    };
+    let usage = |prompt, cached, completion| Usage { prompt, cached, completion };
+    let first = request(long.clone(), 80, 1);
+    assert_eq!(serve(&mut scheduler, std::slice::from_ref(&first)), [usage(200, 0, 80)]);
+    // the next turn: prompt and answer are there in whole pages, 200 + 80 - 1 tokens
+    let answer = scheduler_answer(&mut scheduler, &first);
+    let second = request([&long[..], &answer, &text(2, 30)].concat(), 1, 2);
+    assert_eq!(serve(&mut scheduler, &[second]), [usage(310, 256, 1)]);
+    // the same text at once, four times: read once, but for each one's last token
+    let fresh = request(text(3, 100), 3, 3);
+    let four = [fresh.clone(), fresh.clone(), fresh.clone(), fresh];
+    let expected = [usage(100, 0, 3), usage(100, 99, 3), usage(100, 99, 3), usage(100, 99, 3)];
+    assert_eq!(serve(&mut scheduler, &four), expected);
+    // a whole number of pages: the last token is read again for its logits
+    let exact = request(long[..128].to_vec(), 1, 4);
+    assert_eq!(serve(&mut scheduler, &[exact]), [usage(128, 64, 1)]);
+}
+
+fn scheduler_answer(scheduler: &mut Scheduler<'_>, request: &Request) -> Vec<u32> {
+    let (job, events) = job(0);
+    scheduler.submit(request.clone(), job);
+    while scheduler.step() {}
+    told(&events).0.iter().map(|(id, _)| *id).collect()
+}
+
+/// Each call has a token of who is being answered, however much there is to read, and the urgent go first.
+#[test]
+fn the_answered_never_wait_and_the_urgent_go_first() {
+    let (mut model, cpu) = (model("llama_gqa", DType::F32), Cpu::detect(1));
+    let engine = Engine::new(&mut model, &cpu, None);
+    let options = ServiceOptions {
+        max_running: 3,
+        tokens_per_call: 64,
+        prompt_tokens_beside: 16,
+        ..ServiceOptions::default()
+    };
+    let mut scheduler = Scheduler::new(engine, options, 64);
+    let (talk, heard) = job(0);
+    scheduler.submit(request(text(1, 10), 40, 1), talk);
+    scheduler.step();
+    let rest: Vec<_> = (2..5).map(|seed| (request(text(seed, 400), 2, seed), job(0))).collect();
+    let mut ends = Vec::new();
+    for (request, (job, events)) in rest {
+        scheduler.submit(request, job);
+        ends.push(events);
+    }
+    assert_eq!(told(&heard).0.len(), 1);
+    for _ in 0..20 {
+        scheduler.step();
+        assert_eq!(told(&heard).0.len(), 1);
+    }
+    // more urgent than those that are being read: one of them gives way
+    assert_eq!((scheduler.sequences.len(), scheduler.stats.preempted), (3, 0));
+    let (urgent, heard) = job(1);
+    scheduler.submit(request(text(9, 20), 1, 9), urgent);
+    scheduler.step();
+    scheduler.step();
+    assert_eq!((told(&heard).0.len(), scheduler.stats.preempted), (1, 1));
+    while scheduler.step() {}
+    for events in ends {
+        assert_eq!(told(&events).0.len(), 2);
+    }
+}
+
+#[test]
+fn what_cannot_be_served_is_told_and_harms_nobody() {
+    let (mut model, cpu) = (model("llama_gqa", DType::F32), Cpu::detect(1));
+    let mut scheduler = Scheduler::new(Engine::new(&mut model, &cpu, None), ServiceOptions::default(), 4);
+    let ask = |scheduler: &mut Scheduler<'_>, request: Request| {
+        let (job, events) = job(0);
+        scheduler.submit(request, job);
+        while scheduler.step() {}
+        events.try_iter().last().unwrap()
+    };
+    let failed = |error: crate::EngineError| Event::Failed(error);
+    assert_eq!(ask(&mut scheduler, request(vec![], 3, 1)), failed(crate::EngineError::EmptyPrompt));
+    let memory = crate::EngineError::Memory { got: 257, limit: 256 };
+    assert_eq!(ask(&mut scheduler, request(text(1, 256), 3, 1)), failed(memory));
+    let Event::Done(done) = ask(&mut scheduler, request(text(1, 250), 100, 1)) else { panic!("it fits") };
+    assert_eq!((done.stop, done.usage.completion), (StopReason::Context, 6));
+    let Event::Done(done) = ask(&mut scheduler, request(text(1, 8), 0, 1)) else { panic!("nothing to do") };
+    assert_eq!((done.stop, done.usage.completion), (StopReason::MaxTokens, 0));
+    // weights that give no numbers
+    drop(scheduler);
+    model.params.data.fill(f32::NAN);
+    model.weights_changed();
+    let mut scheduler = Scheduler::new(Engine::new(&mut model, &cpu, None), ServiceOptions::default(), 4);
+    let broken = crate::EngineError::NotANumber { position: 8 };
+    assert_eq!(ask(&mut scheduler, request(text(1, 8), 3, 1)), failed(broken));
+}
+
+#[test]
+fn pages_go_by_least_recent_use_and_from_the_end() {
+    let (mut model, cpu) = (model("llama_gqa", DType::F32), Cpu::detect(1));
+    let mut scheduler = Scheduler::new(Engine::new(&mut model, &cpu, None), ServiceOptions::default(), 8);
+    let read = |scheduler: &mut Scheduler<'_>, seed: u64, len: usize| {
+        let (job, events) = job(0);
+        scheduler.submit(request(text(seed, len), 1, seed), job);
+        while scheduler.step() {}
+        told(&events).1.unwrap().usage.cached
+    };
+    // three pages each: two texts fit beside the one that is being read
+    assert_eq!(read(&mut scheduler, 1, 195), 0);
+    assert_eq!(read(&mut scheduler, 2, 195), 0);
+    assert_eq!(read(&mut scheduler, 1, 195), 192);
+    assert_eq!(read(&mut scheduler, 3, 195), 0);
+    // of the second, which was used least recently, the beginning is left
+    assert_eq!(read(&mut scheduler, 1, 195), 192);
+    assert_eq!(read(&mut scheduler, 2, 195), 64);
+}
+
+fn service(options: ServiceOptions) -> Service {
+    Service::start(model("v3_groups_published", DType::Bf16), Cpu::detect(2), None, options).unwrap()
+}
+
+fn order(request: Request) -> Order {
+    Order { request, ..Order::default() }
+}
+
+#[test]
+fn a_service_answers_many_threads() {
+    let (mut reference, cpu) = (model("v3_groups_published", DType::Bf16), Cpu::detect(2));
+    let all = requests();
+    let alone = alone(&mut reference, &cpu, &all);
+    let service = service(ServiceOptions { max_running: 4, ..ServiceOptions::default() });
+    std::thread::scope(|scope| {
+        for (request, alone) in all.iter().zip(&alone) {
+            let handle = service.handle();
+            scope.spawn(move || {
+                let events: Vec<Event> = handle.stream(order(request.clone())).unwrap().collect();
+                assert_eq!(events[0], Event::Accepted);
+                let Some(Event::Done(done)) = events.last() else { panic!("{events:?}") };
+                assert_eq!(done.stop, alone.stop);
+                let tokens = events.iter().filter_map(|event| match event {
+                    Event::Token(token) => Some((token.id, token.log_prob.unwrap().to_bits())),
+                    _ => None,
+                });
+                assert_eq!(tokens.collect::<Vec<_>>(), expected(alone));
+            });
+        }
+    });
+}
+
+#[test]
+fn dropping_a_stream_cancels_and_the_queue_has_an_end() {
+    let service = service(ServiceOptions { max_running: 1, max_waiting: 2, ..ServiceOptions::default() });
+    let handle = service.handle();
+    let long = || order(request(text(1, 4), 500, 1));
+    let mut first = handle.stream(long()).unwrap();
+    assert_eq!(first.next(), Some(Event::Accepted));
+    assert!(matches!(first.next(), Some(Event::Token(_))));
+    let (mut second, third) = (handle.stream(long()).unwrap(), handle.stream(long()).unwrap());
+    assert_eq!(handle.stream(long()).unwrap_err(), SubmitError::Full(2));
+    drop(third);
+    drop(first);
+    // the second takes the place of the first
+    assert!(second.any(|event| matches!(event, Event::Token(_))));
+    let late = Order { deadline: Some(Instant::now()), ..long() };
+    let Some(Event::Done(done)) = handle.stream(late).unwrap().last() else { panic!("it ends") };
+    assert_eq!((done.stop, done.usage.completion), (StopReason::Deadline, 0));
+    let begin = Instant::now();
+    drop(service);
+    assert!(begin.elapsed() < Duration::from_secs(5));
+    // what was still running was told
+    let Some(Event::Done(done)) = second.last() else { panic!("it ends") };
+    assert_eq!(done.stop, StopReason::Cancelled);
+    assert_eq!(handle.stream(long()).unwrap_err(), SubmitError::Stopped);
+}
+
+#[test]
+fn other_caches_are_served_too_and_bad_options_are_refused() {
+    let prompt = || request(text(1, 90), 6, 1);
+    let run = |name, cache| {
+        let options = ServiceOptions { cache, ..ServiceOptions::default() };
+        let service = Service::start(model(name, DType::Bf16), Cpu::detect(1), None, options)?;
+        let one: Vec<Event> = service.handle().stream(order(prompt())).unwrap().collect();
+        let two: Vec<Event> = service.handle().stream(order(prompt())).unwrap().collect();
+        let tokens = |events: &[Event]| -> Vec<Event> {
+            events.iter().filter(|event| matches!(event, Event::Token(_))).cloned().collect()
+        };
+        assert_eq!((tokens(&one).len(), tokens(&one)), (6, tokens(&two)));
+        Ok::<_, ServiceError>(tokens(&one))
+    };
+    let model_s = run("v3_groups_published", CacheKind::Model).unwrap();
+    assert_eq!(run("v3_groups_published", CacheKind::Expanded(DType::Bf16)).unwrap(), model_s);
+    assert_ne!(run("v3_groups_published", CacheKind::Expanded(DType::F32)).unwrap(), model_s);
+    assert_ne!(run("v3_groups_published", CacheKind::Latent).unwrap(), model_s);
+    let refused = run("llama_gqa", CacheKind::Latent).unwrap_err().to_string();
+    assert_eq!(refused, "a cache of latents needs a model with latent attention, and this one has none");
+    let options = ServiceOptions { cache_bytes: 100, ..ServiceOptions::default() };
+    let refused =
+        Service::start(model("llama_gqa", DType::F32), Cpu::detect(1), None, options).err().unwrap();
+    assert!(
+        refused.to_string().starts_with("100 bytes of memory for caches are too few: 2 pages of 64 tokens")
+    );
+}
