@@ -11,9 +11,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use minke_data::gguf::TensorType;
+use minke_data::gguf::{TensorType, Value};
 use minke_data::hf::{Dtype, SafetensorsWriter, TensorSpec, scales_name, write_folder_atomic};
-use minke_infer::gguf::{ToWrite, WriteError, write_gguf};
+use minke_infer::gguf::{Storage, ToWrite, WriteError, write_gguf};
 use minke_infer::{GenerationDefaults, LoadModelError, ModelFiles, Weights};
 use minke_model::config::Quantization;
 use minke_model::load::{self, Checked};
@@ -249,29 +249,44 @@ pub fn export_gguf(
     on_progress: &mut dyn FnMut(Progress),
 ) -> Result<Exported, ExportError> {
     let files = ModelFiles::find(model)?;
-    may_write_file(&options.out, &files.path, options.force)?;
+    write_file(&files, &options.out, options.force, &[], &mut { options.kind }, on_progress)
+}
+
+/// [`export_gguf`] with tensors as `storage` has them, and `more` keys.
+///
+/// # Errors
+/// As [`export_gguf`].
+pub fn write_file(
+    files: &ModelFiles,
+    out: &Path,
+    force: bool,
+    more: &[(String, Value<'static>)],
+    storage: &mut dyn Storage,
+    on_progress: &mut dyn FnMut(Progress),
+) -> Result<Exported, ExportError> {
+    may_write_file(out, &files.path, force)?;
     let source = files.weights()?;
     let Checked { config, specs: _, mut notes } = load::check(files.config.clone(), &source)
         .map_err(|source| LoadModelError::Weights { folder: files.path.clone(), source })?;
     let (tokenizer, template) = (files.tokenizer()?, files.template()?);
-    if let Some(parent) = options.out.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+    if let Some(parent) = out.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         fs::create_dir_all(parent).map_err(minke_data::Error::io("create", parent))?;
     }
-    let name = options.out.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+    let name = out.file_stem().map(|stem| stem.to_string_lossy().into_owned());
     let to_write = ToWrite {
         config: &config,
         source: &source,
         tokenizer: tokenizer.as_ref(),
         template: template.as_ref(),
         name: name.as_deref(),
-        more: &[],
+        more,
     };
-    let written = write_gguf(&options.out, &to_write, options.kind, &mut |step| {
+    let written = write_gguf(out, &to_write, storage, &mut |step| {
         on_progress(Progress { done: step.done, total: step.total, bytes: step.bytes });
     })?;
     notes.extend(written.notes);
     Ok(Exported {
-        source: files.path,
+        source: files.path.clone(),
         quantization: None,
         tensors: written.tensors,
         quantized: 0,
@@ -408,8 +423,11 @@ fn may_write(out: &Path, source: &Path, force: bool) -> Result<(), ExportError> 
     Ok(())
 }
 
-/// Refuses to write a GGUF file over a folder, over the source, and without `force` over anything.
-fn may_write_file(out: &Path, source: &Path, force: bool) -> Result<(), ExportError> {
+/// Refuses to write a GGUF file over a folder, over the source, and without `force` over anything: before long work.
+///
+/// # Errors
+/// The path is the source, a folder, not called like a GGUF file, or there without `force`.
+pub fn may_write_file(out: &Path, source: &Path, force: bool) -> Result<(), ExportError> {
     let occupied = |what, help| Err(ExportError::Occupied { path: out.to_owned(), what, help });
     if !minke_data::gguf::is_gguf(out) {
         return occupied("does not end in .gguf", "programs know GGUF files by that: --out FILE.gguf");

@@ -151,6 +151,14 @@ pub enum Command {
         gguf is one file that llama.cpp and others read, with tokenizer and chat template; vectors and\n\
         routers are f32 in it. `minke quantize` writes smaller ones.")]
     Export(Export),
+    /// Make a model smaller: weights of 4 to 8 bits
+    #[command(long_about = "Make a model smaller: weights of 4 to 8 bits.\n\n\
+        Q8_0 to Q4_0 write a GGUF file, which this program and others run as it is. The mixes called M store\n\
+        values of attention and the way down of feed-forward blocks in half of the layers finer than the rest;\n\
+        the head is finer in all of them; norms, biases and routers stay f32. FP8 writes a folder, as export\n\
+        --dtype fp8 does. With --imatrix the model first reads a text, and errors weigh by what the columns of\n\
+        each matrix, and of each expert's, have read: use some hundred kB of the kind that it will write.")]
+    Quantize(Quantize),
     /// List, show and write problems that can be checked
     #[command(subcommand)]
     Gym(Gym),
@@ -685,6 +693,48 @@ pub struct Export {
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
+}
+
+/// What weights become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum QuantizeTo {
+    #[value(name = "Q8_0")]
+    Q8_0,
+    #[value(name = "Q6_K")]
+    Q6K,
+    #[value(name = "Q5_K_M")]
+    Q5KM,
+    #[value(name = "Q4_K_M")]
+    Q4KM,
+    #[value(name = "Q4_0")]
+    Q4_0,
+    #[value(name = "FP8")]
+    Fp8,
+}
+
+/// `minke quantize`.
+#[derive(Debug, Args)]
+pub struct Quantize {
+    /// A model folder, a run folder, a .gguf file, or OWNER/NAME in the local hub cache
+    #[arg(value_name = "MODEL")]
+    pub model: String,
+    /// What the weights become
+    #[arg(long, value_enum, value_name = "FORMAT", ignore_case = true)]
+    pub to: QuantizeTo,
+    /// The new file, whose name ends in .gguf; for FP8 the new folder
+    #[arg(long, value_name = "PATH")]
+    pub out: PathBuf,
+    /// A text that says which errors matter: columns that read much weigh more
+    #[arg(long, value_name = "TEXT-FILE")]
+    pub imatrix: Option<PathBuf>,
+    /// Replace a model that is there
+    #[arg(long)]
+    pub force: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub threads: Threads,
 }
 
 /// `minke gym list`.

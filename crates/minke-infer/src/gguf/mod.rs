@@ -31,6 +31,4 @@ pub use export::{OutTensor, gguf_tensors};
 pub use metadata::{NoPlace, metadata};
 pub use names::Arch;
 pub use source::{GgufWeights, Layout};
-pub use write::{
-    Choice, Encode, Step, ToWrite, WriteError, Written, elements, file_type, write_gguf, write_gguf_as,
-};
+pub use write::{Step, Storage, ToWrite, WriteError, Written, elements, write_gguf};

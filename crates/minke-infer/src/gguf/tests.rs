@@ -44,7 +44,7 @@ impl Temporary {
     ) -> Result<Written, WriteError> {
         let model =
             ToWrite { config, source, tokenizer: None, template: None, name: Some("test"), more: &[] };
-        write_gguf(&self.path(), &model, kind, &mut |_| {})
+        write_gguf(&self.path(), &model, &mut { kind }, &mut |_| {})
     }
 }
 

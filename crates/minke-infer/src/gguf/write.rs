@@ -81,7 +81,7 @@ pub struct Written {
 }
 
 /// The number that says what most tensors of a file are (`general.file_type`).
-pub fn file_type(kind: TensorType) -> u32 {
+fn file_type(kind: TensorType) -> u32 {
     match kind {
         TensorType::F32 => 0,
         TensorType::F16 => 1,
@@ -103,7 +103,35 @@ pub fn file_type(kind: TensorType) -> u32 {
     }
 }
 
-/// Writes a file whose weights are stored as `kind`; vectors and routers are f32, as readers want them.
+/// What each tensor of a file is stored in, and how.
+pub trait Storage {
+    /// `general.file_type`.
+    fn file_type(&self) -> u32;
+    /// What a tensor is stored in.
+    fn kind(&self, tensor: &OutTensor) -> TensorType;
+    /// The elements of a piece, stored so.
+    ///
+    /// # Errors
+    /// Numbers that have no place in it.
+    fn store(&mut self, tensor: &OutTensor, piece: usize, numbers: &[f32]) -> Result<Vec<u8>, String>;
+}
+
+/// All in one kind; vectors and routers are f32, as readers want them.
+impl Storage for TensorType {
+    fn file_type(&self) -> u32 {
+        file_type(*self)
+    }
+
+    fn kind(&self, tensor: &OutTensor) -> TensorType {
+        tensor.stored_in(*self)
+    }
+
+    fn store(&mut self, tensor: &OutTensor, _piece: usize, numbers: &[f32]) -> Result<Vec<u8>, String> {
+        elements(self.kind(tensor), numbers, tensor.shape.last().copied().unwrap_or(1))
+    }
+}
+
+/// Writes a file whose tensors are stored as `storage` says.
 ///
 /// Memory is that of the largest published tensor in f32.
 ///
@@ -112,64 +140,31 @@ pub fn file_type(kind: TensorType) -> u32 {
 pub fn write_gguf(
     path: &Path,
     model: &ToWrite<'_>,
-    kind: TensorType,
+    storage: &mut dyn Storage,
     on_step: &mut dyn FnMut(Step),
 ) -> Result<Written, WriteError> {
-    let choice = Choice {
-        file_type: file_type(kind),
-        kind: &|tensor| tensor.stored_in(kind),
-        encode: &mut |tensor, _, kind, numbers| {
-            elements(kind, numbers, tensor.shape.last().copied().unwrap_or(1))
-        },
-    };
-    write_gguf_as(path, model, choice, on_step)
-}
-
-/// What each tensor is stored in, and how numbers become that.
-pub struct Choice<'a> {
-    /// What most of them are ([`file_type`]).
-    pub file_type: u32,
-    /// The type of a tensor.
-    pub kind: &'a dyn Fn(&OutTensor) -> TensorType,
-    /// The bytes of a piece of a tensor, given its index and its numbers.
-    pub encode: &'a mut Encode<'a>,
-}
-
-/// See [`Choice::encode`].
-pub type Encode<'a> = dyn FnMut(&OutTensor, usize, TensorType, &[f32]) -> Result<Vec<u8>, String> + 'a;
-
-/// Writes a file whose tensors are stored as `choice` says.
-///
-/// # Errors
-/// As [`write_gguf`], and what `choice` says.
-pub fn write_gguf_as(
-    path: &Path,
-    model: &ToWrite<'_>,
-    choice: Choice<'_>,
-    on_step: &mut dyn FnMut(Step),
-) -> Result<Written, WriteError> {
-    let (mut keys, notes) = keys(model, choice.file_type)?;
+    let (mut keys, notes) = keys(model, storage.file_type())?;
     let tensors = gguf_tensors(model.config)?;
-    let kinds: Vec<TensorType> = tensors.iter().map(choice.kind).collect();
-    if kinds.iter().any(|kind| matches!(kind, TensorType::Blocks(_))) {
+    let plan = |tensor: &OutTensor| TensorPlan {
+        name: tensor.name.clone(),
+        kind: storage.kind(tensor),
+        shape: tensor.shape.clone(),
+    };
+    let plans: Vec<TensorPlan> = tensors.iter().map(plan).collect();
+    if plans.iter().any(|plan| matches!(plan.kind, TensorType::Blocks(_))) {
         keys.push(("general.quantization_version".to_owned(), 2u32.into()));
     }
     keys.extend_from_slice(model.more);
-    let plan = |(tensor, kind): (&OutTensor, &TensorType)| TensorPlan {
-        name: tensor.name.clone(),
-        kind: *kind,
-        shape: tensor.shape.clone(),
-    };
-    let mut writer = GgufWriter::create(path, &keys, tensors.iter().zip(&kinds).map(plan).collect())?;
+    let mut writer = GgufWriter::create(path, &keys, plans)?;
     let total = tensors.len();
     let mut bytes = 0;
-    for (done, (tensor, kind)) in tensors.iter().zip(&kinds).enumerate() {
-        on_step(Step { done, total, bytes });
+    for (done, tensor) in tensors.iter().enumerate() {
         for piece in 0..tensor.pieces() {
+            on_step(Step { done, total, bytes });
             let name = tensor.published(piece).unwrap_or(&tensor.name);
             let fail = |why: String| WriteError::Tensor { tensor: name.to_owned(), why };
             let numbers = tensor.read(model.source, piece).map_err(fail)?;
-            let stored = (choice.encode)(tensor, piece, *kind, &numbers).map_err(fail)?;
+            let stored = storage.store(tensor, piece, &numbers).map_err(fail)?;
             writer.part(&stored)?;
             bytes += stored.len() as u64;
             model.source.done(name);

@@ -10,6 +10,7 @@ mod inspect;
 mod make;
 mod post;
 mod progress;
+mod quantize;
 mod sample;
 mod score;
 mod screen;
@@ -45,6 +46,7 @@ pub fn run(command: &Command) -> Result<(), Failure> {
         Command::Inspect(args) => inspect::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Export(args) => export::run(args),
+        Command::Quantize(args) => quantize::run(args),
         Command::Gym(gym) => gym::run(gym),
         Command::Bench(Bench::Infer(args)) => bench_infer::run(args),
         Command::Bench(Bench::Train(args)) => train::bench(args),
