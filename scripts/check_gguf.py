@@ -17,7 +17,8 @@ model of each FAMILY (made with transformers, with the tokenizer of FOLDER):
   4. `minke export FILE.gguf --to hf --dtype f32`; transformers loads the folder
      and its logits are those of MODEL's own folder, within --tol.
 
-For a FILE from elsewhere, with whatever tensors: 2 (text) and 3.
+For a FILE from elsewhere, with whatever tensors: 3; and of that file in f32 the
+text of 2, and logits of Minke against transformers'.
 
 Exit status: 0 all well, 1 a difference, 2 wrong use.
 """
@@ -33,6 +34,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import safetensors.torch
 import torch
 import transformers
 from tokenizers import Tokenizer
@@ -136,11 +138,24 @@ class Check:
         transformers.AutoTokenizer.from_pretrained(back)
 
     def file(self, file):
-        back = self.args.work / "elsewhere"
+        """Blocks are multiplied in another arithmetic by each program, so texts are compared in f32."""
+        back, whole = self.args.work / "elsewhere", self.args.work / "elsewhere.gguf"
         shutil.rmtree(back, ignore_errors=True)
-        self.minke("export", file, "--to", "hf", "--out", back)
+        self.minke("export", file, "--to", "hf", "--dtype", "f32", "--out", back)
         self.tokens(file.name, file, back)
-        self.texts(file.name, [file], file)
+        self.minke("export", file, "--to", "gguf", "--dtype", "f32", "--out", whole, "--force")
+        self.tokens(f"{file.name}, written again", whole, back)
+        self.texts(file.name, [whole, back], whole)
+        sequence = Tokenizer.from_file(str(back / "tokenizer.json")).encode(PROMPTS[1] + " " + TEXTS[6]).ids
+        tokens, logits = self.args.work / "tokens.json", self.args.work / "logits.safetensors"
+        tokens.write_text(json.dumps({"sequences": [sequence]}))
+        self.minke("score", whole, "--tokens", tokens, "--logits", logits)
+        ours = safetensors.torch.load_file(logits)["logits.0"]
+        model = transformers.AutoModelForCausalLM.from_pretrained(back, dtype=torch.float32, attn_implementation="eager")
+        with torch.no_grad():
+            theirs = model.eval()(torch.tensor([sequence])).logits[0]
+        far = (ours - theirs).abs().max().item()
+        self.say(far <= 50 * self.args.tol, f"{file.name}: logits of Minke and of transformers: largest difference {far:.2e}")
 
 
 def random_model(family, tokenizer, work):

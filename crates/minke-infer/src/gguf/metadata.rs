@@ -19,6 +19,7 @@ pub struct NoPlace {
     pub hint: String,
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "what is shown is mostly a temporary")]
 pub(super) fn no_place(field: &str, got: impl ToString, hint: impl Into<String>) -> NoPlace {
     NoPlace { field: field.to_owned(), got: got.to_string(), hint: hint.into() }
 }
