@@ -4,15 +4,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use minke_cpu::Cpu;
-use minke_data::Tokenizer;
+use minke_data::gguf::TensorType;
 use minke_data::hf::{Dtype, TensorSpec, WeightFiles, write_safetensors};
 use minke_data::tokenizer::TrainOptions;
+use minke_data::{ChatTemplate, Tokenizer};
 use minke_infer::{Engine, load_model};
 use minke_model::config::{Config, Quantization};
 use minke_model::{DType, Model, Precision, Purpose, spec};
 use minke_num::tolerance::assert_same_bits;
 use minke_train::checkpoint::save_model;
-use minke_train::export::{ExportError, Exported, Format, Options, export};
+use minke_train::export::{ExportError, Exported, Format, GgufOptions, Options, export, export_gguf};
 use serde_json::{Value, json};
 
 type Tensor = (TensorSpec, Vec<u8>);
@@ -379,4 +380,95 @@ fn broken_fp8_folders_are_refused_by_name() {
         text.contains("config.json") && text.contains("is in F8_E4M3: expected `quantization_config`"),
         "{text}"
     );
+}
+
+fn to_gguf(source: &Path, out: &Path, force: bool) -> Result<Exported, ExportError> {
+    let options = GgufOptions { out: out.to_owned(), kind: TensorType::F32, force };
+    export_gguf(source.to_str().unwrap(), &options, &mut |_| {})
+}
+
+#[test]
+fn a_gguf_file_and_back_is_the_same_model() {
+    let root = tempfile::tempdir().unwrap();
+    let source = model(root.path());
+    // rows for a small vocabulary
+    let mut wide = config();
+    wide.vocab_size = 420;
+    let drawn = Model::random(wide, Precision::uniform(DType::F32), 5);
+    fs::write(source.join("config.json"), drawn.config.to_json().to_string()).unwrap();
+    let tensor = |entry: &minke_model::Param| {
+        let spec = TensorSpec { name: entry.name.clone(), dtype: Dtype::F32, shape: entry.shape.clone() };
+        (spec, drawn.params.data[entry.range.clone()].iter().flat_map(|x| x.to_le_bytes()).collect())
+    };
+    write(&source, &drawn.params.entries.iter().map(tensor).collect::<Vec<_>>());
+    let file = root.path().join("model.gguf");
+    let bare = to_gguf(&source, &file, false).unwrap();
+    assert!(bare.notes.iter().any(|note| note.contains("no tokenizer")), "{:?}", bare.notes);
+
+    let sample = vec!["A whale is a small whale is 42 whales, they said.\n".repeat(50)];
+    let options = TrainOptions { vocab_size: 400, ..TrainOptions::default() };
+    let tokenizer = Tokenizer::train(&sample, &options).unwrap();
+    tokenizer.save(&source).unwrap();
+    ChatTemplate::named("minke").unwrap().save(&source).unwrap();
+    let done = to_gguf(&source, &file, true).unwrap();
+    assert!(done.notes.is_empty(), "{:?}", done.notes);
+    let back = root.path().join("back");
+    to(&file, &back, Format::F32);
+    let sorted = |mut tensors: Vec<Tensor>| {
+        tensors.sort_by(|a, b| a.0.name.cmp(&b.0.name));
+        tensors
+    };
+    assert!(sorted(read(&back)) == sorted(read(&source)), "every number, to the bit");
+    assert_same_bits(&logits(&back), &logits(&source));
+    assert_same_bits(&logits(&file), &logits(&source));
+    let theirs = Tokenizer::load(&back).unwrap();
+    for text in ["A whale is 42 whales", "<|user|>hi", "é 1234567"] {
+        assert_eq!(theirs.encode(text).unwrap(), tokenizer.encode(text).unwrap());
+        assert_eq!(theirs.encode_with_special(text).unwrap(), tokenizer.encode_with_special(text).unwrap());
+    }
+    let template = |folder: &Path| ChatTemplate::load(folder).unwrap().unwrap();
+    assert_eq!(template(&back).source(), template(&source).source());
+    let generation: Value =
+        serde_json::from_slice(&fs::read(back.join("generation_config.json")).unwrap()).unwrap();
+    assert_eq!(generation["eos_token_id"], json!([1]));
+    let running = load_model(file.to_str().unwrap(), None, Purpose::Run(&Cpu::detect(1))).unwrap();
+    assert_eq!(running.template().unwrap().unwrap().source(), template(&source).source());
+    assert_eq!((running.bos(), running.stop_ids()), (tokenizer.bos(), vec![1]));
+}
+
+#[test]
+fn a_gguf_file_is_written_over_nothing_that_is_not_meant() {
+    let root = tempfile::tempdir().unwrap();
+    let source = model(root.path());
+    let file = root.path().join("model.gguf");
+    to_gguf(&source, &file, false).unwrap();
+    let written = fs::read(&file).unwrap();
+    let fails = |source: &Path, out: &Path, force: bool, why: &str| {
+        let error = to_gguf(source, out, force).unwrap_err();
+        assert!(error.is_user_error() && error.to_string().contains(why), "{error}");
+    };
+    fails(&source, &file, false, "is there");
+    fails(&source, &root.path().join("model.bin"), true, "does not end in .gguf");
+    fails(
+        &source,
+        &source.join("x").with_extension("gguf").join("y.gguf").join("z"),
+        true,
+        "does not end in .gguf",
+    );
+    fails(&file, &file, true, "is the model that is to be exported");
+    let folder = root.path().join("folder.gguf");
+    fs::create_dir(&folder).unwrap();
+    fails(&source, &folder, true, "is a folder");
+    fails(&root.path().join("none.gguf"), &file, true, "there is no such file");
+    assert!(fs::read(&file).unwrap() == written, "what was there is as it was");
+    let broken = root.path().join("broken.gguf");
+    fs::write(&broken, &written[..written.len() / 2]).unwrap();
+    fails(&broken, &root.path().join("new.gguf"), false, "truncated");
+    assert!(!root.path().join("new.gguf").exists());
+    let litter: Vec<_> = fs::read_dir(root.path())
+        .unwrap()
+        .flatten()
+        .filter(|e| e.file_name().to_string_lossy().contains("tmp"))
+        .collect();
+    assert!(litter.is_empty(), "{litter:?}");
 }

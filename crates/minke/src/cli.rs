@@ -138,14 +138,18 @@ pub enum Command {
         A task is {\"prompt\": \"1/2+1/4=?\", \"answer\": \"3/4\"}, with a \"verifier\" if equality is not enough:\n\
         exact, number, choice, regex, json, program. Programs that tasks name are run on this machine.")]
     Eval(Eval),
-    /// Write a model as a folder for other programs, in another dtype
+    /// Write a model for other programs: a folder in another dtype, or a GGUF file
     #[command(after_help = "Examples:\n  \
         minke export runs/quickstart --to hf --out quickstart-bf16\n  \
         minke export runs/quickstart --to hf --dtype fp8 --out quickstart-fp8\n  \
-        minke export deepseek-ai/DeepSeek-V3 --to hf --dtype bf16 --out v3-bf16 --json\n\n\
+        minke export deepseek-ai/DeepSeek-V3 --to hf --dtype bf16 --out v3-bf16 --json\n  \
+        minke export runs/quickstart --to gguf --out quickstart.gguf\n  \
+        minke export model.gguf --to hf --out model\n\n\
         fp8 is the form in which DeepSeek publishes: projections as E4M3 codes with a scale for each square\n\
         of 128 by 128; embedding, head, norms and router in bf16. Codes that the model has already stay\n\
-        as they are. Tokenizer, chat template and generation config are copied.")]
+        as they are. Tokenizer, chat template and generation config are copied.\n\n\
+        gguf is one file that llama.cpp and others read, with tokenizer and chat template; vectors and\n\
+        routers are f32 in it. `minke quantize` writes smaller ones.")]
     Export(Export),
     /// Make a model smaller: weights of 4 to 8 bits
     #[command(long_about = "Make a model smaller: weights of 4 to 8 bits.\n\n\

@@ -19,6 +19,7 @@ pub struct NoPlace {
     pub hint: String,
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "what is shown is mostly a temporary")]
 pub(super) fn no_place(field: &str, got: impl ToString, hint: impl Into<String>) -> NoPlace {
     NoPlace { field: field.to_owned(), got: got.to_string(), hint: hint.into() }
 }
@@ -138,9 +139,8 @@ impl Out<'_> {
         self.number("attention.value_length_mla", "v_head_dim")?;
         self.number("attention.kv_lora_rank", "kv_lora_rank")?;
         self.number("rope.dimension_count", "qk_rope_head_dim")?;
-        if !json["q_lora_rank"].is_null() {
-            self.number("attention.q_lora_rank", "q_lora_rank")?;
-        }
+        // llama.cpp wants the key, and takes 0 for none
+        self.put("attention.q_lora_rank", size("q_lora_rank") as u32);
         self.number("leading_dense_block_count", "first_k_dense_replace")?;
         self.number("expert_count", "n_routed_experts")?;
         self.number("expert_used_count", "num_experts_per_tok")?;

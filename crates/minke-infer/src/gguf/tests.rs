@@ -293,6 +293,24 @@ fn stored_parts_are_the_files_own_bytes() {
     assert!(weights.stored(&kv.name).is_none(), "keys that are turned over cannot run where they are");
 }
 
+/// Numbers that f16 does not have.
+struct Wrong(Random);
+impl WeightSource for Wrong {
+    fn names(&self) -> Vec<String> {
+        self.0.names()
+    }
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.0.shape(name)
+    }
+    fn dtype(&self, name: &str) -> Option<minke_model::DType> {
+        self.0.dtype(name)
+    }
+    fn read_into(&self, name: &str, out: &mut [f32]) -> Result<(), String> {
+        out.fill(if name.contains("down_proj") { 1e30 } else { 1.0 });
+        Ok(())
+    }
+}
+
 #[test]
 fn what_gguf_has_no_place_for_is_said() {
     let temporary = Temporary::new();
@@ -302,35 +320,23 @@ fn what_gguf_has_no_place_for_is_said() {
     assert!(error.to_string().contains("`rope_interleave`: false has no place in GGUF"), "{error}");
     let mut source = random_source(&configs()[0], 1);
     source.seed = 2;
-    struct Wrong(Random);
-    impl WeightSource for Wrong {
-        fn names(&self) -> Vec<String> {
-            self.0.names()
-        }
-        fn shape(&self, name: &str) -> Option<Vec<usize>> {
-            self.0.shape(name)
-        }
-        fn dtype(&self, name: &str) -> Option<minke_model::DType> {
-            self.0.dtype(name)
-        }
-        fn read_into(&self, name: &str, out: &mut [f32]) -> Result<(), String> {
-            out.fill(if name.contains("down_proj") { 1e30 } else { 1.0 });
-            Ok(())
-        }
-    }
     let config = configs()[0].clone();
     let error = temporary.try_write(&config, &Wrong(source), TensorType::F16).unwrap_err().to_string();
     assert!(error.contains("down_proj") && error.contains("up to 65504"), "{error}");
     assert!(!temporary.path().exists(), "nothing is left");
 }
 
+type Keys = Vec<(String, Value<'static>)>;
+type Tensors = Vec<(TensorPlan, Vec<u8>)>;
+type Change = Box<dyn Fn(&mut Keys, &mut Tensors)>;
+
 /// A file of a small model with one thing changed.
-fn broken(change: &dyn Fn(&mut Vec<(String, Value<'static>)>, &mut Vec<(TensorPlan, Vec<u8>)>)) -> String {
+fn broken(change: &dyn Fn(&mut Keys, &mut Tensors)) -> String {
     let temporary = Temporary::new();
     let config = &configs()[0];
     let source = random_source(config, 1);
     let (mut keys, _) = metadata(config).unwrap();
-    let mut tensors: Vec<(TensorPlan, Vec<u8>)> = gguf_tensors(config)
+    let mut tensors: Tensors = gguf_tensors(config)
         .unwrap()
         .into_iter()
         .map(|tensor| {
@@ -359,25 +365,21 @@ fn broken(change: &dyn Fn(&mut Vec<(String, Value<'static>)>, &mut Vec<(TensorPl
 #[test]
 fn files_that_contradict_themselves_are_refused_with_a_reason() {
     let set = |key: &'static str, value: Value<'static>| {
-        move |keys: &mut Vec<(String, Value<'static>)>, _: &mut Vec<(TensorPlan, Vec<u8>)>| {
+        move |keys: &mut Keys, _: &mut Tensors| {
             keys.retain(|(found, _)| found != key);
             keys.push((key.to_owned(), value.clone()));
         }
     };
-    let without = |key: &'static str| {
-        move |keys: &mut Vec<(String, Value<'static>)>, _: &mut Vec<(TensorPlan, Vec<u8>)>| {
-            keys.retain(|(found, _)| found != key)
-        }
-    };
+    let without =
+        |key: &'static str| move |keys: &mut Keys, _: &mut Tensors| keys.retain(|(found, _)| found != key);
     let reshaped = |name: &'static str, shape: &'static [usize]| {
-        move |_: &mut Vec<(String, Value<'static>)>, tensors: &mut Vec<(TensorPlan, Vec<u8>)>| {
+        move |_: &mut Keys, tensors: &mut Tensors| {
             let (plan, bytes) = tensors.iter_mut().find(|(plan, _)| plan.name == name).unwrap();
             plan.shape = shape.to_vec();
             *bytes = vec![0; plan.bytes().unwrap()];
         }
     };
     assert_eq!(broken(&|_, _| {}), "");
-    type Change = Box<dyn Fn(&mut Vec<(String, Value<'static>)>, &mut Vec<(TensorPlan, Vec<u8>)>)>;
     let cases: Vec<(Change, &str)> = vec![
         (Box::new(without("general.architecture")), "`general.architecture`: expected one of llama"),
         (Box::new(set("general.architecture", "mamba".into())), "got \"mamba\""),
@@ -441,7 +443,7 @@ fn files_that_contradict_themselves_are_refused_with_a_reason() {
     }
     // more tokens than rows: said, and the model runs
     let tokens = |count: usize| {
-        move |keys: &mut Vec<(String, Value<'static>)>, _: &mut Vec<(TensorPlan, Vec<u8>)>| {
+        move |keys: &mut Keys, _: &mut Tensors| {
             keys.push(("tokenizer.ggml.model".to_owned(), "llama".into()));
             keys.push((
                 "tokenizer.ggml.tokens".to_owned(),

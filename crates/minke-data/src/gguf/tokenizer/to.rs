@@ -59,7 +59,7 @@ pub fn metadata(
     let mut keys = if model["byte_fallback"] == true {
         sentence_piece(&file, vocabulary)?
     } else {
-        byte_level(&file, vocabulary)?
+        byte_level(&file, &vocabulary)?
     };
     let mut put = |key: &str, value: Value<'static>| keys.push((format!("tokenizer.{key}"), value));
     let (bos, eos) = (tokenizer.bos(), tokenizer.eos().or(endings.eos));
@@ -147,7 +147,7 @@ fn merges(file: &Json) -> Result<Vec<(&str, &str)>> {
         .collect()
 }
 
-fn byte_level(file: &Json, vocabulary: Vocabulary) -> Result<Vec<(String, Value<'static>)>> {
+fn byte_level(file: &Json, vocabulary: &Vocabulary) -> Result<Vec<(String, Value<'static>)>> {
     let compose = match &file["normalizer"] {
         Json::Null => false,
         Json::Object(normalizer) if normalizer["type"] == "NFC" => true,
@@ -166,7 +166,7 @@ fn byte_level(file: &Json, vocabulary: Vocabulary) -> Result<Vec<(String, Value<
     let name = match pre::name_of(&patterns, ignore_merges, compose) {
         Some(name) => name,
         None => {
-            few_digits(&patterns, &vocabulary).map_err(|why| not_a_cut(format!("{patterns:?}{why}")))?;
+            few_digits(&patterns, vocabulary).map_err(|why| not_a_cut(format!("{patterns:?}{why}")))?;
             "deepseek-v3"
         }
     };
