@@ -399,7 +399,8 @@ fn who_is_late_gets_what_there_is() {
         ServiceOptions::default(),
         Limits { time: Duration::from_millis(30), ..Limits::default() },
     );
-    let (status, whole) = server.post(TEXT, &json!({"prompt": "the", "max_tokens": 1000, "min_tokens": 1000}));
+    let (status, whole) =
+        server.post(TEXT, &json!({"prompt": "the", "max_tokens": 1000, "min_tokens": 1000}));
     assert_eq!((status, &whole["choices"][0]["finish_reason"]), (200, &json!("length")));
     assert!(whole["usage"]["completion_tokens"].as_u64().unwrap() < 1000, "{whole}");
 }
