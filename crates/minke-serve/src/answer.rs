@@ -29,7 +29,7 @@ impl Frame {
         Self { endpoint, id: format!("{prefix}-{number:016x}"), created, model: model.to_owned() }
     }
 
-    fn object(&self, is_chunk: bool, choices: Vec<Value>) -> Value {
+    fn object(&self, is_chunk: bool, choices: &[Value]) -> Value {
         let object = match (self.endpoint, is_chunk) {
             (Endpoint::Chat, false) => "chat.completion",
             (Endpoint::Chat, true) => "chat.completion.chunk",
@@ -46,13 +46,13 @@ impl Frame {
     }
 
     /// A chunk of some choices.
-    pub fn chunk(&self, choices: Vec<Value>) -> Value {
+    pub fn chunk(&self, choices: &[Value]) -> Value {
         self.object(true, choices)
     }
 
     /// The whole response.
     pub fn whole(&self, choices: &[Choice]) -> Value {
-        let mut whole = self.object(false, choices.iter().map(Choice::whole).collect());
+        let mut whole = self.object(false, &choices.iter().map(Choice::whole).collect::<Vec<_>>());
         whole["usage"] = usage(choices);
         whole["timings"] = timings(choices);
         whole
@@ -60,7 +60,7 @@ impl Frame {
 
     /// The chunk that ends a stream with what it took.
     pub fn last(&self, choices: &[Choice]) -> Value {
-        let mut last = self.object(true, Vec::new());
+        let mut last = self.object(true, &[]);
         last["usage"] = usage(choices);
         last["timings"] = timings(choices);
         last

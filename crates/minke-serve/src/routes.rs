@@ -137,7 +137,7 @@ struct Chunks {
 
 impl Chunks {
     fn new(underway: Underway) -> Self {
-        let first = |choice: &Choice| Some(event(&underway.frame.chunk(vec![choice.first()?])));
+        let first = |choice: &Choice| Some(event(&underway.frame.chunk(&[choice.first()?])));
         let ready = underway.choices.iter().filter_map(first).collect();
         Self { underway: Some(underway), ready }
     }
@@ -150,7 +150,7 @@ impl Chunks {
             Some((index, event)) => underway.choices[index].take(event),
         };
         match chunk {
-            Ok(chunk) => self.ready.extend(chunk.map(|chunk| event(&underway.frame.chunk(vec![chunk])))),
+            Ok(chunk) => self.ready.extend(chunk.map(|chunk| event(&underway.frame.chunk(&[chunk])))),
             Err(error) => {
                 self.ready.push_back(event(&error.to_json()));
                 self.underway = None;
