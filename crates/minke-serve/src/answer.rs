@@ -29,7 +29,7 @@ impl Frame {
         Self { endpoint, id: format!("{prefix}-{number:016x}"), created, model: model.to_owned() }
     }
 
-    fn object(&self, is_chunk: bool, choices: Vec<Value>) -> Value {
+    fn object(&self, is_chunk: bool, choices: &[Value]) -> Value {
         let object = match (self.endpoint, is_chunk) {
             (Endpoint::Chat, false) => "chat.completion",
             (Endpoint::Chat, true) => "chat.completion.chunk",
@@ -46,13 +46,13 @@ impl Frame {
     }
 
     /// A chunk of some choices.
-    pub fn chunk(&self, choices: Vec<Value>) -> Value {
+    pub fn chunk(&self, choices: &[Value]) -> Value {
         self.object(true, choices)
     }
 
     /// The whole response.
     pub fn whole(&self, choices: &[Choice]) -> Value {
-        let mut whole = self.object(false, choices.iter().map(Choice::whole).collect());
+        let mut whole = self.object(false, &choices.iter().map(Choice::whole).collect::<Vec<_>>());
         whole["usage"] = usage(choices);
         whole["timings"] = timings(choices);
         whole
@@ -60,7 +60,7 @@ impl Frame {
 
     /// The chunk that ends a stream with what it took.
     pub fn last(&self, choices: &[Choice]) -> Value {
-        let mut last = self.object(true, Vec::new());
+        let mut last = self.object(true, &[]);
         last["usage"] = usage(choices);
         last["timings"] = timings(choices);
         last
@@ -133,7 +133,7 @@ impl Choice {
         match event {
             Event::Accepted => Ok(None),
             Event::Token(token) => {
-                let mut parts = self.split(&token.text);
+                let parts = self.split(&token.text);
                 if self.splitter.as_ref().is_some_and(Splitter::is_thinking) {
                     self.reasoning_tokens += 1;
                 }
@@ -148,7 +148,7 @@ impl Choice {
                 if parts == Parts::default() && log_probs.is_null() {
                     return Ok(None);
                 }
-                Ok(Some(self.delta(&mut parts, &log_probs, Value::Null)))
+                Ok(Some(self.delta(&parts, &log_probs, None)))
             }
             Event::Done(done) => {
                 if done.stop == StopReason::Cancelled {
@@ -163,7 +163,7 @@ impl Choice {
                 }
                 let reason = finish_reason(&done.stop);
                 self.done = Some(done);
-                Ok(Some(self.delta(&mut parts, &Value::Null, reason.into())))
+                Ok(Some(self.delta(&parts, &Value::Null, Some(reason))))
             }
             Event::Failed(error) => Err(ApiError::Engine(error)),
         }
@@ -183,17 +183,17 @@ impl Choice {
         self.parts.content.push_str(&parts.content);
     }
 
-    fn delta(&self, parts: &mut Parts, log_probs: &Value, finish: Value) -> Value {
-        let Parts { reasoning, content } = std::mem::take(parts);
+    fn delta(&self, parts: &Parts, log_probs: &Value, finish: Option<&str>) -> Value {
+        let Parts { reasoning, content } = parts;
         if self.splitter.is_none() {
             return json!({"index": self.index, "text": content, "logprobs": log_probs, "finish_reason": finish});
         }
         let mut delta = json!({});
         if !reasoning.is_empty() {
-            delta["reasoning_content"] = reasoning.into();
+            delta["reasoning_content"] = reasoning.as_str().into();
         }
         if !content.is_empty() {
-            delta["content"] = content.into();
+            delta["content"] = content.as_str().into();
         }
         json!({"index": self.index, "delta": delta, "logprobs": log_probs, "finish_reason": finish})
     }

@@ -51,9 +51,9 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             body_bytes: 8 << 20,
-            body_time: Duration::from_secs(60),
+            body_time: Duration::from_mins(1),
             bodies: 64,
-            time: Duration::from_secs(600),
+            time: Duration::from_mins(10),
             grace: Duration::from_secs(20),
         }
     }

@@ -75,13 +75,12 @@ impl ApiError {
 
     fn status(&self) -> StatusCode {
         match self {
-            Self::Invalid { .. } | Self::Context { .. } => StatusCode::BAD_REQUEST,
             Self::Model { .. } => StatusCode::NOT_FOUND,
             Self::Http { status, .. } => StatusCode::from_u16(*status).unwrap_or(StatusCode::BAD_REQUEST),
             Self::Busy(_) | Self::Crowd(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Stopped => StatusCode::SERVICE_UNAVAILABLE,
             Self::Engine(EngineError::NotANumber { .. }) => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::Engine(_) => StatusCode::BAD_REQUEST,
+            Self::Invalid { .. } | Self::Context { .. } | Self::Engine(_) => StatusCode::BAD_REQUEST,
         }
     }
 

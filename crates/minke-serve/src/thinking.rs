@@ -116,7 +116,9 @@ mod tests {
             all.reasoning.push_str(&parts.reasoning);
             all.content.push_str(&parts.content);
         };
-        pieces.iter().for_each(|piece| add(splitter.push(piece)));
+        for piece in pieces {
+            add(splitter.push(piece));
+        }
         add(splitter.finish());
         (all.reasoning, all.content)
     }
