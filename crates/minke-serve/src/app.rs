@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use minke_data::template::thinking::OPEN;
 use minke_data::{ChatTemplate, RenderOptions, Tokenizer};
-use minke_infer::{Event, Handle, Order, Request, Sampling, ThinkingBudget, Ticket};
+use minke_infer::{Event, Handle, Order, Request, Sampling, Speculation, ThinkingBudget, Ticket};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use crate::answer::{Choice, Frame};
@@ -114,6 +114,7 @@ impl App {
                 });
                 let request = Request {
                     thinking,
+                    speculation: Speculation::Auto,
                     prompt: tokens.clone(),
                     max_tokens,
                     sequence: answer as u64,

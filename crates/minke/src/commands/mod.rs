@@ -20,11 +20,11 @@ use std::io::Read;
 use std::path::Path;
 
 use minke_cpu::Cpu;
-use minke_infer::{Loaded, Sampling, load_model};
+use minke_infer::{Loaded, Sampling, Speculation, load_model};
 use minke_model::{DType, Fp8, Precision, Purpose};
 use minke_train::recipe::{Recipe, Resolved};
 
-use crate::cli::{Bench, Command, ModelArgs, SamplingArgs, Threads, Word};
+use crate::cli::{Bench, Command, Drafts, ModelArgs, SamplingArgs, Threads, Word};
 use crate::failure::Failure;
 use crate::output;
 
@@ -93,6 +93,17 @@ fn sampling(args: &SamplingArgs, loaded: &Loaded) -> Result<Sampling, Failure> {
     };
     sampling.validate()?;
     Ok(sampling)
+}
+
+/// Where drafts come from.
+fn speculation(drafts: Drafts) -> Speculation {
+    match drafts {
+        Drafts::Auto => Speculation::Auto,
+        Drafts::Off => Speculation::Off,
+        Drafts::Ngram => Speculation::Ngram,
+        Drafts::Mtp => Speculation::Mtp,
+        Drafts::Draft => Speculation::Draft,
+    }
 }
 
 /// Whether an argument means a recipe rather than a model.
