@@ -69,7 +69,7 @@ pub fn run(args: &BenchInfer) -> Result<(), Failure> {
     };
     let context = model.config.max_position_embeddings;
     let (mut prefill, decode) = lengths(args, context);
-    let read = args.prompt.as_ref().map(|text| encode(&tokenizer, text)).transpose()?;
+    let read = args.prompt.as_ref().map(|text| encode(tokenizer.as_ref(), text)).transpose()?;
     if let Some(ids) = &read {
         prefill = ids.len();
     }
@@ -179,7 +179,7 @@ fn measure(
 }
 
 /// The tokens of a text, for a model that reads text.
-fn encode(tokenizer: &Option<Tokenizer>, text: &str) -> Result<Vec<u32>, Failure> {
+fn encode(tokenizer: Option<&Tokenizer>, text: &str) -> Result<Vec<u32>, Failure> {
     let Some(tokenizer) = tokenizer else {
         return Err(Failure::user("--prompt: the model has no tokenizer.json, so it cannot read text"));
     };

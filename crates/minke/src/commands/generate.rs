@@ -9,7 +9,7 @@ use minke_infer::{Constraint, Engine, Request, ThinkingBudget, Thought};
 use serde::Serialize;
 
 use super::{open, rate, read_file, sampling, speculation, threads};
-use crate::cli::{Generate, ModelArgs, SteeringArgs};
+use crate::cli::{self, Generate, ModelArgs, SteeringArgs};
 use crate::failure::Failure;
 use crate::interrupt::{self, Work};
 use crate::output;
@@ -100,6 +100,11 @@ pub fn run(args: &Generate) -> Result<(), Failure> {
     tokens.extend(tokenizer.encode(&prompt)?);
     let prompt_tokens = tokens.len();
     let constraint = constraint(&args.steering)?;
+    if args.speculation.draft_model.is_some()
+        && !matches!(args.speculation.speculate, cli::Drafts::Auto | cli::Drafts::Draft)
+    {
+        output::note("note: --draft-model has no effect without --speculate draft or auto");
+    }
     let mut draft = match &args.speculation.draft_model {
         Some(model) => {
             let args = ModelArgs { model: model.clone(), ..args.model.clone() };
