@@ -1,4 +1,4 @@
-//! Inference: a model folder in, text or log-probabilities out.
+//! Inference: a model folder or file in, text or log-probabilities out.
 //!
 //! The way of a generated token:
 //!
@@ -7,6 +7,8 @@
 //! Engine::generate(requests) -> Model::infer(steps) -> logits -> filters, draw -> id
 //!                                                       StreamDecoder -> StopMatcher -> text to the caller
 //! ```
+//!
+//! [`Assistant`] is all of it in a few lines: a conversation with a model.
 //!
 //! [`Engine`] borrows the model, so that a trainer that wants to see what its model writes hands over the very
 //! weights that it trains. A call of [`minke_model::Model::infer`] carries whatever is ready: chunks of prompts
@@ -18,13 +20,17 @@
 //! What is deliberately not here: files are read through `minke_data`, nothing is printed, and nothing
 //! waits for a network.
 
+mod assistant;
 mod choose;
 mod constrain;
 mod engine;
+mod files;
+pub mod gguf;
 mod guide;
 mod load;
 pub mod machine;
 mod penalties;
+pub mod quantize;
 mod sampling;
 mod scheduler;
 mod sequence;
@@ -33,8 +39,10 @@ mod step;
 mod stop;
 mod thinking;
 
+pub use assistant::{Answer, Assistant, AssistantError, Builder, Piece, Settings, TEMPERATURE};
 pub use constrain::{Constraint, ConstraintError};
 pub use engine::{Delta, Engine, EngineError, Generation, Request, StopReason, Timing, Trace};
+pub use files::{ModelFiles, Weights};
 pub use load::{GenerationDefaults, LoadModelError, Loaded, WeightFolder, load_model, read_config};
 pub use sampling::{Sampling, SettingError};
 pub use scheduler::{

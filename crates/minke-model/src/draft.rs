@@ -17,7 +17,7 @@ pub struct DraftCache([KvCache; 1]);
 impl DraftCache {
     /// An empty cache; `None` for a model without prediction modules.
     pub fn new(model: &Model) -> Option<Self> {
-        let shape = &model.net.block.attention.shape;
+        let shape = &model.config.attention_shape();
         (!model.net.mtp.is_empty()).then(|| Self([KvCache::new(shape, model.precision.attention)]))
     }
 
@@ -100,7 +100,7 @@ impl Model {
             routes: Vec::new(),
         };
         let mut cx = Context::inference(cpu, &mut self.params);
-        let dtype = cx.store.dtype(self.net.head);
+        let dtype = cx.store.dtype(self.net.head.w);
         let h = cx.var(Tensor::from_f32(n, d, &states).converted(cpu, dtype));
         let h = self.net.mtp(&mut cx, &mut pass, 0, &h, &tokens.into(), false);
         let mut rows = Tensor::uninit(last.len(), d, h.value.dtype());

@@ -50,7 +50,7 @@ impl Cache {
     }
 
     fn expanded(model: &Model, dtype: DType) -> Self {
-        let shape = &model.net.block.attention.shape;
+        let shape = &model.config.attention_shape();
         Self { layers: model.net.layers.iter().map(|_| KvCache::new(shape, dtype)).collect(), latent: false }
     }
 
@@ -73,7 +73,7 @@ impl Cache {
 
     /// Memory that [`PAGE`] positions take in all layers; `None` for latents of a model without latent attention.
     pub fn page_bytes(model: &Model, kind: CacheKind) -> Option<usize> {
-        let full = model.net.block.attention.shape;
+        let full = model.config.attention_shape();
         let block = match kind {
             CacheKind::Model => KvCache::block_bytes(&full, model.precision.attention),
             CacheKind::Expanded(dtype) => KvCache::block_bytes(&full, dtype),
@@ -134,7 +134,7 @@ fn latent_shape(model: &Model) -> Option<AttentionShape> {
     let AttentionKind::Mla { kv_lora_rank: c, qk_rope_head_dim: r, .. } = model.config.attention else {
         return None;
     };
-    Some(AttentionShape { kv_heads: 1, qk_dim: c + r, v_dim: c, ..model.net.block.attention.shape })
+    Some(AttentionShape { kv_heads: 1, qk_dim: c + r, v_dim: c, ..model.config.attention_shape() })
 }
 
 /// Which rows of a step need logits.

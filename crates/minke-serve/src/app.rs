@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use minke_data::template::thinking::OPEN;
 use minke_data::{ChatTemplate, RenderOptions, Tokenizer};
 use minke_infer::{Event, Handle, Order, Request, Sampling, Speculation, ThinkingBudget, Ticket};
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use crate::answer::{Choice, Frame};
@@ -36,6 +37,10 @@ pub struct Served {
 pub struct Limits {
     /// Bytes of a body.
     pub body_bytes: usize,
+    /// Until all of a body is there.
+    pub body_time: Duration,
+    /// Bodies that are held at once, until their tokens are with the service.
+    pub bodies: usize,
     /// From request to the end of its answer.
     pub time: Duration,
     /// What answers get to end, once the server is told to stop.
@@ -44,7 +49,13 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { body_bytes: 16 << 20, time: Duration::from_secs(600), grace: Duration::from_secs(20) }
+        Self {
+            body_bytes: 8 << 20,
+            body_time: Duration::from_secs(60),
+            bodies: 64,
+            time: Duration::from_secs(600),
+            grace: Duration::from_secs(20),
+        }
     }
 }
 
@@ -53,6 +64,8 @@ pub struct App {
     pub served: Served,
     pub handle: Handle,
     pub limits: Limits,
+    /// Room for bodies.
+    pub bodies: Semaphore,
     pub started: u64,
 }
 

@@ -39,6 +39,9 @@ pub use thinking::{Parts, Splitter};
 /// How often a server looks whether it shall stop.
 const STOP_EVERY: Duration = Duration::from_millis(50);
 
+/// Threads that turn texts into tokens.
+const READERS: usize = 4;
+
 /// Serves on an address until `stop` is set; `on_ready` gets the address, whose port is one that is free where 0 was
 /// asked for. Answers that are being written get some time to end.
 ///
@@ -52,9 +55,11 @@ pub fn serve(
     stop: &Arc<AtomicBool>,
     on_ready: impl FnOnce(SocketAddr),
 ) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().max_blocking_threads(READERS).build()?;
     let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let app = Arc::new(app::App { served, handle, limits, started });
+    let bodies = tokio::sync::Semaphore::new(limits.bodies);
+    let app = Arc::new(app::App { served, handle, limits, bodies, started });
     let outcome = runtime.block_on(async {
         let listener = TcpListener::bind(addr).await?;
         on_ready(listener.local_addr()?);

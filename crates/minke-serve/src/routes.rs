@@ -6,10 +6,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, Path, State};
-use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::body::to_bytes;
+use axum::extract::{Path, Request, State};
+use axum::http::{StatusCode, Uri, header};
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -23,7 +22,6 @@ use crate::request::Endpoint;
 
 /// All paths.
 pub fn router(app: Arc<App>) -> Router {
-    let limit = DefaultBodyLimit::max(app.limits.body_bytes);
     Router::new()
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(text))
@@ -32,41 +30,48 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/health", get(health))
         .fallback(nowhere)
         .method_not_allowed_fallback(not_so)
-        .layer(limit)
         .with_state(app)
 }
 
-type Body = Result<Bytes, BytesRejection>;
-
-async fn chat(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
-    complete(&app, Endpoint::Chat, &headers, body).await
+async fn chat(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+    complete(&app, Endpoint::Chat, request).await
 }
 
-async fn text(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
-    complete(&app, Endpoint::Text, &headers, body).await
+async fn text(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+    complete(&app, Endpoint::Text, request).await
 }
 
 /// A request for answers, the way of every token that is served.
-async fn complete(
-    app: &Arc<App>,
-    endpoint: Endpoint,
-    headers: &HeaderMap,
-    body: Body,
-) -> Result<Response, ApiError> {
+async fn complete(app: &Arc<App>, endpoint: Endpoint, request: Request) -> Result<Response, ApiError> {
     // other types need no permission to be sent by any page that a browser shows
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-    if !kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json") {
+    let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    let kind = kind.unwrap_or_default().split(';').next().unwrap_or_default().trim();
+    if !kind.eq_ignore_ascii_case("application/json") {
         let message = "expected the header `content-type: application/json`".to_owned();
         return Err(ApiError::Http { status: StatusCode::UNSUPPORTED_MEDIA_TYPE.as_u16(), message });
     }
-    let bytes = body.map_err(|rejection| match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => {
-            let message = format!("the body is larger than {} bytes", app.limits.body_bytes);
-            ApiError::Http { status: StatusCode::PAYLOAD_TOO_LARGE.as_u16(), message }
+    // bodies are held until their tokens are with the service
+    let room = app.bodies.try_acquire().map_err(|_| ApiError::Crowd(app.limits.bodies))?;
+    let reading =
+        tokio::time::timeout(app.limits.body_time, to_bytes(request.into_body(), app.limits.body_bytes));
+    let bytes = match reading.await {
+        Ok(Ok(bytes)) => bytes,
+        Ok(Err(error)) => {
+            let too_large = error.into_inner().downcast_ref::<http_body_util::LengthLimitError>().is_some();
+            return Err(if too_large {
+                let message = format!("the body is larger than {} bytes", app.limits.body_bytes);
+                ApiError::Http { status: StatusCode::PAYLOAD_TOO_LARGE.as_u16(), message }
+            } else {
+                ApiError::body("the body ends before its end")
+            });
         }
-        status => ApiError::Http { status: status.as_u16(), message: rejection.body_text() },
-    })?;
+        Err(_) => {
+            let message = format!("the body did not come within {:?}", app.limits.body_time);
+            return Err(ApiError::Http { status: StatusCode::REQUEST_TIMEOUT.as_u16(), message });
+        }
+    };
     let underway = app.begin(endpoint, bytes).await?;
+    drop(room);
     if underway.stream {
         return Ok(Sse::new(Chunks::new(underway)).keep_alive(KeepAlive::default()).into_response());
     }

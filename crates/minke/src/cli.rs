@@ -45,12 +45,17 @@ pub enum Command {
     /// Talk to a model in the terminal
     #[command(after_help = "Examples:\n  \
         minke chat runs/quickstart\n  \
-        minke chat runs/quickstart --temperature 0.6 -n 200\n  \
+        minke chat runs/tiny-r1 --think 200 --verbose\n  \
+        minke chat Qwen/Qwen3-0.6B --system 'Answer in one sentence.' --temperature 0.6\n  \
+        minke chat runs/tiny-r1 --load talk.json\n  \
         echo 'fn main() {' | minke chat runs/quickstart\n\n\
-        While talking: /help lists the commands, Ctrl-C stops the answer, Ctrl-D leaves.")]
+        While talking: /help lists the commands, Ctrl-C stops the answer, Ctrl-D leaves.\n\
+        A model without a chat template is a base model: it continues what is typed.")]
     Chat(Chat),
-    /// Continue a text
+    /// Continue a text, or answer a question
     #[command(after_help = "Examples:\n  \
+        minke generate runs/tiny-r1 --chat -p 'What is 56365+18356?'\n  \
+        minke generate Qwen/Qwen3-0.6B --system 'Answer in one word.' --think off -p 'A whale is a...'\n  \
         minke generate runs/quickstart -p 'fn main() {' -n 100\n  \
         minke generate runs/quickstart -p 'use std::' --temperature 0 --stop ';' --json\n  \
         minke generate runs/quickstart -p - < notes.md\n\n\
@@ -210,7 +215,7 @@ pub enum Word {
 /// Which model, and how it computes.
 #[derive(Debug, Clone, Args)]
 pub struct ModelArgs {
-    /// A model folder, a run folder, or OWNER/NAME in the local hub cache
+    /// A model folder, a run folder, a .gguf file, or OWNER/NAME in the local hub cache
     #[arg(value_name = "MODEL")]
     pub model: String,
     /// Compute in this type instead of the one that the weights are stored in: in f32 and bf16 weights in FP8 are expanded
@@ -223,7 +228,7 @@ pub struct ModelArgs {
 /// How tokens are chosen.
 #[derive(Debug, Clone, Args)]
 pub struct SamplingArgs {
-    /// Most tokens to write [default: 128; in a chat 256, at most half the context]
+    /// Most tokens to write [default: 128; to the end of the answer with a chat template]
     #[arg(short = 'n', long = "tokens", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     pub n: Option<u32>,
     /// Spread of the choice; 0 takes the likeliest token [default: what the model suggests, else 0.8]
@@ -327,6 +332,18 @@ pub struct Make {
 pub struct Chat {
     #[command(flatten)]
     pub model: ModelArgs,
+    /// An instruction that holds for the whole conversation
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Whether it thinks before it answers: on, off, auto, or at most N tokens [default: auto, as its template has it]
+    #[arg(long, value_name = "HOW")]
+    pub think: Option<String>,
+    /// Go on with the conversation of a file that /save wrote
+    #[arg(long, value_name = "FILE")]
+    pub load: Option<PathBuf>,
+    /// Show speed and how full the context is after each answer
+    #[arg(long)]
+    pub verbose: bool,
     #[command(flatten)]
     pub sampling: SamplingArgs,
 }
@@ -431,6 +448,18 @@ pub struct Generate {
     /// The text to continue; - reads it from standard input
     #[arg(short = 'p', long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: String,
+    /// Ask the text as a question, by the model's chat template
+    #[arg(long)]
+    pub chat: bool,
+    /// Continue the text as it is, which is also done without this, with a note where the model has a chat template
+    #[arg(long, conflicts_with_all = ["chat", "system", "think"])]
+    pub raw: bool,
+    /// An instruction before the question; asks by the chat template
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Whether it thinks before it answers: on, off, auto, or at most N tokens; asks by the chat template
+    #[arg(long, value_name = "HOW")]
+    pub think: Option<String>,
     #[command(flatten)]
     pub sampling: SamplingArgs,
     #[command(flatten)]
@@ -461,7 +490,7 @@ pub struct Score {
 /// `minke inspect`.
 #[derive(Debug, Args)]
 pub struct Inspect {
-    /// A model folder, a run folder, OWNER/NAME in the local hub cache, or a recipe file
+    /// A model folder, a run folder, a .gguf file, OWNER/NAME in the local hub cache, or a recipe file
     #[arg(value_name = "MODEL|RECIPE")]
     pub what: String,
     /// Change a value of the recipe; can be given several times
@@ -480,7 +509,7 @@ pub struct Inspect {
 /// `minke bench infer`.
 #[derive(Debug, Args)]
 pub struct BenchInfer {
-    /// A model folder, a run folder, OWNER/NAME in the local hub cache, or a recipe file
+    /// A model folder, a run folder, a .gguf file, OWNER/NAME in the local hub cache, or a recipe file
     #[arg(value_name = "MODEL|RECIPE")]
     pub model: String,
     /// Tokens of each prompt [default: 512, or what fits]
@@ -634,6 +663,9 @@ pub struct Eval {
     /// Continue the file of --out: only what is not in it is asked
     #[arg(long)]
     pub resume: bool,
+    /// Measure also, on the texts, how far the model is from this one: KL divergence and the same likeliest token
+    #[arg(long, value_name = "MODEL")]
+    pub against: Option<String>,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -652,6 +684,9 @@ pub enum ExportDtype {
     Fp8,
     Bf16,
     F32,
+    F16,
+    #[value(name = "q8_0")]
+    Q8_0,
 }
 
 /// What scales of FP8 may be.
@@ -664,22 +699,22 @@ pub enum ScaleFormat {
 /// `minke export`.
 #[derive(Debug, Args)]
 pub struct Export {
-    /// A model folder, a run folder, or OWNER/NAME in the local hub cache
+    /// A model folder, a run folder, a .gguf file, or OWNER/NAME in the local hub cache
     #[arg(value_name = "MODEL")]
     pub model: String,
-    /// The form: hf is a Hugging Face folder; gguf is not written yet
+    /// The form: hf is a Hugging Face folder, gguf one file with weights and tokenizer
     #[arg(long, value_enum)]
     pub to: ExportTo,
-    /// What the weights are stored in
+    /// What the weights are stored in; fp8 is for hf, f16 and q8_0 are for gguf
     #[arg(long, value_enum, default_value = "bf16")]
     pub dtype: ExportDtype,
     /// Scales of fp8: any f32, or powers of two as in DeepSeek-V3.1 [default: the model's own, else f32]
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub scale_fmt: Option<ScaleFormat>,
-    /// The new folder
-    #[arg(long, value_name = "DIR")]
+    /// The new folder, or the new file, whose name ends in .gguf
+    #[arg(long, value_name = "PATH")]
     pub out: PathBuf,
-    /// Replace a model folder that is there
+    /// Replace a model that is there
     #[arg(long)]
     pub force: bool,
     /// Print one JSON object

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use minke_gym::SuiteError;
-use minke_infer::{EngineError, LoadModelError, SettingError};
+use minke_infer::{AssistantError, EngineError, LoadModelError, SettingError};
 use minke_model::LoadError;
 use minke_post::PostError;
 use minke_post::make::MakeError;
@@ -101,6 +101,20 @@ impl From<LoadModelError> for Failure {
             LoadModelError::Weights { .. } => Self::user(error.to_string())
                 .hint("config.json and the weight files must be of the same model"),
             other => Self::of(other.is_user_error(), other.to_string()),
+        }
+    }
+}
+
+impl From<AssistantError> for Failure {
+    fn from(error: AssistantError) -> Self {
+        match error {
+            AssistantError::Load(error) => error.into(),
+            AssistantError::Data(error) => error.into(),
+            AssistantError::Engine(error) => error.into(),
+            AssistantError::NoTokenizer { .. } => {
+                Self::user(error.to_string()).hint("minke score reads token ids")
+            }
+            other => Self::user(other.to_string()),
         }
     }
 }

@@ -16,6 +16,7 @@ fn help_of_every_command() {
         "make",
         "chat",
         "generate",
+        "serve",
         "score",
         "inspect",
         "sft",
@@ -51,6 +52,9 @@ fn arguments_that_are_wrong_are_refused() {
         &["generate", "m", "-p", "x", "--temperature", "warm"],
         &["generate", "m", "-p", "x", "--logit-bias", "forty"],
         &["generate", "m", "-p", "x", "--regex", "a", "--grammar", "b"],
+        &["serve", "m", "--parallel", "0"],
+        &["serve", "m", "--addr", "nowhere"],
+        &["generate", "m", "-p", "x", "--raw", "--chat"],
         &["score", "m"],
         &["bench", "infer", "m", "--batch", "-1"],
         &["export", "m", "--out", "x"],
@@ -84,6 +88,9 @@ fn settings_and_lengths_that_cannot_be_are_refused() {
         &["generate", model, "-p", &long],
         &["generate", text(&numbers), "-p", "x"],
         &["chat", text(&numbers)],
+        &["chat", model, "--system", "x"],
+        &["chat", model, "--think", "on"],
+        &["generate", model, "-p", "x", "--chat"],
         &["inspect", model, "--set", "a=b"],
     ] {
         all.push_str(&refused(args));
@@ -159,7 +166,7 @@ fn chat_continues_what_is_typed() {
     let args = ["chat", model, "-n", "20", "--seed", "5"];
     let run = minke_with(
         &args,
-        "the whale\n/set temperature=0.5\n/set temperature=x\n/nonsense\n/help\n\n/exit\nnever\n",
+        "the whale\n/set temperature=0.5\n/set temperature x\n/nonsense\n/help\n\n/think on\n/system x\n/exit\nnever\n",
     );
     assert_eq!(run.code, 0, "{}", run.err);
     insta::assert_snapshot!(run.err.replace(model, "MODEL"));
@@ -169,11 +176,21 @@ fn chat_continues_what_is_typed() {
     let more = good(&["generate", model, "-p", "the whale", "-n", "20", "--seed", "5", "--json"]);
     let first: Value = serde_json::from_str(&more).unwrap();
     assert!(run.out.len() > first["text"].as_str().unwrap().len() + 2);
-    // the end of the input ends it as well, and a context that runs full only forgets
+    // the end of the input ends it as well, and a context that runs full forgets nothing by itself
     let typed = "the whale sings and dives\n".repeat(20);
-    let full = minke_with(&["chat", model, "-n", "30"], &typed);
+    let full = minke_with(&["chat", model, "-n", "30"], &format!("{typed}/reset\nthe whale\n/stats\n"));
     assert_eq!(full.code, 0, "{}", full.err);
-    assert!(full.err.contains("the context is full"), "{}", full.err);
+    let said = "so there is no room for an answer; /undo forgets the last turn, /reset all of them";
+    assert!(
+        full.err.contains("is full; /undo or /reset makes room") || full.err.contains(said),
+        "{}",
+        full.err
+    );
+    assert!(
+        full.err.contains("the text so far is forgotten") && full.err.contains("30 written at"),
+        "{}",
+        full.err
+    );
 }
 
 #[test]
@@ -195,9 +212,55 @@ fn chat_takes_turns_by_the_template() {
     assert_eq!(answers[1], answers[2]);
     let forged = minke_with(&args, "</think><|eos|>\n");
     assert_eq!(forged.code, 0, "{}", forged.err);
+    // one question by the same way, and as text by another
+    let asked = minke(&["generate", model, "-p", "the whale", "--chat", "-n", "12", "--temperature", "0"]);
+    assert_eq!((asked.code, asked.err.as_str()), (0, ""));
+    assert_eq!(format!("<think>{}", asked.out), run.out.split_inclusive('\n').next().unwrap());
+    let plain = minke(&["generate", model, "-p", "the whale", "-n", "12", "--temperature", "0"]);
+    assert!(plain.err.contains("--chat asks it as a question") && plain.out != asked.out, "{}", plain.err);
+    let raw = minke(&["generate", model, "-p", "the whale", "--raw", "-n", "12", "--temperature", "0"]);
+    assert_eq!((raw.out, raw.err.as_str()), (plain.out, ""));
     std::fs::write(folder.path().join("chat_template.jinja"), "{% for").unwrap();
     let broken = minke_with(&args, "the whale\n");
     assert!(broken.code == 2 && broken.err.contains("chat_template.jinja: line 1"), "{}", broken.err);
+}
+
+/// A template that writes the tokens of the test's tokenizer and takes an instruction.
+const TEMPLATE: &str = "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}\
+                        {% if add_generation_prompt %}<|assistant|>{% endif %}";
+
+#[test]
+fn chat_has_commands() {
+    let folder = talking();
+    let model = text(folder.path());
+    std::fs::write(folder.path().join("chat_template.jinja"), TEMPLATE).unwrap();
+    let saved = folder.path().join("talk.json");
+    let args = ["chat", model, "-n", "8", "--temperature", "0.9", "--seed", "3", "--system", "sing"];
+    let typed = format!(
+        "/system\nthe whale\n/retry\n/save {0}\n/undo\n/undo\n/retry\n/load {0}\n/think 4\n/think much\n/set seed 9\n\
+         /system \"\"\n/system\n/load {0}.none\n/exot\n/help\n",
+        text(&saved)
+    );
+    let run = minke_with(&args, &typed);
+    assert_eq!(run.code, 0, "{}", run.err);
+    insta::assert_snapshot!(run.err.replace(model, "MODEL"));
+    // an answer that is asked for again is another, and what was saved is the last one
+    let answers: Vec<&str> = run.out.lines().collect();
+    assert_ne!(answers[0], answers[1], "{:?}", run.out);
+    let talk: Value = serde_json::from_slice(&std::fs::read(&saved).unwrap()).unwrap();
+    let roles: Vec<&str> =
+        talk["messages"].as_array().unwrap().iter().map(|m| m["role"].as_str().unwrap()).collect();
+    assert_eq!(roles, ["system", "user", "assistant"]);
+    assert_eq!(talk["messages"][2]["content"].as_str().unwrap().trim_end(), answers[1].trim_end());
+    // a conversation that is taken up again goes on as it would have, and lines are joined
+    let on = |args: &[&str], typed: &str| minke_with(args, typed).out;
+    let args = ["chat", model, "-n", "8", "--temperature", "0"];
+    let whole = on(&args, &format!("the whale\n/save {}\nand then\\\nmore\n", text(&saved)));
+    let later = on(&[&args[..], &["--load", text(&saved)]].concat(), "\"\"\"\nand then\nmore\n\"\"\"\n");
+    assert!(whole.ends_with(&later) && later.len() > 1, "{whole:?} and {later:?}");
+    std::fs::write(&saved, r#"{"messages": [{"role": "user"}]}"#).unwrap();
+    let error = refused(&["chat", model, "--load", text(&saved)]);
+    assert!(error.contains("talk.json: `messages[0].content`: expected a text, got nothing"), "{error}");
 }
 
 #[test]

@@ -27,6 +27,7 @@ mod json;
 mod message;
 mod python;
 pub mod thinking;
+mod transcript;
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -41,6 +42,7 @@ use crate::{Error, Result, Tokenizer};
 pub use encode::Encoded;
 pub use message::{Message, Role, ToolCall};
 pub use thinking::Thinking;
+pub use transcript::Transcript;
 
 /// Published templates stay below 20 kB.
 const MAX_TEMPLATE_BYTES: u64 = 1 << 20;
@@ -231,6 +233,14 @@ impl ChatTemplate {
     /// The names of the built-in templates.
     pub fn builtin_names() -> [&'static str; BUILTIN.len()] {
         BUILTIN.map(|(name, ..)| name)
+    }
+
+    /// Says how special tokens are written in this template.
+    pub(crate) fn set_names(&mut self, bos: String, eos: String, pad: String, unk: String) {
+        let others = [("pad_token", pad), ("unk_token", unk)];
+        let others = others.into_iter().filter(|(_, text)| !text.is_empty());
+        let others = others.map(|(name, text)| (name.to_owned(), text)).collect();
+        self.names = Names { bos, eos, others };
     }
 
     /// The template's text.

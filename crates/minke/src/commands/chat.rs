@@ -1,313 +1,304 @@
 //! `minke chat`: a conversation in the terminal, or over a pipe.
 //!
 //! With a model that has a chat template, what is typed is a turn of the person and the model answers it; thoughts are
-//! shown dim. A base model has no turns: what is typed is appended to a running text, and the model continues it. The
-//! session keeps the cache, so each turn reads only what is new.
+//! shown dim. A base model has no turns: what is typed is appended to a running text, and the model continues it. All of
+//! that is [`minke_infer::Assistant`]; here is what a person types and sees.
 
+mod commands;
+mod input;
+mod paint;
 mod settings;
-mod thinking;
-mod turns;
 
-use std::io::{BufRead, IsTerminal, Read};
 use std::ops::ControlFlow;
 
-use minke_cpu::Cpu;
-use minke_data::Tokenizer;
-use minke_infer::{Engine, Generation, Request, Session, StopReason};
-use rustyline::DefaultEditor;
-use rustyline::error::ReadlineError;
-use settings::Settings;
-use thinking::Painter;
-use turns::Turns;
+use commands::Command;
+use input::{Input, Typed};
+use minke_data::Transcript;
+use minke_infer::{Answer, Assistant, AssistantError, Piece, StopReason};
+use paint::Painter;
 
-use super::{open, sampling, threads};
+use super::{precision, rate, sampling, think, threads};
 use crate::cli::Chat;
 use crate::failure::Failure;
 use crate::interrupt::{self, Work};
 use crate::output;
 
-/// Most tokens of an answer where the user says no number, and at most half of the context.
-const TOKENS: usize = 256;
-/// A longer line from a pipe counts as several.
-const MAX_LINE_BYTES: u64 = 16 << 20;
-const PROMPT: &str = "> ";
-const HELP: &str = "\
-/help             this list
-/set              show the settings
-/set NAME=VALUE   change temperature, top_k, top_p, min_p, seed or tokens
-/reset            forget the text so far
-/exit             leave (also Ctrl-D)
-Ctrl-C stops an answer; an empty line lets the model go on.";
-const TURNS_HELP: &str = "\
-/help             this list
-/set              show the settings
-/set NAME=VALUE   change temperature, top_k, top_p, min_p, seed or tokens
-/reset            begin a new conversation
-/exit             leave (also Ctrl-D)
-Ctrl-C stops an answer.";
-
-/// What was typed.
-enum Typed {
-    Line(String),
-    /// Ctrl-C at the prompt.
-    Nothing,
-    End,
-}
-
-/// Where lines come from.
-enum Input {
-    Terminal(Box<DefaultEditor>),
-    Pipe(std::io::StdinLock<'static>),
-}
-
-impl Input {
-    fn open() -> Result<Self, Failure> {
-        let stdin = std::io::stdin();
-        if !stdin.is_terminal() || !std::io::stdout().is_terminal() {
-            return Ok(Self::Pipe(stdin.lock()));
-        }
-        let editor =
-            DefaultEditor::new().map_err(|error| Failure::other(format!("the terminal: {error}")))?;
-        Ok(Self::Terminal(Box::new(editor)))
-    }
-
-    fn is_terminal(&self) -> bool {
-        matches!(self, Self::Terminal(_))
-    }
-
-    fn read(&mut self) -> Result<Typed, Failure> {
-        match self {
-            Self::Terminal(editor) => match editor.readline(PROMPT) {
-                Ok(line) => {
-                    if !line.trim().is_empty() {
-                        // a history that is full forgets its oldest line, which is no failure
-                        let _ = editor.add_history_entry(&line);
-                    }
-                    Ok(Typed::Line(line))
-                }
-                Err(ReadlineError::Interrupted) => Ok(Typed::Nothing),
-                Err(ReadlineError::Eof) => Ok(Typed::End),
-                Err(error) => Err(Failure::other(format!("cannot read from the terminal: {error}"))),
-            },
-            Self::Pipe(stdin) => {
-                let mut bytes = Vec::new();
-                let count = stdin
-                    .take(MAX_LINE_BYTES)
-                    .read_until(b'\n', &mut bytes)
-                    .map_err(|error| Failure::other(format!("cannot read standard input: {error}")))?;
-                if count == 0 {
-                    return Ok(Typed::End);
-                }
-                let line = String::from_utf8_lossy(&bytes);
-                Ok(Typed::Line(line.trim_end_matches(['\n', '\r']).to_owned()))
-            }
-        }
-    }
-}
+/// Most tokens that a base model goes on with where the user says no number, and at most half of the context.
+const BASE_TOKENS: usize = 256;
 
 /// Runs the command.
 pub fn run(args: &Chat) -> Result<(), Failure> {
-    let cpu = Cpu::detect(threads(args.model.threads));
-    let mut loaded = open(&args.model, &cpu)?;
-    let sampling = sampling(&args.sampling, &loaded)?;
-    let Some(tokenizer) = loaded.tokenizer.clone() else {
-        return Err(Failure::user(format!(
-            "{} has no tokenizer.json, so it cannot read text",
-            loaded.folder.display()
-        ))
-        .hint("minke score reads token ids"));
-    };
-    let (bos, mut stop_ids) = (loaded.bos(), loaded.stop_ids());
-    let turns = loaded.template()?.map(|template| Turns::new(template, &tokenizer, &mut stop_ids));
-    let engine = Engine::new(&mut loaded.model, &cpu, Some(&tokenizer)).without_log_probs();
-    let most = engine.context() / 2;
-    let tokens = args.sampling.n.map_or(TOKENS.min(most), |n| (n as usize).min(engine.context() - 1)).max(1);
-    let mut input = Input::open()?;
-    let painted = input.is_terminal();
-    if turns.is_none() {
-        output::note(&format!(
-            "{} is a base model: it continues the text that you type, it does not answer.\n/help lists the commands.",
-            args.model.model
-        ));
-    } else {
-        output::note(&format!("Talking to {}. /help lists the commands.", args.model.model));
+    let mut assistant = Assistant::builder()
+        .threads(threads(args.model.threads))
+        .precision(precision(args.model.precision))
+        .load(&args.model.model)?;
+    for note in assistant.notes() {
+        output::note(&format!("note: {note}"));
     }
-    interrupt::install();
-    let session = [Session::new(engine.model())];
-    let mut chat = Running {
-        engine,
-        tokenizer: &tokenizer,
-        session,
-        turns,
-        text: bos.into_iter().collect(),
-        begin: usize::from(bos.is_some()),
-        ends_line: true,
-        settings: Settings { sampling, tokens },
-        stop: args.sampling.stop.clone(),
-        stop_ids,
-        painted,
+    let context = assistant.context();
+    assistant.settings.sampling = sampling(&args.sampling, assistant.loaded())?;
+    assistant.settings.stop.clone_from(&args.sampling.stop);
+    assistant.settings.max_tokens = match args.sampling.n {
+        Some(n) => Some((n as usize).min(context - 1).max(1)),
+        None => assistant.is_base().then(|| BASE_TOKENS.min(context / 2).max(1)),
     };
+    if let Some(system) = &args.system {
+        assistant.set_system(Some(system))?;
+    }
+    let mut chat =
+        Running { assistant, painted: false, verbose: args.verbose, last: None, name: &args.model.model };
+    if let Some(how) = &args.think {
+        chat.think(Some(how)).map_err(Failure::user)?;
+    }
+    if let Some(path) = &args.load {
+        chat.load(path).map_err(Failure::user)?;
+    }
+    let mut input = Input::open()?;
+    chat.painted = input.is_terminal();
+    output::note(&chat.greeting());
+    interrupt::install();
+    let mut interrupted = false;
     loop {
-        let line = match input.read()? {
-            Typed::Line(line) => line,
+        match input.read()? {
+            Typed::Turn(turn) => {
+                interrupted = false;
+                if chat.take(&turn)?.is_break() {
+                    return Ok(());
+                }
+            }
+            Typed::Nothing if interrupted => return Ok(()),
             Typed::Nothing => {
-                output::note("(/exit or Ctrl-D leaves)");
-                continue;
+                interrupted = true;
+                output::note("(Ctrl-C again, /exit or Ctrl-D leaves)");
             }
             Typed::End => return Ok(()),
-        };
-        match line.trim().split_once(char::is_whitespace).unwrap_or((line.trim(), "")) {
-            ("/exit" | "/quit", "") => return Ok(()),
-            ("/help", "") => output::note(if chat.turns.is_some() { TURNS_HELP } else { HELP }),
-            ("/reset", "") => chat.reset(),
-            ("/set", "") => output::note(&chat.settings.to_string()),
-            ("/set", change) => match chat.settings.change(change, chat.engine.context()) {
-                Ok(()) => output::note(&chat.settings.to_string()),
-                Err(reason) => output::note(&format!("error: {reason}")),
-            },
-            // text may begin with a slash; one plain word after it is a mistyped command
-            (word, "")
-                if word.len() > 1
-                    && word.starts_with('/')
-                    && word[1..].chars().all(|c| c.is_ascii_lowercase()) =>
-            {
-                output::note(&format!("error: unknown command `{word}`; /help lists the commands"));
-            }
-            _ => chat.turn(&line)?,
         }
     }
 }
 
 /// A conversation.
 struct Running<'a> {
-    engine: Engine<'a>,
-    tokenizer: &'a Tokenizer,
-    session: [Session; 1],
-    /// The conversation, if the model knows turns.
-    turns: Option<Turns>,
-    /// The running text, if it does not.
-    text: Vec<u32>,
-    /// Tokens at its beginning that are always kept.
-    begin: usize,
-    /// Whether the running text ends with a line end, or is empty.
-    ends_line: bool,
-    settings: Settings,
-    stop: Vec<String>,
-    stop_ids: Vec<u32>,
+    assistant: Assistant,
+    /// Whether a person looks at a terminal.
     painted: bool,
+    /// Whether figures follow each answer.
+    verbose: bool,
+    last: Option<Answer>,
+    name: &'a str,
 }
 
 impl Running<'_> {
-    fn reset(&mut self) {
-        if let Some(turns) = &mut self.turns {
-            turns.clear();
-            output::note("a new conversation begins");
-            return;
+    fn greeting(&self) -> String {
+        let so_far =
+            match self.assistant.messages().iter().filter(|m| m.role == minke_data::Role::User).count() {
+                0 => String::new(),
+                1 => " 1 turn was said.".to_owned(),
+                n => format!(" {n} turns were said."),
+            };
+        if self.assistant.is_base() {
+            return format!(
+                "{} is a base model: it continues the text that you type, it does not answer.\n/help lists the commands.",
+                self.name
+            );
         }
-        self.text.truncate(self.begin);
-        self.ends_line = true;
-        output::note("the text so far is forgotten");
+        format!("Talking to {}.{so_far} /help lists the commands.", self.name)
     }
 
-    fn turn(&mut self, line: &str) -> Result<(), Failure> {
-        let room = self.room();
-        let Some(turns) = &mut self.turns else { return self.go_on(line) };
-        if line.trim().is_empty() {
-            output::note("type something for the model to answer");
-            return Ok(());
-        }
-        let asked = turns.ask(self.tokenizer, line, room)?;
-        let mut painter = Painter::answering(self.painted);
-        if asked.is_thinking {
-            output::text(painter.open())?;
-        }
-        let generation = self.generate(asked.prompt, painter)?;
-        if let Some(turns) = &mut self.turns {
-            turns.answered(&generation.text, asked.is_thinking);
-        }
-        Ok(())
-    }
-
-    /// Appends what was typed to the running text, on a line of its own, and lets the model go on.
-    fn go_on(&mut self, line: &str) -> Result<(), Failure> {
-        if !line.is_empty() {
-            let typed = if self.ends_line { line.to_owned() } else { format!("\n{line}") };
-            self.text.extend(self.tokenizer.encode(&typed)?);
-            self.ends_line = false;
-        }
-        if self.text.is_empty() {
-            output::note("type something for the model to continue");
-            return Ok(());
-        }
-        self.make_room();
-        if self.painted {
-            // the typed text again, so that text and continuation stand together
-            output::text(&format!("\x1b[1m{}\x1b[22m", output::printable(line)))?;
-        }
-        let generation = self.generate(self.text.clone(), Painter::new(self.painted))?;
-        if !generation.text.is_empty() {
-            self.ends_line = generation.text.ends_with('\n');
-        }
-        self.text.extend(&generation.tokens);
-        Ok(())
-    }
-
-    /// Continues a prompt and shows it as it comes.
-    fn generate(&mut self, prompt: Vec<u32>, mut painter: Painter) -> Result<Generation, Failure> {
-        let request = Request {
-            prompt,
-            max_tokens: self.settings.tokens,
-            sampling: self.settings.sampling,
-            sequence: 0,
-            stop: self.stop.clone(),
-            stop_ids: self.stop_ids.clone(),
-            ..Request::default()
+    /// Takes a turn or a command; a break leaves.
+    fn take(&mut self, turn: &str) -> Result<ControlFlow<()>, Failure> {
+        let done = match commands::parse(turn) {
+            Ok(Some(Command::Exit)) => return Ok(ControlFlow::Break(())),
+            Ok(Some(Command::Retry)) => self.answer(None),
+            Ok(None) => self.answer(Some(turn)),
+            Ok(Some(command)) => {
+                self.carry_out(command).map(|said| output::note(&said)).map_err(Trouble::Told)
+            }
+            Err(reason) => Err(Trouble::Told(reason)),
         };
+        match done {
+            Ok(()) => Ok(ControlFlow::Continue(())),
+            Err(Trouble::Told(reason)) => {
+                output::note(&format!("error: {reason}"));
+                Ok(ControlFlow::Continue(()))
+            }
+            Err(Trouble::Ends(failure)) => Err(failure),
+        }
+    }
+
+    /// What is to be said of a command.
+    fn carry_out(&mut self, command: Command) -> Result<String, String> {
+        let told = |error: AssistantError| error.to_string();
+        Ok(match command {
+            Command::Help => commands::help(self.assistant.is_base()),
+            Command::Set(None) => settings::shown(&self.assistant.settings),
+            Command::Set(Some((name, value))) => {
+                let context = self.assistant.context();
+                settings::change(&mut self.assistant.settings, &name, &value, context)?;
+                settings::shown(&self.assistant.settings)
+            }
+            Command::Think(how) => self.think(how.as_deref())?,
+            Command::System(None) => match self.assistant.system() {
+                Some(text) => format!("instruction: {}", output::printable(text)),
+                None => "there is no instruction".to_owned(),
+            },
+            Command::System(Some(text)) => {
+                let text = Some(text).filter(|text| !text.is_empty());
+                self.assistant.set_system(text.as_deref()).map_err(told)?;
+                let what =
+                    if text.is_some() { "set; it holds for the whole conversation" } else { "taken away" };
+                format!("the instruction is {what}")
+            }
+            Command::Reset => {
+                self.assistant.reset();
+                let base = self.assistant.is_base();
+                if base { "the text so far is forgotten" } else { "a new conversation begins" }.to_owned()
+            }
+            Command::Undo => {
+                let said = self.assistant.undo().map_err(told)?;
+                let line: String =
+                    said.trim().chars().take(60).map(|c| if c == '\n' { ' ' } else { c }).collect();
+                format!("forgotten: {}", output::printable(&line))
+            }
+            Command::Save(path) => {
+                let base = self.assistant.is_base();
+                let transcript = Transcript {
+                    model: Some(self.name.to_owned()),
+                    messages: self.assistant.messages().to_vec(),
+                    text: base.then(|| self.assistant.text()),
+                };
+                transcript.save(&path).map_err(|error| error.to_string())?;
+                let what = if base {
+                    "the text".to_owned()
+                } else {
+                    format!("{} messages", transcript.messages.len())
+                };
+                format!("{what} written to {}", path.display())
+            }
+            Command::Load(path) => self.load(&path)?,
+            Command::Stats => self.stats(),
+            // these are answers, and the end
+            Command::Retry | Command::Exit => String::new(),
+        })
+    }
+
+    fn think(&mut self, how: Option<&str>) -> Result<String, String> {
+        if self.assistant.is_base() {
+            return Err(AssistantError::NoTemplate.to_string());
+        }
+        if let Some(how) = how {
+            think(&mut self.assistant.settings, how)?;
+        }
+        Ok(format!("thinking: {}", settings::thinking(&self.assistant.settings)))
+    }
+
+    fn load(&mut self, path: &std::path::Path) -> Result<String, String> {
+        let transcript = Transcript::load(path).map_err(|error| error.to_string())?;
+        let fail = |error: AssistantError| format!("{}: {error}", path.display());
+        if let Some(text) = &transcript.text {
+            self.assistant.set_text(text).map_err(fail)?;
+            return Ok(format!("{} characters read from {}", text.chars().count(), path.display()));
+        }
+        let n = transcript.messages.len();
+        let open = transcript.messages.last().is_some_and(|last| last.role != minke_data::Role::Assistant);
+        self.assistant.set_messages(transcript.messages).map_err(fail)?;
+        let hint = if open { "; /retry answers the last" } else { "" };
+        Ok(format!("{n} messages read from {}{hint}", path.display()))
+    }
+
+    /// Answers a turn, or the last one again, and shows the answer as it comes.
+    fn answer(&mut self, turn: Option<&str>) -> Result<(), Trouble> {
+        let base = self.assistant.is_base();
+        let mut painter = Painter::new(self.painted, !base);
+        if let Some(turn) = turn.filter(|_| base && self.painted) {
+            // the typed text again, so that text and continuation stand together
+            output::text(&format!("\x1b[1m{}\x1b[22m", output::printable(turn)))?;
+        }
         let work = Work::begin();
         let mut failed = None;
-        let mut done =
-            self.engine.generate_in(&mut self.session, std::slice::from_ref(&request), &mut |delta| {
-                if let Err(failure) = output::text(&painter.paint(delta.text)) {
-                    failed = Some(failure);
-                    return ControlFlow::Break(());
-                }
-                if work.is_stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            })?;
+        let mut on = |piece: Piece<'_>| {
+            if let Err(failure) = output::text(&painter.paint(piece)) {
+                failed = Some(failure);
+                return ControlFlow::Break(());
+            }
+            if work.is_stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let done = match turn {
+            Some(turn) => self.assistant.say_until(turn, &mut on),
+            None => self.assistant.retry(&mut on),
+        };
+        drop(work);
         if let Some(failure) = failed {
-            return Err(failure);
+            return Err(Trouble::Ends(failure));
         }
-        let generation = done.pop().expect("one result per request");
-        let mut end = painter.finish();
-        if !generation.text.ends_with('\n') {
+        let answer = done.map_err(|error| self.trouble(error))?;
+        let mut end = painter.finish().to_owned();
+        if !answer.text.ends_with('\n') {
             end.push('\n');
         }
         output::text(&end)?;
-        if self.painted && generation.stop == StopReason::Cancelled {
-            output::note("(stopped)");
+        match &answer.stop {
+            StopReason::Cancelled if self.painted => output::note("(stopped)"),
+            StopReason::Context => output::note(&format!(
+                "(the answer ends here: the model's context of {} tokens is full; /undo or /reset makes room)",
+                self.assistant.context()
+            )),
+            StopReason::MaxTokens if !base => output::note(&format!(
+                "(the answer ends here, after {} tokens; /set max_tokens N allows more)",
+                answer.tokens
+            )),
+            _ => {}
         }
-        Ok(generation)
+        self.last = Some(answer);
+        if self.verbose {
+            let line = self.stats();
+            output::note(&if self.painted { format!("\x1b[2m{line}\x1b[22m") } else { line });
+        }
+        Ok(())
     }
 
-    /// Tokens of a prompt that leave room for an answer. A long answer may end at the context's end rather than cost
-    /// more than half of it.
-    fn room(&self) -> usize {
-        let context = self.engine.context();
-        context - self.settings.tokens.min(context / 2).max(1)
+    /// What a person can mend is told, and the conversation goes on.
+    fn trouble(&self, error: AssistantError) -> Trouble {
+        match error {
+            AssistantError::NothingSaid if self.assistant.is_base() => {
+                Trouble::Told("type something for the model to continue".to_owned())
+            }
+            AssistantError::NothingSaid => Trouble::Told("type something for the model to answer".to_owned()),
+            AssistantError::Full { .. } => {
+                Trouble::Told(format!("{error}; /undo forgets the last turn, /reset all of them"))
+            }
+            AssistantError::Engine(_) | AssistantError::Load(_) | AssistantError::NoTokenizer { .. } => {
+                Trouble::Ends(error.into())
+            }
+            other => Trouble::Told(other.to_string()),
+        }
     }
 
-    /// Forgets the oldest text where text and answer would not fit into the context.
-    fn make_room(&mut self) {
-        let room = self.room();
-        if self.text.len() <= room {
-            return;
-        }
-        // a good deal at once: what is cut off at the front makes the cache worthless
-        let keep = (room - room / 4).max(self.begin + 1);
-        let from = self.begin.max((self.text.len() + self.begin).saturating_sub(keep));
-        output::note(&format!(
-            "(the context is full: the oldest {} tokens are forgotten)",
-            from - self.begin
-        ));
-        self.text.drain(self.begin..from);
+    fn stats(&self) -> String {
+        let (used, context) = (self.assistant.used(), self.assistant.context());
+        let full =
+            format!("context {used} of {context} tokens ({})", output::percent(used as f64 / context as f64));
+        let Some(last) = &self.last else { return full };
+        let read = last.prompt_tokens - last.reused_tokens;
+        format!(
+            "{read} tokens read at {:.0}/s and {} from the cache, {} written at {:.1}/s; {full}",
+            rate(read, last.timing.prefill.as_secs_f64()),
+            last.reused_tokens,
+            last.tokens,
+            rate(last.tokens.saturating_sub(1), last.timing.decode.as_secs_f64()),
+        )
+    }
+}
+
+/// Why a turn was not answered.
+enum Trouble {
+    /// Something to tell; the conversation goes on.
+    Told(String),
+    /// The program ends.
+    Ends(Failure),
+}
+
+impl From<Failure> for Trouble {
+    fn from(failure: Failure) -> Self {
+        Self::Ends(failure)
     }
 }

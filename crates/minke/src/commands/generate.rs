@@ -1,11 +1,12 @@
-//! `minke generate`: continues one text.
+//! `minke generate`: continues one text, or answers one question by the model's chat template.
 
 use std::io::{IsTerminal, Read};
 use std::ops::ControlFlow;
 use std::path::Path;
 
 use minke_cpu::Cpu;
-use minke_infer::{Constraint, Engine, Request, ThinkingBudget, Thought};
+use minke_data::Message;
+use minke_infer::{Constraint, Engine, Request, Settings, ThinkingBudget, Thought};
 use serde::Serialize;
 
 use super::{open, rate, read_file, sampling, speculation, threads};
@@ -96,8 +97,36 @@ pub fn run(args: &Generate) -> Result<(), Failure> {
         ))
         .hint("minke score reads token ids"));
     };
-    let mut tokens: Vec<u32> = loaded.bos().into_iter().collect();
-    tokens.extend(tokenizer.encode(&prompt)?);
+    let mut stop_ids = loaded.stop_ids();
+    let mut settings = Settings { sampling, ..Settings::default() };
+    let tokens = if args.chat || args.system.is_some() || args.think.is_some() {
+        if let Some(how) = &args.think {
+            super::think(&mut settings, how).map_err(Failure::user)?;
+        }
+        let Some(template) = loaded.template()? else {
+            let message = format!("{} has no chat template: it continues text", loaded.folder.display());
+            return Err(Failure::user(message).hint("leave out --chat, --system and --think"));
+        };
+        if let Ok(Some(end)) = template.end_of_turn(&tokenizer)
+            && !stop_ids.contains(&end)
+        {
+            stop_ids.push(end);
+        }
+        let system = args.system.as_deref().map(Message::system);
+        let messages: Vec<Message> = system.into_iter().chain([Message::user(prompt.as_str())]).collect();
+        template.encode_prompt(&tokenizer, &messages, settings.thinking)?
+    } else {
+        if !args.raw && loaded.template()?.is_some() {
+            output::note(&format!(
+                "note: {} has a chat template and the text is continued as it is; --chat asks it as a question, --raw \
+                 leaves this note out",
+                args.model.model
+            ));
+        }
+        let mut tokens: Vec<u32> = loaded.bos().into_iter().collect();
+        tokens.extend(tokenizer.encode(&prompt)?);
+        tokens
+    };
     let prompt_tokens = tokens.len();
     let constraint = constraint(&args.steering)?;
     if args.speculation.draft_model.is_some()
@@ -112,19 +141,19 @@ pub fn run(args: &Generate) -> Result<(), Failure> {
         }
         None => None,
     };
+    let budget = args.steering.think_budget.map(|n| n as usize).or(settings.thinking_budget);
     let request = Request {
         prompt: tokens,
         max_tokens: args.sampling.n.unwrap_or(TOKENS) as usize,
         sampling,
-        sequence: 0,
         stop: args.sampling.stop.clone(),
-        stop_ids: loaded.stop_ids(),
+        stop_ids,
         min_tokens: args.steering.min_tokens as usize,
         logit_bias: args.steering.logit_bias.clone(),
         top_log_probs: args.steering.top_logprobs as usize,
         // without a budget a thought is followed all the same, where a constraint waits for its end
-        thinking: (args.steering.think_budget.is_some() || constraint.is_some())
-            .then(|| ThinkingBudget::new(args.steering.think_budget.map_or(usize::MAX, |n| n as usize))),
+        thinking: (budget.is_some() || constraint.is_some())
+            .then(|| ThinkingBudget::new(budget.unwrap_or(usize::MAX))),
         constraint,
         constrain_answer_only: true,
         speculation: speculation(args.speculation.speculate),

@@ -20,7 +20,8 @@ use std::io::Read;
 use std::path::Path;
 
 use minke_cpu::Cpu;
-use minke_infer::{Loaded, Sampling, Speculation, load_model};
+use minke_data::Thinking;
+use minke_infer::{Loaded, Sampling, Settings, Speculation, load_model};
 use minke_model::{DType, Fp8, Precision, Purpose};
 use minke_train::recipe::{Recipe, Resolved};
 
@@ -51,9 +52,6 @@ pub fn run(command: &Command) -> Result<(), Failure> {
     }
 }
 
-/// Temperature where neither the user nor the model says one.
-const TEMPERATURE: f32 = 0.8;
-
 /// Threads asked for; 0 stands for all cores.
 fn threads(args: Threads) -> usize {
     args.threads.map_or(0, usize::from)
@@ -79,16 +77,16 @@ fn open(args: &ModelArgs, cpu: &Cpu) -> Result<Loaded, Failure> {
 
 /// What the user says, else what the model suggests, else plain sampling.
 fn sampling(args: &SamplingArgs, loaded: &Loaded) -> Result<Sampling, Failure> {
-    let suggested = &loaded.generation;
+    let suggested = Settings::suggested(&loaded.generation).sampling;
     let sampling = Sampling {
-        temperature: args.temperature.or(suggested.temperature).unwrap_or(TEMPERATURE),
-        top_k: args.top_k.map(|k| k as usize).or(suggested.top_k).unwrap_or(0),
-        top_p: args.top_p.or(suggested.top_p).unwrap_or(1.0),
-        min_p: args.min_p.or(suggested.min_p).unwrap_or(0.0),
-        typical_p: args.typical_p.or(suggested.typical_p).unwrap_or(1.0),
-        repetition_penalty: args.repetition_penalty.or(suggested.repetition_penalty).unwrap_or(1.0),
-        presence_penalty: args.presence_penalty.unwrap_or(0.0),
-        frequency_penalty: args.frequency_penalty.unwrap_or(0.0),
+        temperature: args.temperature.unwrap_or(suggested.temperature),
+        top_k: args.top_k.map_or(suggested.top_k, |k| k as usize),
+        top_p: args.top_p.unwrap_or(suggested.top_p),
+        min_p: args.min_p.unwrap_or(suggested.min_p),
+        typical_p: args.typical_p.unwrap_or(suggested.typical_p),
+        repetition_penalty: args.repetition_penalty.unwrap_or(suggested.repetition_penalty),
+        presence_penalty: args.presence_penalty.unwrap_or(suggested.presence_penalty),
+        frequency_penalty: args.frequency_penalty.unwrap_or(suggested.frequency_penalty),
         seed: args.seed,
     };
     sampling.validate()?;
@@ -104,6 +102,23 @@ fn speculation(drafts: Drafts) -> Speculation {
         Drafts::Mtp => Speculation::Mtp,
         Drafts::Draft => Speculation::Draft,
     }
+}
+
+/// Sets whether and how long a model thinks: `on`, `off`, `auto` or a number of tokens.
+fn think(settings: &mut Settings, how: &str) -> Result<(), String> {
+    let (thinking, budget) = match how {
+        "on" => (Thinking::Open, None),
+        "off" => (Thinking::Empty, None),
+        "auto" => (Thinking::Default, None),
+        number => match number.parse::<u32>() {
+            Ok(n) => (Thinking::Open, Some(n as usize)),
+            Err(_) => {
+                return Err(format!("think: expected on, off, auto or a number of tokens, got `{number}`"));
+            }
+        },
+    };
+    (settings.thinking, settings.thinking_budget) = (thinking, budget);
+    Ok(())
 }
 
 /// Whether an argument means a recipe rather than a model.

@@ -5,11 +5,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use minke_cpu::Cpu;
-use minke_infer::{Sampling, Service, ServiceOptions};
+use minke_infer::{Sampling, Service, ServiceOptions, TEMPERATURE};
 use minke_model::{CacheKind, DType};
 use minke_serve::{Limits, Served, serve};
 
-use super::{TEMPERATURE, open, threads};
+use super::{open, threads};
 use crate::cli::{KeptAs, Serve};
 use crate::failure::Failure;
 use crate::interrupt::{self, Work};
