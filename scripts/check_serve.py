@@ -182,7 +182,7 @@ def errors(server, client):
     check(client.models.list().data[0].id == "whale", "the list of models")
     check(client.models.retrieve("whale").id == "whale", "a model by name")
     # a client that goes away
-    stream = create(**ask, max_tokens=1900, stream=True)
+    stream = create(**ask, max_tokens=1900, stream=True, extra_body={"min_tokens": 1900})
     next(iter(stream))
     check(server.health()["running"] == 1, "it runs")
     tokens = server.health()["tokens"]
@@ -209,7 +209,7 @@ async def crowd(server):
 def busy(minke, model):
     server = Server(minke, model, "--parallel", "1", "--queue", "1")
     client = server.client()
-    ask = dict(model="whale", prompt="the", max_tokens=1900, stream=True, logit_bias={"1": -100})
+    ask = dict(model="whale", prompt="the", max_tokens=1900, stream=True, extra_body={"min_tokens": 1900})
     streams = [client.completions.create(**ask)]
     server.wait("one runs", lambda health: health["running"] == 1)
     streams.append(client.completions.create(**ask))

@@ -133,7 +133,7 @@ impl Choice {
         match event {
             Event::Accepted => Ok(None),
             Event::Token(token) => {
-                let mut parts = self.split(&token.text);
+                let parts = self.split(&token.text);
                 if self.splitter.as_ref().is_some_and(Splitter::is_thinking) {
                     self.reasoning_tokens += 1;
                 }
@@ -148,7 +148,7 @@ impl Choice {
                 if parts == Parts::default() && log_probs.is_null() {
                     return Ok(None);
                 }
-                Ok(Some(self.delta(&mut parts, &log_probs, Value::Null)))
+                Ok(Some(self.delta(&parts, &log_probs, None)))
             }
             Event::Done(done) => {
                 if done.stop == StopReason::Cancelled {
@@ -163,7 +163,7 @@ impl Choice {
                 }
                 let reason = finish_reason(&done.stop);
                 self.done = Some(done);
-                Ok(Some(self.delta(&mut parts, &Value::Null, reason.into())))
+                Ok(Some(self.delta(&parts, &Value::Null, Some(reason))))
             }
             Event::Failed(error) => Err(ApiError::Engine(error)),
         }
@@ -183,17 +183,17 @@ impl Choice {
         self.parts.content.push_str(&parts.content);
     }
 
-    fn delta(&self, parts: &mut Parts, log_probs: &Value, finish: Value) -> Value {
-        let Parts { reasoning, content } = std::mem::take(parts);
+    fn delta(&self, parts: &Parts, log_probs: &Value, finish: Option<&str>) -> Value {
+        let Parts { reasoning, content } = parts;
         if self.splitter.is_none() {
             return json!({"index": self.index, "text": content, "logprobs": log_probs, "finish_reason": finish});
         }
         let mut delta = json!({});
         if !reasoning.is_empty() {
-            delta["reasoning_content"] = reasoning.into();
+            delta["reasoning_content"] = reasoning.as_str().into();
         }
         if !content.is_empty() {
-            delta["content"] = content.into();
+            delta["content"] = content.as_str().into();
         }
         json!({"index": self.index, "delta": delta, "logprobs": log_probs, "finish_reason": finish})
     }

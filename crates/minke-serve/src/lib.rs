@@ -22,7 +22,6 @@ mod request;
 mod routes;
 mod thinking;
 
-use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -78,10 +77,8 @@ pub fn serve(
     outcome
 }
 
-fn stopped(stop: Arc<AtomicBool>) -> impl Future<Output = ()> + Send + 'static {
-    async move {
-        while !stop.load(Ordering::Acquire) {
-            tokio::time::sleep(STOP_EVERY).await;
-        }
+async fn stopped(stop: Arc<AtomicBool>) {
+    while !stop.load(Ordering::Acquire) {
+        tokio::time::sleep(STOP_EVERY).await;
     }
 }

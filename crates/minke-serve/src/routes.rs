@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::future::{Ready, ready};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -28,7 +29,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/models", get(models))
         .route("/v1/models/{*name}", get(model))
         .route("/health", get(health))
-        .fallback(nowhere)
+        .fallback(|uri: Uri| ready(nowhere(&uri)))
         .method_not_allowed_fallback(not_so)
         .with_state(app)
 }
@@ -78,13 +79,12 @@ async fn complete(app: &Arc<App>, endpoint: Endpoint, request: Request) -> Resul
     Ok(Json(underway.whole().await?).into_response())
 }
 
-async fn models(State(app): State<Arc<App>>) -> Json<Value> {
-    Json(json!({"object": "list", "data": [described(&app)]}))
+fn models(State(app): State<Arc<App>>) -> Ready<Json<Value>> {
+    ready(Json(json!({"object": "list", "data": [described(&app)]})))
 }
 
-async fn model(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
-    app.check_model(Some(&name))?;
-    Ok(Json(described(&app)))
+fn model(State(app): State<Arc<App>>, Path(name): Path<String>) -> Ready<Result<Json<Value>, ApiError>> {
+    ready(app.check_model(Some(&name)).map(|()| Json(described(&app))))
 }
 
 fn described(app: &App) -> Value {
@@ -97,7 +97,7 @@ fn described(app: &App) -> Value {
     })
 }
 
-async fn health(State(app): State<Arc<App>>) -> Response {
+fn health(State(app): State<Arc<App>>) -> Ready<Response> {
     let stats = app.handle.stats();
     let (status, word) = if app.handle.is_alive() {
         (StatusCode::OK, "ok")
@@ -115,17 +115,18 @@ async fn health(State(app): State<Arc<App>>) -> Response {
         "preempted": stats.preempted,
         "ended": stats.ended,
     });
-    (status, Json(body)).into_response()
+    ready((status, Json(body)).into_response())
 }
 
-async fn nowhere(uri: Uri) -> ApiError {
+fn nowhere(uri: &Uri) -> ApiError {
     let path: String = uri.path().chars().take(200).collect();
-    ApiError::Http { status: StatusCode::NOT_FOUND.as_u16(), message: format!("there is nothing at {path}") }
+    let message = format!("there is nothing at {path}");
+    ApiError::Http { status: StatusCode::NOT_FOUND.as_u16(), message }
 }
 
-async fn not_so() -> ApiError {
+fn not_so() -> Ready<ApiError> {
     let message = "this path takes another method".to_owned();
-    ApiError::Http { status: StatusCode::METHOD_NOT_ALLOWED.as_u16(), message }
+    ready(ApiError::Http { status: StatusCode::METHOD_NOT_ALLOWED.as_u16(), message })
 }
 
 /// An answer as a stream of events. Dropping it, as when the client goes away, cancels.

@@ -325,7 +325,7 @@ fn what_is_wrong_is_told_in_the_form_of_this_api() {
         assert_eq!(ask(extra), invalid(expected));
     }
     let text = said(server.post(TEXT, &json!({"prompt": [1, 999_999]})));
-    assert_eq!(text, invalid("- -: token 1: id 999999 is outside the vocabulary of 320 tokens"));
+    assert_eq!(text, invalid("- -: token 1: id 999999 is outside the vocabulary of 303 tokens"));
     let echo = said(server.post(TEXT, &json!({"prompt": "x", "echo": true})));
     assert_eq!(echo, invalid("echo -: `echo`: is not supported yet"));
 
@@ -359,7 +359,7 @@ fn who_goes_away_cancels_and_who_comes_too_late_waits() {
     let options = ServiceOptions { max_running: 1, max_waiting: 1, ..ServiceOptions::default() };
     let server = Server::start(options, Limits::default());
     let long =
-        |stream: bool| json!({"prompt": "the", "max_tokens": 1000, "logit_bias": {}, "stream": stream});
+        |stream: bool| json!({"prompt": "the", "max_tokens": 1000, "min_tokens": 1000, "stream": stream});
     for stream in [true, false] {
         let ended = server.handle.stats().ended;
         let client = server.begin(TEXT, &long(stream));
@@ -399,7 +399,8 @@ fn who_is_late_gets_what_there_is() {
         ServiceOptions::default(),
         Limits { time: Duration::from_millis(30), ..Limits::default() },
     );
-    let (status, whole) = server.post(TEXT, &json!({"prompt": "the", "max_tokens": 1000}));
+    let (status, whole) =
+        server.post(TEXT, &json!({"prompt": "the", "max_tokens": 1000, "min_tokens": 1000}));
     assert_eq!((status, &whole["choices"][0]["finish_reason"]), (200, &json!("length")));
     assert!(whole["usage"]["completion_tokens"].as_u64().unwrap() < 1000, "{whole}");
 }
