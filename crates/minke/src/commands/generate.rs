@@ -157,6 +157,7 @@ pub fn run(args: &Generate) -> Result<(), Failure> {
         constraint,
         constrain_answer_only: true,
         speculation: speculation(args.speculation.speculate),
+        ..Request::default()
     };
     let terminal = std::io::stdout().is_terminal();
     let mut engine = Engine::new(&mut loaded.model, &cpu, Some(&tokenizer));
