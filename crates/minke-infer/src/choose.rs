@@ -185,7 +185,7 @@ pub(crate) fn top(cpu: &Cpu, row: &[f32], n: usize) -> Vec<(u32, f32)> {
 mod tests {
     use super::*;
 
-    fn ask<'a>(sampling: &'a Sampling, allowed: Allowed, position: usize) -> Ask<'a> {
+    fn ask(sampling: &Sampling, allowed: Allowed, position: usize) -> Ask<'_> {
         Ask { sampling, bias: &[], history: None, ahead: &[], allowed, sequence: 3, position }
     }
 

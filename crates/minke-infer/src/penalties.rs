@@ -78,7 +78,9 @@ mod tests {
     fn each_penalty_takes_off_what_it_says() {
         let plain = Sampling::default();
         let mut history = History::new(&[0, 1, 1]);
-        [2, 2, 1].into_iter().for_each(|id| history.push(id));
+        for id in [2, 2, 1] {
+            history.push(id);
+        }
         assert_eq!(adjusted(plain, &[], &history, &[]), ROW);
         let repetition = Sampling { repetition_penalty: 2.0, ..plain };
         assert_eq!(adjusted(repetition, &[], &history, &[]), [0.5, -2.0, 1.0, 0.5, 0.0, 3.0]);
@@ -107,7 +109,9 @@ mod tests {
         history.push(2);
         let ahead = [2, 4, 4, 3];
         let guessed = adjusted(sampling, &[], &history, &ahead);
-        ahead.into_iter().for_each(|id| history.push(id));
+        for id in ahead {
+            history.push(id);
+        }
         assert_eq!(guessed, adjusted(sampling, &[], &history, &[]));
     }
 }

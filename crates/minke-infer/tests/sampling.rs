@@ -1,5 +1,6 @@
 //! What a request says about its tokens, on a real folder and on a model whose weights are drawn.
 
+use std::fmt::Write;
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -190,7 +191,7 @@ fn settings_out_of_bounds_and_what_cannot_be_traced_are_errors() {
         let mut engine = Engine::new(&mut model, &cpu, Some(&tokenizer));
         let error = engine.generate(&[good.clone(), request], &mut silent).unwrap_err();
         assert!(matches!(error, EngineError::Setting(_)));
-        said.push_str(&format!("{error}\n"));
+        writeln!(said, "{error}").unwrap();
     }
     insta::assert_snapshot!(said);
     // what only takes tokens away is traced: a trainer tempers the same ids

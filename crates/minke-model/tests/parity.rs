@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use minke_cpu::Cpu;
 use minke_cpu::loss::{Scales, cross_entropy};
 use minke_model::{
-    Cache, Config, DType, Fp8, IGNORE, LossOptions, Model, MtpTargets, PolicyBatch, Precision, Purpose,
-    Recompute, Segment, Step, TrainBatch, Want, WeightSource,
+    Cache, Config, DType, DraftCache, DraftStep, Fp8, IGNORE, LossOptions, Model, MtpTargets, PolicyBatch,
+    Precision, Purpose, Recompute, Segment, Step, TrainBatch, Want, WeightSource,
 };
 use minke_num::tolerance::assert_same_bits;
 use safetensors::SafeTensors;
@@ -362,4 +362,62 @@ fn bf16_stays_near_f32() {
         // a router near a tie may choose another expert: a bound on the mean, not on each token
         assert!(off < 0.05, "{}: mean loss differs by {off}", exact.name);
     }
+}
+
+#[test]
+fn drafts_are_what_the_module_was_trained_to_say() {
+    let cpu = Cpu::detect(2);
+    let mut modules = 0;
+    for folder in folders() {
+        let mut case = load(&folder, None);
+        let Some(empty) = DraftCache::new(&case.model) else { continue };
+        modules += 1;
+        let (d, w) = (case.model.config.hidden_size, case.model.config.vocab_size);
+        let (batch, options) = (batch(&case), options(&case));
+        let stats = case.model.train_step(&cpu, &batch, &options);
+        let mut sum = 0.0_f64;
+        for row in 0..case.rows {
+            let tokens = &case.ids[row * case.len..][..case.len];
+            let mut cache = Cache::new(&case.model);
+            let mut steps = [Step { tokens, cache: &mut cache, want: Want::None }];
+            let states = case.model.infer_whole(&cpu, &mut steps, true).states;
+            // one after the other, and in pieces of three
+            let mut one = empty.clone();
+            let mut pieces = empty.clone();
+            let mut last = Vec::new();
+            for i in 0..case.len - 2 {
+                let mut step = |cache: &mut DraftCache, from: usize| {
+                    let states = &states[from * d..(i + 1) * d];
+                    let mut steps =
+                        [DraftStep { states, tokens: &tokens[from + 1..i + 2], position: from, cache }];
+                    case.model.draft(&cpu, &mut steps)
+                };
+                let drafted = step(&mut one, i);
+                let mut log_prob = [0.0];
+                minke_cpu::loss::log_probs(&cpu, drafted.logits.f32(), w, &[tokens[i + 2]], &mut log_prob);
+                sum -= f64::from(log_prob[0]);
+                if i % 3 == 2 {
+                    let whole = step(&mut pieces, i - 2);
+                    assert_eq!(whole.logits.to_vec(), drafted.logits.to_vec(), "{}, row {i}", case.name);
+                    assert_eq!(whole.states, drafted.states, "{}, row {i}", case.name);
+                }
+                last = drafted.logits.to_vec();
+            }
+            assert_eq!((one.len(), one.bytes() > 0), (case.len - 2, true));
+            // what was a guess is taken back
+            let mut again = one.clone();
+            again.truncate(case.len - 3);
+            let i = case.len - 3;
+            let mut steps = [DraftStep {
+                states: &states[i * d..(i + 1) * d],
+                tokens: &tokens[i + 1..i + 2],
+                position: i,
+                cache: &mut again,
+            }];
+            assert_eq!(case.model.draft(&cpu, &mut steps).logits.to_vec(), last);
+        }
+        let expected = stats.mtp_loss_sum[0];
+        assert!((sum - expected).abs() < 1e-5 * expected, "{}: {sum} and {expected}", case.name);
+    }
+    assert_eq!(modules, 2, "models with modules");
 }

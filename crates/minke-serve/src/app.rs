@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use minke_data::template::thinking::OPEN;
 use minke_data::{ChatTemplate, RenderOptions, Tokenizer};
-use minke_infer::{Event, Handle, Order, Request, Sampling, ThinkingBudget, Ticket};
+use minke_infer::{Event, Handle, Order, Request, Sampling, Speculation, ThinkingBudget, Ticket};
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
@@ -127,6 +127,7 @@ impl App {
                 });
                 let request = Request {
                     thinking,
+                    speculation: Speculation::Auto,
                     prompt: tokens.clone(),
                     max_tokens,
                     sequence: answer as u64,

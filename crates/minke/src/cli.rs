@@ -413,6 +413,37 @@ pub struct SteeringArgs {
     /// Close a thought that has come to N tokens, and let the model go on with its answer
     #[arg(long, value_name = "N")]
     pub think_budget: Option<u32>,
+    /// Write JSON that satisfies the schema in this file
+    #[arg(long, value_name = "FILE", group = "form")]
+    pub json_schema: Option<PathBuf>,
+    /// Write text that matches this regular expression as a whole
+    #[arg(long, value_name = "REGEX", group = "form", allow_hyphen_values = true)]
+    pub regex: Option<String>,
+    /// Write text of the grammar in this file, in Lark's syntax
+    #[arg(long, value_name = "FILE", group = "form")]
+    pub grammar: Option<PathBuf>,
+}
+
+/// Where drafts come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Drafts {
+    // no doc comments: they would stretch the help of every command
+    Auto,
+    Off,
+    Ngram,
+    Mtp,
+    Draft,
+}
+
+/// What is drafted ahead.
+#[derive(Debug, Clone, Args)]
+pub struct SpeculationArgs {
+    /// Draft tokens ahead: from the text itself, the model's prediction module, or a draft model; the text is the same
+    #[arg(long, value_name = "HOW", value_enum, default_value = "auto")]
+    pub speculate: Drafts,
+    /// A smaller model with the same tokenizer that drafts
+    #[arg(long, value_name = "MODEL")]
+    pub draft_model: Option<String>,
 }
 
 /// `ID=X`.
@@ -445,6 +476,8 @@ pub struct Generate {
     pub sampling: SamplingArgs,
     #[command(flatten)]
     pub steering: SteeringArgs,
+    #[command(flatten)]
+    pub speculation: SpeculationArgs,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -500,6 +533,12 @@ pub struct BenchInfer {
     /// Sequences at once
     #[arg(long, value_name = "B", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub batch: u32,
+    /// Draft tokens ahead, as minke generate does; random weights and prompts draft badly
+    #[arg(long, value_name = "HOW", value_enum, default_value = "off")]
+    pub speculate: Drafts,
+    /// Read this text instead of random tokens
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Option<String>,
     /// Measurements, of which the median counts
     #[arg(long, value_name = "R", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub runs: u32,

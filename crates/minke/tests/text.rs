@@ -51,6 +51,7 @@ fn arguments_that_are_wrong_are_refused() {
         &["generate", "m", "-p", "x", "--threads", "0"],
         &["generate", "m", "-p", "x", "--temperature", "warm"],
         &["generate", "m", "-p", "x", "--logit-bias", "forty"],
+        &["generate", "m", "-p", "x", "--regex", "a", "--grammar", "b"],
         &["serve", "m", "--parallel", "0"],
         &["serve", "m", "--addr", "nowhere"],
         &["generate", "m", "-p", "x", "--raw", "--chat"],
@@ -80,6 +81,10 @@ fn settings_and_lengths_that_cannot_be_are_refused() {
         &["generate", model, "-p", "x", "--repetition-penalty", "0"],
         &["generate", model, "-p", "x", "--logit-bias", "999999=1"],
         &["generate", model, "-p", "x", "-n", "3", "--min-tokens", "4"],
+        &["generate", model, "-p", "x", "--regex", "(a"],
+        &["generate", model, "-p", "x", "--json-schema", "/nowhere/schema.json"],
+        &["generate", model, "-p", "x", "--speculate", "mtp"],
+        &["generate", model, "-p", "x", "--speculate", "draft"],
         &["generate", model, "-p", &long],
         &["generate", text(&numbers), "-p", "x"],
         &["chat", text(&numbers)],
@@ -128,6 +133,25 @@ fn the_same_arguments_give_the_same_text() {
     let args = ["generate", model, "-p", "why<think>", "-n", "40", "--json", "--think-budget", "3"];
     let thought: Value = serde_json::from_str(&good(&args)).unwrap();
     assert_eq!(thought["thinking"]["closed"], true);
+    // a form, and drafts, which change nothing
+    let schema = folder.path().join("schema.txt");
+    std::fs::write(&schema, r#"{"enum": ["dive", "sing"]}"#).unwrap();
+    let form = json(&["--json-schema", text(&schema)]);
+    assert!(["\"dive\"", "\"sing\""].contains(&form["text"].as_str().unwrap()), "{form}");
+    assert_eq!(form["stop_reason"], "complete");
+    let digits = json(&["--regex", "[0-9]{7}", "--speculate", "ngram"]);
+    assert!(digits["text"].as_str().unwrap().parse::<u32>().is_ok(), "{digits}");
+    for how in ["off", "ngram", "draft"] {
+        let mut args = vec!["--seed", "11", "--speculate", how];
+        if how == "draft" {
+            args.extend(["--draft-model", model]);
+        }
+        let drafted = json(&args);
+        assert_eq!((&one["tokens"], &one["logprobs"]), (&drafted["tokens"], &drafted["logprobs"]));
+        let drafts = &drafted["speculation"];
+        assert_eq!(how == "draft", drafts["tokens_per_call"].as_f64().unwrap() > 2.0, "{how}: {drafts}");
+        assert!(how != "off" || drafts["drafted"] == 0);
+    }
     // plain output is the continuation alone, and a prompt may come over a pipe
     let plain = good(&["generate", model, "-p", "the whale", "-n", "40", "--seed", "11"]);
     assert_eq!(plain, format!("{whole}\n"));

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::engine::{EngineError, Request, StopReason};
+use crate::speculate::Speculated;
 use crate::step::Token;
+use crate::thinking::Thought;
 
 use super::prefix::Place;
 
@@ -45,6 +47,10 @@ pub struct Done {
     pub usage: Usage,
     /// How long it took.
     pub times: Times,
+    /// What was spent on thinking, where the request bounds it.
+    pub thought: Option<Thought>,
+    /// What came of drafts.
+    pub speculated: Speculated,
 }
 
 /// Tokens of a request.

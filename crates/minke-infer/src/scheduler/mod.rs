@@ -22,7 +22,7 @@ use std::time::Instant;
 
 use minke_model::{CacheKind, PAGE};
 
-use crate::engine::{Engine, Request, StopReason};
+use crate::engine::{Engine, Generation, Request, StopReason};
 use crate::sequence::{Sequence, common};
 use crate::step::Written;
 
@@ -385,7 +385,8 @@ impl<'a> Scheduler<'a> {
         let (generation, _, text) = sequence.finish();
         let usage = Usage { prompt, cached: job.found, completion: generation.tokens.len() };
         let times = job.times();
-        job.tell(Event::Done(Done { text, stop: generation.stop, usage, times }));
+        let Generation { stop, thought, speculated, .. } = generation;
+        job.tell(Event::Done(Done { text, stop, usage, times, thought, speculated }));
     }
 
     /// Ends all that there is.

@@ -14,6 +14,7 @@ use proptest::test_runner::{Config as Runs, TestRunner};
 use super::*;
 use crate::engine::Generation;
 use crate::sampling::Sampling;
+use crate::speculate::Speculation;
 
 const CONTEXT: usize = 512;
 const VOCABULARY: u64 = 96;
@@ -60,6 +61,12 @@ fn requests() -> Vec<Request> {
     all[6].sampling.repetition_penalty = 1.3;
     all[6].top_log_probs = 3;
     all[6].logit_bias = vec![(3, 2.0), (9, -100.0)];
+    // drafts take pages and give them back
+    all[0].speculation = Speculation::Ngram;
+    all[2].speculation = Speculation::Auto;
+    all[5].speculation = Speculation::Ngram;
+    all[6].speculation = Speculation::Auto;
+    all[6].sampling.temperature = 0.2;
     all
 }
 
@@ -67,7 +74,8 @@ fn alone(model: &mut Model, cpu: &Cpu, all: &[Request]) -> Vec<Generation> {
     let run = |request: &Request| {
         let mut engine = Engine::new(model, cpu, None);
         let mut go = |_: crate::Delta<'_>| ControlFlow::Continue(());
-        engine.generate(std::slice::from_ref(request), &mut go).unwrap().pop().unwrap()
+        let plain = Request { speculation: Speculation::Off, ..request.clone() };
+        engine.generate(std::slice::from_ref(&plain), &mut go).unwrap().pop().unwrap()
     };
     all.iter().map(run).collect()
 }
@@ -211,7 +219,7 @@ fn under_load(model: &mut Model, cpu: &Cpu, cases: u32) -> Stats {
 
 #[test]
 fn a_request_gives_the_same_bits_alone_and_under_any_load() {
-    for name in ["v3_groups_published", "llama_gqa"] {
+    for name in ["v3_groups_published", "v3_mtp1", "llama_gqa"] {
         for dtype in [DType::F32, DType::Bf16] {
             let stats = under_load(&mut model(name, dtype), &Cpu::detect(2), 48);
             // the cases are only worth something when all of this happens

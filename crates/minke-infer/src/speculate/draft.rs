@@ -55,7 +55,7 @@ impl Engine<'_> {
             }
             let forced = sequence.guide.forced_ahead();
             let drafting = &mut sequence.drafting;
-            match drafting.propose(&sequence.all, forced, most, tokens, &self.costs, has_other) {
+            match drafting.propose(&sequence.all, &forced, most, tokens, &self.costs, has_other) {
                 Proposal::Nothing => {}
                 Proposal::Tokens(source, ids) => {
                     part.source = source;

@@ -146,7 +146,7 @@ impl Drafting {
     pub fn propose(
         &mut self,
         all: &[u32],
-        forced: Vec<u32>,
+        forced: &[u32],
         most: usize,
         tokens: usize,
         costs: &Costs,

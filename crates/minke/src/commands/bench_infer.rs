@@ -4,15 +4,16 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use minke_cpu::Cpu;
-use minke_infer::{Engine, Request, Sampling, Session, load_model, machine};
+use minke_data::Tokenizer;
+use minke_infer::{Engine, Request, Sampling, Session, Speculated, Speculation, load_model, machine};
 use minke_model::config::{Config, FfnKind};
 use minke_model::spec::{self, Role};
 use minke_model::{Model, Param, Purpose};
 use minke_num::rng;
 use serde::Serialize;
 
-use super::{is_recipe, precision, precision_name, rate, resolve, threads};
-use crate::cli::BenchInfer;
+use super::{is_recipe, precision, precision_name, rate, resolve, speculation, threads};
+use crate::cli::{BenchInfer, Drafts};
 use crate::failure::Failure;
 use crate::output::{self, bytes, percent};
 
@@ -42,11 +43,16 @@ struct Report {
     decode_gb_s: f64,
     read_bandwidth_gb_s: f64,
     decode_share_of_bandwidth: f64,
+    speculate: &'static str,
+    drafted: usize,
+    accepted: usize,
+    tokens_per_call: f64,
 }
 
 /// Runs the command.
 pub fn run(args: &BenchInfer) -> Result<(), Failure> {
     let cpu = Cpu::detect(threads(args.threads));
+    let mut tokenizer = None;
     let mut model = if is_recipe(&args.model) {
         let resolved = resolve(args.model.as_ref(), &[])?;
         let dtypes = precision(args.precision).unwrap_or(minke_model::Precision::from(resolved.precision));
@@ -57,10 +63,16 @@ pub fn run(args: &BenchInfer) -> Result<(), Failure> {
         }
         Model::random(resolved.config, dtypes, SEED)
     } else {
-        load_model(&args.model, precision(args.precision), Purpose::Run(&cpu))?.model
+        let loaded = load_model(&args.model, precision(args.precision), Purpose::Run(&cpu))?;
+        tokenizer = loaded.tokenizer;
+        loaded.model
     };
     let context = model.config.max_position_embeddings;
-    let (prefill, decode) = lengths(args, context);
+    let (mut prefill, decode) = lengths(args, context);
+    let read = args.prompt.as_ref().map(|text| encode(tokenizer.as_ref(), text)).transpose()?;
+    if let Some(ids) = &read {
+        prefill = ids.len();
+    }
     if prefill + decode + 1 > context {
         output::note(&format!(
             "note: longer than the model's context of {context}: the speed is right, the text is not"
@@ -69,16 +81,17 @@ pub fn run(args: &BenchInfer) -> Result<(), Failure> {
     }
     let (batch, runs) = (args.batch as usize, args.runs as usize);
     let w = model.config.vocab_size as u64;
-    let prompts: Vec<Vec<u32>> = (0..batch as u64)
-        .map(|b| (0..prefill as u64).map(|i| rng::below(SEED, b, i, w) as u32).collect())
-        .collect();
+    let random = |b| (0..prefill as u64).map(|i| rng::below(SEED, b, i, w) as u32).collect();
+    let prompts: Vec<Vec<u32>> =
+        (0..batch as u64).map(|b| read.clone().unwrap_or_else(|| random(b))).collect();
     let mut engine = Engine::new(&mut model, &cpu, None);
     let (mut reading, mut writing) = (Vec::new(), Vec::new());
-    let mut kv_cache_bytes = 0;
+    let (mut kv_cache_bytes, mut speculated) = (0, Speculated::default());
     // the first run packs weights and touches memory: it does not count
     for run in 0..=runs {
-        let (read_s, written_s, kv) = measure(&mut engine, &prompts, decode)?;
-        kv_cache_bytes = kv;
+        let (read_s, written_s, kv, drafts) =
+            measure(&mut engine, &prompts, decode, speculation(args.speculate))?;
+        (kv_cache_bytes, speculated) = (kv, drafts);
         if run > 0 {
             reading.push(rate(batch * prefill, read_s));
             writing.push(rate(batch * decode, written_s));
@@ -114,22 +127,34 @@ pub fn run(args: &BenchInfer) -> Result<(), Failure> {
         decode_gb_s,
         read_bandwidth_gb_s,
         decode_share_of_bandwidth: decode_gb_s / read_bandwidth_gb_s,
+        speculate: match args.speculate {
+            Drafts::Auto => "auto",
+            Drafts::Off => "off",
+            Drafts::Ngram => "ngram",
+            Drafts::Mtp => "mtp",
+            Drafts::Draft => "draft",
+        },
+        drafted: speculated.drafted,
+        accepted: speculated.accepted,
+        tokens_per_call: speculated.tokens_per_call(),
     };
     if args.json { output::json(&report) } else { output::text(&text(&report)) }
 }
 
-/// Seconds of reading all prompts, seconds of writing all answers, bytes of keys and values.
+/// Seconds of reading all prompts, seconds of writing all answers, bytes of keys and values, and what came of drafts.
 fn measure(
     engine: &mut Engine<'_>,
     prompts: &[Vec<u32>],
     decode: usize,
-) -> Result<(f64, f64, usize), Failure> {
+    speculation: Speculation,
+) -> Result<(f64, f64, usize, Speculated), Failure> {
     let mut sessions: Vec<Session> = prompts.iter().map(|_| Session::new(engine.model())).collect();
     let requests = |prompts: &[Vec<u32>], max_tokens| -> Vec<Request> {
         let request = |prompt: &Vec<u32>| Request {
             prompt: prompt.clone(),
             max_tokens,
             sampling: Sampling::greedy(),
+            speculation,
             ..Request::default()
         };
         prompts.iter().map(request).collect()
@@ -143,9 +168,23 @@ fn measure(
         prompts.iter().zip(&begun).map(|(prompt, one)| [&prompt[..], &one.tokens].concat()).collect();
     let rest = requests(&longer, decode);
     let start = Instant::now();
-    engine.generate_in(&mut sessions, &rest, &mut go)?;
+    let written = engine.generate_in(&mut sessions, &rest, &mut go)?;
     let written_s = start.elapsed().as_secs_f64();
-    Ok((read_s, written_s, sessions.iter().map(Session::bytes).sum()))
+    let mut all = Speculated::default();
+    for Speculated { drafted, accepted, calls } in written.iter().map(|one| one.speculated) {
+        (all.drafted, all.accepted, all.calls) =
+            (all.drafted + drafted, all.accepted + accepted, all.calls + calls);
+    }
+    Ok((read_s, written_s, sessions.iter().map(Session::bytes).sum(), all))
+}
+
+/// The tokens of a text, for a model that reads text.
+fn encode(tokenizer: Option<&Tokenizer>, text: &str) -> Result<Vec<u32>, Failure> {
+    let Some(tokenizer) = tokenizer else {
+        return Err(Failure::user("--prompt: the model has no tokenizer.json, so it cannot read text"));
+    };
+    let ids: Vec<u32> = tokenizer.bos().into_iter().chain(tokenizer.encode(text)?).collect();
+    if ids.is_empty() { Err(Failure::user("--prompt: expected a text, got none")) } else { Ok(ids) }
 }
 
 /// The lengths asked for, or what fits into the context: prompt, its first token, answer.
@@ -216,6 +255,13 @@ fn text(report: &Report) -> String {
         percent(report.decode_share_of_bandwidth),
         report.read_bandwidth_gb_s
     );
+    let drafts = match report.drafted {
+        0 => "none".to_owned(),
+        drafted => format!(
+            "{} of {drafted} came, {:.2} tokens a call ({})",
+            report.accepted, report.tokens_per_call, report.speculate
+        ),
+    };
     output::table(&[
         ("model", report.model.clone()),
         ("machine", format!("{} threads, {}", report.threads, report.level)),
@@ -228,6 +274,7 @@ fn text(report: &Report) -> String {
         ),
         ("prefill", prefill),
         ("decode", decode),
+        ("drafts", drafts),
         ("peak memory", report.peak_rss_bytes.map_or("unknown".to_owned(), |n| bytes(n as f64))),
         ("keys and values", bytes(report.kv_cache_bytes as f64)),
     ])

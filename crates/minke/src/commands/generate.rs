@@ -2,20 +2,23 @@
 
 use std::io::{IsTerminal, Read};
 use std::ops::ControlFlow;
+use std::path::Path;
 
 use minke_cpu::Cpu;
 use minke_data::Message;
-use minke_infer::{Engine, Request, Settings, ThinkingBudget, Thought};
+use minke_infer::{Constraint, Engine, Request, Settings, ThinkingBudget, Thought};
 use serde::Serialize;
 
-use super::{open, rate, sampling, threads};
-use crate::cli::Generate;
+use super::{open, rate, read_file, sampling, speculation, threads};
+use crate::cli::{self, Generate, ModelArgs, SteeringArgs};
 use crate::failure::Failure;
 use crate::interrupt::{self, Work};
 use crate::output;
 
 /// Tokens to write where the user says no number.
 const TOKENS: u32 = 128;
+/// No schema or grammar is longer.
+const MAX_FORM_BYTES: u64 = 1 << 20;
 /// No prompt is longer.
 const MAX_PROMPT_BYTES: u64 = 64 << 20;
 
@@ -43,6 +46,7 @@ struct Report<'a> {
     seed: u64,
     prefill_tok_s: f64,
     decode_tok_s: f64,
+    speculation: Drafts,
     threads: usize,
 }
 
@@ -52,6 +56,32 @@ struct Thinking {
     tokens: usize,
     forced: usize,
     closed: bool,
+}
+
+/// What came of drafts.
+#[derive(Serialize)]
+struct Drafts {
+    drafted: usize,
+    accepted: usize,
+    calls: usize,
+    tokens_per_call: f64,
+}
+
+/// What the text must look like, if the user says so.
+fn constraint(args: &SteeringArgs) -> Result<Option<Constraint>, Failure> {
+    let text = |path: &Path| -> Result<String, Failure> {
+        String::from_utf8(read_file(path, MAX_FORM_BYTES)?)
+            .map_err(|_| Failure::user(format!("{}: expected UTF-8", path.display())))
+    };
+    Ok(if let Some(path) = &args.json_schema {
+        let schema = serde_json::from_str(&text(path)?)
+            .map_err(|error| Failure::user(format!("{}: not JSON: {error}", path.display())))?;
+        Some(Constraint::JsonSchema(schema))
+    } else if let Some(path) = &args.grammar {
+        Some(Constraint::Grammar(text(path)?))
+    } else {
+        args.regex.clone().map(Constraint::Regex)
+    })
 }
 
 /// Runs the command.
@@ -98,6 +128,19 @@ pub fn run(args: &Generate) -> Result<(), Failure> {
         tokens
     };
     let prompt_tokens = tokens.len();
+    let constraint = constraint(&args.steering)?;
+    if args.speculation.draft_model.is_some()
+        && !matches!(args.speculation.speculate, cli::Drafts::Auto | cli::Drafts::Draft)
+    {
+        output::note("note: --draft-model has no effect without --speculate draft or auto");
+    }
+    let mut draft = match &args.speculation.draft_model {
+        Some(model) => {
+            let args = ModelArgs { model: model.clone(), ..args.model.clone() };
+            Some(open(&args, &cpu)?)
+        }
+        None => None,
+    };
     let budget = args.steering.think_budget.map(|n| n as usize).or(settings.thinking_budget);
     let request = Request {
         prompt: tokens,
@@ -108,11 +151,19 @@ pub fn run(args: &Generate) -> Result<(), Failure> {
         min_tokens: args.steering.min_tokens as usize,
         logit_bias: args.steering.logit_bias.clone(),
         top_log_probs: args.steering.top_logprobs as usize,
-        thinking: budget.map(ThinkingBudget::new),
+        // without a budget a thought is followed all the same, where a constraint waits for its end
+        thinking: (budget.is_some() || constraint.is_some())
+            .then(|| ThinkingBudget::new(budget.unwrap_or(usize::MAX))),
+        constraint,
+        constrain_answer_only: true,
+        speculation: speculation(args.speculation.speculate),
         ..Request::default()
     };
     let terminal = std::io::stdout().is_terminal();
     let mut engine = Engine::new(&mut loaded.model, &cpu, Some(&tokenizer));
+    if let Some(draft) = &mut draft {
+        engine = engine.with_draft(&mut draft.model, draft.tokenizer.as_ref())?;
+    }
     interrupt::install();
     let work = Work::begin();
     if terminal && !args.json {
@@ -134,6 +185,7 @@ pub fn run(args: &Generate) -> Result<(), Failure> {
     }
     let generation = done.pop().expect("one result per request");
     let timing = engine.timing();
+    let speculated = generation.speculated;
     let decoded = generation.tokens.len().saturating_sub(1);
     let prefill_tok_s = rate(prompt_tokens, timing.prefill.as_secs_f64());
     let decode_tok_s = rate(decoded, timing.decode.as_secs_f64());
@@ -163,14 +215,25 @@ pub fn run(args: &Generate) -> Result<(), Failure> {
             seed: sampling.seed,
             prefill_tok_s,
             decode_tok_s,
+            speculation: Drafts {
+                drafted: speculated.drafted,
+                accepted: speculated.accepted,
+                calls: speculated.calls,
+                tokens_per_call: speculated.tokens_per_call(),
+            },
             threads: cpu.threads(),
         })?;
     } else {
         output::text("\n")?;
         if terminal {
             output::note(&format!(
-                "\x1b[2m{prompt_tokens} tokens read at {prefill_tok_s:.0}/s, {} written at {decode_tok_s:.0}/s\x1b[22m",
+                "\x1b[2m{prompt_tokens} tokens read at {prefill_tok_s:.0}/s, {} written at {decode_tok_s:.0}/s{}\x1b[22m",
                 generation.tokens.len(),
+                if speculated.accepted > 0 {
+                    format!(", {:.1} a call", speculated.tokens_per_call())
+                } else {
+                    String::new()
+                },
             ));
         }
     }

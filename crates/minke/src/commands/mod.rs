@@ -22,11 +22,11 @@ use std::path::Path;
 
 use minke_cpu::Cpu;
 use minke_data::Thinking;
-use minke_infer::{Loaded, Sampling, Settings, load_model};
+use minke_infer::{Loaded, Sampling, Settings, Speculation, load_model};
 use minke_model::{DType, Fp8, Precision, Purpose};
 use minke_train::recipe::{Recipe, Resolved};
 
-use crate::cli::{Bench, Command, ModelArgs, SamplingArgs, Threads, Word};
+use crate::cli::{Bench, Command, Drafts, ModelArgs, SamplingArgs, Threads, Word};
 use crate::failure::Failure;
 use crate::output;
 
@@ -93,6 +93,17 @@ fn sampling(args: &SamplingArgs, loaded: &Loaded) -> Result<Sampling, Failure> {
     };
     sampling.validate()?;
     Ok(sampling)
+}
+
+/// Where drafts come from.
+fn speculation(drafts: Drafts) -> Speculation {
+    match drafts {
+        Drafts::Auto => Speculation::Auto,
+        Drafts::Off => Speculation::Off,
+        Drafts::Ngram => Speculation::Ngram,
+        Drafts::Mtp => Speculation::Mtp,
+        Drafts::Draft => Speculation::Draft,
+    }
 }
 
 /// Sets whether and how long a model thinks: `on`, `off`, `auto` or a number of tokens.
