@@ -6,7 +6,7 @@ use minijinja_contrib::filters::striptags;
 use minijinja_contrib::globals;
 
 use super::python::{self, MAX_TEXT_BYTES};
-use super::{clock, json};
+use super::{bounds, clock, json};
 
 fn fail(why: &'static str) -> Error {
     Error::new(ErrorKind::InvalidOperation, why)
@@ -24,6 +24,8 @@ pub(super) fn add(environment: &mut Environment<'static>) {
     environment.add_filter("tojson", json::tojson);
     environment.add_filter("string", |value: Value| python::text(&value));
     environment.add_filter("join", join);
+    environment.add_filter("replace", python::replace);
+    environment.add_filter("format", python::percent);
     environment.add_filter("list", list);
     environment.add_filter("indent", indent);
     environment.add_filter("int", int);
@@ -98,6 +100,7 @@ fn join(value: Value, by: Option<Value>, kwargs: Kwargs) -> Result<Value, Error>
             return Err(fail("a joined text is too long"));
         }
     }
+    bounds::charge(out.len())?;
     Ok(Value::from(out))
 }
 
@@ -111,6 +114,7 @@ fn list(value: Value) -> Result<Value, Error> {
         Some(text) => text.chars().map(|c| Value::from(c.to_string())).collect(),
         None => value.try_iter()?.collect(),
     };
+    bounds::charge(items.len() * 24)?;
     Ok(Value::from_object(items))
 }
 
