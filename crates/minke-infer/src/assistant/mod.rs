@@ -463,7 +463,8 @@ impl Assistant {
         let prompt_tokens = prompt.len();
         let request = Request {
             prompt,
-            max_tokens: self.settings.max_tokens.map_or(room, |most| most.min(room)),
+            // one more than there is room for, so that an answer that the context ends is told from one that is long
+            max_tokens: self.settings.max_tokens.map_or(room + 1, |most| most.min(room + 1)),
             sampling: self.settings.sampling,
             sequence: self.attempt,
             stop: self.settings.stop.clone(),
