@@ -12,15 +12,14 @@ For every configuration of `CASES` a folder `DIR/NAME` is written
                        `rope_scaling` at top level, `type` instead of
                        `rope_type`, extra keys such as `scoring_func`.
 `model.safetensors`    f32 weights under the published keys, all random:
-                       norm weights in [0.6, 1.4], biases non-zero. Tied
-                       models have no `lm_head.weight`.
+                       norm weights in [0.6, 1.4] (in Gemma, which adds one,
+                       in [-0.4, 0.4]), biases non-zero. Tied models have no
+                       `lm_head.weight`.
 `vectors.safetensors`  what transformers computes from these two files, f32,
                        eager attention, eager experts:
 
     input_ids       i64 [b, t]      b = 2
     logits          [b, t, w]
-    hidden.0..L     [b, t, d]       0: embeddings; i: after decoder layer i-1;
-                                    L: after the last layer AND the final norm
     loss            [1]             mean over b * (t-1) positions of
                                     -log softmax(logits[i])[input_ids[i+1]]
     mtp_logits.j    [b, t-k, w]     MTP configurations only, k = j+1
@@ -181,6 +180,45 @@ LLAMA = {
     "rope_theta": 10000.0,
     "rope_scaling": None,
 }
+DENSE = {
+    **{k: v for k, v in LLAMA.items() if k not in ("mlp_bias", "attention_bias")},
+    "hidden_size": 32,
+    "intermediate_size": 24,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "vocab_size": 48,
+}
+LLAMA_SMALL = {**DENSE, "architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+MISTRAL = {**DENSE, "architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+QWEN2 = {**DENSE, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
+QWEN3 = {**DENSE, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 16}
+QWEN3_MOE = {
+    **QWEN3,
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "moe_intermediate_size": 12,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+}
+GEMMA2 = {
+    **{k: v for k, v in DENSE.items() if k not in ("hidden_act", "tie_word_embeddings", "rope_scaling")},
+    "architectures": ["Gemma2ForCausalLM"],
+    "model_type": "gemma2",
+    "head_dim": 16,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": 16,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+    "pad_token_id": None,  # a padding row would get no gradient
+}
+GEMMA3 = {
+    **GEMMA2,
+    "architectures": ["Gemma3ForCausalLM"],
+    "model_type": "gemma3_text",
+}
 
 
 def case(base, tokens=40, form="transformers", bias=(-0.3, 0.3), copies=False, **changes):
@@ -317,6 +355,104 @@ CASES = {
         routed_scaling_factor=4.0,
         first_k_dense_replace=0,
     ),
+    # biases everywhere, llama3 rope whose three regions all have a frequency
+    "llama_biases_llama3": case(
+        LLAMA_SMALL,
+        tokens=50,
+        num_key_value_heads=2,
+        attention_bias=True,
+        mlp_bias=True,
+        max_position_embeddings=4096,
+        rope_theta=1000.0,
+        rope_scaling={
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+            "rope_type": "llama3",
+        },
+    ),
+    # a window of 24 on all layers, head width of its own
+    "mistral_window": case(
+        MISTRAL, tokens=70, form="published", num_key_value_heads=2, head_dim=16, sliding_window=24
+    ),
+    # biases on q, k, v; the last layers slide
+    "qwen2_window_tied": case(
+        QWEN2,
+        tokens=70,
+        num_hidden_layers=3,
+        use_sliding_window=True,
+        sliding_window=17,
+        max_window_layers=1,
+        tie_word_embeddings=True,
+    ),
+    "qwen2_published_yarn": case(
+        QWEN2,
+        tokens=50,
+        form="published",
+        use_sliding_window=False,
+        sliding_window=4096,
+        max_window_layers=2,
+        max_position_embeddings=4096,
+        rope_theta=1000.0,
+        rope_scaling={"factor": 4.0, "original_max_position_embeddings": 1024, "type": "yarn"},
+    ),
+    # norms of heads, biases, linear rope, one sliding layer by name
+    "qwen3_biases_window": case(
+        QWEN3,
+        tokens=70,
+        attention_bias=True,
+        use_sliding_window=True,
+        sliding_window=33,
+        layer_types=["sliding_attention", "full_attention"],
+        rms_norm_eps=1e-2,
+        rope_scaling={"factor": 2.5, "rope_type": "linear"},
+    ),
+    "qwen3_published_tied": case(QWEN3, form="published", tie_word_embeddings=True),
+    # layers 1 and 3 have experts by the step, of which 3 is excepted
+    "qwen3_moe_steps": case(
+        QWEN3_MOE,
+        num_hidden_layers=4,
+        decoder_sparse_step=2,
+        mlp_only_layers=[3],
+        norm_topk_prob=True,
+        use_sliding_window=True,
+        sliding_window=21,
+    ),
+    "qwen3_moe_published": case(QWEN3_MOE, form="published", norm_topk_prob=False, attention_bias=True),
+    # soft caps low enough to bend, windows on every other layer
+    "gemma2_caps": case(
+        GEMMA2,
+        tokens=70,
+        form="published",
+        num_hidden_layers=3,
+        sliding_window=19,
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=3.0,
+        query_pre_attn_scalar=9,
+    ),
+    # both ropes, the global one scaled; pattern of three
+    "gemma3_published": case(
+        GEMMA3,
+        tokens=70,
+        form="published",
+        num_hidden_layers=4,
+        sliding_window=23,
+        sliding_window_pattern=3,
+        rope_theta=500.0,
+        rope_local_base_freq=50.0,
+        rope_scaling={"factor": 8.0, "rope_type": "linear"},
+    ),
+    "gemma3_biases_cap": case(
+        GEMMA3,
+        tokens=50,
+        attention_bias=True,
+        final_logit_softcapping=2.5,
+        sliding_window=12,
+        layer_types=["full_attention", "sliding_attention"],
+        tie_word_embeddings=False,
+        rms_norm_eps=1e-2,
+    ),
     "llama_mha_tied": case(LLAMA, form="published"),
     "llama_gqa": case(
         LLAMA, tokens=70, num_key_value_heads=2, head_dim=16, tie_word_embeddings=False, rms_norm_eps=1e-2
@@ -380,8 +516,11 @@ def random_weights(shapes, config, bias_range, seed):
         if key.endswith("e_score_correction_bias"):
             low, high = bias_range
             value = low + (high - low) * torch.rand(shape, generator=generator)
+        elif key.endswith(".bias"):
+            value = 0.5 * torch.randn(shape, generator=generator)
         elif len(shape) == 1:
-            value = 0.6 + 0.8 * torch.rand(shape, generator=generator)
+            low = -0.4 if config.model_type.startswith("gemma") else 0.6
+            value = low + 0.8 * torch.rand(shape, generator=generator)
         else:
             value = torch.randn(shape, generator=generator)
             if key == "model.embed_tokens.weight":
@@ -529,8 +668,6 @@ def compute(folder, input_ids, perturb=0.0):
         "loss": result["loss"].reshape(1),
         "total_loss": result["total"].reshape(1),
     }
-    for i, hidden in enumerate(result["hidden"]):
-        tensors[f"hidden.{i}"] = hidden
     for j, (logits, loss) in enumerate(zip(result["mtp_logits"], result["mtp_losses"])):
         tensors[f"mtp_logits.{j}"] = logits
         tensors[f"mtp_loss.{j}"] = loss.reshape(1)

@@ -21,6 +21,7 @@ pub mod gemm;
 pub mod loss;
 pub mod moe;
 pub mod norm;
+pub mod pointwise;
 pub mod policy;
 pub mod pool;
 pub mod reduce;

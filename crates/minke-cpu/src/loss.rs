@@ -7,8 +7,9 @@ use minke_num::bf16;
 
 use crate::cpu::SharedMut;
 use crate::gemm::{self, Operand, Packed};
+use crate::pointwise::softcap_here;
 use crate::rows::{self, SharedView, kernel, lanes, load_f32_or, store};
-use crate::simd::GRID_ROWS;
+use crate::simd::{GRID_ROWS, Simd};
 use crate::softmax::{ExpSum, PART, exp_below, natural_log, row_max};
 use crate::{Cpu, View, ViewMut, scratch};
 
@@ -45,9 +46,23 @@ struct Part<'a> {
     stride: usize,
     first: usize,
     len: usize,
+    /// The soft cap that they went through.
+    cap: Option<f32>,
 }
 
 impl Part<'_> {
+    /// The slope of the soft cap where a logit came out of it.
+    #[inline(always)]
+    fn slope<S: Simd>(&self, s: S, x: S::V) -> S::V {
+        match self.cap {
+            None => s.splat(1.0),
+            Some(cap) => {
+                let t = s.mul(x, s.splat(1.0 / cap));
+                s.fma(s.sub(s.zero(), t), t, s.splat(1.0))
+            }
+        }
+    }
+
     #[inline(always)]
     fn row(&self, row: usize) -> &[f32] {
         &self.logits[row * self.stride..][..self.len]
@@ -93,12 +108,15 @@ kernel! {
             };
             let (max, factor) = (s.splat(seen.all.max), s.splat(scale / seen.all.sum));
             lanes!(part.len, |i, n| {
-                let e = exp_below(s, load_f32_or(s, x, i, n, f32::NEG_INFINITY), max);
-                store(s, s.mul(e, factor), &mut gradient, to + i, n);
+                let x = load_f32_or(s, x, i, n, f32::NEG_INFINITY);
+                let slope = s.mul(exp_below(s, x, max), factor);
+                let slope = if part.cap.is_some() { s.mul(slope, part.slope(s, x)) } else { slope };
+                store(s, slope, &mut gradient, to + i, n);
             });
             if let Some(at) = part.place(label) {
                 let e = s.max_lane(exp_below(s, s.splat(x[at]), max));
                 let of_label = e * (scale / seen.all.sum) - scale;
+                let of_label = of_label * s.max_lane(part.slope(s, s.splat(x[at])));
                 match &mut gradient {
                     ViewMut::F32(out) => out[to + at] = of_label,
                     ViewMut::Bf16(out) => out[to + at] = bf16::from_f32(of_label),
@@ -186,7 +204,7 @@ pub fn cross_entropy(
     let block = (8192 / w.max(1)).clamp(1, 64);
     over_rows(cpu, "cross_entropy", block, w, labels, scales, losses, gradient, |rows, columns, look| {
         let logits = &logits[rows.start * w + columns.start..rows.end * w];
-        look(Part { logits, stride: w, first: columns.start, len: columns.len() });
+        look(Part { logits, stride: w, first: columns.start, len: columns.len(), cap: None });
     })
 }
 
@@ -200,7 +218,8 @@ pub const HEAD_BYTES: usize = HEAD_ROWS * PART * size_of::<f32>();
 /// [`cross_entropy`] of logits `x Wᵀ`, which exist for a few rows and columns at a time and are computed twice where a
 /// gradient is wanted: that takes less time than to write and read them.
 ///
-/// x: [n, d], W packed [w, d], labels and losses: [n]; the gradient of the logits, if one is wanted: [n, w].
+/// x: [n, d], W packed [w, d], labels and losses: [n]; the gradient of the logits, if one is wanted: [n, w]. With a soft
+/// cap the logits are `cap tanh(x Wᵀ / cap)`, and the gradient is that of `x Wᵀ`.
 ///
 /// # Panics
 /// As [`cross_entropy`] and [`gemm::matmul`].
@@ -208,6 +227,7 @@ pub fn head(
     cpu: &Cpu,
     x: View<'_>,
     packed: &Packed,
+    softcap: Option<f32>,
     labels: &[u32],
     scales: Scales<'_>,
     losses: &mut [f32],
@@ -222,7 +242,11 @@ pub fn head(
         let mut logits = scratch::take::<f32>(rows.len() * columns.len());
         let x = Operand::new(x.slice(rows.start * d, rows.end * d), d);
         gemm::matmul_columns(cpu, x, packed, columns.clone(), &mut logits);
-        look(Part { logits: &logits, stride: columns.len(), first: columns.start, len: columns.len() });
+        if let Some(cap) = softcap {
+            softcap_here(cpu, &mut logits, cap);
+        }
+        let (first, len) = (columns.start, columns.len());
+        look(Part { logits: &logits, stride: len, first, len, cap: softcap });
     })
 }
 
@@ -417,7 +441,12 @@ mod tests {
         let (x, weight) = (normal(1, n * d), normal(2, w * d));
         let labels: Vec<u32> = (0..n).map(|i| if i % 9 == 4 { IGNORED } else { (i % w) as u32 }).collect();
         for level in crate::Level::available() {
-            for compute in [gemm::Compute::F32, gemm::Compute::Bf16] {
+            for (compute, cap) in [
+                (gemm::Compute::F32, None),
+                (gemm::Compute::Bf16, None),
+                (gemm::Compute::F32, Some(5.0)),
+                (gemm::Compute::Bf16, Some(30.0)),
+            ] {
                 let mut results = Vec::new();
                 for threads in [1, 3] {
                     let cpu = Cpu::with_level(level, threads);
@@ -426,6 +455,9 @@ mod tests {
                     let mut logits = vec![0.0; n * w];
                     let rows = Operand::new(View::F32(&x), d);
                     gemm::matmul(&cpu, rows, &[0, n as u32], &packed, ViewMut::F32(&mut logits), false);
+                    if let Some(cap) = cap {
+                        crate::pointwise::softcap(&cpu, &mut logits, cap);
+                    }
                     let (mut losses, mut grad) =
                         ([vec![0.0; n], vec![0.0; n]], [vec![1.0; n * w], vec![2.0; n * w]]);
                     let [one, two] = &mut losses;
@@ -433,11 +465,14 @@ mod tests {
                     let scales = Scales::All(0.5);
                     let to = Some(ViewMut::F32(d_one));
                     let hits = cross_entropy(&cpu, &logits, w, &labels, scales, one, to);
+                    if let Some(cap) = cap {
+                        crate::pointwise::softcap_backward(&cpu, &logits, cap, ViewMut::F32(d_one));
+                    }
                     let to = Some(ViewMut::F32(d_two));
-                    assert_eq!(head(&cpu, View::F32(&x), &packed, &labels, scales, two, to), hits);
+                    assert_eq!(head(&cpu, View::F32(&x), &packed, cap, &labels, scales, two, to), hits);
                     assert_same_bits("losses", one, two);
                     assert_same_bits("gradient", d_one, d_two);
-                    assert_eq!(head(&cpu, View::F32(&x), &packed, &labels, scales, one, None), hits);
+                    assert_eq!(head(&cpu, View::F32(&x), &packed, cap, &labels, scales, one, None), hits);
                     assert_same_bits("losses alone", one, two);
                     results.push(losses.concat());
                 }

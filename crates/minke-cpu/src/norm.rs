@@ -10,6 +10,32 @@ use crate::view::{View, ViewMut};
 /// Rows whose share of the weight's gradient is summed in one chain.
 const BLOCK: usize = 64;
 
+/// The gain of a norm: `w + offset`. Gemma's checkpoints hold what is to be added to one.
+#[derive(Clone, Copy, Debug)]
+pub struct Gain<'a> {
+    /// As stored: [d].
+    pub w: &'a [f32],
+    /// Added to each.
+    pub offset: f32,
+}
+
+impl<'a> From<&'a [f32]> for Gain<'a> {
+    fn from(w: &'a [f32]) -> Self {
+        Self { w, offset: 0.0 }
+    }
+}
+
+impl Gain<'_> {
+    fn len(self) -> usize {
+        self.w.len()
+    }
+
+    #[inline(always)]
+    fn load<S: Simd>(self, s: S, at: usize, n: usize) -> S::V {
+        s.add(load_f32(s, self.w, at, n), s.splat(self.offset))
+    }
+}
+
 /// `1 / sqrt(mean(x^2) + eps)`
 #[inline(always)]
 fn inverse_rms<S: Simd>(s: S, x: View<'_>, d: usize, eps: f32) -> f32 {
@@ -17,15 +43,15 @@ fn inverse_rms<S: Simd>(s: S, x: View<'_>, d: usize, eps: f32) -> f32 {
 }
 
 #[inline(always)]
-fn scale_row<S: Simd>(s: S, x: View<'_>, w: &[f32], rstd: f32, y: &mut ViewMut<'_>, at: usize) {
+fn scale_row<S: Simd>(s: S, x: View<'_>, w: Gain<'_>, rstd: f32, y: &mut ViewMut<'_>, at: usize) {
     let rstd = s.splat(rstd);
     lanes!(w.len(), |i, n| {
-        store(s, s.mul(load_f32(s, w, i, n), s.mul(load(s, x, i, n), rstd)), y, at + i, n);
+        store(s, s.mul(w.load(s, i, n), s.mul(load(s, x, i, n), rstd)), y, at + i, n);
     });
 }
 
 kernel! {
-    Forward<'a>(s: S, x: View<'a>, w: &'a [f32], eps: f32, y: ViewMut<'a>, rstd: &'a mut [f32]) {
+    Forward<'a>(s: S, x: View<'a>, w: Gain<'a>, eps: f32, y: ViewMut<'a>, rstd: &'a mut [f32]) {
         let (mut y, d) = (y, w.len());
         for (row, rstd) in rstd.iter_mut().enumerate() {
             let x = x.slice(row * d, (row + 1) * d);
@@ -35,15 +61,15 @@ kernel! {
     }
 }
 
-/// `y = w (x rstd)`, `rstd = 1 / sqrt(mean(x^2) + eps)`, row by row; rstd is kept for the backward pass.
+/// `y = w (x rstd)`, w the gain, `rstd = 1 / sqrt(mean(x^2) + eps)`, row by row; rstd is kept for the backward pass.
 ///
-/// x: [n, d], w: [d], y: [n, d], rstd: [n]; arithmetic in f32, y rounded once.
+/// x: [n, d], w: [d], y: [n, d], rstd: [n]; arithmetic in f32, y rounded once. Heads of a row are rows of their own.
 ///
 /// # Panics
 /// When sizes do not fit.
 ///
 /// Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019), eq. 4.
-pub fn rmsnorm(cpu: &Cpu, x: View<'_>, w: &[f32], eps: f32, y: ViewMut<'_>, rstd: &mut [f32]) {
+pub fn rmsnorm(cpu: &Cpu, x: View<'_>, w: Gain<'_>, eps: f32, y: ViewMut<'_>, rstd: &mut [f32]) {
     let (n, d) = (rstd.len(), w.len());
     rows::expect_len("rmsnorm", "x", x.len(), n * d);
     rows::expect_len("rmsnorm", "y", y.len(), n * d);
@@ -57,7 +83,7 @@ pub fn rmsnorm(cpu: &Cpu, x: View<'_>, w: &[f32], eps: f32, y: ViewMut<'_>, rstd
 
 kernel! {
     AddForward<'a>(
-        s: S, x: &'a [f32], delta: View<'a>, w: &'a [f32], eps: f32, sum: &'a mut [f32], y: ViewMut<'a>,
+        s: S, x: &'a [f32], delta: View<'a>, w: Gain<'a>, eps: f32, sum: &'a mut [f32], y: ViewMut<'a>,
         rstd: &'a mut [f32],
     ) {
         let (mut y, d) = (y, w.len());
@@ -83,7 +109,7 @@ pub fn add_rmsnorm(
     cpu: &Cpu,
     x: &[f32],
     delta: View<'_>,
-    w: &[f32],
+    w: Gain<'_>,
     eps: f32,
     sum: &mut [f32],
     y: ViewMut<'_>,
@@ -112,7 +138,7 @@ pub fn add_rmsnorm(
 
 kernel! {
     Backward<'a>(
-        s: S, x: View<'a>, w: &'a [f32], rstd: &'a [f32], d_y: View<'a>, d_sum: Option<&'a [f32]>, d_x: ViewMut<'a>,
+        s: S, x: View<'a>, w: Gain<'a>, rstd: &'a [f32], d_y: View<'a>, d_sum: Option<&'a [f32]>, d_x: ViewMut<'a>,
         d_w: &'a mut [f32],
     ) {
         let (mut d_x, d) = (d_x, w.len());
@@ -121,14 +147,14 @@ kernel! {
             let at = row * d;
             let mut acc = s.zero();
             lanes!(d, |i, n| {
-                let g = s.mul(load(s, d_y, at + i, n), load_f32(s, w, i, n));
+                let g = s.mul(load(s, d_y, at + i, n), w.load(s, i, n));
                 acc = s.fma(g, load(s, x, at + i, n), acc);
             });
             let slope = s.splat(-(s.sum(acc) * rstd * rstd / d as f32));
             let rstd = s.splat(rstd);
             lanes!(d, |i, n| {
                 let (x, d_y) = (load(s, x, at + i, n), load(s, d_y, at + i, n));
-                let g = s.mul(d_y, load_f32(s, w, i, n));
+                let g = s.mul(d_y, w.load(s, i, n));
                 let mut d_row = s.mul(rstd, s.fma(slope, x, g));
                 if let Some(d_sum) = d_sum {
                     d_row = s.add(d_row, load_f32(s, d_sum, at + i, n));
@@ -166,7 +192,7 @@ kernel! {
 pub fn rmsnorm_backward(
     cpu: &Cpu,
     x: View<'_>,
-    w: &[f32],
+    w: Gain<'_>,
     rstd: &[f32],
     d_y: View<'_>,
     d_sum: Option<&[f32]>,
@@ -250,7 +276,7 @@ mod tests {
                 for view in [View::F32(&x), View::Bf16(&half)] {
                     let got = everywhere("rmsnorm", |cpu| {
                         let (mut y, mut rstd) = (vec![0.0; n * d], vec![0.0; n]);
-                        rmsnorm(cpu, view, &w, EPS, ViewMut::F32(&mut y), &mut rstd);
+                        rmsnorm(cpu, view, w[..].into(), EPS, ViewMut::F32(&mut y), &mut rstd);
                         y
                     });
                     let expected = norm_ref(&wide_view(view), &wide(&w));
@@ -266,13 +292,20 @@ mod tests {
         let (x, w) = (normal(1, n * d), normal(2, d));
         let cpu = Cpu::detect(2);
         let (mut y, mut half, mut rstd) = (vec![0.0; n * d], vec![bf16::ZERO; n * d], vec![0.0; n]);
-        rmsnorm(&cpu, View::F32(&x), &w, EPS, ViewMut::F32(&mut y), &mut rstd);
-        rmsnorm(&cpu, View::F32(&x), &w, EPS, ViewMut::Bf16(&mut half), &mut rstd);
+        rmsnorm(&cpu, View::F32(&x), w[..].into(), EPS, ViewMut::F32(&mut y), &mut rstd);
+        rmsnorm(&cpu, View::F32(&x), w[..].into(), EPS, ViewMut::Bf16(&mut half), &mut rstd);
         assert_same_bits("bf16", &widen(&half), &widen(&halve(&y)));
         for row in 0..n {
             let part = row * d..(row + 1) * d;
             let (mut alone, mut rstd) = (vec![0.0; d], [0.0]);
-            rmsnorm(&cpu, View::F32(&x[part.clone()]), &w, EPS, ViewMut::F32(&mut alone), &mut rstd);
+            rmsnorm(
+                &cpu,
+                View::F32(&x[part.clone()]),
+                w[..].into(),
+                EPS,
+                ViewMut::F32(&mut alone),
+                &mut rstd,
+            );
             assert_same_bits("alone", &alone, &y[part]);
         }
     }
@@ -285,12 +318,21 @@ mod tests {
             let half = halve(&delta);
             let got = everywhere("add_rmsnorm", |cpu| {
                 let (mut sum, mut y, mut rstd) = (vec![0.0; n * d], vec![0.0; n * d], vec![0.0; n]);
-                add_rmsnorm(cpu, &x, View::Bf16(&half), &w, EPS, &mut sum, ViewMut::F32(&mut y), &mut rstd);
+                add_rmsnorm(
+                    cpu,
+                    &x,
+                    View::Bf16(&half),
+                    w[..].into(),
+                    EPS,
+                    &mut sum,
+                    ViewMut::F32(&mut y),
+                    &mut rstd,
+                );
                 [sum, y, rstd].concat()
             });
             let sum: Vec<f32> = x.iter().zip(widen(&half)).map(|(x, delta)| x + delta).collect();
             let (mut y, mut rstd) = (vec![0.0; n * d], vec![0.0; n]);
-            rmsnorm(&Cpu::detect(1), View::F32(&sum), &w, EPS, ViewMut::F32(&mut y), &mut rstd);
+            rmsnorm(&Cpu::detect(1), View::F32(&sum), w[..].into(), EPS, ViewMut::F32(&mut y), &mut rstd);
             assert_same_bits("add_rmsnorm", &got, &[sum, y, rstd].concat());
         }
     }
@@ -315,10 +357,10 @@ mod tests {
                 {
                     let got = everywhere("rmsnorm_backward", |cpu| {
                         let (mut y, mut rstd) = (vec![0.0; n * d], vec![0.0; n]);
-                        rmsnorm(cpu, x, &w, EPS, ViewMut::F32(&mut y), &mut rstd);
+                        rmsnorm(cpu, x, w[..].into(), EPS, ViewMut::F32(&mut y), &mut rstd);
                         let (mut d_x, mut d_w) = (vec![0.0; n * d], vec![0.5; d]);
                         let out = ViewMut::F32(&mut d_x);
-                        rmsnorm_backward(cpu, x, &w, &rstd, d_y, Some(&d_sum), out, &mut d_w);
+                        rmsnorm_backward(cpu, x, w[..].into(), &rstd, d_y, Some(&d_sum), out, &mut d_w);
                         [d_x, d_w].concat()
                     });
                     let (mut d_x, d_w) = backward_ref(&wide_view(x), &wide(&w), &wide_view(d_y));
@@ -329,5 +371,22 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn an_offset_is_added_to_the_gain() {
+        let (n, d) = (9, 33);
+        let (x, w, d_y) = (normal(1, n * d), normal(2, d), normal(3, n * d));
+        let whole: Vec<f32> = w.iter().map(|w| 1.0 + w).collect();
+        let run = |w: Gain<'_>| {
+            let (mut y, mut rstd) = (vec![0.0; n * d], vec![0.0; n]);
+            let cpu = Cpu::detect(1);
+            rmsnorm(&cpu, View::F32(&x), w, EPS, ViewMut::F32(&mut y), &mut rstd);
+            let (mut d_x, mut d_w) = (vec![0.0; n * d], vec![0.0; d]);
+            let out = ViewMut::F32(&mut d_x);
+            rmsnorm_backward(&cpu, View::F32(&x), w, &rstd, View::F32(&d_y), None, out, &mut d_w);
+            [y, d_x, d_w].concat()
+        };
+        assert_same_bits("1 + w", &run(Gain { w: &w, offset: 1.0 }), &run(whole[..].into()));
     }
 }

@@ -1,13 +1,55 @@
-//! The gated linear unit of feed-forward layers: `h = silu(gate) up`.
+//! The gated linear unit of feed-forward layers: `h = act(gate) up`, where the activation is [`Gate`].
 
 use crate::Cpu;
 use crate::cpu::SharedMut;
 use crate::gemm::{self, Operand, Packed, Target};
 use crate::rows::{self, SharedView, kernel, lanes, load, store};
+use crate::simd::Simd;
 use crate::view::{View, ViewMut};
 
+/// The activation of the gate, in both forms `x sigmoid(u(x))`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Gate {
+    /// `x sigmoid(x)`.
+    #[default]
+    Silu,
+    /// GELU by the hyperbolic tangent: `x (1 + tanh(u / 2)) / 2 = x sigmoid(u)`, `u = sqrt(8 / pi) (x + 0.044715 x^3)`.
+    GeluTanh,
+}
+
+/// `sqrt(8 / pi)`
+const GELU: f32 = 1.595_769_1;
+const CUBIC: f32 = 0.044_715;
+
+impl Gate {
+    /// `sigmoid(u)`.
+    #[inline(always)]
+    fn open<S: Simd>(self, s: S, x: S::V) -> S::V {
+        match self {
+            Gate::Silu => s.sigmoid(x),
+            Gate::GeluTanh => {
+                let square = s.mul(x, x);
+                let factor = s.fma(square, s.splat(GELU * CUBIC), s.splat(GELU));
+                s.sigmoid(s.mul(x, factor))
+            }
+        }
+    }
+
+    /// `sigmoid(u) x u'(x)`, of the activation y = x sigmoid(u): its slope is `sigmoid + (1 - sigmoid) sigmoid x u'`.
+    #[inline(always)]
+    fn stretch<S: Simd>(self, s: S, x: S::V, y: S::V) -> S::V {
+        match self {
+            Gate::Silu => y,
+            Gate::GeluTanh => {
+                let square = s.mul(x, x);
+                s.mul(y, s.fma(square, s.splat(3.0 * GELU * CUBIC), s.splat(GELU)))
+            }
+        }
+    }
+}
+
 kernel! {
-    Forward<'a>(s: S, gu: View<'a>, f: usize, h: ViewMut<'a>) {
+    Forward<'a>(s: S, gate_by: Gate, gu: View<'a>, f: usize, h: ViewMut<'a>) {
         let mut h = h;
         for row in 0..gu.len() / (2 * f) {
             lanes!(f, |i, n| {
@@ -18,34 +60,34 @@ kernel! {
                 }
                 let gate = load(s, gu, row * 2 * f + i, n);
                 let up = load(s, gu, row * 2 * f + f + i, n);
-                store(s, s.mul(s.mul(gate, s.sigmoid(gate)), up), &mut h, row * f + i, n);
+                store(s, s.mul(s.mul(gate, gate_by.open(s, gate)), up), &mut h, row * f + i, n);
             });
         }
     }
 }
 
-/// `h = silu(gate) up`, `silu(x) = x / (1 + e^-x)`.
+/// `h = act(gate) up`, `silu(x) = x / (1 + e^-x)`.
 ///
 /// gu: [n, 2f], a row's gate columns before its up columns; h: [n, f]; arithmetic in f32, h rounded once.
 ///
 /// # Panics
 /// When sizes do not fit.
 ///
-/// Shazeer, "GLU Variants Improve Transformer" (2020), eq. 6.
-pub fn swiglu(cpu: &Cpu, gu: View<'_>, f: usize, h: ViewMut<'_>) {
+/// Shazeer, "GLU Variants Improve Transformer" (2020), eq. 5 and 6.
+pub fn swiglu(cpu: &Cpu, gate: Gate, gu: View<'_>, f: usize, h: ViewMut<'_>) {
     let n = rows::count("swiglu", gu.len(), 2 * f);
     rows::expect_len("swiglu", "h", h.len(), n * f);
     let h = SharedView::new(h);
     rows::over_tiles(cpu, n, 2 * f, |from, to| {
         // SAFETY: tasks own disjoint rows.
         let h = unsafe { h.slice(from * f, (to - from) * f) };
-        cpu.dispatch(Forward { gu: gu.slice(from * 2 * f, to * 2 * f), f, h });
+        cpu.dispatch(Forward { gate_by: gate, gu: gu.slice(from * 2 * f, to * 2 * f), f, h });
     });
 }
 
 kernel! {
     Backward<'a>(
-        s: S, gu: View<'a>, f: usize, d_h: View<'a>, row_scale: Option<&'a [f32]>,
+        s: S, gate_by: Gate, gu: View<'a>, f: usize, d_h: View<'a>, row_scale: Option<&'a [f32]>,
         d_row_scale: Option<&'a mut [f32]>, h_scaled: Option<ViewMut<'a>>, d_gu: ViewMut<'a>,
     ) {
         let (mut d_row_scale, mut h_scaled, mut d_gu) = (d_row_scale, h_scaled, d_gu);
@@ -66,19 +108,18 @@ kernel! {
                     }
                 }
                 let (gate, up) = (load(s, gu, at + i, n), load(s, gu, at + f + i, n));
-                let sigmoid = s.sigmoid(gate);
-                let silu = s.mul(gate, sigmoid);
-                let h = s.mul(silu, up);
+                let sigmoid = gate_by.open(s, gate);
+                let act = s.mul(gate, sigmoid);
+                let h = s.mul(act, up);
                 let d_h = load(s, d_h, row * f + i, n);
                 dot = s.fma(h, d_h, dot);
                 if let Some(h_scaled) = &mut h_scaled {
                     store(s, s.mul(w, h), h_scaled, row * f + i, n);
                 }
                 let d_h = s.mul(w, d_h);
-                // silu' = sigmoid + silu (1 - sigmoid)
-                let slope = s.fma(silu, s.sub(one, sigmoid), sigmoid);
+                let slope = s.fma(gate_by.stretch(s, gate, act), s.sub(one, sigmoid), sigmoid);
                 store(s, s.mul(s.mul(d_h, up), slope), &mut d_gu, at + i, n);
-                store(s, s.mul(d_h, silu), &mut d_gu, at + f + i, n);
+                store(s, s.mul(d_h, act), &mut d_gu, at + f + i, n);
             });
             if let Some(d_row_scale) = &mut d_row_scale {
                 d_row_scale[row] = s.sum(dot);
@@ -88,7 +129,7 @@ kernel! {
 }
 
 /// Gradient of [`swiglu`], of rows that a routing weight w multiplies afterwards: with `d = w d_h`,
-/// `d_gate = d up (sigmoid + silu (1 - sigmoid))`, `d_up = d silu`.
+/// `d_gate = d up (sigmoid + silu (1 - sigmoid))` (for [`Gate::Silu`]), `d_up = d act`.
 ///
 /// gu, `d_gu`: [n, 2f], `d_h`: [n, f] (the gradient of w h). `row_scale` holds w: [n], absent for 1. On request also
 /// `d_row_scale = h . d_h`: [n], the gradient of w, and `h_scaled = w h`: [n, f], recomputed for the weight gradient of
@@ -98,6 +139,7 @@ kernel! {
 /// When sizes do not fit.
 pub fn swiglu_backward(
     cpu: &Cpu,
+    gate: Gate,
     gu: View<'_>,
     f: usize,
     d_h: View<'_>,
@@ -130,7 +172,7 @@ pub fn swiglu_backward(
         };
         let row_scale = row_scale.map(|scale| &scale[from..to]);
         let (gu, d_h) = (gu.slice(from * 2 * f, to * 2 * f), d_h.slice(from * f, to * f));
-        cpu.dispatch(Backward { gu, f, d_h, row_scale, d_row_scale, h_scaled, d_gu });
+        cpu.dispatch(Backward { gate_by: gate, gu, f, d_h, row_scale, d_row_scale, h_scaled, d_gu });
     });
 }
 
@@ -146,6 +188,7 @@ pub fn swiglu_of_product(
     x: Operand<'_>,
     offsets: &[u32],
     gate_up: &Packed,
+    gate: Gate,
     gu: Target<'_>,
     h: ViewMut<'_>,
 ) {
@@ -154,7 +197,7 @@ pub fn swiglu_of_product(
     let h = SharedView::new(h);
     gemm::matmul_then(cpu, x, offsets, gate_up, gu, &|rows, gu| {
         // SAFETY: rows are handed over once.
-        swiglu(cpu, gu, f, unsafe { h.slice(rows.start * f, rows.len() * f) });
+        swiglu(cpu, gate, gu, f, unsafe { h.slice(rows.start * f, rows.len() * f) });
     });
 }
 
@@ -169,6 +212,7 @@ pub fn swiglu_backward_of_product(
     d_y: Operand<'_>,
     offsets: &[u32],
     down: &Packed,
+    gate: Gate,
     gu: View<'_>,
     row_scale: Option<&[f32]>,
     d_row_scale: Option<&mut [f32]>,
@@ -196,7 +240,7 @@ pub fn swiglu_backward_of_product(
         };
         let (row_scale, gu) =
             (row_scale.map(|scale| &scale[rows.clone()]), gu.slice(rows.start * 2 * f, rows.end * 2 * f));
-        swiglu_backward(cpu, gu, f, d_h, row_scale, d_row_scale, Some(h_scaled), d_gu);
+        swiglu_backward(cpu, gate, gu, f, d_h, row_scale, d_row_scale, Some(h_scaled), d_gu);
     });
 }
 
@@ -208,28 +252,40 @@ mod tests {
     use super::*;
     use crate::testing::{AWKWARD, assert_gradient, dot, everywhere, halve, normal, wide, wide_view, widen};
 
-    fn swiglu_ref(gu: &[f64], f: usize) -> Vec<f64> {
-        gu.chunks(2 * f)
-            .flat_map(|row| (0..f).map(|i| row[i] / (1.0 + (-row[i]).exp()) * row[f + i]))
-            .collect()
+    const GATES: [Gate; 2] = [Gate::Silu, Gate::GeluTanh];
+
+    /// The activation and its slope, as their papers write them.
+    fn act(gate: Gate, x: f64) -> (f64, f64) {
+        match gate {
+            Gate::Silu => {
+                let sigmoid = 1.0 / (1.0 + (-x).exp());
+                (x * sigmoid, sigmoid + x * sigmoid * (1.0 - sigmoid))
+            }
+            Gate::GeluTanh => {
+                let factor = (2.0 / std::f64::consts::PI).sqrt();
+                let t = (factor * (x + 0.044715 * x.powi(3))).tanh();
+                let inner = factor * (1.0 + 3.0 * 0.044715 * x * x);
+                (0.5 * x * (1.0 + t), 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * inner)
+            }
+        }
     }
 
-    fn backward_ref(gu: &[f64], f: usize, d_h: &[f64]) -> Vec<f64> {
+    fn swiglu_ref(gate: Gate, gu: &[f64], f: usize) -> Vec<f64> {
+        gu.chunks(2 * f).flat_map(|row| (0..f).map(|i| act(gate, row[i]).0 * row[f + i])).collect()
+    }
+
+    fn backward_ref(gate: Gate, gu: &[f64], f: usize, d_h: &[f64]) -> Vec<f64> {
         let mut d_gu = Vec::new();
         for (row, d_h) in gu.chunks(2 * f).zip(d_h.chunks(f)) {
-            let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
-            d_gu.extend((0..f).map(|i| {
-                let (g, sg) = (row[i], sigmoid(row[i]));
-                d_h[i] * row[f + i] * (sg + g * sg * (1.0 - sg))
-            }));
-            d_gu.extend((0..f).map(|i| d_h[i] * row[i] * sigmoid(row[i])));
+            d_gu.extend((0..f).map(|i| d_h[i] * row[f + i] * act(gate, row[i]).1));
+            d_gu.extend((0..f).map(|i| d_h[i] * act(gate, row[i]).0));
         }
         d_gu
     }
 
     #[test]
     fn forward_matches_f64() {
-        for f in AWKWARD {
+        for (f, gate) in AWKWARD.into_iter().flat_map(|f| GATES.map(|gate| (f, gate))) {
             for n in [1, 3, 70] {
                 let mut gu = normal(1, n * 2 * f);
                 gu[0] = 100.0;
@@ -238,14 +294,14 @@ mod tests {
                 for view in [View::F32(&gu), View::Bf16(&half)] {
                     let got = everywhere("swiglu", |cpu| {
                         let mut h = vec![0.0; n * f];
-                        swiglu(cpu, view, f, ViewMut::F32(&mut h));
+                        swiglu(cpu, gate, view, f, ViewMut::F32(&mut h));
                         let mut rounded = vec![bf16::ZERO; n * f];
-                        swiglu(cpu, view, f, ViewMut::Bf16(&mut rounded));
+                        swiglu(cpu, gate, view, f, ViewMut::Bf16(&mut rounded));
                         assert_same_bits("bf16", &widen(&rounded), &widen(&halve(&h)));
                         h
                     });
                     Tolerance::new(1e-7, 2e-6)
-                        .check("swiglu", &got, &swiglu_ref(&wide_view(view), f))
+                        .check("swiglu", &got, &swiglu_ref(gate, &wide_view(view), f))
                         .unwrap();
                 }
             }
@@ -256,12 +312,15 @@ mod tests {
     fn formula_matches_differences() {
         let (n, f) = (2, 5);
         let (gu, d_h) = (wide(&normal(1, n * 2 * f)), wide(&normal(2, n * f)));
-        assert_gradient("d_gu", |gu| dot(&swiglu_ref(gu, f), &d_h), &gu, &backward_ref(&gu, f, &d_h));
+        for gate in GATES {
+            let d_gu = backward_ref(gate, &gu, f, &d_h);
+            assert_gradient("d_gu", |gu| dot(&swiglu_ref(gate, gu, f), &d_h), &gu, &d_gu);
+        }
     }
 
     #[test]
     fn backward_matches_f64() {
-        for f in AWKWARD {
+        for (f, gate) in AWKWARD.into_iter().flat_map(|f| GATES.map(|gate| (f, gate))) {
             for n in [1, 3, 70] {
                 let (gu, d_h, w) = (normal(1, n * 2 * f), normal(2, n * f), normal(3, n));
                 let (gu_half, dh_half) = (halve(&gu), halve(&d_h));
@@ -272,27 +331,27 @@ mod tests {
                         let (mut d_w, mut h, mut d_gu) =
                             (vec![0.0; n], vec![0.0; n * f], vec![0.0; n * 2 * f]);
                         let (h_out, out) = (ViewMut::F32(&mut h), ViewMut::F32(&mut d_gu));
-                        swiglu_backward(cpu, gu, f, d_h, Some(&w), Some(&mut d_w), Some(h_out), out);
+                        swiglu_backward(cpu, gate, gu, f, d_h, Some(&w), Some(&mut d_w), Some(h_out), out);
                         [d_w, h, d_gu].concat()
                     });
                     let (gu, d_h, w) = (wide_view(gu), wide_view(d_h), wide(&w));
-                    let h = swiglu_ref(&gu, f);
+                    let h = swiglu_ref(gate, &gu, f);
                     let per_row = |x: &[f64]| -> Vec<f64> {
                         x.chunks(f).zip(&w).flat_map(|(x, w)| x.iter().map(move |x| w * x)).collect()
                     };
                     let mut expected: Vec<f64> =
                         h.chunks(f).zip(d_h.chunks(f)).map(|(a, b)| dot(a, b)).collect();
                     expected.extend(per_row(&h));
-                    expected.extend(backward_ref(&gu, f, &per_row(&d_h)));
+                    expected.extend(backward_ref(gate, &gu, f, &per_row(&d_h)));
                     Tolerance::new(5e-6, 3e-6).check("swiglu_backward", &got, &expected).unwrap();
 
                     let cpu = Cpu::detect(1);
                     let (mut plain, mut ones) = (vec![0.0; n * 2 * f], vec![0.0; n * 2 * f]);
                     let (gu, d_h) = (narrow(&gu), narrow(&d_h));
                     let (gu, d_h) = (View::F32(&gu), View::F32(&d_h));
-                    swiglu_backward(&cpu, gu, f, d_h, None, None, None, ViewMut::F32(&mut plain));
+                    swiglu_backward(&cpu, gate, gu, f, d_h, None, None, None, ViewMut::F32(&mut plain));
                     let out = ViewMut::F32(&mut ones);
-                    swiglu_backward(&cpu, gu, f, d_h, Some(&vec![1.0; n]), None, None, out);
+                    swiglu_backward(&cpu, gate, gu, f, d_h, Some(&vec![1.0; n]), None, None, out);
                     assert_same_bits("a scale of one", &ones, &plain);
                 }
             }
@@ -303,6 +362,7 @@ mod tests {
     fn fused_with_products_bits_stay() {
         use crate::gemm::Compute;
         let (d, f, groups) = (37, 40, 3);
+        let gate = Gate::GeluTanh;
         let (gate_up, down) = (normal(2, groups * 2 * f * d), normal(3, groups * d * f));
         for offsets in [[0, 1, 1, 5], [0, 700, 1000, 1000]] {
             let n = offsets[groups] as usize;
@@ -322,15 +382,15 @@ mod tests {
 
                     let (mut gu, mut h) = (zeros(2 * f), zeros(f));
                     gemm::matmul(&cpu, x, &offsets, &up, ViewMut::Bf16(&mut gu), false);
-                    swiglu(&cpu, View::Bf16(&gu), f, ViewMut::Bf16(&mut h));
+                    swiglu(&cpu, gate, View::Bf16(&gu), f, ViewMut::Bf16(&mut h));
                     let (mut kept, mut fused) = (zeros(2 * f), zeros(f));
                     let target = Target::Kept(ViewMut::Bf16(&mut kept));
-                    swiglu_of_product(&cpu, x, &offsets, &up, target, ViewMut::Bf16(&mut fused));
+                    swiglu_of_product(&cpu, x, &offsets, &up, gate, target, ViewMut::Bf16(&mut fused));
                     assert_same_bits("gate and up", &widen(&kept), &widen(&gu));
                     assert_same_bits("h", &widen(&fused), &widen(&h));
                     fused.fill(bf16::ONE);
                     let target = Target::Passing(crate::DType::Bf16);
-                    swiglu_of_product(&cpu, x, &offsets, &up, target, ViewMut::Bf16(&mut fused));
+                    swiglu_of_product(&cpu, x, &offsets, &up, gate, target, ViewMut::Bf16(&mut fused));
                     assert_same_bits("h of passing rows", &widen(&fused), &widen(&h));
 
                     let mut d_h = zeros(f);
@@ -342,13 +402,14 @@ mod tests {
                         match d_h {
                             Some(d_h) => {
                                 let d_h = View::Bf16(d_h);
-                                swiglu_backward(&cpu, gu, f, d_h, w, Some(&mut d_w), Some(h_out), out);
+                                swiglu_backward(&cpu, gate, gu, f, d_h, w, Some(&mut d_w), Some(h_out), out);
                             }
                             None => swiglu_backward_of_product(
                                 &cpu,
                                 d_y,
                                 &offsets,
                                 &back,
+                                gate,
                                 gu,
                                 w,
                                 Some(&mut d_w),

@@ -67,6 +67,18 @@ pub enum Error {
         /// What is there.
         got: String,
     },
+    /// A GGUF file breaks its format, or says something else than is needed.
+    #[error("{}, {place}: expected {expected}, got {got}", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// The key, the tensor or the part of the file that it is about.
+        place: String,
+        /// What is asked for.
+        expected: String,
+        /// What is there.
+        got: String,
+    },
     /// A model cannot be found or is not of a kind that can be read.
     #[error("model `{name}`: {reason}")]
     Model {
@@ -123,6 +135,7 @@ impl Error {
             | Self::Tokenizer { .. }
             | Self::Shard { .. }
             | Self::Weights { .. }
+            | Self::Gguf { .. }
             | Self::Model { .. }
             | Self::Template { .. }
             | Self::Transcript { .. }
@@ -162,6 +175,15 @@ impl Error {
             expected: expected.into(),
             got: got.into(),
         }
+    }
+
+    pub(crate) fn gguf(
+        path: &Path,
+        place: impl Into<String>,
+        expected: impl Into<String>,
+        got: impl Into<String>,
+    ) -> Self {
+        Self::Gguf { path: path.to_owned(), place: place.into(), expected: expected.into(), got: got.into() }
     }
 
     pub(crate) fn setting(

@@ -19,6 +19,8 @@
 //! [`hf`] is the other half: model folders as Hugging Face lays them out, read and written, and the finding
 //! of a model by the name that a person typed.
 //!
+//! [`gguf`] is the same in one file: a model with its tokenizer, read and written.
+//!
 //! [`template`] renders conversations as a model expects them, and knows which of their tokens the model wrote.
 //!
 //! What is deliberately not here: downloading (an absent data set is an error that says how to get it),
@@ -27,6 +29,7 @@
 pub mod compress;
 mod error;
 mod files;
+pub mod gguf;
 pub mod hf;
 pub mod loader;
 mod map;

@@ -7,11 +7,12 @@ use minke_cpu::{Cpu, loss};
 use minke_data::Tokenizer;
 use minke_model::{Cache, CacheKind, Model, Step, Want};
 
-use crate::choose::{Ask, Choice, Unchosen, choose, log_probs, top};
 use crate::constrain::{Constraint, ConstraintError, Grammars};
 use crate::guide::{self, Guide};
-use crate::sampling::{Allowed, Sampler, Sampling, SettingError};
-use crate::sequence::{Sequence, Session, share_prompts, take_prompts, trace_routes};
+use crate::sampling::{Sampler, Sampling, SettingError};
+use crate::sequence::{Sequence, Session, share_prompts};
+use crate::speculate::{self, Costs, Speculated, Speculation};
+use crate::step::Written;
 use crate::thinking::{ThinkingBudget, Thought};
 
 /// Tokens of one call of the model, over all sequences; bounds the memory of activations.
@@ -54,6 +55,20 @@ pub enum EngineError {
     /// A sampling setting is out of its bounds.
     #[error(transparent)]
     Setting(#[from] SettingError),
+    /// Drafts are ids, and would mean something else.
+    #[error("the draft model's vocabulary is not the model's: {reason}")]
+    DraftVocabulary {
+        /// The first difference.
+        reason: String,
+    },
+    /// There is nothing to draft with.
+    #[error("speculation with {what}: {hint}")]
+    CannotDraft {
+        /// What was asked for.
+        what: &'static str,
+        /// What it lacks.
+        hint: &'static str,
+    },
     /// A constraint that cannot be kept.
     #[error(transparent)]
     Constraint(#[from] ConstraintError),
@@ -115,6 +130,8 @@ pub struct Request {
     /// Whether a thought that [`Request::thinking`] follows and that the prompt has begun is free: the constraint then
     /// begins behind it.
     pub constrain_answer_only: bool,
+    /// What is drafted ahead; nothing of the answer depends on it, only its speed.
+    pub speculation: Speculation,
 }
 
 impl Request {
@@ -184,6 +201,8 @@ pub struct Generation {
     pub text: String,
     /// What was spent on thinking, where [`Request::thinking`] bounds it.
     pub thought: Option<Thought>,
+    /// What came of drafts.
+    pub speculated: Speculated,
     /// Why it ended.
     pub stop: StopReason,
     /// Tokens of the prompt that were in the cache already.
@@ -219,16 +238,19 @@ pub struct Delta<'a> {
 
 /// Runs a model: borrows it, so the weights may be a trainer's.
 pub struct Engine<'a> {
-    model: &'a mut Model,
-    cpu: &'a Cpu,
+    pub(crate) model: &'a mut Model,
+    pub(crate) cpu: &'a Cpu,
     tokenizer: Option<&'a Tokenizer>,
-    context: usize,
-    sampler: Sampler,
+    pub(crate) context: usize,
+    pub(crate) sampler: Sampler,
+    /// A smaller model that drafts.
+    pub(crate) other: Option<&'a mut Model>,
+    pub(crate) costs: Costs,
     /// Made for the first request that has a constraint.
     grammars: Option<Grammars>,
     timing: Timing,
-    traced: bool,
-    log_probs: bool,
+    pub(crate) traced: bool,
+    pub(crate) log_probs: bool,
     cache: CacheKind,
 }
 
@@ -243,6 +265,8 @@ impl<'a> Engine<'a> {
             tokenizer,
             context,
             sampler,
+            other: None,
+            costs: Costs::default(),
             grammars: None,
             timing,
             traced: false,
@@ -261,6 +285,24 @@ impl<'a> Engine<'a> {
     #[must_use]
     pub fn without_log_probs(self) -> Self {
         Self { log_probs: false, ..self }
+    }
+
+    /// Lets a smaller model draft for requests whose [`Request::speculation`] says so; `tokenizer` is its own.
+    ///
+    /// # Errors
+    /// Its vocabulary is another.
+    pub fn with_draft(
+        self,
+        model: &'a mut Model,
+        tokenizer: Option<&Tokenizer>,
+    ) -> Result<Self, EngineError> {
+        let same = match (self.tokenizer, tokenizer) {
+            (Some(ours), Some(theirs)) => speculate::same_vocabulary(ours, theirs),
+            (None, None) => Ok(()),
+            _ => Err("only one of the two has a tokenizer".to_owned()),
+        };
+        same.map_err(|reason| EngineError::DraftVocabulary { reason })?;
+        Ok(Self { other: Some(model), ..self })
     }
 
     /// Keeps something else of a sequence than the model's own keys and values.
@@ -402,96 +444,6 @@ impl<'a> Engine<'a> {
         Ok(())
     }
 
-    /// One call of the model, which reads the next `takes[i]` tokens of sequence `i`, and a token for each sequence that
-    /// was read to its end.
-    ///
-    /// The only way from requests to the model: what is generated for a list and what a service generates for many
-    /// callers differ in what they put into a call.
-    pub(crate) fn step(&mut self, sequences: &mut [Sequence], takes: &[usize]) -> Vec<Written> {
-        let mut steps = Vec::with_capacity(sequences.len());
-        let mut wanted = Vec::with_capacity(sequences.len());
-        let mut read = Vec::with_capacity(sequences.len());
-        for (at, (sequence, &take)) in sequences.iter_mut().zip(takes).enumerate() {
-            if take == 0 {
-                continue;
-            }
-            let fed = sequence.session.tokens.len();
-            let tokens = &sequence.all[fed..fed + take];
-            sequence.session.tokens.extend_from_slice(tokens);
-            read.push((at, take));
-            let last = fed + take == sequence.all.len();
-            if last {
-                wanted.push(at);
-            }
-            let want = if last { Want::Last } else { Want::None };
-            steps.push(Step { tokens, cache: &mut sequence.session.cache, want });
-        }
-        let (logits, routes) = self.model.infer_traced(self.cpu, &mut steps);
-        let logits = logits.f32();
-        drop(steps);
-        if self.traced {
-            trace_routes(sequences, &read, &routes);
-        }
-        let shared = take_prompts(sequences, &mut wanted, logits, self.model.config.vocab_size);
-        let logits = shared.as_deref().unwrap_or(logits);
-        let w = self.model.config.vocab_size;
-        let mut failures = Vec::new();
-        let mut allowed = Vec::with_capacity(wanted.len());
-        for (row, &at) in wanted.iter().enumerate() {
-            allowed.push(sequences[at].guide.allowed().unwrap_or_else(|error| {
-                failures.push((row, error));
-                Allowed::All
-            }));
-        }
-        let asks: Vec<Ask<'_>> =
-            wanted.iter().zip(allowed).map(|(&at, allowed)| sequences[at].ask(allowed)).collect();
-        let choices = choose(self.cpu, &mut self.sampler, &asks, logits, w);
-        let log_probs = self.log_probs.then(|| log_probs(self.cpu, logits, w, &choices));
-        let rows = wanted.into_iter().zip(choices).enumerate();
-        let written = rows.map(|(row, (at, choice))| {
-            let log_prob = log_probs.as_ref().map(|all| all[row]);
-            if let Some((_, error)) = failures.iter().find(|(failed, _)| *failed == row) {
-                return Written { at, token: Err(error.clone()) };
-            }
-            let token = self.take(&mut sequences[at], choice, log_prob, &logits[row * w..(row + 1) * w]);
-            Written { at, token }
-        });
-        written.collect()
-    }
-
-    /// Takes what was chosen from a row of logits into its sequence.
-    fn take(
-        &self,
-        sequence: &mut Sequence,
-        choice: Result<Choice, Unchosen>,
-        log_prob: Option<f32>,
-        row: &[f32],
-    ) -> Result<Option<Token>, EngineError> {
-        let choice = match choice {
-            Ok(choice) => choice,
-            Err(Unchosen::Nothing) => {
-                let complete = sequence.guide.may_end();
-                sequence.stop = Some(if complete { StopReason::Complete } else { StopReason::DeadEnd });
-                return Ok(None);
-            }
-            Err(Unchosen::NotANumber) => {
-                return Err(EngineError::NotANumber { position: sequence.all.len() });
-            }
-        };
-        if self.traced {
-            sequence.trace.tokens.push(choice.id);
-            sequence.trace.log_probs.push(choice.log_prob);
-            sequence.trace.kept.push(choice.kept);
-        }
-        let text = sequence.take(choice.id, log_prob, self.context);
-        let (n, mut top_log_probs) = (sequence.request.top_log_probs, Vec::new());
-        if n > 0 && !matches!(sequence.stop, Some(StopReason::Token(_))) {
-            top_log_probs = top(self.cpu, row, n);
-            sequence.top_log_probs.push(top_log_probs.clone());
-        }
-        Ok(Some(Token { id: choice.id, log_prob, top_log_probs, text }))
-    }
-
     /// Checks a request, and readies what follows its tokens.
     ///
     /// # Errors
@@ -515,6 +467,18 @@ impl<'a> Engine<'a> {
     fn check(&self, request: &Request) -> Result<(), EngineError> {
         if self.traced && (request.sampling.has_penalties() || request.has_bias()) {
             return Err(EngineError::TracedPenalties);
+        }
+        match request.speculation {
+            Speculation::Mtp if self.model.config.num_nextn_predict_layers == 0 => {
+                return Err(EngineError::CannotDraft {
+                    what: "mtp",
+                    hint: "the model has no prediction module; ngram and draft need none",
+                });
+            }
+            Speculation::Draft if self.other.is_none() => {
+                return Err(EngineError::CannotDraft { what: "draft", hint: "no draft model was given" });
+            }
+            _ => {}
         }
         if request.prompt.is_empty() {
             return Err(EngineError::EmptyPrompt);
@@ -580,27 +544,6 @@ impl<'a> Engine<'a> {
         }
         Ok(log_probs)
     }
-}
-
-/// What a call of the model brought to a sequence.
-pub(crate) struct Written {
-    /// Its place.
-    pub at: usize,
-    /// A token, unless nothing may come next or none could be chosen.
-    pub token: Result<Option<Token>, EngineError>,
-}
-
-/// A token that was chosen for a sequence.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Token {
-    /// The token.
-    pub id: u32,
-    /// Natural logarithm of its probability, before temperature and filters; none where the engine goes without.
-    pub log_prob: Option<f32>,
-    /// The likeliest tokens at its place and their log-probabilities, as many as [`Request::top_log_probs`].
-    pub top_log_probs: Vec<(u32, f32)>,
-    /// The text that is sure now.
-    pub text: String,
 }
 
 /// What goes into the next call when all are served alike: as much of each as there is room for.

@@ -32,8 +32,6 @@ pub(crate) struct Guide {
     grammar: Option<Grammar>,
     /// Whether the grammar waits for the end of a thought.
     waits: bool,
-    /// Whether the answer may end here for the grammar's part, as it was last asked.
-    may_end: bool,
     stop_ids: Vec<u32>,
     /// Why the grammar cannot be followed any more.
     failure: Option<ConstraintError>,
@@ -47,6 +45,15 @@ pub(crate) struct Mark {
     thinking: Option<Thinking>,
     grammar: usize,
     waits: bool,
+    failed: bool,
+}
+
+/// What may come next.
+#[derive(Debug, Clone)]
+pub(crate) struct Next {
+    pub allowed: Allowed,
+    /// Whether a grammar would let the answer end here.
+    pub may_end: bool,
 }
 
 impl Guide {
@@ -89,7 +96,6 @@ impl Guide {
             thinking,
             grammar,
             waits,
-            may_end: true,
             stop_ids: request.stop_ids.clone(),
             failure: None,
             tokenizer: tokenizer.cloned(),
@@ -105,19 +111,19 @@ impl Guide {
     ///
     /// # Errors
     /// The grammar cannot be followed any more.
-    pub fn allowed(&mut self) -> Result<Allowed, EngineError> {
+    pub fn next(&mut self) -> Result<Next, EngineError> {
         if let Some(id) = self.thinking.as_ref().and_then(Thinking::forced) {
-            return Ok(Allowed::Only([id].into()));
+            return Ok(Next { allowed: Allowed::Only([id].into()), may_end: false });
         }
         let banned = if self.tokens < self.min_tokens { &self.banned_early } else { &self.banned };
         let Some(grammar) = self.grammar.as_mut().filter(|_| !self.waits) else {
-            return Ok(if banned.is_empty() { Allowed::All } else { Allowed::Except(banned.clone()) });
+            let allowed = if banned.is_empty() { Allowed::All } else { Allowed::Except(banned.clone()) };
+            return Ok(Next { allowed, may_end: false });
         };
         if let Some(failure) = &self.failure {
             return Err(failure.clone().into());
         }
         let (mut ids, may_end) = grammar.allowed()?;
-        self.may_end = may_end;
         // what ends an answer is not the grammar's to allow but here
         ids.retain(|id| !self.stop_ids.contains(id));
         if may_end {
@@ -126,7 +132,7 @@ impl Guide {
             ids.dedup();
         }
         ids.retain(|id| banned.binary_search(id).is_err());
-        Ok(Allowed::Only(ids.into()))
+        Ok(Next { allowed: Allowed::Only(ids.into()), may_end })
     }
 
     /// Whether the answer is complete as far as its grammar goes: nothing may follow, or nothing but its end.
@@ -134,17 +140,17 @@ impl Guide {
         !self.waits && self.grammar.as_ref().is_some_and(Grammar::is_complete)
     }
 
-    /// Whether the grammar lets the answer end where [`Guide::allowed`] was last asked.
-    pub fn may_end(&self) -> bool {
-        self.grammar.is_some() && !self.waits && self.may_end
-    }
-
     /// Takes a token of the answer that does not end it.
     pub fn push(&mut self, id: u32) {
-        self.tokens += 1;
         if let Some(history) = &mut self.history {
             history.push(id);
         }
+        self.look_ahead(id);
+    }
+
+    /// Follows a token that is only taken to come; penalties hear of it by [`Ask::ahead`].
+    pub fn look_ahead(&mut self, id: u32) {
+        self.tokens += 1;
         if let (Some(grammar), false) = (&mut self.grammar, self.waits) {
             self.failure = self.failure.take().or(grammar.push(id).err());
         }
@@ -154,16 +160,53 @@ impl Guide {
         }
     }
 
-    /// Asks for the next token of a sequence of so many tokens.
-    pub fn ask<'a>(&'a self, request: &'a Request, allowed: Allowed, position: usize) -> Ask<'a> {
+    /// Where it stands.
+    pub fn mark(&self) -> Mark {
+        Mark {
+            tokens: self.tokens,
+            thinking: self.thinking.clone(),
+            grammar: self.grammar.as_ref().map_or(0, Grammar::len),
+            waits: self.waits,
+            failed: self.failure.is_some(),
+        }
+    }
+
+    /// Goes back to where it stood before it looked ahead.
+    pub fn rewind(&mut self, mark: Mark) {
+        if !mark.failed {
+            self.failure = None;
+        }
+        if let Some(grammar) = &mut self.grammar {
+            self.failure = self.failure.take().or(grammar.truncate(mark.grammar).err());
+        }
+        (self.tokens, self.thinking, self.waits) = (mark.tokens, mark.thinking, mark.waits);
+    }
+
+    /// Tokens that must come next, as far as that is known without the model.
+    pub fn forced_ahead(&mut self) -> Vec<u32> {
+        match (&self.thinking, &mut self.grammar) {
+            (Some(thinking), _) if !thinking.forced_ahead().is_empty() => thinking.forced_ahead().to_vec(),
+            (_, Some(grammar)) if !self.waits && self.failure.is_none() => grammar.forced_ahead(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Asks for the token behind `ahead` of a sequence that has `tokens` before that.
+    pub fn ask<'a>(
+        &'a self,
+        request: &'a Request,
+        allowed: Allowed,
+        tokens: usize,
+        ahead: &'a [u32],
+    ) -> Ask<'a> {
         Ask {
             sampling: &request.sampling,
             bias: &self.bias,
             history: self.history.as_ref(),
-            ahead: &[],
+            ahead,
             allowed,
             sequence: request.sequence,
-            position,
+            position: tokens + ahead.len(),
         }
     }
 

@@ -1,4 +1,4 @@
-//! Inference: a model folder in, text or log-probabilities out.
+//! Inference: a model folder or file in, text or log-probabilities out.
 //!
 //! The way of a generated token:
 //!
@@ -24,19 +24,25 @@ mod assistant;
 mod choose;
 mod constrain;
 mod engine;
+mod files;
+pub mod gguf;
 mod guide;
 mod load;
 pub mod machine;
 mod penalties;
+pub mod quantize;
 mod sampling;
 mod scheduler;
 mod sequence;
+mod speculate;
+mod step;
 mod stop;
 mod thinking;
 
 pub use assistant::{Answer, Assistant, AssistantError, Builder, Piece, Settings, TEMPERATURE};
 pub use constrain::{Constraint, ConstraintError};
-pub use engine::{Delta, Engine, EngineError, Generation, Request, StopReason, Timing, Token, Trace};
+pub use engine::{Delta, Engine, EngineError, Generation, Request, StopReason, Timing, Trace};
+pub use files::{ModelFiles, Weights};
 pub use load::{GenerationDefaults, LoadModelError, Loaded, WeightFolder, load_model, read_config};
 pub use sampling::{Sampling, SettingError};
 pub use scheduler::{
@@ -44,5 +50,7 @@ pub use scheduler::{
     Ticket, Times, Usage,
 };
 pub use sequence::Session;
+pub use speculate::{Speculated, Speculation};
+pub use step::Token;
 pub use stop::StopMatcher;
 pub use thinking::{ThinkingBudget, Thought};

@@ -4,12 +4,15 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use minke_data::hf::{Dtype, QuantizedView, TensorView, WeightFiles, resolve_model};
+use minke_cpu::stored::{Bytes, Form, Stored};
+use minke_data::hf::{Dtype, QuantizedView, TensorView, WeightFiles};
 use minke_data::{ChatTemplate, Tokenizer};
 use minke_model::config::{Config, ConfigError};
 use minke_model::{DType, LoadError, Model, Precision, Purpose, StoredCodes, WeightSource};
 use minke_num::{bf16, f16};
 use serde_json::Value;
+
+use crate::files::{self, ModelFiles};
 
 /// The largest of the small JSON files that is read.
 const MAX_JSON_BYTES: u64 = 16 << 20;
@@ -85,17 +88,17 @@ pub struct Loaded {
     pub generation: GenerationDefaults,
     /// What the user should know, such as announced tensors that are absent.
     pub notes: Vec<String>,
-    /// Where it was found.
+    /// Where it was found: a folder, or a GGUF file.
     pub folder: PathBuf,
 }
 
 impl Loaded {
-    /// The chat template that turns messages into a prompt, read from the folder; a base model has none.
+    /// The chat template that turns messages into a prompt, read from where the model is; a base model has none.
     ///
     /// # Errors
     /// There is one, and it is broken.
     pub fn template(&self) -> Result<Option<ChatTemplate>, LoadModelError> {
-        Ok(ChatTemplate::load(&self.folder)?)
+        files::template(&self.folder)
     }
 
     /// The tokens that end an answer: those of config, generation config and tokenizer, each once, ascending.
@@ -119,7 +122,7 @@ impl Loaded {
     }
 }
 
-/// Opens the model that `argument` means: a folder, a run, or a hub id in the local cache.
+/// Opens the model that `argument` means: a folder, a run, a GGUF file, or a hub id in the local cache.
 ///
 /// With `precision` the products run in that type whatever the tensors are stored in; without, weights in FP8 stay as they
 /// are in a model that is loaded to run, and become f32 in one that is loaded to be trained.
@@ -131,12 +134,13 @@ pub fn load_model(
     precision: Option<Precision>,
     purpose: Purpose<'_>,
 ) -> Result<Loaded, LoadModelError> {
-    let folder = resolve_model(argument)?;
-    let config = read_config(&folder)?;
-    let generation = generation_defaults(&folder)?;
-    let tokenizer_file = folder.join("tokenizer.json");
-    let tokenizer = if tokenizer_file.is_file() { Some(Tokenizer::load(&tokenizer_file)?) } else { None };
-    let weights = WeightFolder::open(&folder, &config)?;
+    let files = ModelFiles::find(argument)?;
+    let (generation, tokenizer) = (files.generation()?, files.tokenizer()?);
+    let (config, weights) = match purpose {
+        Purpose::Run(_) => files.to_run()?,
+        Purpose::Train => (files.config.clone(), files.weights()?),
+    };
+    let folder = files.path.clone();
     let (model, mut notes) = Model::load(config, precision, &weights, purpose)
         .map_err(|source| LoadModelError::Weights { folder: folder.clone(), source })?;
     if let Some(tokenizer) = &tokenizer
@@ -180,7 +184,7 @@ fn read_json(path: &Path) -> Result<Value, LoadModelError> {
     })
 }
 
-fn generation_defaults(folder: &Path) -> Result<GenerationDefaults, LoadModelError> {
+pub(crate) fn generation_defaults(folder: &Path) -> Result<GenerationDefaults, LoadModelError> {
     let path = folder.join("generation_config.json");
     if !path.is_file() {
         return Ok(GenerationDefaults::default());
@@ -310,6 +314,7 @@ impl WeightSource for WeightFolder {
         }
         Ok(())
     }
+
     fn is_coded(&self, name: &str) -> bool {
         self.0.is_quantized(name)
     }
@@ -317,6 +322,19 @@ impl WeightSource for WeightFolder {
     fn codes(&self, name: &str) -> Result<StoredCodes<'_>, String> {
         let QuantizedView { codes, scales, .. } = self.quantized(name)?;
         Ok(StoredCodes { codes, scales })
+    }
+
+    fn stored(&self, name: &str) -> Option<Stored> {
+        let view = self.0.get(name)?;
+        let form = match view.dtype {
+            Dtype::F32 => Form::F32,
+            Dtype::F16 => Form::F16,
+            Dtype::BF16 => Form::Bf16,
+            _ => return None,
+        };
+        let [rows, cols] = *view.shape else { return None };
+        let (owner, range) = self.0.shared(name)?;
+        Some(Stored::new(form, rows, cols, Bytes::new(owner, range)))
     }
 
     fn done(&self, name: &str) {

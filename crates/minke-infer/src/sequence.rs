@@ -11,6 +11,7 @@ use crate::choose::Ask;
 use crate::engine::{Generation, Request, StopReason, Trace};
 use crate::guide::Guide;
 use crate::sampling::Allowed;
+use crate::speculate::Drafting;
 use crate::stop::StopMatcher;
 
 /// A sequence that can be continued: its tokens and what attention keeps of them.
@@ -54,6 +55,14 @@ impl Session {
         copy
     }
 
+    /// Forgets all tokens from `len` on.
+    pub(crate) fn truncate(&mut self, len: usize) {
+        if len < self.tokens.len() {
+            self.cache.truncate(len);
+            self.tokens.truncate(len);
+        }
+    }
+
     /// Page `index`, which is full.
     pub(crate) fn page(&self, index: usize) -> Page {
         self.cache.page(index).expect("a page of tokens that were read")
@@ -83,6 +92,7 @@ impl Session {
 pub(crate) struct Sequence {
     pub request: Request,
     pub guide: Guide,
+    pub drafting: Drafting,
     pub session: Session,
     /// Prompt and answer; those beyond the session's are to be read.
     pub all: Vec<u32>,
@@ -106,6 +116,7 @@ impl Sequence {
         Self {
             reused: session.reuse(&request.prompt),
             guide,
+            drafting: Drafting::new(request.speculation),
             session,
             all: request.prompt.clone(),
             stop: (request.max_tokens == 0).then_some(StopReason::MaxTokens),
@@ -130,9 +141,9 @@ impl Sequence {
         self.all.len() - self.session.tokens.len()
     }
 
-    /// Asks for the next token.
-    pub fn ask(&self, allowed: Allowed) -> Ask<'_> {
-        self.guide.ask(&self.request, allowed, self.all.len())
+    /// Asks for the token behind `ahead`, which is taken to come next.
+    pub fn ask<'a>(&'a self, allowed: Allowed, ahead: &'a [u32]) -> Ask<'a> {
+        self.guide.ask(&self.request, allowed, self.all.len(), ahead)
     }
 
     /// Takes a token into the answer and gives the text that is sure now.
@@ -184,6 +195,7 @@ impl Sequence {
             top_log_probs: self.top_log_probs,
             text: self.text,
             thought: self.guide.thought(),
+            speculated: self.drafting.stats,
             stop,
             reused: self.reused,
             trace: self.trace,

@@ -6,9 +6,11 @@
 //! overflows. [`Config::to_json`] writes what transformers writes for the same family, and gives back
 //! unknown fields untouched.
 //!
-//! Three families are known. `deepseek_v3` and `deepseek_v2` differ only in values of the typed form (scoring,
-//! choice of experts, rope defaults), and `llama` only in the attention and in having no experts: there is one
-//! model, not three.
+//! The families differ in values of the typed form and in nothing else: there is one model. `deepseek_v3` (and
+//! `kimi_k2`, which is one) and `deepseek_v2` differ in scoring, choice of experts and rope defaults; `llama`,
+//! `mistral`, `qwen2`, `qwen3` and `qwen3_moe` in biases, norms of heads, windows and experts; `gemma2` and
+//! `gemma3_text` also in norms, gates, caps and a second rope. What a file leaves out is what transformers has for the
+//! family.
 
 mod read;
 mod rope;
@@ -17,6 +19,7 @@ pub(crate) mod tests;
 mod write;
 
 use minke_cpu::attention::AttentionShape;
+pub use minke_cpu::swiglu::Gate;
 pub use rope::{Rope, RopeScaling};
 use serde_json::{Map, Value};
 
@@ -97,34 +100,88 @@ impl ConfigError {
 pub enum Family {
     /// DeepSeek-V3 and R1: MLA, sigmoid routing with a correction bias, MTP.
     DeepseekV3,
+    /// Kimi-K2: DeepSeek-V3 under another name.
+    KimiK2,
     /// DeepSeek-V2 and V2-Lite: MLA, softmax routing.
     DeepseekV2,
     /// Llama: grouped-query attention, dense.
     Llama,
+    /// Mistral: Llama with a window on all layers, or none.
+    Mistral,
+    /// Qwen2 and 2.5: biases on queries, keys and values.
+    Qwen2,
+    /// Qwen3: norms on the heads of queries and keys.
+    Qwen3,
+    /// Qwen3 with experts: softmax routing, none shared.
+    Qwen3Moe,
+    /// Gemma 2: norms before and after blocks, windows on every other layer, soft caps.
+    Gemma2,
+    /// Gemma 3, its text model: norms of heads, two ropes, no caps.
+    Gemma3Text,
 }
 
 impl Family {
     /// All families, in the order in which errors list them.
-    pub const ALL: [Self; 3] = [Self::DeepseekV3, Self::DeepseekV2, Self::Llama];
+    pub const ALL: [Self; 10] = [
+        Self::DeepseekV3,
+        Self::KimiK2,
+        Self::DeepseekV2,
+        Self::Llama,
+        Self::Mistral,
+        Self::Qwen2,
+        Self::Qwen3,
+        Self::Qwen3Moe,
+        Self::Gemma2,
+        Self::Gemma3Text,
+    ];
     /// The names of [`Self::ALL`] for messages.
-    pub const KNOWN: &'static str = "deepseek_v3, deepseek_v2, llama";
+    pub const KNOWN: &'static str =
+        "deepseek_v3, kimi_k2, deepseek_v2, llama, mistral, qwen2, qwen3, qwen3_moe, gemma2, gemma3_text";
 
     /// The value of `model_type`.
     pub fn model_type(self) -> &'static str {
         match self {
             Self::DeepseekV3 => "deepseek_v3",
+            Self::KimiK2 => "kimi_k2",
             Self::DeepseekV2 => "deepseek_v2",
             Self::Llama => "llama",
+            Self::Mistral => "mistral",
+            Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
+            Self::Qwen3Moe => "qwen3_moe",
+            Self::Gemma2 => "gemma2",
+            Self::Gemma3Text => "gemma3_text",
         }
     }
 
     /// The class name that transformers expects in `architectures`.
     pub fn architecture(self) -> &'static str {
         match self {
-            Self::DeepseekV3 => "DeepseekV3ForCausalLM",
+            Self::DeepseekV3 | Self::KimiK2 => "DeepseekV3ForCausalLM",
             Self::DeepseekV2 => "DeepseekV2ForCausalLM",
             Self::Llama => "LlamaForCausalLM",
+            Self::Mistral => "MistralForCausalLM",
+            Self::Qwen2 => "Qwen2ForCausalLM",
+            Self::Qwen3 => "Qwen3ForCausalLM",
+            Self::Qwen3Moe => "Qwen3MoeForCausalLM",
+            Self::Gemma2 => "Gemma2ForCausalLM",
+            Self::Gemma3Text => "Gemma3ForCausalLM",
         }
+    }
+
+    /// Whether it is DeepSeek-V3 by this or another name.
+    pub fn is_v3(self) -> bool {
+        matches!(self, Self::DeepseekV3 | Self::KimiK2)
+    }
+
+    /// Whether attention is latent.
+    pub fn is_latent(self) -> bool {
+        self.is_v3() || self == Self::DeepseekV2
+    }
+
+    /// Whether norms stand before and after blocks, as distances from one, and the embedding is scaled.
+    pub fn is_gemma(self) -> bool {
+        matches!(self, Self::Gemma2 | Self::Gemma3Text)
     }
 
     /// The family of a `model_type`, if known.
@@ -155,9 +212,33 @@ pub enum AttentionKind {
         num_key_value_heads: usize,
         /// Width of a head (even), all of it rotated.
         head_dim: usize,
-        /// Biases on the projections. Always false today: a config that asks for them is refused.
-        bias: bool,
+        /// Biases on the projections.
+        bias: ProjectionBias,
+        /// Whether each head of queries and keys goes through a norm, before it is rotated.
+        qk_norm: bool,
     },
+}
+
+/// Which projections of an attention have biases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProjectionBias {
+    /// None.
+    None,
+    /// Those of queries, keys and values.
+    QueryKeyValue,
+    /// Those, and that of the output.
+    All,
+}
+
+/// Layers that see only the positions right before each.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sliding {
+    /// Positions that a row sees, its own included.
+    pub window: usize,
+    /// Of each layer, whether it is one of them.
+    pub layers: Vec<bool>,
+    /// Their rope, where it is another than that of the rest.
+    pub rope: Option<Rope>,
 }
 
 /// How router logits become scores.
@@ -210,8 +291,12 @@ pub struct MoeConfig {
 pub struct MoeLayers {
     /// The first layers are dense.
     pub first_k_dense_replace: usize,
-    /// Of the rest, every layer whose index this divides has experts.
+    /// Of the rest, every layer whose index, plus `phase`, this divides has experts.
     pub moe_layer_freq: usize,
+    /// 0 where layers are counted from 0, 1 where they are counted from 1.
+    pub phase: usize,
+    /// Layers that are dense all the same.
+    pub dense_layers: Vec<usize>,
     /// The experts.
     pub moe: MoeConfig,
 }
@@ -219,7 +304,7 @@ pub struct MoeLayers {
 /// The FFN of one layer.
 #[derive(Debug, Clone, PartialEq)]
 pub enum FfnKind {
-    /// `SwiGLU` of one hidden width.
+    /// A gated unit of one hidden width.
     Dense {
         /// Hidden width f.
         intermediate_size: usize,
@@ -255,6 +340,24 @@ pub struct Config {
     pub attention: AttentionKind,
     /// Rotary position embedding.
     pub rope: Rope,
+    /// Layers with a window.
+    pub sliding: Option<Sliding>,
+    /// The scores' multiplier is this to the power -1/2; the width of a head where absent.
+    pub query_pre_attn_scalar: Option<f64>,
+    /// Soft cap of attention scores.
+    pub attn_logit_softcapping: Option<f64>,
+    /// Soft cap of the logits.
+    pub final_logit_softcapping: Option<f64>,
+    /// The activation of feed-forward gates.
+    pub gate: Gate,
+    /// Biases on the projections of dense feed-forward layers.
+    pub mlp_bias: bool,
+    /// Whether the output of a block goes through a norm before it is added.
+    pub post_norms: bool,
+    /// Whether norms are stored as distances from one.
+    pub norm_offset: bool,
+    /// Whether embeddings are multiplied by the root of their width.
+    pub scales_embedding: bool,
     /// Experts, if the family has them.
     pub moe_layers: Option<MoeLayers>,
     /// Multi-token-prediction modules behind the trunk.
@@ -323,7 +426,7 @@ impl Config {
         }
     }
 
-    /// Heads, widths and the factor of scores of the expanded attention.
+    /// Heads, widths, the factor of scores and their cap in the expanded attention; no window.
     pub fn attention_shape(&self) -> AttentionShape {
         let heads = self.num_attention_heads;
         AttentionShape {
@@ -335,7 +438,15 @@ impl Config {
             qk_dim: self.qk_head_dim(),
             v_dim: self.v_head_dim(),
             scale: self.softmax_scale(),
+            window: None,
+            softcap: self.attn_logit_softcapping.map(|cap| cap as f32),
         }
+    }
+
+    /// The window of layer `layer` (MTP modules count on behind the trunk and have none).
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        let sliding = self.sliding.as_ref()?;
+        sliding.layers.get(layer).is_some_and(|slides| *slides).then_some(sliding.window)
     }
 
     /// Width of the part of a head that is rotated.
@@ -353,13 +464,18 @@ impl Config {
 
     /// The multiplier of attention scores.
     pub fn softmax_scale(&self) -> f32 {
-        self.rope.softmax_scale(self.qk_head_dim())
+        match self.query_pre_attn_scalar {
+            Some(scalar) => scalar.powf(-0.5) as f32,
+            None => self.rope.softmax_scale(self.qk_head_dim()),
+        }
     }
 }
 
 impl MoeLayers {
     /// Whether layer `layer` (MTP modules count on behind the trunk) has experts.
     pub fn has_experts(&self, layer: usize) -> bool {
-        layer >= self.first_k_dense_replace && layer.is_multiple_of(self.moe_layer_freq)
+        layer >= self.first_k_dense_replace
+            && (layer + self.phase).is_multiple_of(self.moe_layer_freq)
+            && !self.dense_layers.contains(&layer)
     }
 }

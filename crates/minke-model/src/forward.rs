@@ -2,13 +2,19 @@
 
 use std::sync::Arc;
 
-use minke_cpu::attention::{KvCache, Segment};
+use minke_cpu::attention::{AttentionShape, KvCache, Segment};
 use minke_cpu::routing::{Choice, RouterConfig, Scoring};
+use minke_cpu::swiglu::Gate;
 use minke_cpu::{DType, rope};
-use minke_tensor::ops::{self, AttentionWeights, Keys, MlaWeights, MoeWeights, Rotary};
+use minke_num::bf16;
+use minke_tensor::ops::{
+    self, AttentionWeights, HeadWeights, Keys, Linear, MlaWeights, MoeWeights, Norm, Rotary,
+};
 use minke_tensor::{Context, Timers, Var, WeightId};
 
-use crate::config::{self, AttentionKind, Config, FfnKind, LATENT_NORM_EPS, MoeConfig, TopkMethod};
+use crate::config::{
+    self, AttentionKind, Config, FfnKind, LATENT_NORM_EPS, MoeConfig, ProjectionBias, Rope, TopkMethod,
+};
 use crate::params::{Keep, Layout, Params, Precision};
 use crate::train::ExpertLoad;
 
@@ -40,55 +46,57 @@ pub struct Model {
 /// The handles of all weights, in the order of their use.
 pub(crate) struct Net {
     pub embedding: WeightId,
+    /// What embeddings are multiplied by.
+    embedding_scale: Option<f32>,
     pub layers: Vec<Layer>,
-    pub norm: WeightId,
-    pub head: WeightId,
+    pub norm: Norm,
+    pub head: HeadWeights,
     pub mtp: Vec<MtpModule>,
-    pub block: Block,
     tables: Tables,
-}
-
-/// What all layers have in common.
-#[derive(Clone, Copy)]
-pub(crate) struct Block {
-    pub attention: AttentionWeights,
-    pub eps: f32,
+    /// Of layers that slide, where their rope is another.
+    sliding_tables: Option<Tables>,
 }
 
 #[derive(Clone, Copy)]
 pub(crate) struct Layer {
     index: usize,
-    input_norm: WeightId,
+    input_norm: Norm,
     attention: Attention,
-    post_norm: WeightId,
+    /// Heads and widths, and the window of this layer.
+    shape: AttentionWeights,
+    /// Of the attention's output, before it is added.
+    attended_norm: Option<Norm>,
+    ffn_norm: Norm,
     ffn: Ffn,
+    /// Of the feed-forward's output, before it is added.
+    out_norm: Option<Norm>,
 }
 
 #[derive(Clone, Copy)]
 enum Attention {
     Mla { q: Query, kv_a: WeightId, latent: MlaWeights, o: WeightId },
-    Gqa { q: WeightId, k: WeightId, v: WeightId, o: WeightId },
+    Gqa { q: Linear, k: Linear, v: Linear, o: Linear, head_norms: Option<[Norm; 2]> },
 }
 
 #[derive(Clone, Copy)]
 enum Query {
     Direct(WeightId),
-    Latent { a: WeightId, norm: WeightId, b: WeightId },
+    Latent { a: WeightId, norm: Norm, b: WeightId },
 }
 
 #[derive(Clone, Copy)]
 enum Ffn {
-    Dense { gate_up: WeightId, down: WeightId },
+    Dense { gate: Gate, gate_up: Linear, down: Linear },
     Moe { weights: MoeWeights, router: RouterConfig },
 }
 
 /// A multi-token-prediction module: its own layer behind a projection of [embedding ; state].
 pub(crate) struct MtpModule {
-    pub enorm: WeightId,
-    pub hnorm: WeightId,
+    pub enorm: Norm,
+    pub hnorm: Norm,
     pub eh_proj: WeightId,
     pub layer: Layer,
-    pub norm: WeightId,
+    pub norm: Norm,
 }
 
 /// Cosines and sines, for as many positions as were asked for so far.
@@ -101,28 +109,63 @@ struct Tables {
     sin: Arc<[f32]>,
 }
 
+impl Tables {
+    fn new(rope: &Rope, width: usize) -> Self {
+        Self {
+            inv_freq: rope.inv_freq(width),
+            scale: rope.cos_sin_scale(),
+            interleaved: rope.interleaved,
+            positions: 0,
+            cos: Arc::new([]),
+            sin: Arc::new([]),
+        }
+    }
+
+    /// The rotation of rows at `positions`.
+    fn rotary(&mut self, positions: Arc<[u32]>) -> Rotary {
+        let needed = positions.iter().map(|&p| p as usize + 1).max().unwrap_or(0);
+        if needed > self.positions {
+            self.positions = needed.next_power_of_two();
+            let (cos, sin) = rope::cos_sin(&self.inv_freq, self.positions, self.scale);
+            (self.cos, self.sin) = (cos.into(), sin.into());
+        }
+        Rotary { cos: self.cos.clone(), sin: self.sin.clone(), positions, interleaved: self.interleaved }
+    }
+}
+
+/// The rotations of a pass.
+#[derive(Clone)]
+pub(crate) struct Rotaries {
+    full: Rotary,
+    /// Of layers that slide, where it is another.
+    sliding: Option<Rotary>,
+}
+
 /// Where the keys of a pass are.
 pub(crate) enum Source<'a> {
     /// Whole sequences in the rows of this call.
     Rows(Arc<[Segment]>),
     /// One cache list (a cache per layer) per sequence: (first row, rows, caches).
-    Caches { sequences: Vec<(usize, usize, &'a mut [KvCache])>, latent: bool },
+    /// The first cache is that of layer `first`.
+    Caches { sequences: Vec<(usize, usize, &'a mut [KvCache])>, latent: bool, first: usize },
 }
 
 impl Source<'_> {
     fn keys(&mut self, layer: usize) -> Keys<'_> {
         match self {
             Source::Rows(segments) => Keys::Rows(segments.clone()),
-            Source::Caches { sequences, .. } => Keys::Caches(
-                sequences.iter_mut().map(|(start, len, caches)| (*start, *len, &mut caches[layer])).collect(),
-            ),
+            Source::Caches { sequences, first, .. } => {
+                let at = layer - *first;
+                let keys = sequences.iter_mut().map(|(start, len, caches)| (*start, *len, &mut caches[at]));
+                Keys::Caches(keys.collect())
+            }
         }
     }
 }
 
 /// What a pass collects on its way, beside values.
 pub(crate) struct Pass<'a> {
-    pub rotary: Rotary,
+    pub rotary: Rotaries,
     pub source: Source<'a>,
     /// Rows where sequences begin, and the end.
     pub borders: Arc<[u32]>,
@@ -164,54 +207,52 @@ impl Model {
 
 impl Net {
     fn new(config: &Config, layout: &mut Layout) -> Self {
+        let norm_of = |w| norm(config, w);
         let embedding = layout.one("model.embed_tokens.weight");
         let layers = (0..config.num_hidden_layers).map(|l| Layer::new(config, layout, l)).collect();
-        let norm = layout.one("model.norm.weight");
+        let norm = norm_of(layout.one("model.norm.weight"));
         let head = if config.tie_word_embeddings { embedding } else { layout.one("lm_head.weight") };
         let mtp = (0..config.num_nextn_predict_layers)
             .map(|module| {
                 let layer = config.num_hidden_layers + module;
                 let mut one = |name: &str| layout.one(format!("model.layers.{layer}.{name}.weight"));
                 let (enorm, hnorm, eh_proj) = (one("enorm"), one("hnorm"), one("eh_proj"));
-                let norm = one("shared_head.norm");
+                let [enorm, hnorm, norm] = [enorm, hnorm, one("shared_head.norm")].map(norm_of);
                 MtpModule { enorm, hnorm, eh_proj, layer: Layer::new(config, layout, layer), norm }
             })
             .collect();
-        let shape = config.attention_shape();
-        let tables = Tables {
-            inv_freq: config.inv_freq(),
-            scale: config.rope.cos_sin_scale(),
-            interleaved: config.rope.interleaved,
-            positions: 0,
-            cos: Arc::new([]),
-            sin: Arc::new([]),
-        };
-        let attention = AttentionWeights { shape, rotary: config.rotary_dim() };
-        let block = Block { attention, eps: config.rms_norm_eps as f32 };
-        Self { embedding, layers, norm, head, mtp, block, tables }
+        let width = config.rotary_dim();
+        let sliding_rope = config.sliding.as_ref().and_then(|sliding| sliding.rope.as_ref());
+        // as transformers, which holds the factor in the dtype of the embedding
+        let scale = (config.hidden_size as f32).sqrt();
+        let half = layout.dtype(embedding) == DType::Bf16;
+        let scale = if half { bf16::from_f32(scale).to_f32() } else { scale };
+        Self {
+            embedding,
+            embedding_scale: config.scales_embedding.then_some(scale),
+            layers,
+            norm,
+            head: HeadWeights { w: head, softcap: config.final_logit_softcapping.map(|cap| cap as f32) },
+            mtp,
+            tables: Tables::new(&config.rope, width),
+            sliding_tables: sliding_rope.map(|rope| Tables::new(rope, width)),
+        }
     }
 
-    /// The rotation of rows at `positions`.
-    pub fn rotary(&mut self, positions: Arc<[u32]>) -> Rotary {
-        let tables = &mut self.tables;
-        let needed = positions.iter().map(|&p| p as usize + 1).max().unwrap_or(0);
-        if needed > tables.positions {
-            tables.positions = needed.next_power_of_two();
-            let (cos, sin) = rope::cos_sin(&tables.inv_freq, tables.positions, tables.scale);
-            (tables.cos, tables.sin) = (cos.into(), sin.into());
-        }
-        let (cos, sin) = (tables.cos.clone(), tables.sin.clone());
-        Rotary { cos, sin, positions, interleaved: tables.interleaved }
+    /// The rotations of rows at `positions`.
+    pub fn rotary(&mut self, positions: Arc<[u32]>) -> Rotaries {
+        let sliding = self.sliding_tables.as_mut().map(|tables| tables.rotary(positions.clone()));
+        Rotaries { full: self.tables.rotary(positions), sliding }
     }
 
     /// Embedding and layers; the state after the final norm [n, d], in the head's dtype.
     pub fn trunk(&self, cx: &mut Context<'_>, pass: &mut Pass<'_>, tokens: &Arc<[u32]>) -> Var {
-        let x = ops::embedding(cx, self.embedding, tokens);
+        let x = ops::embedding(cx, self.embedding, tokens, self.embedding_scale);
         let mut state = (x, None);
         for layer in &self.layers {
-            state = layer.pass(cx, self.block, pass, state);
+            state = layer.pass(cx, pass, state);
         }
-        self.block.normed(cx, state, self.norm, cx.store.dtype(self.head)).1
+        normed(cx, state, self.norm, cx.store.dtype(self.head.w)).1
     }
 
     /// A multi-token-prediction module: `h` [n, d] is the state after the norm before it, `tokens` the token k places
@@ -229,31 +270,34 @@ impl Net {
     ) -> Var {
         let m = &self.mtp[k];
         let act = cx.store.dtype(m.eh_proj);
-        let mut embedded = ops::embedding(cx, self.embedding, tokens);
+        let mut embedded = ops::embedding(cx, self.embedding, tokens, self.embedding_scale);
         let mut h = h.clone();
         if detached {
             // new values on the tape, whose gradients nobody takes
             (embedded, h) = (cx.var(embedded.value), if k == 0 { cx.var(h.value) } else { h });
         }
-        let embedded = ops::rmsnorm(cx, &embedded, m.enorm, self.block.eps, act);
-        let state = ops::rmsnorm(cx, &h, m.hnorm, self.block.eps, act);
+        let embedded = ops::rmsnorm(cx, &embedded, m.enorm, act);
+        let state = ops::rmsnorm(cx, &h, m.hnorm, act);
         let joined = ops::concat(cx, &embedded, &state);
         let x = ops::linear(cx, &joined, m.eh_proj, DType::F32);
-        let state = m.layer.pass(cx, self.block, pass, (x, None));
-        self.block.normed(cx, state, m.norm, cx.store.dtype(self.head)).1
+        let state = m.layer.pass(cx, pass, (x, None));
+        normed(cx, state, m.norm, cx.store.dtype(self.head.w)).1
     }
 }
 
-impl Block {
-    /// The residual stream with the last block's output added, and its norm.
-    fn normed(&self, cx: &mut Context<'_>, (x, delta): State, w: WeightId, dtype: DType) -> (Var, Var) {
-        match delta {
-            None => {
-                let y = ops::rmsnorm(cx, &x, w, self.eps, dtype);
-                (x, y)
-            }
-            Some(delta) => ops::add_rmsnorm(cx, &x, &delta, w, self.eps, dtype),
+/// A norm over the model's width.
+fn norm(config: &Config, w: WeightId) -> Norm {
+    Norm { w, offset: if config.norm_offset { 1.0 } else { 0.0 }, eps: config.rms_norm_eps as f32 }
+}
+
+/// The residual stream with the last block's output added, and its norm.
+fn normed(cx: &mut Context<'_>, (x, delta): State, norm: Norm, dtype: DType) -> (Var, Var) {
+    match delta {
+        None => {
+            let y = ops::rmsnorm(cx, &x, norm, dtype);
+            (x, y)
         }
+        Some(delta) => ops::add_rmsnorm(cx, &x, &delta, norm, dtype),
     }
 }
 
@@ -263,25 +307,39 @@ type State = (Var, Option<Var>);
 impl Layer {
     fn new(config: &Config, layout: &mut Layout, index: usize) -> Self {
         let prefix = format!("model.layers.{index}");
-        let input_norm = layout.one(format!("{prefix}.input_layernorm.weight"));
+        let one = |layout: &mut Layout, name: &str| {
+            norm(config, layout.one(format!("{prefix}.{name}_layernorm.weight")))
+        };
+        let input_norm = one(layout, "input");
         let attention = Attention::new(config, layout, &format!("{prefix}.self_attn"));
-        let post_norm = layout.one(format!("{prefix}.post_attention_layernorm.weight"));
+        let post = one(layout, "post_attention");
+        let (attended_norm, ffn_norm) =
+            if config.post_norms { (Some(post), one(layout, "pre_feedforward")) } else { (None, post) };
+        let out_norm = config.post_norms.then(|| one(layout, "post_feedforward"));
         let mlp = format!("{prefix}.mlp");
         let ffn = match config.ffn(index) {
             FfnKind::Dense { .. } => {
                 let (gate_up, down) = swiglu(layout, &mlp);
-                Ffn::Dense { gate_up, down }
+                let [gate_up, down] =
+                    [(gate_up, &["gate", "up"][..]), (down, &["down"][..])].map(|(w, parts)| {
+                        let names: Vec<_> =
+                            parts.iter().map(|part| format!("{mlp}.{part}_proj.bias")).collect();
+                        Linear { w, bias: config.mlp_bias.then(|| layout.weight(1, &names)) }
+                    });
+                Ffn::Dense { gate: config.gate, gate_up, down }
             }
-            FfnKind::Moe(moe) => Ffn::new_moe(&moe, layout, &mlp),
+            FfnKind::Moe(moe) => Ffn::new_moe(&moe, config.gate, layout, &mlp),
         };
-        Self { index, input_norm, attention, post_norm, ffn }
+        let shape = AttentionShape { window: config.window(index), ..config.attention_shape() };
+        let shape = AttentionWeights { shape, rotary: config.rotary_dim() };
+        Self { index, input_norm, attention, shape, attended_norm, ffn_norm, ffn, out_norm }
     }
 
     /// Forward; where the pass says so, with a tape that keeps of it only what goes in and what comes out.
-    fn pass(&self, cx: &mut Context<'_>, block: Block, pass: &mut Pass<'_>, state: State) -> State {
-        let Source::Rows(segments) = &pass.source else { return self.forward(cx, block, pass, state) };
+    fn pass(&self, cx: &mut Context<'_>, pass: &mut Pass<'_>, state: State) -> State {
+        let Source::Rows(segments) = &pass.source else { return self.forward(cx, pass, state) };
         if pass.recompute == Recompute::None {
-            return self.forward(cx, block, pass, state);
+            return self.forward(cx, pass, state);
         }
         // what the second time counts was counted the first time
         let mut aside = Pass {
@@ -296,7 +354,7 @@ impl Layer {
         };
         let layer = *self;
         let once = move |cx: &mut Context<'_>, pass: &mut Pass<'_>, state| {
-            let (x, out) = layer.forward(cx, block, pass, state);
+            let (x, out) = layer.forward(cx, pass, state);
             [x, out.expect("a layer ends with a block's output")]
         };
         let [x, out] = match state {
@@ -314,14 +372,22 @@ impl Layer {
         (x, Some(out))
     }
 
-    fn forward(&self, cx: &mut Context<'_>, net: Block, pass: &mut Pass<'_>, state: State) -> State {
+    fn forward(&self, cx: &mut Context<'_>, pass: &mut Pass<'_>, state: State) -> State {
         let act = self.attention.dtype(cx);
-        let (x, y) = net.normed(cx, state, self.input_norm, act);
-        let attended = self.attention.forward(cx, net, pass, &y, self.index);
+        let (x, y) = normed(cx, state, self.input_norm, act);
+        let mut attended = self.attention.forward(cx, self.shape, pass, &y, self.index);
+        if let Some(norm) = self.attended_norm {
+            attended = ops::rmsnorm(cx, &attended, norm, act);
+        }
         let act = self.ffn.dtype(cx);
-        let (x, y) = ops::add_rmsnorm(cx, &x, &attended, self.post_norm, net.eps, act);
-        let out = match &self.ffn {
-            Ffn::Dense { gate_up, down } => ops::swiglu_ffn(cx, &y, *gate_up, *down, act),
+        let (x, y) = ops::add_rmsnorm(cx, &x, &attended, self.ffn_norm, act);
+        let mut out = match &self.ffn {
+            Ffn::Dense { gate, gate_up, down } if gate_up.bias.is_some() => {
+                let gu = ops::linear(cx, &y, *gate_up, act);
+                let h = ops::gated_unit(cx, &gu, *gate);
+                ops::linear(cx, &h, *down, act)
+            }
+            Ffn::Dense { gate, gate_up, down } => ops::swiglu_ffn(cx, &y, *gate, gate_up.w, down.w, act),
             Ffn::Moe { weights, router } => {
                 let (out, routed) =
                     ops::moe_ffn(cx, &y, *weights, router, &pass.borders, pass.balance_alpha, act);
@@ -331,6 +397,9 @@ impl Layer {
                 out
             }
         };
+        if let Some(norm) = self.out_norm {
+            out = ops::rmsnorm(cx, &out, norm, act);
+        }
         (x, Some(out))
     }
 }
@@ -348,7 +417,8 @@ impl Attention {
                 let q = match q_lora_rank {
                     None => Query::Direct(one("q_proj")),
                     Some(_) => {
-                        Query::Latent { a: one("q_a_proj"), norm: one("q_a_layernorm"), b: one("q_b_proj") }
+                        let (a, w, b) = (one("q_a_proj"), one("q_a_layernorm"), one("q_b_proj"));
+                        Query::Latent { a, norm: Norm { w, offset: 0.0, eps: LATENT_NORM_EPS as f32 }, b }
                     }
                 };
                 let kv_a = one("kv_a_proj_with_mqa");
@@ -356,21 +426,42 @@ impl Attention {
                 let latent = MlaWeights { kv_a_norm, kv_b, eps: LATENT_NORM_EPS as f32 };
                 Attention::Mla { q, kv_a, latent, o: one("o_proj") }
             }
-            AttentionKind::Gqa { .. } => {
-                Attention::Gqa { q: one("q_proj"), k: one("k_proj"), v: one("v_proj"), o: one("o_proj") }
+            AttentionKind::Gqa { bias, qk_norm, .. } => {
+                let [q, k, v, o] = ["q", "k", "v", "o"].map(|name| {
+                    let w = layout.one(format!("{prefix}.{name}_proj.weight"));
+                    let biased = match bias {
+                        ProjectionBias::None => false,
+                        ProjectionBias::QueryKeyValue => name != "o",
+                        ProjectionBias::All => true,
+                    };
+                    let bias = biased.then(|| layout.one(format!("{prefix}.{name}_proj.bias")));
+                    Linear { w, bias }
+                });
+                let mut of_heads = |name| norm(config, layout.one(format!("{prefix}.{name}.weight")));
+                let head_norms = qk_norm.then(|| ["q_norm", "k_norm"].map(&mut of_heads));
+                Attention::Gqa { q, k, v, o, head_norms }
             }
         }
     }
 
     fn dtype(&self, cx: &Context<'_>) -> DType {
         match self {
-            Attention::Mla { o, .. } | Attention::Gqa { o, .. } => cx.store.dtype(*o),
+            Attention::Mla { o, .. } => cx.store.dtype(*o),
+            Attention::Gqa { o, .. } => cx.store.dtype(o.w),
         }
     }
 
-    fn forward(&self, cx: &mut Context<'_>, net: Block, pass: &mut Pass<'_>, y: &Var, layer: usize) -> Var {
+    fn forward(
+        &self,
+        cx: &mut Context<'_>,
+        shape: AttentionWeights,
+        pass: &mut Pass<'_>,
+        y: &Var,
+        layer: usize,
+    ) -> Var {
         let act = self.dtype(cx);
-        let rotary = pass.rotary.clone();
+        let Rotaries { full, sliding } = &pass.rotary;
+        let rotary = sliding.as_ref().filter(|_| shape.shape.window.is_some()).unwrap_or(full).clone();
         let (attended, o) = match self {
             Attention::Mla { q, kv_a, latent, o } => {
                 // before the queries: what reads the same input reads the same codes of it
@@ -379,7 +470,7 @@ impl Attention {
                     Query::Direct(w) => ops::linear(cx, y, *w, act),
                     Query::Latent { a, norm, b } => {
                         let low = ops::linear(cx, y, *a, act);
-                        let low = ops::rmsnorm(cx, &low, *norm, LATENT_NORM_EPS as f32, act);
+                        let low = ops::rmsnorm(cx, &low, *norm, act);
                         ops::linear(cx, &low, *b, act)
                     }
                 };
@@ -387,18 +478,22 @@ impl Attention {
                 let keys = pass.source.keys(layer);
                 let attended = if absorbed {
                     let (q, kv_a) = (&q.value, &kv_a.value);
-                    let out = ops::mla_absorbed(cx, q, kv_a, *latent, net.attention, &rotary, keys);
+                    let out = ops::mla_absorbed(cx, q, kv_a, *latent, shape, &rotary, keys);
                     let out = out.converted(cx.cpu, act);
                     cx.var(out)
                 } else {
-                    ops::mla_attention(cx, &q, &kv_a, *latent, net.attention, &rotary, keys)
+                    ops::mla_attention(cx, &q, &kv_a, *latent, shape, &rotary, keys)
                 };
-                (attended, *o)
+                (attended, Linear::from(*o))
             }
-            Attention::Gqa { q, k, v, o } => {
-                let [q, k, v] = [q, k, v].map(|w| ops::linear(cx, y, *w, act));
+            Attention::Gqa { q, k, v, o, head_norms } => {
+                let [mut q, mut k, v] = [q, k, v].map(|layer| ops::linear(cx, y, *layer, act));
+                if let Some([q_norm, k_norm]) = head_norms {
+                    q = ops::rmsnorm(cx, &q, *q_norm, act);
+                    k = ops::rmsnorm(cx, &k, *k_norm, act);
+                }
                 let keys = pass.source.keys(layer);
-                (ops::gqa_attention(cx, [&q, &k, &v], net.attention, &rotary, keys), *o)
+                (ops::gqa_attention(cx, [&q, &k, &v], shape, &rotary, keys), *o)
             }
         };
         ops::linear_of_kept(cx, &attended, o, act)
@@ -406,7 +501,7 @@ impl Attention {
 }
 
 impl Ffn {
-    fn new_moe(moe: &MoeConfig, layout: &mut Layout, mlp: &str) -> Self {
+    fn new_moe(moe: &MoeConfig, gate: Gate, layout: &mut Layout, mlp: &str) -> Self {
         let router = layout.one(format!("{mlp}.gate.weight"));
         let bias = (moe.topk_method == TopkMethod::NoAuxTc)
             .then(|| layout.one(format!("{mlp}.gate.e_score_correction_bias")));
@@ -418,7 +513,7 @@ impl Ffn {
         let gate_up = layout.weight(experts, &names(&["gate", "up"]));
         let down = layout.weight(experts, &names(&["down"]));
         let shared = (moe.n_shared_experts > 0).then(|| swiglu(layout, &format!("{mlp}.shared_experts")));
-        let weights = MoeWeights { router, bias, gate_up, down, shared };
+        let weights = MoeWeights { router, bias, gate_up, down, shared, gate };
         let router = RouterConfig {
             experts,
             top_k: moe.num_experts_per_tok,
@@ -441,7 +536,7 @@ impl Ffn {
 
     fn dtype(&self, cx: &Context<'_>) -> DType {
         match self {
-            Ffn::Dense { down, .. } => cx.store.dtype(*down),
+            Ffn::Dense { down, .. } => cx.store.dtype(down.w),
             Ffn::Moe { weights, .. } => cx.store.dtype(weights.down),
         }
     }

@@ -50,7 +50,7 @@ impl Cache {
     }
 
     fn expanded(model: &Model, dtype: DType) -> Self {
-        let shape = &model.net.block.attention.shape;
+        let shape = &model.config.attention_shape();
         Self { layers: model.net.layers.iter().map(|_| KvCache::new(shape, dtype)).collect(), latent: false }
     }
 
@@ -73,7 +73,7 @@ impl Cache {
 
     /// Memory that [`PAGE`] positions take in all layers; `None` for latents of a model without latent attention.
     pub fn page_bytes(model: &Model, kind: CacheKind) -> Option<usize> {
-        let full = model.net.block.attention.shape;
+        let full = model.config.attention_shape();
         let block = match kind {
             CacheKind::Model => KvCache::block_bytes(&full, model.precision.attention),
             CacheKind::Expanded(dtype) => KvCache::block_bytes(&full, dtype),
@@ -134,7 +134,7 @@ fn latent_shape(model: &Model) -> Option<AttentionShape> {
     let AttentionKind::Mla { kv_lora_rank: c, qk_rope_head_dim: r, .. } = model.config.attention else {
         return None;
     };
-    Some(AttentionShape { kv_heads: 1, qk_dim: c + r, v_dim: c, ..model.net.block.attention.shape })
+    Some(AttentionShape { kv_heads: 1, qk_dim: c + r, v_dim: c, ..model.config.attention_shape() })
 }
 
 /// Which rows of a step need logits.
@@ -158,6 +158,16 @@ pub struct Step<'a> {
     pub want: Want,
 }
 
+/// What a call gave.
+pub struct Inferred {
+    /// The wanted logits [rows, w].
+    pub logits: Tensor,
+    /// The experts that each row was sent to, [rows, k] by layer with experts.
+    pub routes: Vec<Arc<[u32]>>,
+    /// The state after the final norm of every row of the call [n, d], or nothing.
+    pub states: Vec<f32>,
+}
+
 impl Model {
     /// Runs new tokens of any number of sequences; returns the wanted logits [rows, w] in the order of steps and rows.
     ///
@@ -174,6 +184,15 @@ impl Model {
     /// # Panics
     /// As [`Model::infer`].
     pub fn infer_traced(&mut self, cpu: &Cpu, steps: &mut [Step<'_>]) -> (Tensor, Vec<Arc<[u32]>>) {
+        let Inferred { logits, routes, .. } = self.infer_whole(cpu, steps, false);
+        (logits, routes)
+    }
+
+    /// As [`Model::infer_traced`], and with the final states if `states` says so, from which prediction modules draft.
+    ///
+    /// # Panics
+    /// As [`Model::infer`].
+    pub fn infer_whole(&mut self, cpu: &Cpu, steps: &mut [Step<'_>], states: bool) -> Inferred {
         let (mut tokens, mut positions, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
         let kind = |cache: &Cache| (cache.latent, cache.layers.first().map(KvCache::dtype));
         let all = steps.first().map(|s| kind(s.cache)).unwrap_or_default();
@@ -195,7 +214,7 @@ impl Model {
         let n = tokens.len();
         let mut pass = Pass {
             rotary: self.net.rotary(positions.into()),
-            source: Source::Caches { sequences, latent },
+            source: Source::Caches { sequences, latent, first: 0 },
             borders: Arc::new([0, n as u32]),
             balance_alpha: 0.0,
             recompute: Recompute::None,
@@ -205,15 +224,17 @@ impl Model {
         };
         let mut cx = Context::inference(cpu, &mut self.params);
         let h = self.net.trunk(&mut cx, &mut pass, &tokens.into());
+        let states = if states { h.value.to_vec() } else { Vec::new() };
         if wanted.is_empty() {
             self.timers.merge(&cx.timers);
-            return (Tensor::uninit(0, self.config.vocab_size, DType::F32), pass.routes);
+            let logits = Tensor::uninit(0, self.config.vocab_size, DType::F32);
+            return Inferred { logits, routes: pass.routes, states };
         }
         let mut rows = Tensor::uninit(wanted.len(), h.value.cols(), h.value.dtype());
         copy::take_rows(cpu, h.value.view(), h.value.cols(), &wanted, rows.view_mut());
         let head = self.net.head;
         let logits = cx.timed("head", |cx| ops::head_logits(cx, &rows, head));
         self.timers.merge(&cx.timers);
-        (logits, pass.routes)
+        Inferred { logits, routes: pass.routes, states }
     }
 }

@@ -8,6 +8,7 @@
 //! Nothing here opens a file: weights come through [`WeightSource`], names from [`spec`].
 
 pub mod config;
+mod draft;
 mod forward;
 mod infer;
 pub mod load;
@@ -17,8 +18,9 @@ pub mod spec;
 mod train;
 
 pub use config::{Config, ConfigError};
+pub use draft::{DraftCache, DraftStep, Drafted};
 pub use forward::{Model, Recompute};
-pub use infer::{Cache, CacheKind, PAGE, Page, Step, Want};
+pub use infer::{Cache, CacheKind, Inferred, PAGE, Page, Step, Want};
 pub use load::{LoadError, Purpose, StoredCodes, WeightSource};
 pub use minke_cpu::DType;
 pub use minke_cpu::attention::Segment;

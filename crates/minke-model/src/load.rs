@@ -275,7 +275,7 @@ fn stored_tensors(
         | Role::FfnLinear
         | Role::ExpertLinear { .. }
         | Role::MtpProjection => true,
-        Role::Norm | Role::Router | Role::RouterBias => false,
+        Role::Norm | Role::Bias | Role::Router | Role::RouterBias => false,
     };
     let numbers = specs.iter().filter(|s| !in_blocks(source, &s.name)).map(TensorSpec::numel).sum::<usize>();
     let packed = numbers <= PACKED_ELEMENTS;

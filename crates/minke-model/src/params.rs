@@ -12,7 +12,7 @@ use minke_tensor::{Stack, Store, WeightId};
 use crate::config::Config;
 use crate::spec::{self, Role, TensorSpec};
 
-/// What products compute in, by role. Norms, the correction bias and an untied embedding are always f32.
+/// What products compute in, by role. Norms, biases and an untied embedding are always f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Precision {
     /// Dense and shared feed-forward blocks, and the projection of MTP modules.
@@ -59,7 +59,7 @@ impl Coded {
             Role::AttentionLinear => self.attention,
             Role::FfnLinear | Role::MtpProjection => self.linear,
             Role::ExpertLinear { .. } => self.expert,
-            Role::Embedding | Role::Head | Role::Norm | Role::Router | Role::RouterBias => false,
+            Role::Embedding | Role::Head | Role::Norm | Role::Bias | Role::Router | Role::RouterBias => false,
         };
         coded.then_some(self.how)
     }
@@ -88,7 +88,7 @@ impl Precision {
     pub fn of(&self, role: Role, tied: bool) -> DType {
         match role {
             Role::Embedding if tied => self.head,
-            Role::Embedding | Role::Norm | Role::RouterBias => DType::F32,
+            Role::Embedding | Role::Norm | Role::Bias | Role::RouterBias => DType::F32,
             Role::Head => self.head,
             Role::AttentionLinear => self.attention,
             Role::FfnLinear | Role::MtpProjection => self.linear,
@@ -119,6 +119,8 @@ pub struct Params {
     pub entries: Vec<Param>,
     /// Weights of which there are only codes, and the entries whose tensors they are of.
     pub(crate) coded: Vec<(WeightId, Vec<usize>)>,
+    /// All weights, and the entries whose tensors they are of: those of a group one after the other.
+    pub weights: Vec<(WeightId, Vec<usize>)>,
     /// The entries whose tensors run from where they are stored.
     pub(crate) stored: HashSet<usize>,
     store: Store,
@@ -138,14 +140,14 @@ impl DerefMut for Params {
 }
 
 impl Params {
-    /// Draws fresh weights: normal with `initializer_range`, gains one, correction bias zero.
+    /// Draws fresh weights: normal with `initializer_range`, gains one, biases zero.
     pub(crate) fn randomize(&mut self, config: &Config, seed: u64) {
         let Self { entries, store, .. } = self;
         for (stream, entry) in entries.iter().enumerate() {
             let out = &mut store.data[entry.range.clone()];
             match entry.role {
-                Role::Norm => out.fill(1.0),
-                Role::RouterBias => out.fill(0.0),
+                Role::Norm => out.fill(if config.norm_offset { 0.0 } else { 1.0 }),
+                Role::Bias | Role::RouterBias => out.fill(0.0),
                 Role::Embedding
                 | Role::Head
                 | Role::AttentionLinear
@@ -192,6 +194,7 @@ impl Keep {
 pub(crate) struct Layout {
     keep: Keep,
     coded: Vec<(WeightId, Vec<usize>)>,
+    weights: Vec<(WeightId, Vec<usize>)>,
     stored: HashSet<usize>,
     specs: HashMap<String, (usize, TensorSpec)>,
     entries: Vec<Option<Param>>,
@@ -206,6 +209,7 @@ impl Layout {
         Self {
             keep,
             coded: Vec::new(),
+            weights: Vec::new(),
             stored: HashSet::new(),
             entries: vec![None; specs.len()],
             specs: specs.into_iter().enumerate().map(|(i, spec)| (spec.name.clone(), (i, spec))).collect(),
@@ -236,8 +240,10 @@ impl Layout {
             for &index in &indices {
                 self.entries[index].as_mut().expect("placed above").range = start..start;
             }
-            self.stored.extend(indices);
-            return self.store.add_stored(StoredWeight::new(groups, parts), dtype);
+            self.stored.extend(indices.iter().copied());
+            let id = self.store.add_stored(StoredWeight::new(groups, parts), dtype);
+            self.weights.push((id, indices));
+            return id;
         }
         let shape = Stack { groups, parts: names.len() / groups, rows: (at - start) / groups / cols, cols };
         if let Some(how) = fp8.filter(|_| self.keep.only_codes) {
@@ -245,10 +251,18 @@ impl Layout {
                 self.entries[index].as_mut().expect("placed above").range = start..start;
             }
             let id = self.store.add_codes(shape, dtype, how);
-            self.coded.push((id, indices));
+            self.coded.push((id, indices.clone()));
+            self.weights.push((id, indices));
             return id;
         }
-        self.store.add_stacked(shape, dtype, fp8)
+        let id = self.store.add_stacked(shape, dtype, fp8);
+        self.weights.push((id, indices));
+        id
+    }
+
+    /// What products with a weight compute in.
+    pub fn dtype(&self, id: WeightId) -> DType {
+        self.store.dtype(id)
     }
 
     /// Adds one tensor as one weight.
@@ -259,7 +273,7 @@ impl Layout {
     pub fn finish(self) -> Params {
         let entries =
             self.entries.into_iter().map(|e| e.expect("the model places every tensor of its table"));
-        let Self { coded, stored, store, .. } = self;
-        Params { entries: entries.collect(), coded, stored, store }
+        let Self { coded, weights, stored, store, .. } = self;
+        Params { entries: entries.collect(), coded, weights, stored, store }
     }
 }

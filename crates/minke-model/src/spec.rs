@@ -6,7 +6,7 @@
 //!
 //! Counts of parameters and FLOPs come from the same table or from the same sizes, as pure functions.
 
-use crate::config::{AttentionKind, Config, FfnKind, MoeConfig, TopkMethod};
+use crate::config::{AttentionKind, Config, FfnKind, MoeConfig, ProjectionBias, TopkMethod};
 
 /// What a tensor is for; decides its initialisation, its optimizer and its precision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -17,6 +17,8 @@ pub enum Role {
     Head,
     /// Gain of an `RMSNorm`.
     Norm,
+    /// Bias of a projection.
+    Bias,
     /// Projection of the attention.
     AttentionLinear,
     /// Projection of a dense FFN or of the shared experts.
@@ -40,7 +42,7 @@ impl Role {
     pub fn takes_fp8(self) -> bool {
         match self {
             Self::AttentionLinear | Self::FfnLinear | Self::ExpertLinear { .. } | Self::MtpProjection => true,
-            Self::Embedding | Self::Head | Self::Norm | Self::Router | Self::RouterBias => false,
+            Self::Embedding | Self::Head | Self::Norm | Self::Bias | Self::Router | Self::RouterBias => false,
         }
     }
 }
@@ -136,10 +138,20 @@ impl Table<'_> {
         self.push(format!("{prefix}.input_layernorm.weight"), [d], Role::Norm, Some(layer));
         self.attention(&format!("{prefix}.self_attn"), layer);
         self.push(format!("{prefix}.post_attention_layernorm.weight"), [d], Role::Norm, Some(layer));
+        if self.config.post_norms {
+            // the norm behind the attention has the name that is elsewhere that of the next one
+            self.push(format!("{prefix}.pre_feedforward_layernorm.weight"), [d], Role::Norm, Some(layer));
+            self.push(format!("{prefix}.post_feedforward_layernorm.weight"), [d], Role::Norm, Some(layer));
+        }
         let mlp = format!("{prefix}.mlp");
         match self.config.ffn(layer) {
             FfnKind::Dense { intermediate_size } => {
                 self.swiglu(&mlp, intermediate_size, Role::FfnLinear, layer);
+                if self.config.mlp_bias {
+                    self.bias(&mlp, "gate_proj", intermediate_size, layer);
+                    self.bias(&mlp, "up_proj", intermediate_size, layer);
+                    self.bias(&mlp, "down_proj", d, layer);
+                }
             }
             FfnKind::Moe(moe) => self.experts(&mlp, &moe, layer),
         }
@@ -172,18 +184,34 @@ impl Table<'_> {
                 self.projection(prefix, "kv_b_proj", [keys_and_values, kv_lora_rank], layer);
                 self.projection(prefix, "o_proj", [d, h * v_head_dim], layer);
             }
-            // biases are refused at the border, so there are none to list
-            AttentionKind::Gqa { num_key_value_heads, head_dim, bias: _ } => {
-                self.projection(prefix, "q_proj", [h * head_dim, d], layer);
-                self.projection(prefix, "k_proj", [num_key_value_heads * head_dim, d], layer);
-                self.projection(prefix, "v_proj", [num_key_value_heads * head_dim, d], layer);
-                self.projection(prefix, "o_proj", [d, h * head_dim], layer);
+            AttentionKind::Gqa { num_key_value_heads, head_dim, bias, qk_norm } => {
+                let (queries, keys) = (h * head_dim, num_key_value_heads * head_dim);
+                self.projection(prefix, "q_proj", [queries, d], layer);
+                self.projection(prefix, "k_proj", [keys, d], layer);
+                self.projection(prefix, "v_proj", [keys, d], layer);
+                self.projection(prefix, "o_proj", [d, queries], layer);
+                if bias != ProjectionBias::None {
+                    self.bias(prefix, "q_proj", queries, layer);
+                    self.bias(prefix, "k_proj", keys, layer);
+                    self.bias(prefix, "v_proj", keys, layer);
+                }
+                if bias == ProjectionBias::All {
+                    self.bias(prefix, "o_proj", d, layer);
+                }
+                if qk_norm {
+                    self.push(format!("{prefix}.q_norm.weight"), [head_dim], Role::Norm, Some(layer));
+                    self.push(format!("{prefix}.k_norm.weight"), [head_dim], Role::Norm, Some(layer));
+                }
             }
         }
     }
 
     fn projection(&mut self, prefix: &str, name: &str, shape: [usize; 2], layer: usize) {
         self.push(format!("{prefix}.{name}.weight"), shape, Role::AttentionLinear, Some(layer));
+    }
+
+    fn bias(&mut self, prefix: &str, name: &str, len: usize, layer: usize) {
+        self.push(format!("{prefix}.{name}.bias"), [len], Role::Bias, Some(layer));
     }
 
     fn swiglu(&mut self, prefix: &str, f: usize, role: Role, layer: usize) {
@@ -231,6 +259,7 @@ pub struct ParameterCounts {
 /// Multiply-add elements of one token through one layer, norms apart.
 struct LayerSizes {
     attention: u128,
+    /// Norms, and biases.
     norms: u128,
     ffn: u128,
     ffn_active: u128,
@@ -241,7 +270,7 @@ struct LayerSizes {
 fn layer_sizes(config: &Config, layer: usize) -> LayerSizes {
     let d = config.hidden_size as u128;
     let h = config.num_attention_heads as u128;
-    let (attention, latent_norms) = match config.attention {
+    let (attention, inner_norms) = match config.attention {
         AttentionKind::Mla { q_lora_rank, kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim } => {
             let [c, p, r, v] =
                 [kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim].map(|size| size as u128);
@@ -252,12 +281,20 @@ fn layer_sizes(config: &Config, layer: usize) -> LayerSizes {
             let norms = q_lora_rank.unwrap_or(0) as u128 + c;
             (queries + d * (c + r) + c * h * (p + v) + h * v * d, norms)
         }
-        AttentionKind::Gqa { num_key_value_heads, head_dim, bias: _ } => {
-            (2 * d * (h + num_key_value_heads as u128) * head_dim as u128, 0)
+        AttentionKind::Gqa { num_key_value_heads, head_dim, bias, qk_norm } => {
+            let (p, kv_heads) = (head_dim as u128, num_key_value_heads as u128);
+            let biases = match bias {
+                ProjectionBias::None => 0,
+                ProjectionBias::QueryKeyValue => (h + 2 * kv_heads) * p,
+                ProjectionBias::All => (h + 2 * kv_heads) * p + d,
+            };
+            (2 * d * (h + kv_heads) * p, biases + if qk_norm { 2 * p } else { 0 })
         }
     };
+    let mut norms = inner_norms + if config.post_norms { 4 * d } else { 2 * d };
     let (ffn, ffn_active, router_bias) = match config.ffn(layer) {
         FfnKind::Dense { intermediate_size } => {
+            norms += if config.mlp_bias { 2 * intermediate_size as u128 + d } else { 0 };
             let dense = 3 * d * intermediate_size as u128;
             (dense, dense, 0)
         }
@@ -269,7 +306,7 @@ fn layer_sizes(config: &Config, layer: usize) -> LayerSizes {
             (always + e * expert, always + moe.num_experts_per_tok as u128 * expert, bias)
         }
     };
-    LayerSizes { attention, norms: 2 * d + latent_norms, ffn, ffn_active, router_bias }
+    LayerSizes { attention, norms, ffn, ffn_active, router_bias }
 }
 
 /// Trunk and MTP parameters in all, wide enough that no config that passed its size bounds overflows.
@@ -342,7 +379,8 @@ impl Flops {
 /// head again) when `mtp` is true.
 ///
 /// `linear = 2 (active weights of layers + w d)`, `attention = l h (qk + v) (T + 1)`: the token at position t
-/// looks at t + 1 keys, `(T + 1) / 2` on average, and each key costs `2 (qk + v)` per head. Latent attention is
+/// looks at t + 1 keys, `(T + 1) / 2` on average, and each key costs `2 (qk + v)` per head; in a layer with a window
+/// w at w keys at most. Latent attention is
 /// counted in its expanded form, which is the one that trains.
 pub fn flops_per_token(config: &Config, context: usize, mtp: bool) -> Flops {
     let d = config.hidden_size as u128;
@@ -357,7 +395,15 @@ pub fn flops_per_token(config: &Config, context: usize, mtp: bool) -> Flops {
         .sum();
     let linear = 2 * (in_layers + head + modules as u128 * (2 * d * d + head));
     let widths = (config.num_attention_heads * (config.qk_head_dim() + config.v_head_dim())) as u128;
-    let attention = layers as u128 * widths * (context as u128 + 1);
+    let whole = widths * (context as u128 + 1);
+    let attention = (0..layers).map(|layer| match config.window(layer) {
+        Some(window) if window < context => {
+            let (t, w) = (context as u128, window as u128);
+            2 * widths * (w * (w + 1) / 2 + (t - w) * w) / t
+        }
+        Some(_) | None => whole,
+    });
+    let attention: u128 = attention.sum();
     let narrow = |flops: u128| u64::try_from(flops).unwrap_or(u64::MAX);
     Flops { linear: narrow(linear), attention: narrow(attention) }
 }

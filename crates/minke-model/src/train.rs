@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use minke_cpu::Cpu;
 use minke_cpu::attention::Segment;
-use minke_tensor::{Context, Var, WeightId, ops};
+use minke_tensor::ops::HeadWeights;
+use minke_tensor::{Context, Var, ops};
 
 use crate::forward::{Model, Pass, Source};
 
@@ -74,7 +75,7 @@ pub struct ExpertLoad {
     /// The layer, MTP modules counted on behind the trunk.
     pub layer: usize,
     /// The layer's correction bias, if it has one: `params.range(bias)` is where it lies.
-    pub bias: Option<WeightId>,
+    pub bias: Option<minke_tensor::WeightId>,
     /// Tokens per expert.
     pub counts: Vec<u32>,
 }
@@ -101,7 +102,7 @@ impl Model {
         batch: &TrainBatch,
         loss: &LossOptions,
         detached: bool,
-        head: &mut dyn FnMut(&mut Context<'_>, &Var, WeightId),
+        head: &mut dyn FnMut(&mut Context<'_>, &Var, HeadWeights),
     ) -> StepStats {
         if self.params.grad.len() != self.params.data.len() {
             self.params.zero_grad();

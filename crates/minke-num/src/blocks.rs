@@ -3,6 +3,21 @@
 //! The formats are those of GGUF, byte for byte (ggml, `ggml-common.h`: the `block_*` structures). Two kinds: blocks of 32
 //! with a scale (and for some a minimum) in f16, and super-blocks of 256 whose sub-blocks of 16 or 32 have small integer
 //! scales under one or two f16.
+//!
+//! [`decode`] gives the numbers that other programs see in a block; [`encode`] looks for the scales under which they are
+//! nearest to what they were.
+
+mod bits;
+mod decode;
+mod encode;
+mod search;
+mod super_blocks;
+
+pub use decode::decode;
+pub use encode::{EncodeError, encode};
+
+/// The levels of IQ4_NL and IQ4_XS (ggml: `kvalues_iq4nl`): denser about zero, as weights are.
+const IQ4_LEVELS: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// How blocks of weights are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -121,3 +136,6 @@ impl BlockFormat {
         cols.is_multiple_of(self.block_len()).then(|| cols / self.block_len() * self.block_bytes())
     }
 }
+
+#[cfg(test)]
+mod tests;

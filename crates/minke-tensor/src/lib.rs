@@ -11,10 +11,12 @@
 //! - [`ops`]: the operations.
 
 mod context;
+mod inputs;
 pub mod ops;
 mod store;
 mod tensor;
 
 pub use context::{Context, Slot, Timers, Var};
+pub use inputs::InputSums;
 pub use store::{Stack, Store, WeightId};
 pub use tensor::{Memory, Tensor, Tensor8, release, size_class};

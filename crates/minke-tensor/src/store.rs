@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+use crate::inputs::{InputSums, Inputs};
 use minke_cpu::fp8::{Cuts, Fp8};
 use minke_cpu::gemm::{Compute, Elements, Packed, Packed8, Weight8};
 use minke_cpu::stored::StoredWeight;
@@ -11,6 +12,12 @@ use minke_cpu::{Cpu, DType, View};
 /// Names a weight of a [`Store`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WeightId(usize);
+
+impl WeightId {
+    pub(crate) fn index(self) -> usize {
+        self.0
+    }
+}
 
 /// The shape of a weight [groups, rows, cols].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +97,8 @@ pub struct Store {
     any_fp8: bool,
     /// Packed copies that large weights share while training: a step reads each once per direction, one after another.
     shared: [Shared; 2],
+    /// What products forward have read, if somebody wants to know.
+    inputs: Option<Box<Inputs>>,
 }
 
 /// A packed copy and the weight that it is of; one for each form.
@@ -275,6 +284,21 @@ impl Store {
         let range = self.elements(id);
         let summed = std::mem::replace(&mut self.weights[id.0].summed, true);
         (&mut self.grad[range], summed)
+    }
+
+    /// From now on sums up what products forward read ([`Store::inputs`]), from zero, or no longer does.
+    pub fn watch_inputs(&mut self, watch: bool) {
+        self.inputs = watch.then(Box::default);
+    }
+
+    /// What products forward with the weight have read since [`Store::watch_inputs`].
+    pub fn inputs(&self, id: WeightId) -> Option<&InputSums> {
+        self.inputs.as_ref()?.of(id)
+    }
+
+    /// Where inputs are to be noted, if they are.
+    pub(crate) fn noted_inputs(&mut self) -> Option<&mut Inputs> {
+        self.inputs.as_deref_mut()
     }
 
     /// Marks every packed copy as stale that is made of elements in `data`.

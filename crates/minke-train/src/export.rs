@@ -1,17 +1,20 @@
-//! A model folder in another dtype: f32, bf16, or FP8 as DeepSeek publishes it.
+//! A model for other programs: a folder in another dtype (f32, bf16, or FP8 as DeepSeek publishes it), or a GGUF file.
 //!
 //! One tensor after the other goes from the source to the new folder, so memory is that of the largest tensor. In an
 //! FP8 folder the projections ([`Role::takes_fp8`](minke_model::spec::Role::takes_fp8)) are E4M3 codes with an f32
 //! scale for each square of 128 by 128 (`X.weight_scale_inv`); embedding, head, norms and router are bf16, and the
 //! router's correction bias is f32 in every folder. Codes that the source has already, under scales of the kind that is
 //! wanted, are copied: nothing is rounded twice. The tokenizer's files, the chat template and the generation config are
-//! copied as they are.
+//! copied as they are, and written where the source is a GGUF file. What a file has in other words than a folder is in
+//! [`minke_infer::gguf`].
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use minke_data::hf::{Dtype, SafetensorsWriter, TensorSpec, resolve_model, scales_name, write_folder_atomic};
-use minke_infer::{LoadModelError, WeightFolder, read_config};
+use minke_data::gguf::TensorType;
+use minke_data::hf::{Dtype, SafetensorsWriter, TensorSpec, scales_name, write_folder_atomic};
+use minke_infer::gguf::{ToWrite, WriteError, write_gguf};
+use minke_infer::{GenerationDefaults, LoadModelError, ModelFiles, Weights};
 use minke_model::config::Quantization;
 use minke_model::load::{self, Checked};
 use minke_model::spec::{self, Role};
@@ -60,10 +63,21 @@ pub struct Options {
     pub force: bool,
 }
 
+/// A GGUF file to write.
+#[derive(Debug, Clone)]
+pub struct GgufOptions {
+    /// The new file.
+    pub out: PathBuf,
+    /// What matrices are stored in; vectors and routers are f32.
+    pub kind: TensorType,
+    /// Replace a file that is there.
+    pub force: bool,
+}
+
 /// The figures of an export.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Exported {
-    /// The folder that was read.
+    /// The folder or file that was read.
     pub source: PathBuf,
     /// How its projections are stored, if in FP8.
     pub quantization: Option<Quantization>,
@@ -102,6 +116,9 @@ pub enum ExportError {
     /// The folder holds no model that can be read.
     #[error(transparent)]
     Model(#[from] LoadModelError),
+    /// A GGUF file cannot be written.
+    #[error(transparent)]
+    Gguf(#[from] WriteError),
     /// A weight cannot be quantised.
     #[error("{}: tensor `{tensor}`: expected finite numbers, got {got}; FP8 has no place for it", folder.display())]
     NotFinite {
@@ -112,10 +129,10 @@ pub enum ExportError {
         /// The first that is not finite.
         got: f32,
     },
-    /// There is something where the new folder should be.
+    /// There is something where the new folder or file should be, or it is called like none.
     #[error("{} {what}\n  = help: {help}", path.display())]
     Occupied {
-        /// The new folder.
+        /// The new folder or file.
         path: PathBuf,
         /// What is there.
         what: &'static str,
@@ -130,12 +147,13 @@ impl ExportError {
         match self {
             Self::Data(error) => error.is_user_error(),
             Self::Model(error) => error.is_user_error(),
+            Self::Gguf(error) => error.is_user_error(),
             Self::NotFinite { .. } | Self::Occupied { .. } => true,
         }
     }
 }
 
-/// Writes the model that `model` means (a folder, a run, or a hub id in the local cache) as a new folder.
+/// Writes the model that `model` means (a folder, a run, a GGUF file, or a hub id in the local cache) as a new folder.
 ///
 /// # Errors
 /// There is no such model, it is broken, or the folder cannot be written; what was there before is then as it was.
@@ -144,14 +162,13 @@ pub fn export(
     options: &Options,
     on_progress: &mut dyn FnMut(Progress),
 ) -> Result<Exported, ExportError> {
-    let folder = resolve_model(model)?;
-    let config = read_config(&folder)?;
-    let stored = config.quantization;
-    let source = WeightFolder::open(&folder, &config)?;
-    let Checked { mut config, specs, mut notes } = load::check(config, &source)
+    let files = ModelFiles::find(model)?;
+    let (folder, stored) = (files.path.clone(), files.config.quantization);
+    let source = files.weights()?;
+    let Checked { mut config, specs, mut notes } = load::check(files.config.clone(), &source)
         .map_err(|source| LoadModelError::Weights { folder: folder.clone(), source })?;
     let aliases =
-        spec::optional_aliases(&config).into_iter().filter(|alias| source.get(&alias.name).is_some());
+        spec::optional_aliases(&config).into_iter().filter(|alias| source.shape(&alias.name).is_some());
     match aliases.count() {
         0 => {}
         1 => notes
@@ -189,7 +206,14 @@ pub fn export(
     let mut failed = None;
     let built = write_folder_atomic(&options.out, |new| {
         write_json(&new.join("config.json"), &config.to_json())?;
-        copy_beside(&folder, new, config.extra.contains_key("auto_map"))?;
+        if files.gguf().is_some() {
+            failed = write_beside(&files, new).err();
+        } else {
+            copy_beside(&folder, new, config.extra.contains_key("auto_map"))?;
+        }
+        if failed.is_some() {
+            return Err(interrupted(new));
+        }
         let writer =
             SafetensorsWriter::create(new.join("model.safetensors"), layout(&specs, options.format))?;
         let mut pass = Pass { source: &source, folder: &folder, quantization, writer, written: &mut written };
@@ -198,7 +222,7 @@ pub fn export(
             if let Err(error) = pass.tensor(spec, options.format) {
                 // the folder is given up with an error of files; what is told is this one
                 failed = Some(error);
-                return Err(minke_data::Error::io("write", new)(std::io::ErrorKind::Interrupted.into()));
+                return Err(interrupted(new));
             }
         }
         on_progress(Progress { done: specs.len(), total: specs.len(), bytes: pass.written.bytes });
@@ -208,6 +232,54 @@ pub fn export(
         Some(error) => Err(error),
         None => Ok(built.map(|()| written)?),
     }
+}
+
+fn interrupted(new: &Path) -> minke_data::Error {
+    minke_data::Error::io("write", new)(std::io::ErrorKind::Interrupted.into())
+}
+
+/// Writes the model that `model` means as a GGUF file, with its tokenizer and its chat template.
+///
+/// # Errors
+/// There is no such model, it is broken, GGUF has no words for it, or the file cannot be written; what was there before is
+/// then as it was.
+pub fn export_gguf(
+    model: &str,
+    options: &GgufOptions,
+    on_progress: &mut dyn FnMut(Progress),
+) -> Result<Exported, ExportError> {
+    let files = ModelFiles::find(model)?;
+    may_write_file(&options.out, &files.path, options.force)?;
+    let source = files.weights()?;
+    let Checked { config, specs: _, mut notes } = load::check(files.config.clone(), &source)
+        .map_err(|source| LoadModelError::Weights { folder: files.path.clone(), source })?;
+    let (tokenizer, template) = (files.tokenizer()?, files.template()?);
+    if let Some(parent) = options.out.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        fs::create_dir_all(parent).map_err(minke_data::Error::io("create", parent))?;
+    }
+    let name = options.out.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+    let to_write = ToWrite {
+        config: &config,
+        source: &source,
+        tokenizer: tokenizer.as_ref(),
+        template: template.as_ref(),
+        name: name.as_deref(),
+        more: &[],
+    };
+    let written = write_gguf(&options.out, &to_write, options.kind, &mut |step| {
+        on_progress(Progress { done: step.done, total: step.total, bytes: step.bytes });
+    })?;
+    notes.extend(written.notes);
+    Ok(Exported {
+        source: files.path,
+        quantization: None,
+        tensors: written.tensors,
+        quantized: 0,
+        kept: 0,
+        bytes: written.bytes,
+        largest_error: None,
+        notes,
+    })
 }
 
 /// What a tensor of this role is stored in.
@@ -237,7 +309,7 @@ fn layout(specs: &[spec::TensorSpec], format: Format) -> Vec<TensorSpec> {
 
 /// One walk over the tensors.
 struct Pass<'a> {
-    source: &'a WeightFolder,
+    source: &'a Weights,
     folder: &'a Path,
     quantization: Option<Quantization>,
     writer: SafetensorsWriter,
@@ -265,9 +337,8 @@ impl Pass<'_> {
     /// The source's codes where they are of the right kind, else the nearest ones.
     fn quantized(&mut self, spec: &spec::TensorSpec) -> Result<Quantized, ExportError> {
         let power_of_two = self.quantization.is_some_and(|quantization| quantization.power_of_two);
-        let files = self.source.files();
-        if files.is_quantized(&spec.name) {
-            let found = files.quantized(&spec.name)?;
+        if let Some(folder) = self.source.folder().filter(|_| self.source.is_coded(&spec.name)) {
+            let found = folder.files().quantized(&spec.name)?;
             if !power_of_two || found.has_power_of_two_scales() {
                 self.written.kept += 1;
                 return Ok(found);
@@ -335,6 +406,53 @@ fn may_write(out: &Path, source: &Path, force: bool) -> Result<(), ExportError> 
         return occupied("is not only a model, so --force does not replace it", elsewhere);
     }
     Ok(())
+}
+
+/// Refuses to write a GGUF file over a folder, over the source, and without `force` over anything.
+fn may_write_file(out: &Path, source: &Path, force: bool) -> Result<(), ExportError> {
+    let occupied = |what, help| Err(ExportError::Occupied { path: out.to_owned(), what, help });
+    if !minke_data::gguf::is_gguf(out) {
+        return occupied("does not end in .gguf", "programs know GGUF files by that: --out FILE.gguf");
+    }
+    if out.is_dir() {
+        return occupied("is a folder", "choose another file with --out FILE.gguf");
+    }
+    if let (Ok(out), Ok(source)) = (out.canonicalize(), source.canonicalize())
+        && out == source
+    {
+        return occupied("is the model that is to be exported", "choose another file with --out FILE.gguf");
+    }
+    if out.exists() && !force {
+        return occupied("is there", "choose another file with --out FILE.gguf, or replace it with --force");
+    }
+    Ok(())
+}
+
+/// Writes what a GGUF file says beside its weights as the files of a folder.
+fn write_beside(files: &ModelFiles, new: &Path) -> Result<(), ExportError> {
+    if let Some(tokenizer) = files.tokenizer()? {
+        tokenizer.save(new)?;
+    }
+    if let Some(template) = files.template()? {
+        template.save(new)?;
+    }
+    let GenerationDefaults { temperature, top_k, top_p, min_p, .. } = files.generation()?;
+    let mut value = serde_json::json!({
+        "bos_token_id": files.config.bos_token_id,
+        "eos_token_id": files.config.eos_token_id,
+    });
+    let suggestions = [
+        ("temperature", temperature.map(|x| serde_json::json!(x))),
+        ("top_k", top_k.map(|x| serde_json::json!(x))),
+        ("top_p", top_p.map(|x| serde_json::json!(x))),
+        ("min_p", min_p.map(|x| serde_json::json!(x))),
+    ];
+    for (key, suggestion) in suggestions {
+        if let Some(suggestion) = suggestion {
+            value[key] = suggestion;
+        }
+    }
+    Ok(write_json(&new.join("generation_config.json"), &value)?)
 }
 
 /// Copies what is no weight and no config; code that a config names goes with it.

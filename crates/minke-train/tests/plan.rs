@@ -56,11 +56,78 @@ sequence_length = 70
 tokens = 100000
 "#;
 
+/// Biases everywhere.
+const BIASED: &str = r#"
+[model]
+family = "llama"
+vocab_size = 500
+hidden_size = 48
+num_hidden_layers = 2
+num_attention_heads = 4
+num_key_value_heads = 2
+intermediate_size = 128
+attention_bias = true
+mlp_bias = true
+[data]
+random = true
+[train]
+batch_size = 3
+sequence_length = 70
+tokens = 100000
+optimizer = "adamw"
+"#;
+
+/// Norms of heads, experts, windows.
+const QWEN: &str = r#"
+[model]
+family = "qwen3_moe"
+vocab_size = 500
+hidden_size = 48
+num_hidden_layers = 3
+num_attention_heads = 4
+num_key_value_heads = 2
+head_dim = 24
+intermediate_size = 128
+num_experts = 6
+num_experts_per_tok = 2
+moe_intermediate_size = 32
+mlp_only_layers = [1]
+use_sliding_window = true
+sliding_window = 20
+[data]
+random = true
+[train]
+batch_size = 3
+sequence_length = 70
+tokens = 100000
+"#;
+
+/// Norms after blocks, a scaled embedding, soft caps.
+const GEMMA: &str = r#"
+[model]
+family = "gemma2"
+vocab_size = 500
+hidden_size = 48
+num_hidden_layers = 2
+num_attention_heads = 4
+num_key_value_heads = 2
+head_dim = 16
+intermediate_size = 128
+sliding_window = 20
+[data]
+random = true
+[train]
+batch_size = 3
+sequence_length = 70
+tokens = 100000
+optimizer = "adamw"
+"#;
+
 #[test]
 fn a_walk_asks_for_the_buffers_of_a_pass() {
     let cpu = Cpu::detect(2);
     let balance = ["train.sequence_balance_alpha=0", "train.sequence_balance_alpha=0.001"];
-    for text in [DEEPSEEK, LLAMA] {
+    for text in [DEEPSEEK, LLAMA, BIASED, QWEN, GEMMA] {
         for recompute in ["none", "layer"] {
             for precision in ["f32", "bf16", "fp8"] {
                 for balance in balance {

@@ -61,6 +61,16 @@ pub enum Command {
         minke generate runs/quickstart -p - < notes.md\n\n\
         The same arguments give the same text, at any number of threads.")]
     Generate(Generate),
+    /// Answer requests over HTTP, as OpenAI's API does
+    #[command(after_help = "Examples:\n  \
+        minke serve runs/tiny-r1\n  \
+        minke serve runs/tiny-r1 --addr 127.0.0.1:9000 --parallel 8 --cache-gib 4\n  \
+        curl -s localhost:8080/v1/chat/completions -H 'content-type: application/json' \\\n    \
+        -d '{\"messages\": [{\"role\": \"user\", \"content\": \"2+3=?\"}]}'\n\n\
+        Any client of that API works, with the base URL http://localhost:8080/v1 and any key.\n\
+        /v1/chat/completions, /v1/completions, /v1/models and /health are served. There is no password:\n\
+        whoever reaches the address may ask. Ctrl-C lets answers end, a second one does not.")]
+    Serve(Serve),
     /// Give the log-probability of each token of given sequences
     #[command(after_help = "Examples:\n  \
         minke score runs/quickstart --tokens ids.json --json\n  \
@@ -205,7 +215,7 @@ pub enum Word {
 /// Which model, and how it computes.
 #[derive(Debug, Clone, Args)]
 pub struct ModelArgs {
-    /// A model folder, a run folder, or OWNER/NAME in the local hub cache
+    /// A model folder, a run folder, a .gguf file, or OWNER/NAME in the local hub cache
     #[arg(value_name = "MODEL")]
     pub model: String,
     /// Compute in this type instead of the one that the weights are stored in: in f32 and bf16 weights in FP8 are expanded
@@ -338,6 +348,44 @@ pub struct Chat {
     pub sampling: SamplingArgs,
 }
 
+/// `minke serve`.
+#[derive(Debug, Args)]
+pub struct Serve {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080")]
+    pub addr: String,
+    /// The model's name for clients [default: the last part of MODEL]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Answers that are written at once
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub parallel: u32,
+    /// Requests that may wait for their turn
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub queue: u32,
+    /// Memory of all caches of keys and values
+    #[arg(long, value_name = "GIB", default_value_t = 2.0)]
+    pub cache_gib: f64,
+    /// What is kept of texts: keys and values as the model computes them, in another type, or latents (slow, and only
+    /// of models that have them)
+    #[arg(long, value_enum, default_value_t = KeptAs::Model)]
+    pub cache: KeptAs,
+    /// Seconds from a request to the end of its answer
+    #[arg(long, value_name = "S", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
+    pub timeout: u64,
+}
+
+/// What a cache keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KeptAs {
+    Model,
+    F32,
+    Bf16,
+    Latent,
+}
+
 /// What a request says about its tokens, beside how they are chosen.
 #[derive(Debug, Clone, Args)]
 pub struct SteeringArgs {
@@ -409,7 +457,7 @@ pub struct Score {
 /// `minke inspect`.
 #[derive(Debug, Args)]
 pub struct Inspect {
-    /// A model folder, a run folder, OWNER/NAME in the local hub cache, or a recipe file
+    /// A model folder, a run folder, a .gguf file, OWNER/NAME in the local hub cache, or a recipe file
     #[arg(value_name = "MODEL|RECIPE")]
     pub what: String,
     /// Change a value of the recipe; can be given several times
@@ -428,7 +476,7 @@ pub struct Inspect {
 /// `minke bench infer`.
 #[derive(Debug, Args)]
 pub struct BenchInfer {
-    /// A model folder, a run folder, OWNER/NAME in the local hub cache, or a recipe file
+    /// A model folder, a run folder, a .gguf file, OWNER/NAME in the local hub cache, or a recipe file
     #[arg(value_name = "MODEL|RECIPE")]
     pub model: String,
     /// Tokens of each prompt [default: 512, or what fits]
@@ -576,6 +624,9 @@ pub struct Eval {
     /// Continue the file of --out: only what is not in it is asked
     #[arg(long)]
     pub resume: bool,
+    /// Measure also, on the texts, how far the model is from this one: KL divergence and the same likeliest token
+    #[arg(long, value_name = "MODEL")]
+    pub against: Option<String>,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -594,6 +645,9 @@ pub enum ExportDtype {
     Fp8,
     Bf16,
     F32,
+    F16,
+    #[value(name = "q8_0")]
+    Q8_0,
 }
 
 /// What scales of FP8 may be.
@@ -606,22 +660,22 @@ pub enum ScaleFormat {
 /// `minke export`.
 #[derive(Debug, Args)]
 pub struct Export {
-    /// A model folder, a run folder, or OWNER/NAME in the local hub cache
+    /// A model folder, a run folder, a .gguf file, or OWNER/NAME in the local hub cache
     #[arg(value_name = "MODEL")]
     pub model: String,
-    /// The form: hf is a Hugging Face folder; gguf is not written yet
+    /// The form: hf is a Hugging Face folder, gguf one file with weights and tokenizer
     #[arg(long, value_enum)]
     pub to: ExportTo,
-    /// What the weights are stored in
+    /// What the weights are stored in; fp8 is for hf, f16 and q8_0 are for gguf
     #[arg(long, value_enum, default_value = "bf16")]
     pub dtype: ExportDtype,
     /// Scales of fp8: any f32, or powers of two as in DeepSeek-V3.1 [default: the model's own, else f32]
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub scale_fmt: Option<ScaleFormat>,
-    /// The new folder
-    #[arg(long, value_name = "DIR")]
+    /// The new folder, or the new file, whose name ends in .gguf
+    #[arg(long, value_name = "PATH")]
     pub out: PathBuf,
-    /// Replace a model folder that is there
+    /// Replace a model that is there
     #[arg(long)]
     pub force: bool,
     /// Print one JSON object

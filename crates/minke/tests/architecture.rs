@@ -80,7 +80,12 @@ fn every_file_on_the_map_exists() {
 #[test]
 fn every_hop_of_a_walk_is_a_function_of_its_file() {
     let map = read("ARCHITECTURE.md");
-    for heading in ["## Walk: a training token", "## Walk: a rewarded token", "## Walk: a generated token"] {
+    for heading in [
+        "## Walk: a training token",
+        "## Walk: a rewarded token",
+        "## Walk: a generated token",
+        "## Walk: a served request",
+    ] {
         let is_hop = |line: &&str| line.starts_with(|c: char| c.is_ascii_digit());
         let hops: Vec<_> = section(&map, heading).lines().filter(is_hop).collect();
         assert!((4..=8).contains(&hops.len()), "{heading}: {} hops", hops.len());

@@ -150,3 +150,23 @@ fn problems_are_listed_shown_and_written() {
     let report = good(&["eval", text(model.path()), text(&path), "-n", "2", "--json"]);
     assert_eq!(serde_json::from_str::<Value>(&report).unwrap()["tasks"]["overall"]["tasks"], 30);
 }
+
+#[test]
+fn a_model_against_another() {
+    let (folder, other) = (talking(), talking());
+    let notes = folder.path().join("notes.txt");
+    fs::write(&notes, "the whale dives and the whale sings\n").unwrap();
+    let (model, notes) = (text(folder.path()), text(&notes));
+    let run = minke(&["eval", model, notes, "--against", text(other.path()), "--json"]);
+    assert_eq!(run.code, 0, "{}", run.err);
+    let report: Value = serde_json::from_str(&run.out).unwrap();
+    let distance = &report["against"]["texts"][0];
+    assert_eq!((distance["kl_mean"].as_f64(), distance["same_top"].as_f64()), (Some(0.0), Some(1.0)));
+    assert_eq!(distance["tokens"], report["texts"][0]["tokens"]);
+    let line = good(&["eval", model, notes, "--against", model]);
+    assert!(line.contains("KL mean 0.00000") && line.contains("the same likeliest token 100.00%"), "{line}");
+    let report: Value = serde_json::from_str(&good(&["eval", model, notes, "--json"])).unwrap();
+    assert!(report.get("against").is_none());
+    let message = refused(&["eval", model, "chain:1", "--against", model]);
+    assert!(message.contains("and there are only tasks"), "{message}");
+}

@@ -256,8 +256,8 @@ impl Task<'_> {
     #[inline(always)]
     fn block<S: Simd>(&mut self, engine: Engine<S>, block: usize) {
         let s = engine.simd();
-        let AttentionShape { qk_dim: qk, v_dim: v, scale, .. } = *self.shape;
-        let factor = (f64::from(scale) * std::f64::consts::LOG2_E) as f32;
+        let AttentionShape { qk_dim: qk, v_dim: v, scale, window, .. } = *self.shape;
+        let (factor, to_cap) = self.shape.factors();
         let (qk_pad, v_pad) = (qk.next_multiple_of(LANES), v.next_multiple_of(LANES));
         let (qk_vecs, v_vecs) = (qk.div_ceil(LANES), v.div_ceil(LANES));
         let (qk_steps, v_steps) = (engine.steps(qk), engine.steps(v));
@@ -266,7 +266,9 @@ impl Task<'_> {
         let count = (self.segment.len - from).min(BLOCK);
         let keys = self.key_rows(self.inputs.k, qk);
         let values = self.key_rows(self.inputs.v, v);
-        let (group, last_row) = (self.shape.group(), self.rows);
+        let (shape, group, last_row) = (self.shape, self.shape.group(), self.rows);
+        // rows from this one on see nothing of the block: their windows begin behind it
+        let end_row = shape.blind_to(from + BLOCK).saturating_mul(group).min(last_row);
         let rows_panel = engine.steps(last_row) * PANEL;
         let parts = &mut self.parts;
         for i in 0..count {
@@ -285,7 +287,7 @@ impl Task<'_> {
         parts.d_k.fill(0.0);
         parts.d_v.fill(0.0);
         // a multiple of the tile: `from` is
-        for row in (from * group..last_row).step_by(PANEL) {
+        for row in (from * group..end_row).step_by(PANEL) {
             let (tile, rows) = (row / PANEL, PANEL.min(last_row - row));
             let row_vecs = rows.div_ceil(LANES);
             // keys of the block that the first and the last row of the tile see; pairs of them are computed, and whole
@@ -320,11 +322,22 @@ impl Task<'_> {
                 delta: &parts.delta[row..row + PANEL],
                 sees: &parts.sees[row..row + PANEL],
                 first: from,
+                // exact: no sequence is as long as 2^24
+                window: window.map_or(0.0, |window| window.min(1 << 24) as f32),
             };
-            if least >= BLOCK && rows == PANEL {
-                score_gradients::<S, false>(engine, score_tile, factor);
+            let windowed = shape.first_key((row + rows - 1) / group) > from;
+            if to_cap.is_some() {
+                if windowed {
+                    score_gradients::<S, true, true, true>(engine, score_tile, factor, to_cap);
+                } else {
+                    score_gradients::<S, true, false, true>(engine, score_tile, factor, to_cap);
+                }
+            } else if windowed {
+                score_gradients::<S, true, true, false>(engine, score_tile, factor, to_cap);
+            } else if least >= BLOCK && rows == PANEL {
+                score_gradients::<S, false, false, false>(engine, score_tile, factor, to_cap);
             } else {
-                score_gradients::<S, true>(engine, score_tile, factor);
+                score_gradients::<S, true, false, false>(engine, score_tile, factor, to_cap);
             }
             // keys by width: the tile's rows are the depth
             let key_gradient = |a: &[u32], b: &[u32], c: &mut [f32], width: usize| Words {
@@ -345,7 +358,9 @@ impl Task<'_> {
                 engine.product(d_v_tile, computed, v_vecs, rows_panel);
                 engine.product(d_k_tile, computed, qk_vecs, rows_panel);
             }
-            // width by rows: the block's keys are the depth. All rows see some of the first block.
+            // width by rows: the block's keys are the depth. All rows of a tile see some of its first block, or nothing
+            // of it exactly.
+            let first_block = shape.first_key(row / group) / BLOCK;
             let steps = engine.steps(visible);
             let across = if engine.pairs() {
                 parts.d_s_across[computed / 2 * PANEL..steps.max(computed / 2) * PANEL].fill(0);
@@ -363,7 +378,7 @@ impl Task<'_> {
                     b: across,
                     c: d_q.as_mut_ptr(),
                     c_row: PANEL,
-                    accumulate: block > 0,
+                    accumulate: block > first_block,
                     ..Words::NOWHERE
                 };
                 // SAFETY: a strip of turned keys has as many columns as there are rows of gradients here, rounded up to
@@ -424,17 +439,26 @@ struct ScoreTile<'a> {
     sees: &'a [f32],
     /// The first key.
     first: usize,
+    /// Keys that a row sees at most, where the tile is windowed.
+    window: f32,
 }
 
-/// `p = 2^(factor * scores - lse)`, `d_s = p * (d_p - delta)`; keys that a row does not see give exact zeros.
+/// `p = 2^(factor * scores - lse)`, `d_s = p * (d_p - delta)`; keys that a row does not see give exact zeros. Capped scores
+/// are `t = tanh(to_cap * scores)` first, and `d_s` is multiplied by `1 - t^2`.
 ///
 /// As f32 words, both are `[keys][32]`. As pairs, words join two rows; `d_s` is also written with words that join two
 /// keys, which is what the gradient of the queries runs along.
 #[inline(always)]
-fn score_gradients<S: Simd, const MASKED: bool>(engine: Engine<S>, tile: ScoreTile, factor: f32) {
-    let ScoreTile { scores, d_p, p, d_s, d_s_across, minus_lse, delta, sees, first } = tile;
+fn score_gradients<S: Simd, const MASKED: bool, const WINDOWED: bool, const CAPPED: bool>(
+    engine: Engine<S>,
+    tile: ScoreTile,
+    factor: f32,
+    to_cap: Option<f32>,
+) {
+    let ScoreTile { scores, d_p, p, d_s, d_s_across, minus_lse, delta, sees, first, window } = tile;
     let s = engine.simd();
-    let factor = s.splat(factor);
+    let (factor, to_cap, window, one) =
+        (s.splat(factor), s.splat(to_cap.unwrap_or(0.0)), s.splat(window), s.splat(1.0));
     // an infinite `lse` of hostile input must not leave the range of `exp2`
     let most = s.splat(127.0);
     let steps = engine.steps(PANEL);
@@ -454,9 +478,20 @@ fn score_gradients<S: Simd, const MASKED: bool>(engine: Engine<S>, tile: ScoreTi
             let key = s.splat((first + 2 * pair + i) as f32);
             let mut weight = [s.zero(); VECS];
             for v in 0..VECS {
-                let score = s.fma(s.load(&scores[i * VECS + v]), factor, minus_lse[v]);
-                weight[v] = exp2(s, s.min(most, score));
+                let mut score = s.load(&scores[i * VECS + v]);
+                if CAPPED {
+                    score = s.tanh(s.mul(score, to_cap));
+                }
+                weight[v] = exp2(s, s.min(most, s.fma(score, factor, minus_lse[v])));
                 change[v] = s.mul(weight[v], s.sub(s.load(&d_p[i * VECS + v]), delta[v]));
+                if CAPPED {
+                    change[v] = s.mul(change[v], s.fma(s.sub(s.zero(), score), score, one));
+                }
+                if WINDOWED {
+                    let begin = s.sub(sees[v], window);
+                    weight[v] = s.select_lt(key, begin, s.zero(), weight[v]);
+                    change[v] = s.select_lt(key, begin, s.zero(), change[v]);
+                }
                 if MASKED {
                     weight[v] = s.select_lt(key, sees[v], weight[v], s.zero());
                     change[v] = s.select_lt(key, sees[v], change[v], s.zero());

@@ -173,9 +173,9 @@ impl Kernel for Task<'_> {
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         let engine = Engine::new(s, self.compute);
-        let AttentionShape { qk_dim: qk, v_dim, scale, .. } = *self.shape;
-        let factor = (f64::from(scale) * std::f64::consts::LOG2_E) as f32;
-        let (group, before) = (self.shape.group(), self.sequence.before);
+        let AttentionShape { qk_dim: qk, v_dim, .. } = *self.shape;
+        let (factor, to_cap) = self.shape.factors();
+        let (shape, group, before) = (self.shape, self.shape.group(), self.sequence.before);
         let (v_vecs, v_pad) = (v_dim.div_ceil(LANES), v_dim.next_multiple_of(LANES));
         let few = self.count <= LANES;
         let (q_steps, p_steps) = (depth(engine, few, qk), engine.steps(BLOCK));
@@ -185,18 +185,24 @@ impl Kernel for Task<'_> {
         let tile_rows = if grid { GRID_ROWS } else { MAX_ROWS / S::TILE_ROWS * S::TILE_ROWS };
         // tile registers keep their configuration: what is computed for rows that are not there is not looked at
         let whole = if grid && !few { LANES } else { 1 };
-        for block in 0..=last / BLOCK {
+        for block in shape.first_key(before + self.first / group) / BLOCK..=last / BLOCK {
             let from = block * BLOCK;
             let (keys, key_panel, values) = self.load_block(engine, block, (last + 1 - from).min(BLOCK));
             let Parts { q, acc, sums, max, scores, p, .. } = &mut self.parts;
             // rows before this one see none of the block
             let mut row = (from.saturating_sub(before) * group).saturating_sub(self.first);
-            while row < self.count {
-                let rows = tile_rows.min(self.count - row);
+            // and rows from this one on, whose windows begin behind it
+            let end = shape.blind_to(from + BLOCK).saturating_sub(before).saturating_mul(group);
+            let end = end.saturating_sub(self.first).min(self.count);
+            while row < end {
+                let rows = tile_rows.min(end - row);
                 let run = rows.next_multiple_of(whole);
                 // keys of the block that the first and the last row of the tile see; at least one
                 let sees = |r: usize| before + (self.first + row + r) / group + 1 - from;
                 let (least, visible) = (sees(0), sees(rows - 1).min(BLOCK));
+                // and those before the window of a row
+                let misses =
+                    |r: usize| shape.first_key(before + (self.first + row + r) / group).saturating_sub(from);
                 let vecs = visible.div_ceil(LANES);
                 let score = Words {
                     steps: q_steps,
@@ -217,10 +223,15 @@ impl Kernel for Task<'_> {
                     sums: &mut sums[row * LANES..(row + rows) * LANES],
                     acc: &mut acc[row * v_pad..(row + rows) * v_pad],
                 };
-                if least >= BLOCK {
-                    softmax::<S, false>(engine, state, factor, vecs, v_vecs, sees);
+                if let Some(to_cap) = to_cap {
+                    cap(engine.simd(), state.scores, to_cap, vecs);
+                }
+                if misses(rows - 1) > 0 {
+                    softmax::<S, true, true>(engine, state, factor, vecs, v_vecs, sees, misses);
+                } else if least >= BLOCK {
+                    softmax::<S, false, false>(engine, state, factor, vecs, v_vecs, sees, misses);
                 } else {
-                    softmax::<S, true>(engine, state, factor, vecs, v_vecs, sees);
+                    softmax::<S, true, false>(engine, state, factor, vecs, v_vecs, sees, misses);
                 }
                 let mix = Words {
                     steps: depth(engine, few, visible),
@@ -235,6 +246,10 @@ impl Kernel for Task<'_> {
                 };
                 // SAFETY: `values` points at panels of a block's rows; `acc` was sliced to these rows.
                 unsafe { engine.product(mix, run, v_vecs, p_steps * PANEL) };
+                // rows that begin behind this block, and were computed because registers are whole, begin with nothing
+                if run > rows && end < self.count {
+                    acc[(row + rows) * v_pad..(row + run).min(self.count) * v_pad].fill(0.0);
+                }
                 row += rows;
             }
         }
@@ -355,16 +370,28 @@ struct State<'a> {
     acc: &'a mut [f32],
 }
 
-/// Scores times `factor` to probabilities relative to the running maximum, `vecs` vectors of each row, of which row `r`
-/// sees the first `sees(r)` keys.
+/// Scores to `tanh(to_cap * score)`, `vecs` vectors of each row.
 #[inline(always)]
-fn softmax<S: Simd, const MASKED: bool>(
+fn cap<S: Simd>(s: S, scores: &mut [f32], to_cap: f32, vecs: usize) {
+    let to_cap = s.splat(to_cap);
+    for row in scores.as_chunks_mut::<BLOCK>().0 {
+        for x in row.as_chunks_mut::<LANES>().0.iter_mut().take(vecs) {
+            s.store(s.tanh(s.mul(s.load(x), to_cap)), x);
+        }
+    }
+}
+
+/// Scores times `factor` to probabilities relative to the running maximum, `vecs` vectors of each row, of which row `r`
+/// sees the first `sees(r)` keys without the first `misses(r)`.
+#[inline(always)]
+fn softmax<S: Simd, const MASKED: bool, const WINDOWED: bool>(
     engine: Engine<S>,
     state: State,
     factor: f32,
     vecs: usize,
     v_vecs: usize,
     sees: impl Fn(usize) -> usize,
+    misses: impl Fn(usize) -> usize,
 ) {
     const VECS: usize = BLOCK / LANES;
     let s = engine.simd();
@@ -376,6 +403,7 @@ fn softmax<S: Simd, const MASKED: bool>(
     for (r, (((row, p), sum), max)) in scores.iter_mut().zip(p_rows).zip(sums).zip(state.max).enumerate() {
         let (row, _) = row.as_chunks_mut::<LANES>();
         let limit = s.splat(if MASKED { sees(r).min(BLOCK) as f32 } else { 0.0 });
+        let begin = s.splat(if WINDOWED { misses(r) as f32 } else { 0.0 });
         let hidden = s.splat(f32::NEG_INFINITY);
         let mut x = [hidden; VECS];
         for v in 0..VECS {
@@ -383,6 +411,9 @@ fn softmax<S: Simd, const MASKED: bool>(
                 x[v] = s.mul(s.load(&row[v]), factor);
             } else if v < vecs {
                 x[v] = s.select_lt(lanes[v], limit, s.mul(s.load(&row[v]), factor), hidden);
+                if WINDOWED {
+                    x[v] = s.select_lt(lanes[v], begin, hidden, x[v]);
+                }
             }
         }
         // the accumulator second: a NaN is passed over here and comes out in the sum
@@ -404,6 +435,9 @@ fn softmax<S: Simd, const MASKED: bool>(
                 x[v] = exp2(s, s.sub(x[v], reference));
             } else if v < vecs {
                 x[v] = s.select_lt(lanes[v], limit, exp2(s, s.sub(x[v], reference)), s.zero());
+                if WINDOWED {
+                    x[v] = s.select_lt(lanes[v], begin, s.zero(), x[v]);
+                }
             } else {
                 x[v] = s.zero();
             }

@@ -1,7 +1,7 @@
 //! Causal attention on flattened tokens, forward and backward, without the t x t matrix.
 //!
-//! `out_i = sum over j <= i of softmax_j(scale * q_i . k_j) v_j` inside each sequence, for each query head; query head
-//! `i` reads key and value head `i / (heads / kv_heads)`. Letters: n flattened tokens, h query heads, kv key heads,
+//! `out_i = sum over j <= i of softmax_j(scale * q_i . k_j) v_j` inside each sequence, for each query head; where there is a
+//! window w only over `j > i - w`, and where there is a soft cap c of `c tanh(scale * q_i . k_j / c)`. Query head `i` reads key and value head `i / (heads / kv_heads)`. Letters: n flattened tokens, h query heads, kv key heads,
 //! qk and v the widths of a head.
 //!
 //! # One row, one order
@@ -18,6 +18,9 @@
 //! that any of their rows sees; what lies beyond (stale cache memory, padding) is not read into any sum, and is zero
 //! where whole blocks of depth are read.
 //!
+//! With a window a row walks the blocks that its window touches and no others, whatever rows are beside it: a tile is cut
+//! where rows begin to see nothing of a block, so no row's sums pass over a block that is nothing to it.
+//!
 //! Scores are scaled by `scale * log2(e)`, so that they are in units of log 2 and `e^x` is [`exp2`](math::exp2).
 //!
 //! What products read is words of [`Engine`](crate::gemm::engine::Engine), as in a matrix product: f32, or pairs of
@@ -32,6 +35,7 @@ mod cache;
 mod forward;
 mod math;
 mod pack;
+
 /// Heads of keys that a task takes one after the other: heads of a sequence lie side by side and share lines of the cache, so
 /// all of them where there are sequences enough for every thread.
 fn heads_of_task(cpu: &Cpu, shape: &AttentionShape, sequences: usize) -> usize {
@@ -77,6 +81,10 @@ pub struct AttentionShape {
     pub v_dim: usize,
     /// Factor of the scores.
     pub scale: f32,
+    /// Keys that a row sees, itself and those right before it; all before it where absent.
+    pub window: Option<usize>,
+    /// The scaled scores x become `cap tanh(x / cap)`.
+    pub softcap: Option<f32>,
 }
 
 /// Rows of queries of one sequence whose keys and values are in a cache.
@@ -96,11 +104,35 @@ impl AttentionShape {
         self.heads / self.kv_heads
     }
 
+    /// The first key that the row at `position` sees.
+    fn first_key(&self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+
+    /// The first position whose row sees no key before `key`.
+    fn blind_to(&self, key: usize) -> usize {
+        self.window.map_or(usize::MAX, |window| key.saturating_add(window) - 1)
+    }
+
+    /// What products of queries and keys are multiplied by before they are powers of two: the scale in units of log 2, or
+    /// the cap in these units, where `scale / cap` and the hyperbolic tangent come before.
+    fn factors(&self) -> (f32, Option<f32>) {
+        let in_log2 = |x: f32| (f64::from(x) * std::f64::consts::LOG2_E) as f32;
+        match self.softcap {
+            None => (in_log2(self.scale), None),
+            Some(cap) => (in_log2(cap), Some((f64::from(self.scale) / f64::from(cap)) as f32)),
+        }
+    }
+
     /// Checks the shape and gives the number of tokens of `q`.
     fn tokens(&self, what: &str, q: View) -> usize {
-        let Self { heads, kv_heads, qk_dim, v_dim, .. } = *self;
+        let Self { heads, kv_heads, qk_dim, v_dim, window, softcap, .. } = *self;
         assert!(
             heads > 0 && kv_heads > 0 && qk_dim > 0 && v_dim > 0 && heads % kv_heads == 0,
+            "{what}: impossible shape {self:?}"
+        );
+        assert!(
+            window != Some(0) && softcap.is_none_or(|cap| cap > 0.0),
             "{what}: impossible shape {self:?}"
         );
         let tokens = q.len() / (heads * qk_dim);
@@ -195,7 +227,8 @@ pub fn scratch_bytes(shape: &AttentionShape, len: usize) -> usize {
 /// Gradients of [`forward`].
 ///
 /// With `P = softmax(scale * Q K^T)`, `delta = rowsum(d_out * out)` and `dS = P * (d_out V^T - delta)`:
-/// `d_v = P^T d_out`, `d_q = scale * dS K`, `d_k = scale * dS^T Q`; P is computed again, tile by tile, from `lse`.
+/// `d_v = P^T d_out`, `d_q = scale * dS K`, `d_k = scale * dS^T Q`, where behind a soft cap dS is also multiplied by the
+/// cap's slope `1 - tanh^2`; P is computed again, tile by tile, from `lse`.
 /// Shapes and dtypes as in [`forward`], each `d_x` shaped as `x`; the gradients of a key head are summed over its
 /// query heads. Sums run over ascending positions in f32 and are rounded once. Rows of no segment are left as they
 /// are.

@@ -9,7 +9,8 @@ pub struct Gradients {
     pub d_v: Vec<f64>,
 }
 
-/// Probabilities of query row `i` of head `head` over the keys `0..=i` of its segment, and the logarithm of their sum.
+/// Probabilities of query row `i` of head `head` over the keys `0..=i` of its segment (zero outside its window), the
+/// logarithm of their sum, and the slope of the soft cap at each.
 fn probabilities(
     x: &AttentionShape,
     q: &[f64],
@@ -17,7 +18,7 @@ fn probabilities(
     segment: Segment,
     i: usize,
     head: usize,
-) -> (Vec<f64>, f64) {
+) -> (Vec<f64>, f64, Vec<f64>) {
     let kv_head = head / (x.heads / x.kv_heads);
     let q = &q[((segment.start + i) * x.heads + head) * x.qk_dim..][..x.qk_dim];
     let scores: Vec<f64> = (0..=i)
@@ -26,10 +27,24 @@ fn probabilities(
             q.iter().zip(k).map(|(a, b)| a * b).sum::<f64>() * f64::from(x.scale)
         })
         .collect();
+    let mut slopes = vec![1.0; scores.len()];
+    let scores: Vec<f64> = scores
+        .into_iter()
+        .zip(&mut slopes)
+        .enumerate()
+        .map(|(j, (score, slope))| {
+            let capped = x.softcap.map_or(score, |cap| {
+                let t = (score / f64::from(cap)).tanh();
+                *slope = 1.0 - t * t;
+                f64::from(cap) * t
+            });
+            if x.window.is_some_and(|window| j + window <= i) { f64::NEG_INFINITY } else { capped }
+        })
+        .collect();
     let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
     let lse = max + sum.ln();
-    (scores.iter().map(|s| (s - lse).exp()).collect(), lse)
+    (scores.iter().map(|s| (s - lse).exp()).collect(), lse, slopes)
 }
 
 /// Outputs and logarithms.
@@ -46,7 +61,7 @@ pub fn forward_ref(
         for i in 0..segment.len {
             for head in 0..x.heads {
                 let kv_head = head / (x.heads / x.kv_heads);
-                let (p, l) = probabilities(x, q, k, segment, i, head);
+                let (p, l, _) = probabilities(x, q, k, segment, i, head);
                 let row = (segment.start + i) * x.heads + head;
                 lse[row] = l;
                 for (j, p) in p.iter().enumerate() {
@@ -75,7 +90,7 @@ pub fn backward_ref(
         for i in 0..segment.len {
             for head in 0..x.heads {
                 let kv_head = head / (x.heads / x.kv_heads);
-                let (p, _) = probabilities(x, q, k, segment, i, head);
+                let (p, _, slopes) = probabilities(x, q, k, segment, i, head);
                 let row = (segment.start + i) * x.heads + head;
                 let d_out = &d_out[row * x.v_dim..][..x.v_dim];
                 let at = |j: usize| (segment.start + j) * x.kv_heads + kv_head;
@@ -87,7 +102,7 @@ pub fn backward_ref(
                     for (d_v, d_out) in g.d_v[at(j) * x.v_dim..].iter_mut().zip(d_out) {
                         *d_v += p[j] * d_out;
                     }
-                    let d_s = p[j] * (d_p[j] - delta) * f64::from(x.scale);
+                    let d_s = p[j] * (d_p[j] - delta) * slopes[j] * f64::from(x.scale);
                     for c in 0..x.qk_dim {
                         g.d_q[row * x.qk_dim + c] += d_s * k[at(j) * x.qk_dim + c];
                         g.d_k[at(j) * x.qk_dim + c] += d_s * q[row * x.qk_dim + c];

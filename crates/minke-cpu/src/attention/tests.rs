@@ -15,8 +15,23 @@ const DIMS: [(usize, usize, usize, usize); 6] =
     [(3, 3, 48, 32), (2, 1, 20, 12), (4, 2, 64, 64), (1, 1, 192, 128), (6, 2, 48, 48), (5, 1, 7, 3)];
 
 fn shape((heads, kv_heads, qk_dim, v_dim): (usize, usize, usize, usize)) -> AttentionShape {
-    AttentionShape { heads, kv_heads, qk_dim, v_dim, scale: 1.0 / (qk_dim as f32).sqrt() }
+    let scale = 1.0 / (qk_dim as f32).sqrt();
+    AttentionShape { heads, kv_heads, qk_dim, v_dim, scale, window: None, softcap: None }
 }
+
+/// Windows and soft caps that are tried together; windows around a block and within a tile.
+const LOOKS: [(Option<usize>, Option<f32>); 10] = [
+    (None, None),
+    (Some(1), None),
+    (Some(5), Some(1.5)),
+    (Some(31), None),
+    (Some(63), None),
+    (Some(64), Some(3.0)),
+    (Some(65), None),
+    (Some(100), None),
+    (Some(1 << 40), None),
+    (None, Some(0.7)),
+];
 
 /// A tensor in its dtype.
 #[derive(Clone, PartialEq)]
@@ -101,6 +116,11 @@ impl Case {
         Self { shape: x, segments, dtype, tokens, q, k, v, d_out }
     }
 
+    fn looking(mut self, (window, softcap): (Option<usize>, Option<f32>)) -> Self {
+        (self.shape.window, self.shape.softcap) = (window, softcap);
+        self
+    }
+
     fn forward(&self, cpu: &Cpu) -> (Tensor, Vec<f32>) {
         let x = &self.shape;
         let mut out = Tensor::filled(self.tokens * x.heads * x.v_dim, 5.0, self.dtype);
@@ -173,7 +193,12 @@ fn bound(dtype: DType, depth: usize, scale: f64) -> Tolerance {
 
 #[test]
 fn gradients_of_the_reference_are_right() {
-    let case = Case::new((4, 2, 5, 3), &[1, 6, 9], DType::F32, 1);
+    for look in [(None, None), (Some(4), None), (None, Some(0.8)), (Some(3), Some(1.2))] {
+        reference_gradients(&Case::new((4, 2, 5, 3), &[1, 6, 9], DType::F32, 1).looking(look));
+    }
+}
+
+fn reference_gradients(case: &Case) {
     let x = &case.shape;
     let inputs = [case.q.f64(), case.k.f64(), case.v.f64()];
     let d_out = case.d_out.f64();
@@ -200,14 +225,17 @@ fn agrees_with_the_reference() {
     let batches: [&[usize]; 4] = [&LENGTHS[..8], &LENGTHS[8..12], &[129], &[200, 0, 5]];
     for (i, dims) in DIMS.into_iter().enumerate() {
         for (j, lengths) in batches.into_iter().enumerate() {
-            for dtype in [DType::F32, DType::Bf16] {
-                let case = Case::new(dims, lengths, dtype, (i * 4 + j) as u64);
+            for (look, dtype) in
+                [(0, DType::F32), (0, DType::Bf16), (1 + i * 4 + j, DType::F32), (2 + i * 4 + j, DType::Bf16)]
+            {
+                let look = LOOKS[look % LOOKS.len()];
+                let case = Case::new(dims, lengths, dtype, (i * 4 + j) as u64).looking(look);
                 let (q, k, v) = (case.q.f64(), case.k.f64(), case.v.f64());
                 let (out, lse) = forward_ref(&case.shape, &q, &k, &v, &case.segments);
                 let g = backward_ref(&case.shape, &q, &k, &v, &case.d_out.f64(), &case.segments);
                 let mut first: Option<Results> = None;
                 for level in Level::available() {
-                    let what = format!("{} {dims:?} {lengths:?} {dtype:?}", level.name());
+                    let what = format!("{} {dims:?} {lengths:?} {dtype:?} {look:?}", level.name());
                     let r = case.run(&Cpu::with_level(level, 2));
                     let check = |name: &str, t: Tolerance, got: &[f32], expected: &[f64]| {
                         t.check(&format!("{what} {name}"), got, expected).unwrap();
@@ -237,7 +265,8 @@ fn any_thread_count_and_any_batch_give_the_same_bits() {
     for (i, dims) in DIMS.into_iter().enumerate() {
         for level in Level::available() {
             let dtype = [DType::F32, DType::Bf16][i % 2];
-            let case = Case::new(dims, &[65, 1, 130, 17, 64], dtype, 100 + i as u64);
+            let case = Case::new(dims, &[65, 1, 130, 17, 64], dtype, 100 + i as u64)
+                .looking([(None, None), (Some(9), None), (Some(70), Some(2.0))][i % 3]);
             let one = case.run(&Cpu::with_level(level, 1));
             for threads in [2, 3] {
                 let many = case.run(&Cpu::with_level(level, threads));
@@ -271,8 +300,13 @@ fn part_f32(x: &[f32], case: &Case, j: usize) -> Vec<f32> {
 /// Sequences long enough to be cut into several tasks.
 #[test]
 fn long_sequences_are_cut_without_a_trace() {
-    for dims in [(1, 1, 16, 16), (4, 1, 8, 8)] {
-        let case = Case::new(dims, &[1500, 3, 700], DType::F32, 50);
+    for (dims, look) in [
+        ((1, 1, 16, 16), (None, None)),
+        ((4, 1, 8, 8), (None, None)),
+        ((4, 1, 8, 8), (Some(200), None)),
+        ((1, 1, 16, 16), (Some(33), Some(2.0))),
+    ] {
+        let case = Case::new(dims, &[1500, 3, 700], DType::F32, 50).looking(look);
         let cpu = Cpu::detect(1);
         let one = case.run(&cpu);
         same("threads", &case.run(&Cpu::detect(3)), &one);
@@ -418,19 +452,26 @@ fn through_caches(
 fn one_token_at_a_time_is_the_forward() {
     for (i, dims) in DIMS.into_iter().enumerate() {
         for level in Level::available() {
-            for dtype in [DType::F32, DType::Bf16] {
-                let case = Case::new(dims, &[130, 1, 67], dtype, 200 + i as u64);
+            for (look, dtype) in [
+                (0, DType::F32),
+                (0, DType::Bf16),
+                (1 + i, DType::F32),
+                (2 + i, DType::Bf16),
+                (4 + i, DType::Bf16),
+            ] {
+                let look = LOOKS[look % LOOKS.len()];
+                let case = Case::new(dims, &[130, 1, 67], dtype, 200 + i as u64).looking(look);
                 let cpu = Cpu::with_level(level, 2);
                 let (out, _) = case.forward(&cpu);
                 let got = through_caches(&case, &cpu, dtype, |_, _, _| 1);
-                assert_same_bits(&format!("{} {dims:?} {dtype:?}", level.name()), &got, &out.f32());
+                assert_same_bits(&format!("{} {dims:?} {dtype:?} {look:?}", level.name()), &got, &out.f32());
             }
         }
     }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(40))]
+    #![proptest_config(ProptestConfig::with_cases(80))]
     #[test]
     fn any_chunking_is_the_forward(
         seed in 0u64..1000,
@@ -439,9 +480,11 @@ proptest! {
         most in 1u64..150,
         half in any::<bool>(),
         threads in 1usize..4,
+        window in prop::option::of(1usize..200),
+        capped in any::<bool>(),
     ) {
         let dtype = if half { DType::Bf16 } else { DType::F32 };
-        let case = Case::new(DIMS[dims], &lengths, dtype, seed);
+        let case = Case::new(DIMS[dims], &lengths, dtype, seed).looking((window, capped.then_some(2.5)));
         let (out, _) = case.forward(&Cpu::detect(1));
         let chunk = |i: usize, done: usize, _| 1 + rng::below(seed, i as u64, done as u64, most) as usize;
         let got = through_caches(&case, &Cpu::detect(threads), dtype, chunk);
@@ -474,8 +517,10 @@ fn caches_convert() {
 fn chunks_around_a_tile_are_the_forward() {
     for dims in [DIMS[0], DIMS[1], DIMS[4], DIMS[5]] {
         for level in Level::available() {
-            for dtype in [DType::F32, DType::Bf16] {
-                let case = Case::new(dims, &[130, 66, 34], dtype, 300);
+            for (dtype, window) in
+                [(DType::F32, None), (DType::Bf16, None), (DType::Bf16, Some(20)), (DType::Bf16, Some(65))]
+            {
+                let case = Case::new(dims, &[130, 66, 34], dtype, 300).looking((window, None));
                 let cpu = Cpu::with_level(level, 2);
                 let (out, _) = case.forward(&cpu);
                 for chunk in [3, 5, 8, 15, 16, 17, 31, 32, 33, 64, 65] {
@@ -484,7 +529,7 @@ fn chunks_around_a_tile_are_the_forward() {
                     let (k, v) = (junk(x.kv_heads * x.qk_dim), junk(x.kv_heads * x.v_dim));
                     KvCache::new(x, dtype).append(k.view(), v.view());
                     let got = through_caches(&case, &cpu, dtype, |_, _, _| chunk);
-                    let what = format!("{} {dims:?} {dtype:?} chunks of {chunk}", level.name());
+                    let what = format!("{} {dims:?} {dtype:?} {window:?} chunks of {chunk}", level.name());
                     assert_same_bits(&what, &got, &out.f32());
                 }
             }

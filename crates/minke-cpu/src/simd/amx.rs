@@ -23,8 +23,9 @@ use std::arch::x86_64::*;
 use std::cell::Cell;
 use std::sync::OnceLock;
 
-use super::{GRID_ROWS, GRID_STEPS};
+use super::{GRID_ROWS, GRID_STEPS, LANES};
 use crate::gemm::tile::{DotTile, PANEL};
+use crate::stored::tile::{BytesTile, CHAINS, COLUMNS};
 
 /// Rows of a tile register.
 const HALF: usize = GRID_ROWS / 2;
@@ -352,6 +353,167 @@ pub unsafe fn tile_of_two(t: DotTile, next: *const u32, rows: usize, vecs: usize
         }
     }
 }
+
+/// Whether the machine multiplies bytes in tile registers too.
+pub fn has_bytes() -> bool {
+    static HAS: OnceLock<bool> = OnceLock::new();
+    // leaf 7: bit 25 is AMX-INT8
+    *HAS.get_or_init(|| allowed() && __cpuid_count(7, 0).edx & 1 << 25 != 0)
+}
+
+/// Sets the registers for products of bytes: sums in 0, `rows` of the left operand in 4, `block / 4` of the right in 6.
+///
+/// # Safety
+/// [`allowed`].
+#[inline]
+unsafe fn configure_bytes(rows: usize, block: usize) {
+    // no configuration of the others has so many rows
+    let wanted = [0x80 | rows as u8, block as u8];
+    if CONFIGURED.get() == wanted {
+        return;
+    }
+    let (r, b) = (rows as u8, block as u8 / 4);
+    let config = Config {
+        row_bytes: [64, 0, 0, 0, block as u16, 0, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        rows: [r, 0, 0, 0, r, 0, b, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        ..Config::EMPTY
+    };
+    // SAFETY: the configuration is valid; tile registers hold nothing between calls.
+    unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) };
+    CONFIGURED.set(wanted);
+}
+
+/// A tile of a product of bytes, up to [`BYTES_ROWS`] rows; see [`crate::stored::tile`].
+///
+/// # Safety
+/// [`has_bytes`], and as for [`crate::simd::Simd::bytes_tile`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+pub unsafe fn bytes_tile(t: BytesTile, rows: usize) {
+    // SAFETY (all): by the caller's promise.
+    unsafe {
+        configure_bytes(rows, t.block);
+        match (rows.div_ceil(4), t.min.is_null()) {
+            (1, true) => bytes_rows::<4, false>(t, rows),
+            (1, false) => bytes_rows::<4, true>(t, rows),
+            (2, true) => bytes_rows::<8, false>(t, rows),
+            (2, false) => bytes_rows::<8, true>(t, rows),
+            (3, true) => bytes_rows::<12, false>(t, rows),
+            (3, false) => bytes_rows::<12, true>(t, rows),
+            (_, true) => bytes_rows::<16, false>(t, rows),
+            (_, false) => bytes_rows::<16, true>(t, rows),
+        }
+    }
+}
+
+/// Rows of the largest tile of bytes.
+pub const BYTES_ROWS: usize = HALF;
+
+/// Blocks whose sums are on their way from tile registers to vectors.
+const AHEAD: usize = 2;
+
+/// `M` rows, of which the last may not be there.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+unsafe fn bytes_rows<const M: usize, const MIN: bool>(t: BytesTile, rows: usize) {
+    let zero = _mm512_setzero_ps();
+    let mut passing = [const { Passing([0; HALF * LANES]) }; AHEAD + 1];
+    // rows that are not there take the scales of the last
+    let row: [usize; M] = std::array::from_fn(|m| m.min(rows - 1) * t.x_blocks);
+    // SAFETY (all): by the caller's promise; registers are configured for `rows`.
+    unsafe {
+        for half in 0..COLUMNS / LANES {
+            let (mut q, first) = (t.q.add(half * t.blocks * t.block * LANES), half * t.blocks * LANES);
+            let (mut scale, mut min) = (t.scale.add(first), t.min.wrapping_add(if MIN { first } else { 0 }));
+            let mut walk = Walk { chain: 0, b: 0, blocks: t.blocks };
+            let mut issued = 0;
+            macro_rules! issue {
+                () => {
+                    if let Some(b) = walk.next() {
+                        asm!(
+                            "tilezero tmm0",
+                            "tileloadd tmm4, [{x} + {x_row}*1]",
+                            "tileloadd tmm6, [{q} + {q_row}*1]",
+                            "tdpbssd tmm0, tmm4, tmm6",
+                            "tilestored [{sums} + {q_row}*1], tmm0",
+                            x = in(reg) t.x.add(b * t.block),
+                            x_row = in(reg) t.x_row,
+                            q = in(reg) q,
+                            q_row = in(reg) 4 * LANES,
+                            sums = in(reg) passing[issued % (AHEAD + 1)].0.as_mut_ptr(),
+                            options(nostack)
+                        );
+                        q = q.add(t.block * LANES);
+                        issued += 1;
+                    }
+                };
+            }
+            for _ in 0..AHEAD {
+                issue!();
+            }
+            let mut levels = [[zero; M]; 5];
+            let mut at = 0;
+            for (count, chain) in CHAINS.into_iter().enumerate() {
+                let mut sums = [zero; M];
+                for b in (chain..t.blocks).step_by(LANES) {
+                    issue!();
+                    let dots = passing[at % (AHEAD + 1)].0.as_ptr();
+                    let block_scale = _mm512_loadu_ps(scale);
+                    let block_min = if MIN { _mm512_loadu_ps(min) } else { zero };
+                    for m in 0..M {
+                        let dots = _mm512_loadu_si512(dots.add(m * LANES).cast());
+                        let mut part = _mm512_mul_ps(_mm512_cvtepi32_ps(dots), block_scale);
+                        if MIN {
+                            part = _mm512_fmadd_ps(block_min, _mm512_set1_ps(*t.x_sum.add(row[m] + b)), part);
+                        }
+                        sums[m] = _mm512_fmadd_ps(part, _mm512_set1_ps(*t.x_scale.add(row[m] + b)), sums[m]);
+                    }
+                    scale = scale.add(LANES);
+                    min = min.wrapping_add(LANES);
+                    at += 1;
+                }
+                let mut level = 0;
+                while count >> level & 1 == 1 {
+                    for (sum, before) in sums.iter_mut().zip(&levels[level]) {
+                        *sum = _mm512_add_ps(*before, *sum);
+                    }
+                    level += 1;
+                }
+                levels[level] = sums;
+            }
+            for (m, sum) in levels[4].iter().enumerate() {
+                _mm512_storeu_ps(t.out.add(m * COLUMNS + half * LANES), *sum);
+            }
+        }
+    }
+}
+
+/// The blocks in the order of their chains.
+struct Walk {
+    chain: usize,
+    b: usize,
+    blocks: usize,
+}
+
+impl Walk {
+    #[inline(always)]
+    fn next(&mut self) -> Option<usize> {
+        if self.b >= self.blocks {
+            // the next chain that has a block: the first has most
+            loop {
+                self.chain += 1;
+                self.b = *CHAINS.get(self.chain)?;
+                if self.b < self.blocks {
+                    break;
+                }
+            }
+        }
+        let b = self.b;
+        self.b += CHAINS.len();
+        Some(b)
+    }
+}
+
+#[repr(align(64))]
+struct Passing([i32; HALF * LANES]);
 
 /// Room for sums on their way to bf16.
 #[repr(align(64))]

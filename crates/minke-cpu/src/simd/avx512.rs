@@ -201,13 +201,20 @@ impl<const PRODUCTS: u8> Simd for Avx512<PRODUCTS> {
         block_dots(self, q, x)
     }
 
-    const BYTES_ROWS: usize = if PRODUCTS >= DOT { vnni::ROWS } else { 4 };
+    const BYTES_ROWS: usize = match PRODUCTS {
+        PLAIN => 4,
+        DOT => vnni::ROWS,
+        _ => amx::BYTES_ROWS,
+    };
+    const SIGNED_BYTES: bool = PRODUCTS >= GRID;
 
     #[inline(always)]
-    unsafe fn bytes_tile(self, tile: BytesTile<'_>, rows: usize) {
+    unsafe fn bytes_tile(self, tile: BytesTile, rows: usize) {
         // SAFETY: by the caller's promise; the witness says that the instructions exist.
         unsafe {
-            if PRODUCTS >= DOT {
+            if PRODUCTS >= GRID {
+                amx::bytes_tile(tile, rows);
+            } else if PRODUCTS >= DOT {
                 vnni::tile(tile, rows);
             } else {
                 crate::stored::tile::body(self, tile, rows);

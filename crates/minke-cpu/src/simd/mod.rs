@@ -134,7 +134,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// All that the tile addresses must be readable, `out` writable.
     #[inline(always)]
-    unsafe fn bytes_tile(self, tile: BytesTile<'_>, rows: usize) {
+    unsafe fn bytes_tile(self, tile: BytesTile, rows: usize) {
         // SAFETY: by the caller's promise.
         unsafe { crate::stored::tile::body(self, tile, rows) }
     }
@@ -358,6 +358,22 @@ pub trait Simd: Copy + Send + Sync + 'static {
         }
         r
     }
+
+    /// `(e^x - e^-x) / (e^x + e^-x)`, with a relative error below 2e-6; NaN stays NaN.
+    ///
+    /// Below 5/8 an odd polynomial of degree 11 (relative error 2e-8), beyond it `2 sigmoid(2 x) - 1`.
+    #[inline(always)]
+    fn tanh(self, x: Self::V) -> Self::V {
+        let two = self.splat(2.0);
+        let far = self.fma(two, self.sigmoid(self.mul(two, x)), self.splat(-1.0));
+        let z = self.mul(x, x);
+        let mut p = self.splat(-0.006_045_165);
+        for c in [0.020_961_33, -0.053_843_264, 0.133_327_19, -0.333_333_28] {
+            p = self.fma(p, z, self.splat(c));
+        }
+        let near = self.fma(self.mul(x, z), p, x);
+        self.select_lt(z, self.splat(0.390_625), near, far)
+    }
 }
 
 /// Added to a number of less than 2^22, it leaves the nearest whole number (ties to even) in the lowest bits.
@@ -427,7 +443,7 @@ impl Level {
                     levels.push(Level(Kind::Avx512));
                     if is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512vnni") {
                         levels.push(Level(Kind::Avx512Bf16));
-                        if amx::allowed() {
+                        if amx::allowed() && amx::has_bytes() {
                             levels.push(Level(Kind::Amx));
                         }
                     }

@@ -29,6 +29,7 @@ impl Kernel for Everything<'_> {
             s.round_bf16(a),
             s.exp(a),
             s.sigmoid(b),
+            s.tanh(a),
             s.load_part(&self.0[..5], 7.0),
         ];
         let mut bits = Vec::new();
@@ -159,6 +160,39 @@ fn sigmoid_is_accurate() {
         assert!(y.iter().all(|y| (least..=most).contains(y)), "sigmoid({x}) = {}", y[0]);
     }
     Level::detect().dispatch(Sigmoid(&[f32::from_bits(0x7f80_0001); LANES], &mut y));
+    assert!(y.iter().all(|y| y.is_nan()));
+}
+
+struct Tanh<'a>(&'a [f32; LANES], &'a mut [f32; LANES]);
+impl Kernel for Tanh<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let y = s.tanh(s.load(self.0));
+        s.store(y, self.1);
+    }
+}
+
+#[test]
+fn tanh_is_accurate() {
+    let mut worst = 0.0f64;
+    for i in 0..20_000 {
+        let x: [f32; LANES] =
+            std::array::from_fn(|j| -12.0 + (i * LANES + j) as f32 * (24.0 / 320_000.0) + 1e-7);
+        let mut y = [0.0; LANES];
+        Level::detect().dispatch(Tanh(&x, &mut y));
+        for (x, y) in x.into_iter().zip(y) {
+            let exact = f64::from(x).tanh();
+            worst = worst.max((f64::from(y) - exact).abs() / exact.abs());
+        }
+    }
+    assert!(worst < 2e-6, "worst relative error {worst:e}");
+    let mut y = [1.0; LANES];
+    for (x, expected) in [(f32::INFINITY, 1.0), (f32::NEG_INFINITY, -1.0), (0.0, 0.0), (1e-30, 1e-30)] {
+        Level::detect().dispatch(Tanh(&[x; LANES], &mut y));
+        assert_eq!(y, [expected; LANES], "tanh({x})");
+    }
+    Level::detect().dispatch(Tanh(&[f32::NAN; LANES], &mut y));
     assert!(y.iter().all(|y| y.is_nan()));
 }
 

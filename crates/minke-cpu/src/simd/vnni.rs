@@ -63,7 +63,7 @@ pub unsafe fn block_dots(q: &[u8], x: &[i8]) -> __m512 {
 /// # Safety
 /// AVX-512 with VNNI must exist, and as for [`crate::simd::Simd::bytes_tile`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
-pub unsafe fn tile(t: BytesTile<'_>, rows: usize) {
+pub unsafe fn tile(t: BytesTile, rows: usize) {
     macro_rules! of_rows {
         ($($n:literal)*) => {
             match (rows, t.block, t.min.is_null()) {
@@ -80,11 +80,13 @@ pub unsafe fn tile(t: BytesTile<'_>, rows: usize) {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
-unsafe fn run<const M: usize, const STEPS: usize, const MIN: bool>(t: BytesTile<'_>) {
+unsafe fn run<const M: usize, const STEPS: usize, const MIN: bool>(t: BytesTile) {
     const VECS: usize = COLUMNS / LANES;
     let zero = _mm512_setzero_ps();
     let mut levels = [[[zero; VECS]; M]; 5];
     let (mut q, mut scale, mut min) = (t.q, t.scale, t.min);
+    // scales from one half of the columns to the other
+    let half = t.blocks * LANES;
     // SAFETY (all): by the caller's promise.
     unsafe {
         for (count, chain) in CHAINS.into_iter().enumerate() {
@@ -93,15 +95,16 @@ unsafe fn run<const M: usize, const STEPS: usize, const MIN: bool>(t: BytesTile<
                 let mut dots = [[_mm512_setzero_si512(); VECS]; M];
                 if t.offset != 0 {
                     for m in 0..M {
-                        let start = -(f32::from(t.offset) * *t.x_sum[m].add(b));
+                        let start = -(f32::from(t.offset) * *t.x_sum.add(m * t.x_blocks + b));
                         dots[m] = [_mm512_set1_epi32(start as i32); VECS];
                     }
                 }
                 for step in 0..STEPS {
-                    let q =
-                        [0, 1].map(|v| _mm512_loadu_si512(q.add((step * COLUMNS + v * LANES) * 4).cast()));
+                    let q = [0, 1]
+                        .map(|v| _mm512_loadu_si512(q.add(v * half * 4 * STEPS + step * LANES * 4).cast()));
                     for m in 0..M {
-                        let x = t.x[m].add(b * 4 * STEPS + 4 * step).cast::<i32>().read_unaligned();
+                        let x =
+                            t.x.add(m * t.x_row + b * 4 * STEPS + 4 * step).cast::<i32>().read_unaligned();
                         let x = _mm512_set1_epi32(x);
                         for v in 0..VECS {
                             dots[m][v] = _mm512_dpbusd_epi32(dots[m][v], q[v], x);
@@ -109,20 +112,25 @@ unsafe fn run<const M: usize, const STEPS: usize, const MIN: bool>(t: BytesTile<
                     }
                 }
                 for v in 0..VECS {
-                    let scale = _mm512_loadu_ps(scale.add(v * LANES));
+                    let scale = _mm512_loadu_ps(scale.add(v * half));
                     for m in 0..M {
                         let mut part = _mm512_mul_ps(_mm512_cvtepi32_ps(dots[m][v]), scale);
                         if MIN {
-                            let min = _mm512_loadu_ps(min.add(v * LANES));
-                            part = _mm512_fmadd_ps(min, _mm512_set1_ps(*t.x_sum[m].add(b)), part);
+                            let min = _mm512_loadu_ps(min.add(v * half));
+                            part =
+                                _mm512_fmadd_ps(min, _mm512_set1_ps(*t.x_sum.add(m * t.x_blocks + b)), part);
                         }
-                        sums[m][v] = _mm512_fmadd_ps(part, _mm512_set1_ps(*t.x_scale[m].add(b)), sums[m][v]);
+                        sums[m][v] = _mm512_fmadd_ps(
+                            part,
+                            _mm512_set1_ps(*t.x_scale.add(m * t.x_blocks + b)),
+                            sums[m][v],
+                        );
                     }
                 }
-                q = q.add(4 * STEPS * COLUMNS);
-                scale = scale.add(COLUMNS);
+                q = q.add(4 * STEPS * LANES);
+                scale = scale.add(LANES);
                 if MIN {
-                    min = min.add(COLUMNS);
+                    min = min.add(LANES);
                 }
             }
             let mut level = 0;

@@ -2,6 +2,7 @@
 
 use super::chunk::BLOCKS;
 use crate::cpu::{Cpu, SharedMut};
+use crate::gemm::Operand;
 use crate::rows::{kernel, load, over_tiles};
 use crate::scratch::{self, Scratch};
 use crate::simd::LANES;
@@ -25,10 +26,11 @@ pub(super) struct Inputs {
 }
 
 impl Inputs {
-    /// Codes rows of `cols` (a multiple of 32) for blocks of 16 or 32.
-    pub fn new(cpu: &Cpu, x: View<'_>, cols: usize, block: usize) -> Self {
+    /// Codes rows, whose length is a multiple of 32, for blocks of 16 or 32.
+    pub fn new(cpu: &Cpu, x: Operand<'_>, block: usize) -> Self {
+        let (rows, cols) = (x.rows(), x.cols);
         let stride = cols.next_multiple_of(BLOCKS * block);
-        let (rows, blocks) = (x.len() / cols, stride / block);
+        let blocks = stride / block;
         let mut codes = scratch::take::<i8>(rows * stride);
         let mut scales = scratch::take::<f32>(rows * blocks);
         let mut sums = scratch::take::<f32>(rows * blocks);
@@ -39,7 +41,8 @@ impl Inputs {
                 let codes = unsafe { shared.0.slice(row * stride, stride) };
                 let scales = unsafe { shared.1.slice(row * blocks, blocks) };
                 let sums = unsafe { shared.2.slice(row * blocks, blocks) };
-                let x = x.slice(row * cols, (row + 1) * cols);
+                let from = x.index.map_or(row, |index| index[row] as usize);
+                let x = x.view.slice(from * cols, (from + 1) * cols);
                 cpu.dispatch(Code { x, cols, block, codes, scales, sums });
             }
         });

@@ -41,9 +41,7 @@ macro_rules! with_format {
 /// The products of a group, or of a part of it, that one call of a kernel makes.
 struct Task<'a> {
     x: &'a Inputs,
-    /// Rows of `x`.
-    index: Option<&'a [u32]>,
-    /// Rows of the output.
+    /// Rows of `x` and of the output.
     rows: Range<usize>,
     /// Stored rows, one after the other.
     bytes: &'a [u8],
@@ -55,20 +53,13 @@ struct Task<'a> {
     column: usize,
 }
 
-impl Task<'_> {
-    #[inline(always)]
-    fn input(&self, row: usize) -> usize {
-        self.index.map_or(row, |index| index[row] as usize)
-    }
-}
-
 /// As [`super::matmul_stored`], for weights in blocks; shapes are checked there.
 pub(super) fn matmul(cpu: &Cpu, a: Operand<'_>, offsets: &[u32], w: &StoredWeight, c: ViewMut<'_>) {
     let mut inputs: [Option<Inputs>; 2] = [None, None];
     for part in w.parts() {
         let Form::Blocks(format) = part.form else { unreachable!("a weight in blocks") };
         let block = block_of(format);
-        inputs[usize::from(block == 16)].get_or_insert_with(|| Inputs::new(cpu, a.view, a.cols, block));
+        inputs[usize::from(block == 16)].get_or_insert_with(|| Inputs::new(cpu, a, block));
     }
     let out = SharedView::new(c);
     // tasks are parts of stored matrices, so that each reads one piece of memory
@@ -101,7 +92,6 @@ pub(super) fn matmul(cpu: &Cpu, a: Operand<'_>, offsets: &[u32], w: &StoredWeigh
         let x = inputs[usize::from(block_of(format) == 16)].as_ref().expect("coded above");
         let task = Task {
             x,
-            index: a.index,
             rows,
             bytes: &part.bytes[columns.start * row_bytes..columns.end * row_bytes],
             row_bytes,
@@ -202,7 +192,7 @@ fn few<S: Simd, F: Unpack>(s: S, task: &Task<'_>) {
             unpack::<S, F>(s, row, c, &mut chunk);
             let (scale, min) = (s.load(&chunk.scale), s.load(&chunk.min));
             for (j, sum) in sums[..m].iter_mut().enumerate() {
-                let (codes, scales, block_sums) = task.x.row(task.input(task.rows.start + j));
+                let (codes, scales, block_sums) = task.x.row(task.rows.start + j);
                 let codes = &codes[c * BLOCKS * F::BLOCK..][..BLOCKS * F::BLOCK];
                 let dots = s.block_dots(&chunk.q[..BLOCKS * F::BLOCK], codes);
                 let block_sums: &[f32; LANES] =
@@ -254,13 +244,7 @@ fn many<S: Simd, F: Unpack>(s: S, task: &Task<'_>) {
         let mut from = task.rows.start;
         while from < task.rows.end {
             let rows = (task.rows.end - from).min(S::BYTES_ROWS);
-            let mut x = [std::ptr::null::<i8>(); tile::ROWS];
-            let (mut x_scale, mut x_sum) =
-                ([std::ptr::null::<f32>(); tile::ROWS], [std::ptr::null(); tile::ROWS]);
-            for r in 0..rows {
-                let (codes, scales, block_sums) = task.x.row(task.input(from + r));
-                (x[r], x_scale[r], x_sum[r]) = (codes.as_ptr(), scales.as_ptr(), block_sums.as_ptr());
-            }
+            let (x, x_scale, x_sum) = task.x.row(from);
             let t = BytesTile {
                 q: panel.as_ptr(),
                 scale: scale.as_ptr(),
@@ -268,9 +252,11 @@ fn many<S: Simd, F: Unpack>(s: S, task: &Task<'_>) {
                 offset: F::OFFSET,
                 block: F::BLOCK,
                 blocks,
-                x: &x,
-                x_scale: &x_scale,
-                x_sum: &x_sum,
+                x: x.as_ptr(),
+                x_row: task.x.stride,
+                x_scale: x_scale.as_ptr(),
+                x_sum: x_sum.as_ptr(),
+                x_blocks: task.x.blocks(),
                 out: sums.as_mut_ptr(),
             };
             // SAFETY: panel, rows and their scales have `blocks` blocks, `sums` room for the largest tile.

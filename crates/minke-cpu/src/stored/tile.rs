@@ -18,10 +18,10 @@ pub const CHAINS: [usize; BLOCKS] = [0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 
 
 /// What a tile reads and writes.
 #[derive(Clone, Copy)]
-pub struct BytesTile<'a> {
-    /// The panel: blocks in the order in which they are walked, each `[block / 4][32 columns][4]`.
+pub struct BytesTile {
+    /// The panel: for each half of the columns the blocks in the order in which they are walked, each `[block / 4][16][4]`.
     pub q: *const u8,
-    /// A scale for each block and column, blocks in the same order.
+    /// A scale for each block and column, `[half][block][16]`, blocks in the same order.
     pub scale: *const f32,
     /// Likewise, or null.
     pub min: *const f32,
@@ -31,12 +31,13 @@ pub struct BytesTile<'a> {
     pub block: usize,
     /// Blocks of the depth.
     pub blocks: usize,
-    /// Codes of the rows, in the order of the depth.
-    pub x: &'a [*const i8; ROWS],
-    /// A scale for each block of the rows.
-    pub x_scale: &'a [*const f32; ROWS],
-    /// The sum of each block's codes.
-    pub x_sum: &'a [*const f32; ROWS],
+    /// Codes of the rows, in the order of the depth, and the distance of rows.
+    pub x: *const i8,
+    pub x_row: usize,
+    /// A scale for each block of the rows, the sum of its codes, and the distance of rows in both.
+    pub x_scale: *const f32,
+    pub x_sum: *const f32,
+    pub x_blocks: usize,
     /// `[rows][32]`
     pub out: *mut f32,
 }
@@ -75,9 +76,9 @@ pub(super) fn pack<'a, S: Simd, F: Unpack>(
             for b in 0..here {
                 let to = place[b] + c;
                 for (j, chunk) in chunks.iter().enumerate() {
-                    scale[to * COLUMNS + half * LANES + j] = chunk.scale[b];
+                    scale[(half * blocks + to) * LANES + j] = chunk.scale[b];
                     if F::MIN {
-                        min[to * COLUMNS + half * LANES + j] = chunk.min[b];
+                        min[(half * blocks + to) * LANES + j] = chunk.min[b];
                     }
                 }
             }
@@ -94,7 +95,7 @@ pub(super) fn pack<'a, S: Simd, F: Unpack>(
                         break;
                     }
                     let step = (w * LANES + k) % (F::BLOCK / 4);
-                    let at = ((place[b] + c) * F::BLOCK / 4 + step) * COLUMNS + half * LANES;
+                    let at = ((half * blocks + place[b] + c) * F::BLOCK / 4 + step) * LANES;
                     let out: &mut [f32] = bytemuck::cast_slice_mut(&mut panel[4 * at..4 * (at + LANES)]);
                     s.store(*turned, out.try_into().expect("sixteen"));
                 }
@@ -115,7 +116,7 @@ fn words_of(q: &[u8; CHUNK], w: usize) -> &[f32; LANES] {
 /// # Safety
 /// All that the tile addresses must be readable, `out` writable.
 #[inline(always)]
-pub unsafe fn body<S: Simd>(s: S, t: BytesTile<'_>, rows: usize) {
+pub unsafe fn body<S: Simd>(s: S, t: BytesTile, rows: usize) {
     // SAFETY (all): by the caller's promise.
     unsafe {
         for half in 0..COLUMNS / LANES {
@@ -125,12 +126,12 @@ pub unsafe fn body<S: Simd>(s: S, t: BytesTile<'_>, rows: usize) {
                 for chain in CHAINS {
                     let mut sum = s.zero();
                     for b in (chain..t.blocks).step_by(BLOCKS) {
-                        let q = t.q.add((at * t.block / 4 * COLUMNS + half * LANES) * 4);
-                        let x = t.x[r].add(b * t.block);
+                        let q = t.q.add((half * t.blocks + at) * t.block * LANES);
+                        let x = t.x.add(r * t.x_row + b * t.block);
                         let mut dots = [0i32; LANES];
                         for step in 0..t.block / 4 {
                             let x: [i32; 4] = std::array::from_fn(|i| i32::from(*x.add(4 * step + i)));
-                            let q = q.add(step * COLUMNS * 4);
+                            let q = q.add(step * LANES * 4);
                             for (j, dot) in dots.iter_mut().enumerate() {
                                 for (i, x) in x.iter().enumerate() {
                                     let q = *q.add(4 * j + i);
@@ -143,17 +144,17 @@ pub unsafe fn body<S: Simd>(s: S, t: BytesTile<'_>, rows: usize) {
                                 }
                             }
                         }
-                        let sum_x = *t.x_sum[r].add(b);
+                        let sum_x = *t.x_sum.add(r * t.x_blocks + b);
                         let mut dots = s.load(&dots.map(|x| x as f32));
                         if !S::SIGNED_BYTES && t.offset != 0 {
                             dots = s.fma(s.splat(-f32::from(t.offset)), s.splat(sum_x), dots);
                         }
-                        let vector = |p: *const f32| s.load(&*p.add(at * COLUMNS + half * LANES).cast());
+                        let vector = |p: *const f32| s.load(&*p.add((half * t.blocks + at) * LANES).cast());
                         let mut part = s.mul(dots, vector(t.scale));
                         if !t.min.is_null() {
                             part = s.fma(vector(t.min), s.splat(sum_x), part);
                         }
-                        sum = s.fma(part, s.splat(*t.x_scale[r].add(b)), sum);
+                        sum = s.fma(part, s.splat(*t.x_scale.add(r * t.x_blocks + b)), sum);
                         at += 1;
                     }
                     tree.add(s, sum);

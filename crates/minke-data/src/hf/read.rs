@@ -1,7 +1,9 @@
 //! Reading the weights of a folder.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use minke_num::{bf16, f16};
 
@@ -24,7 +26,7 @@ pub struct TensorView<'a> {
 /// The weights of a model folder, mapped and validated.
 #[derive(Debug)]
 pub struct WeightFiles {
-    files: Vec<(PathBuf, MappedFile)>,
+    files: Vec<(PathBuf, Arc<MappedFile>)>,
     tensors: BTreeMap<String, (usize, Entry)>,
 }
 
@@ -101,7 +103,7 @@ impl WeightFiles {
             expected: broken.expected,
             got: broken.got,
         })?;
-        self.files.push((path.to_owned(), map));
+        self.files.push((path.to_owned(), Arc::new(map)));
         Ok(entries.into_iter().map(|entry| (entry.name.clone(), entry)).collect())
     }
 
@@ -125,6 +127,12 @@ impl WeightFiles {
         let (file, entry) = self.tensors.get(name)?;
         let bytes = &self.files[*file].1[entry.start..entry.end];
         Some(TensorView { dtype: entry.dtype, shape: &entry.shape, bytes })
+    }
+
+    /// Where a tensor's bytes are, for whoever keeps the map alive beyond this struct.
+    pub fn shared(&self, name: &str) -> Option<(Arc<dyn AsRef<[u8]> + Send + Sync>, Range<usize>)> {
+        let (file, entry) = self.tensors.get(name)?;
+        Some((self.files[*file].1.clone(), entry.start..entry.end))
     }
 
     /// A tensor has been read: its pages need not stay in memory. It can be read again.

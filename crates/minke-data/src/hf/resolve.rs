@@ -4,22 +4,22 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::recover_folder;
+use crate::gguf::is_gguf;
 use crate::paths::expand_path;
 use crate::{Error, Result};
 
-/// Finds the model folder that an argument means.
+/// Finds the model that an argument means: its folder, or its GGUF file.
 ///
-/// In this order: a folder with `config.json`; the `model/` folder of a run; the highest `checkpoints/step-N` of a
+/// In this order: a file that ends in `.gguf`; a folder with `config.json`; the `model/` folder of a run; the highest `checkpoints/step-N` of a
 /// run (itself or its `model/`); a hub id `OWNER/NAME` in the local cache. A replacement that was cut off
 /// is recovered on the way.
 ///
 /// # Errors
-/// Nothing is found, or it is of a kind that is not read (GGUF); the text says what to do.
+/// Nothing is found; the text says what to do.
 pub fn resolve_model(argument: &str) -> Result<PathBuf> {
     let path = expand_path(argument).map_err(|reason| Error::model(argument, reason))?;
-    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
-        let reason = "GGUF files are not read yet; give the Hugging Face folder that it was made from";
-        return Err(Error::model(argument, reason));
+    if is_gguf(&path) && !path.is_dir() {
+        return if path.is_file() { Ok(path) } else { Err(Error::model(argument, "there is no such file")) };
     }
     if path.file_name().is_some() {
         // a replacement that died may have left the folder under its other name; reading must work without
@@ -27,7 +27,7 @@ pub fn resolve_model(argument: &str) -> Result<PathBuf> {
         let _ = recover_folder(&path);
     }
     if path.is_file() {
-        let reason = "this is a file; give the folder that holds config.json and the weights";
+        let reason = "this is no .gguf file; give one, or the folder that holds config.json and the weights";
         return Err(Error::model(argument, reason));
     }
     if path.is_dir() {
@@ -177,13 +177,16 @@ mod tests {
         fs::rename(&run, root.path().join("run.old-minke")).unwrap();
         assert_eq!(resolve().unwrap(), run);
         let file = run.join("config.json");
-        assert!(resolve_model(file.to_str().unwrap()).unwrap_err().to_string().contains("give the folder"));
+        assert!(resolve_model(file.to_str().unwrap()).unwrap_err().to_string().contains("or the folder"));
+        let gguf = run.join("model.gguf");
+        fs::write(&gguf, "GGUF").unwrap();
+        assert_eq!(resolve_model(gguf.to_str().unwrap()).unwrap(), gguf);
     }
 
     #[test]
     fn what_cannot_be_read_says_so() {
         let gguf = resolve_model("x/model.GGUF").unwrap_err().to_string();
-        assert!(gguf.contains("not read yet"), "{gguf}");
+        assert!(gguf.contains("there is no such file"), "{gguf}");
         let hub = resolve_model("nobody-at-all/nothing").unwrap_err().to_string();
         assert!(hub.contains("hf download nobody-at-all/nothing"), "{hub}");
         for text in ["../x", "a/b/c", "", "a/..", "/", "a/b c"] {

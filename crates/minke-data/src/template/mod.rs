@@ -236,6 +236,14 @@ impl ChatTemplate {
         BUILTIN.map(|(name, ..)| name)
     }
 
+    /// Says how special tokens are written in this template.
+    pub(crate) fn set_names(&mut self, bos: String, eos: String, pad: String, unk: String) {
+        let others = [("pad_token", pad), ("unk_token", unk)];
+        let others = others.into_iter().filter(|(_, text)| !text.is_empty());
+        let others = others.map(|(name, text)| (name.to_owned(), text)).collect();
+        self.names = Names { bos, eos, others };
+    }
+
     /// The template's text.
     pub fn source(&self) -> &str {
         &self.source

@@ -28,18 +28,23 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 use tokenizers::decoders::DecoderWrapper;
 use tokenizers::{Model, ModelWrapper};
 
 use crate::error::guard;
 use crate::files::{read_bounded, write_atomic};
+use crate::gguf::tokenizer::Ends;
+use crate::gguf::{self, GgufFile};
 use crate::{Error, Result};
 
 use bytes::Spelling;
 use fast::{FastBpe, Words};
 
 pub use stream::StreamDecoder;
+#[cfg(test)]
+pub(crate) use train::skeleton;
 pub use train::{SPECIAL_TOKENS, TrainOptions};
 
 /// The largest `tokenizer.json` that is read; published ones stay below 40 MB.
@@ -102,10 +107,25 @@ struct Shared {
     letters: [char; 256],
 }
 
+/// Who says which tokens begin and end a text.
+enum EndTokens {
+    /// Files beside the tokenizer, by name, where they do; else names that are known.
+    Named([Option<String>; 2]),
+    /// The file that the tokenizer is in.
+    Ids(Ends),
+}
+
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tokenizer").field("vocab_size", &self.vocab_size()).finish_non_exhaustive()
     }
+}
+
+/// Of a `tokenizer.json` what says how tokens are spelt; a vocabulary of a million tokens is not kept for it.
+#[derive(serde::Deserialize)]
+struct DecoderOnly {
+    #[serde(default)]
+    decoder: Value,
 }
 
 impl Tokenizer {
@@ -128,7 +148,7 @@ impl Tokenizer {
                 *name = name.take().or_else(|| entry.and_then(Value::as_str).map(str::to_owned));
             }
         }
-        Self::build(json, &path.display().to_string(), &names)
+        Self::build(json, &path.display().to_string(), &EndTokens::Named(names))
     }
 
     /// Reads the content of a `tokenizer.json`.
@@ -136,7 +156,17 @@ impl Tokenizer {
     /// # Errors
     /// Invalid content.
     pub fn from_json(json: Vec<u8>) -> Result<Self> {
-        Self::build(json, "(in memory)", &[None, None])
+        Self::build(json, "(in memory)", &EndTokens::Named([None, None]))
+    }
+
+    /// The tokenizer in a GGUF file; None where it has none.
+    ///
+    /// # Errors
+    /// Metadata that contradicts itself, or says what is not known.
+    pub fn from_gguf(file: &GgufFile) -> Result<Option<Self>> {
+        let Some(json) = gguf::tokenizer::tokenizer_json(file)? else { return Ok(None) };
+        let ends = EndTokens::Ids(gguf::tokenizer::ends(file)?);
+        Self::build(json, &file.path().display().to_string(), &ends).map(Some)
     }
 
     /// Trains a byte-level BPE vocabulary, the same on every run and with any number of threads.
@@ -150,10 +180,10 @@ impl Tokenizer {
         Self::from_json(train::train_json(sample, options)?)
     }
 
-    fn build(json: Vec<u8>, place: &str, names: &[Option<String>; 2]) -> Result<Self> {
+    fn build(json: Vec<u8>, place: &str, ends: &EndTokens) -> Result<Self> {
         let fail = |reason: String| Error::tokenizer(place, reason);
         // the parser of the model wraps errors so that they lose their line; look at the syntax first
-        let file: Value =
+        let _: IgnoredAny =
             serde_json::from_slice(&json).map_err(|error| fail(format!("not JSON: {error}")))?;
         let mut special = guard(|| tokenizers::Tokenizer::from_bytes(&json))
             .map_err(fail)?
@@ -209,14 +239,29 @@ impl Tokenizer {
             }
             table
         });
-        let spelling = if byte_level { None } else { Spelling::of(&file["decoder"]) };
-        let fast = (all_control && byte_level).then(|| FastBpe::new(&file, &vocabulary)).flatten();
+        let fast = if all_control && byte_level {
+            let file: Value =
+                serde_json::from_slice(&json).map_err(|error| fail(format!("not JSON: {error}")))?;
+            FastBpe::new(&file, &vocabulary)
+        } else {
+            None
+        };
+        let spelling = if byte_level {
+            None
+        } else {
+            let file: DecoderOnly =
+                serde_json::from_slice(&json).map_err(|error| fail(format!("not JSON: {error}")))?;
+            Spelling::of(&file.decoder)
+        };
         let letters = stream::byte_letters();
         let find = |named: &Option<String>, known: &[&str]| match named {
             Some(name) => special.token_to_id(name),
             None => known.iter().find_map(|name| special.token_to_id(name)),
         };
-        let (bos, eos) = (find(&names[0], &BOS_NAMES), find(&names[1], &EOS_NAMES));
+        let (bos, eos) = match ends {
+            EndTokens::Named([bos, eos]) => (find(bos, &BOS_NAMES), find(eos, &EOS_NAMES)),
+            EndTokens::Ids(ends) => (ends.bos, ends.eos),
+        };
         let fingerprint = *blake3::hash(&json).as_bytes();
         let shared = Shared {
             special,
@@ -264,6 +309,11 @@ impl Tokenizer {
     /// The token that ends a document.
     pub fn eos(&self) -> Option<u32> {
         self.shared.eos
+    }
+
+    /// The content of its `tokenizer.json`.
+    pub(crate) fn json(&self) -> &[u8] {
+        &self.shared.json
     }
 
     /// blake3 of the `tokenizer.json`.

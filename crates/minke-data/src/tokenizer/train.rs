@@ -95,7 +95,7 @@ pub(super) fn train_json(sample: &[String], options: &TrainOptions) -> Result<Ve
 }
 
 /// A `tokenizer.json` without a vocabulary. The cuts are those of DeepSeek-V3's file.
-pub(super) fn skeleton(digits: u8) -> Value {
+pub(crate) fn skeleton(digits: u8) -> Value {
     let split = |regex: String| json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
     let words = concat!(
         "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+",

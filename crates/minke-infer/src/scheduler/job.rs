@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::engine::{EngineError, Request, StopReason, Token};
+use crate::engine::{EngineError, Request, StopReason};
+use crate::step::Token;
 
 use super::prefix::Place;
 

@@ -22,8 +22,9 @@ use std::time::Instant;
 
 use minke_model::{CacheKind, PAGE};
 
-use crate::engine::{Engine, Request, StopReason, Written};
+use crate::engine::{Engine, Request, StopReason};
 use crate::sequence::{Sequence, common};
+use crate::step::Written;
 
 use job::Job;
 use prefix::PrefixTree;
@@ -146,9 +147,7 @@ impl<'a> Scheduler<'a> {
                 match token {
                     Ok(token) => {
                         job.first_token.get_or_insert_with(Instant::now);
-                        // the token that ends an answer is no part of it
-                        let ends = matches!(self.sequences[at].stop, Some(StopReason::Token(_)));
-                        if let Some(token) = token.filter(|_| !ends) {
+                        if let Some(token) = token {
                             job.tell(Event::Token(token));
                         }
                     }
@@ -235,7 +234,8 @@ impl<'a> Scheduler<'a> {
             let takes = self.shares();
             let pages = |tokens: usize| tokens.div_ceil(PAGE);
             let grows = |(sequence, take): (&Sequence, &usize)| {
-                pages(sequence.session.len() + take) - pages(sequence.session.len())
+                let drafts = self.engine.most_drafts(sequence, *take);
+                pages(sequence.session.len() + take + drafts) - pages(sequence.session.len())
             };
             let needed = self.pages() + self.sequences.iter().zip(&takes).map(grows).sum::<usize>();
             let missing = needed.saturating_sub(self.stats.most_pages);

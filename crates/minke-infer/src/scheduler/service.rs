@@ -10,6 +10,7 @@ use minke_cpu::Cpu;
 use minke_data::Tokenizer;
 use minke_model::{Cache, Model, PAGE};
 
+use crate::constrain::STACK_BYTES;
 use crate::engine::{Engine, EngineError, Request};
 
 use super::job::{Event, Job, Order, Sink, Turn};
@@ -91,8 +92,12 @@ impl Service {
             max_waiting: options.max_waiting,
             context: model.config.max_position_embeddings.min(most_pages.saturating_mul(PAGE)),
             stats: stats.clone(),
+            alive: Arc::new(AtomicBool::new(true)),
         };
-        let thread = std::thread::Builder::new().name("minke-service".to_owned()).spawn(move || {
+        let alive = Alive(handle.alive.clone());
+        let thread = std::thread::Builder::new().name("minke-service".to_owned()).stack_size(STACK_BYTES);
+        let thread = thread.spawn(move || {
+            let _alive = alive;
             let engine = Engine::new(&mut model, &cpu, tokenizer.as_ref());
             let engine = engine.with_cache(options.cache).expect("its pages were counted");
             serve(Scheduler::new(engine, options, most_pages), &inbox, &stats);
@@ -141,6 +146,16 @@ pub struct Handle {
     max_waiting: usize,
     context: usize,
     stats: Arc<Mutex<Stats>>,
+    alive: Arc<AtomicBool>,
+}
+
+/// Tells when the thread ends, however it does.
+struct Alive(Arc<AtomicBool>);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
 }
 
 impl Handle {
@@ -174,6 +189,11 @@ impl Handle {
     /// Tokens that fit into one sequence, prompt and answer together: what the model takes, or what memory holds.
     pub fn context(&self) -> usize {
         self.context
+    }
+
+    /// Whether there is a service that takes requests.
+    pub fn is_alive(&self) -> bool {
+        self.alive.load(Ordering::Acquire)
     }
 
     /// What it was doing after the last call of the model.

@@ -25,6 +25,18 @@ pub enum RopeScaling {
         /// Ratio of the new context to the old.
         factor: f64,
     },
+    /// Frequencies by how often they turn in the pretrained context: divided below `low_freq_factor` turns, kept above
+    /// `high_freq_factor`, mixed between (Llama 3.1).
+    Llama3 {
+        /// Ratio by which low frequencies are divided.
+        factor: f64,
+        /// Turns below which a frequency is low.
+        low_freq_factor: f64,
+        /// Turns above which it is high.
+        high_freq_factor: f64,
+        /// The pretrained context.
+        original_max_position_embeddings: usize,
+    },
     /// Low frequencies interpolated, high ones kept, a ramp between (`YaRN`, Peng et al. 2023).
     Yarn {
         /// Ratio of the new context to the old.
@@ -60,7 +72,7 @@ impl Rope {
     /// The frequencies of the `rotary_dim / 2` pairs.
     ///
     /// `f_i = theta^(-2i / r)`, divided by the factor (linear), or mixed with the divided one along a ramp
-    /// (yarn). Exponents, powers and mixing are rounded to f32 where the reference rounds; the ramp's ends
+    /// (yarn, llama3). Exponents, powers and mixing are rounded to f32 where the reference rounds; the ramp's ends
     /// are found in f64.
     ///
     /// Paper: `YaRN`, section 3.2.
@@ -72,6 +84,29 @@ impl Rope {
         match &self.scaling {
             RopeScaling::None => powers.map(|power| 1.0 / power).collect(),
             RopeScaling::Linear { factor } => powers.map(|power| (1.0 / power) / *factor as f32).collect(),
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_position_embeddings,
+            } => {
+                let (factor, context) = (*factor as f32, *original_max_position_embeddings as f32);
+                let (low, high) = (*low_freq_factor as f32, *high_freq_factor as f32);
+                powers
+                    .map(|power| {
+                        let frequency = 1.0 / power;
+                        let turns = context / (std::f32::consts::TAU / frequency);
+                        if turns < low {
+                            frequency / factor
+                        } else if turns > high {
+                            frequency
+                        } else {
+                            let keep = (turns - low) / (high - low);
+                            (1.0 - keep) * frequency / factor + keep * frequency
+                        }
+                    })
+                    .collect()
+            }
             RopeScaling::Yarn {
                 factor,
                 original_max_position_embeddings,
@@ -108,7 +143,7 @@ impl Rope {
     /// The multiplier of cosines and sines: 1 without yarn, else the attention factor or what its weights give.
     pub fn cos_sin_scale(&self) -> f32 {
         match &self.scaling {
-            RopeScaling::None | RopeScaling::Linear { .. } => 1.0,
+            RopeScaling::None | RopeScaling::Linear { .. } | RopeScaling::Llama3 { .. } => 1.0,
             RopeScaling::Yarn { factor, mscale, mscale_all_dim, attention_factor, .. } => {
                 let scale = attention_factor.unwrap_or_else(|| match (set(*mscale), set(*mscale_all_dim)) {
                     (Some(up), Some(down)) => yarn_mscale(*factor, up) / yarn_mscale(*factor, down),
@@ -128,7 +163,10 @@ impl Rope {
                 let mscale = set(*mscale_all_dim).map_or(1.0, |weight| yarn_mscale(*factor, weight));
                 (scale * mscale * mscale) as f32
             }
-            RopeScaling::None | RopeScaling::Linear { .. } | RopeScaling::Yarn { .. } => scale as f32,
+            RopeScaling::None
+            | RopeScaling::Linear { .. }
+            | RopeScaling::Llama3 { .. }
+            | RopeScaling::Yarn { .. } => scale as f32,
         }
     }
 }

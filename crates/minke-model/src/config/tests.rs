@@ -1,3 +1,5 @@
+pub mod families;
+
 use insta::assert_snapshot;
 use serde_json::{Value, json};
 
@@ -264,8 +266,11 @@ fn no_single_field_makes_it_panic() {
         json!("x"),
         json!([1]),
         json!({"a": 1}),
+        json!({"full_attention": 1, "sliding_attention": {"rope_theta": -1}}),
+        json!({"rope_type": "llama3", "factor": 1e-300, "low_freq_factor": 1e-300, "high_freq_factor": 1e300}),
     ];
-    for base in [deepseek_v3(), deepseek_v2_lite(), llama()] {
+    let families = families::published().map(|(value, _)| value);
+    for base in [deepseek_v3(), deepseek_v2_lite(), llama()].into_iter().chain(families) {
         for key in base.as_object().unwrap().keys() {
             for value in &hostile {
                 let mut changed = base.clone();

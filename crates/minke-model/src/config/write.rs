@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{AttentionKind, Config, Family, Rope, RopeScaling, TopkMethod};
+use super::{AttentionKind, Config, Family, Gate, MoeLayers, ProjectionBias, Rope, RopeScaling, TopkMethod};
 
 /// The whole document; see [`Config::to_json`].
 pub(super) fn config(config: &Config) -> Value {
@@ -32,43 +32,43 @@ pub(super) fn config(config: &Config) -> Value {
             put("v_head_dim", json!(v_head_dim));
             put("attention_bias", json!(false));
         }
-        AttentionKind::Gqa { num_key_value_heads, head_dim, bias } => {
+        AttentionKind::Gqa { num_key_value_heads, head_dim, bias, qk_norm: _ } => {
             put("num_key_value_heads", json!(num_key_value_heads));
             put("head_dim", json!(head_dim));
-            put("attention_bias", json!(bias));
+            if !matches!(config.family, Family::Qwen2 | Family::Mistral) {
+                put("attention_bias", json!(*bias == ProjectionBias::All));
+            }
         }
     }
-    if config.family != Family::DeepseekV3 {
-        put("mlp_bias", json!(false));
+    if matches!(config.family, Family::DeepseekV2 | Family::Llama) {
+        put("mlp_bias", json!(config.mlp_bias));
     }
-    put("hidden_act", json!("silu"));
+    let gate = match config.gate {
+        Gate::Silu => "silu",
+        Gate::GeluTanh => "gelu_pytorch_tanh",
+    };
+    put(if config.family.is_gemma() { "hidden_activation" } else { "hidden_act" }, json!(gate));
+    for (key, value) in looks(config) {
+        put(key, value);
+    }
     if let Some(layers) = &config.moe_layers {
-        let moe = &layers.moe;
-        put("first_k_dense_replace", json!(layers.first_k_dense_replace));
-        put("moe_layer_freq", json!(layers.moe_layer_freq));
-        put("n_routed_experts", json!(moe.n_routed_experts));
-        put("num_experts_per_tok", json!(moe.num_experts_per_tok));
-        put("n_shared_experts", json!(moe.n_shared_experts));
-        put("moe_intermediate_size", json!(moe.moe_intermediate_size));
-        put("n_group", json!(moe.n_group));
-        put("topk_group", json!(moe.topk_group));
-        put("norm_topk_prob", json!(moe.norm_topk_prob));
-        put("routed_scaling_factor", json!(moe.routed_scaling_factor));
-        let (scoring, method) = match moe.topk_method {
-            TopkMethod::NoAuxTc => ("sigmoid", "noaux_tc"),
-            TopkMethod::Greedy => ("softmax", "greedy"),
-            TopkMethod::GroupLimitedGreedy => ("softmax", "group_limited_greedy"),
-        };
-        put("scoring_func", json!(scoring));
-        put("topk_method", json!(method));
+        experts(&mut put, config.family, layers);
     }
-    if config.family == Family::DeepseekV3 {
+    if config.family.is_v3() {
         put("num_nextn_predict_layers", json!(config.num_nextn_predict_layers));
         put("rope_interleave", json!(config.rope.interleaved));
     }
     put("max_position_embeddings", json!(config.max_position_embeddings));
     let (parameters, scaling) = rope(&config.rope);
-    put("rope_parameters", parameters);
+    match config.sliding.as_ref().and_then(|sliding| sliding.rope.as_ref()) {
+        _ if config.family != Family::Gemma3Text => put("rope_parameters", parameters),
+        sliding => {
+            let sliding = sliding.unwrap_or(&PLAIN);
+            put("rope_local_base_freq", json!(sliding.theta));
+            let both = json!({"full_attention": parameters, "sliding_attention": rope(sliding).0});
+            put("rope_parameters", both)
+        }
+    };
     put("rope_theta", json!(config.rope.theta));
     put("rope_scaling", scaling);
     put("rms_norm_eps", json!(config.rms_norm_eps));
@@ -100,6 +100,70 @@ pub(super) fn config(config: &Config) -> Value {
     Value::Object(object)
 }
 
+/// The rope of sliding layers where a model has none.
+const PLAIN: Rope =
+    Rope { theta: 10_000.0, interleaved: false, scales_softmax: false, scaling: RopeScaling::None };
+
+/// Windows, caps and the scale of scores, for the families that have them.
+fn looks(config: &Config) -> Vec<(&'static str, Value)> {
+    let sliding = config.sliding.as_ref();
+    let mut all = Vec::new();
+    match config.family {
+        Family::DeepseekV3 | Family::KimiK2 | Family::DeepseekV2 | Family::Llama => return all,
+        Family::Qwen2 | Family::Qwen3 | Family::Qwen3Moe => {
+            all.push(("use_sliding_window", json!(sliding.is_some())));
+        }
+        Family::Gemma2 | Family::Gemma3Text => {
+            all.push(("query_pre_attn_scalar", json!(config.query_pre_attn_scalar)));
+            all.push(("attn_logit_softcapping", json!(config.attn_logit_softcapping)));
+            all.push(("final_logit_softcapping", json!(config.final_logit_softcapping)));
+        }
+        Family::Mistral => {}
+    }
+    all.push(("sliding_window", json!(sliding.map(|sliding| sliding.window))));
+    if !matches!(config.family, Family::Mistral | Family::Qwen3Moe) {
+        let kind = |layer| match config.window(layer) {
+            Some(_) => "sliding_attention",
+            None => "full_attention",
+        };
+        let kinds: Vec<_> = (0..config.num_hidden_layers).map(kind).collect();
+        all.push(("layer_types", json!(kinds)));
+    }
+    all
+}
+
+fn experts<R>(put: &mut impl FnMut(&str, Value) -> R, family: Family, layers: &MoeLayers) {
+    let moe = &layers.moe;
+    if family == Family::Qwen3Moe {
+        // version 5 of transformers writes the second name, everyone reads the first
+        put("num_experts", json!(moe.n_routed_experts));
+        put("num_local_experts", json!(moe.n_routed_experts));
+        put("num_experts_per_tok", json!(moe.num_experts_per_tok));
+        put("moe_intermediate_size", json!(moe.moe_intermediate_size));
+        put("norm_topk_prob", json!(moe.norm_topk_prob));
+        put("decoder_sparse_step", json!(layers.moe_layer_freq));
+        put("mlp_only_layers", json!(layers.dense_layers));
+        return;
+    }
+    put("first_k_dense_replace", json!(layers.first_k_dense_replace));
+    put("moe_layer_freq", json!(layers.moe_layer_freq));
+    put("n_routed_experts", json!(moe.n_routed_experts));
+    put("num_experts_per_tok", json!(moe.num_experts_per_tok));
+    put("n_shared_experts", json!(moe.n_shared_experts));
+    put("moe_intermediate_size", json!(moe.moe_intermediate_size));
+    put("n_group", json!(moe.n_group));
+    put("topk_group", json!(moe.topk_group));
+    put("norm_topk_prob", json!(moe.norm_topk_prob));
+    put("routed_scaling_factor", json!(moe.routed_scaling_factor));
+    let (scoring, method) = match moe.topk_method {
+        TopkMethod::NoAuxTc => ("sigmoid", "noaux_tc"),
+        TopkMethod::Greedy => ("softmax", "greedy"),
+        TopkMethod::GroupLimitedGreedy => ("softmax", "group_limited_greedy"),
+    };
+    put("scoring_func", json!(scoring));
+    put("topk_method", json!(method));
+}
+
 /// `rope_parameters` of newer files and `rope_scaling` of older ones (null without scaling).
 fn rope(rope: &Rope) -> (Value, Value) {
     let mut parameters = Map::new();
@@ -111,6 +175,18 @@ fn rope(rope: &Rope) -> (Value, Value) {
         RopeScaling::Linear { factor } => {
             put("rope_type", json!("linear"));
             put("factor", json!(factor));
+        }
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings,
+        } => {
+            put("rope_type", json!("llama3"));
+            put("factor", json!(factor));
+            put("low_freq_factor", json!(low_freq_factor));
+            put("high_freq_factor", json!(high_freq_factor));
+            put("original_max_position_embeddings", json!(original_max_position_embeddings));
         }
         RopeScaling::Yarn {
             factor,

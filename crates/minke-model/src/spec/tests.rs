@@ -1,6 +1,7 @@
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::*;
+use crate::config::tests::families::{gemma2, gemma3, kimi_k2, published, qwen2, qwen3_moe};
 use crate::config::tests::{deepseek_v2_lite, deepseek_v3, llama};
 
 fn counted(config: &Config, keep: impl Fn(&TensorSpec) -> bool) -> u64 {
@@ -33,6 +34,40 @@ fn deepseek_v2_lite_has_its_published_size() {
 }
 
 #[test]
+fn families_have_their_published_sizes() {
+    for (value, total) in published() {
+        let counts = parameters(&Config::from_json(&value).unwrap());
+        assert_eq!(counts.total, total, "{}", value["model_type"]);
+    }
+    let counts = parameters(&Config::from_json(&qwen3_moe()).unwrap());
+    // its card: 3.3B active, which is 3.35 cut short
+    assert_eq!(counts.active / 100_000_000, 33);
+    // its report: 1.04T in all, 32.6B active
+    let counts = parameters(&Config::from_json(&kimi_k2()).unwrap());
+    assert_eq!(format!("{:.2}", counts.total as f64 / 1e12), "1.03");
+    assert_eq!(format!("{:.0}", counts.active as f64 / 1e9), "33");
+}
+
+#[test]
+fn names_of_families_are_the_published_ones() {
+    let names = |value: &Value| -> Vec<String> {
+        let config = Config::from_json(value).unwrap();
+        let of_layer = |spec: &TensorSpec| spec.layer == Some(1);
+        tensors(&config)
+            .into_iter()
+            .filter(of_layer)
+            .map(|spec| format!("{} {:?}", spec.name, spec.shape))
+            .collect()
+    };
+    let mut small = qwen3_moe();
+    small["num_experts"] = json!(2);
+    small["num_experts_per_tok"] = json!(2);
+    insta::assert_snapshot!(
+        [qwen2(), small, gemma2(), gemma3()].map(|value| names(&value).join("\n")).join("\n\n")
+    );
+}
+
+#[test]
 fn formulas_count_what_the_table_lists() {
     let mut small = deepseek_v3();
     for (key, value) in [("num_hidden_layers", 5), ("n_routed_experts", 16), ("num_nextn_predict_layers", 2)]
@@ -41,7 +76,10 @@ fn formulas_count_what_the_table_lists() {
     }
     for key in ["q_lora_rank", "none"] {
         small[key] = json!(null);
-        for value in [small.clone(), deepseek_v2_lite(), llama()] {
+        let mut biased = llama();
+        (biased["attention_bias"], biased["mlp_bias"]) = (json!(true), json!(true));
+        let others = published().into_iter().map(|(value, _)| value).chain([biased]);
+        for value in [small.clone(), deepseek_v2_lite(), llama()].into_iter().chain(others) {
             let config = Config::from_json(&value).unwrap();
             let counts = parameters(&config);
             assert_eq!(counts.total, counted(&config, |spec| spec.mtp.is_none()));
@@ -56,7 +94,8 @@ fn formulas_count_what_the_table_lists() {
             assert_eq!(counts.mtp_active, counted(&config, |spec| spec.mtp.is_some() && used(spec)));
             // each weight that is multiplied costs one multiply-add per token
             let product = |spec: &TensorSpec| {
-                used(spec) && !matches!(spec.role, Role::Norm | Role::RouterBias | Role::Embedding)
+                let adds = matches!(spec.role, Role::Norm | Role::Bias | Role::RouterBias | Role::Embedding);
+                used(spec) && !adds
             };
             let tied = if config.tie_word_embeddings { counts.embedding } else { 0 };
             let trunk = counted(&config, |spec| spec.mtp.is_none() && product(spec));
@@ -125,4 +164,24 @@ fn causal_attention_costs_half_the_square() {
     let by_hand: u64 = (1..=8).map(|keys| 2 * keys * 3 * (8 + 8) * 2).sum();
     assert_eq!(flops.attention * 8, by_hand);
     assert_eq!(flops.training(), 3 * (flops.linear + flops.attention));
+}
+
+#[test]
+fn a_window_bounds_the_keys_of_a_row() {
+    let mut value = qwen2();
+    for (key, change) in [
+        ("use_sliding_window", json!(true)),
+        ("sliding_window", json!(3)),
+        ("max_window_layers", json!(1)),
+        ("num_hidden_layers", json!(2)),
+    ] {
+        value[key] = change;
+    }
+    let config = Config::from_json(&value).unwrap();
+    let flops = flops_per_token(&config, 10, false);
+    // 14 heads of 64, both products; the first layer sees everything, the second three keys at most
+    let by_hand: u64 = (1..=10_u64).map(|keys| 2 * (keys + keys.min(3)) * 14 * (64 + 64)).sum();
+    assert!(flops.attention.abs_diff(by_hand / 10) <= 1, "{} for {}", flops.attention, by_hand / 10);
+    let short = flops_per_token(&config, 3, false);
+    assert_eq!(short.attention, 2 * 14 * 128 * 4);
 }

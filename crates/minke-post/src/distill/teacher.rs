@@ -5,9 +5,8 @@ use std::path::PathBuf;
 
 use minke_cpu::Cpu;
 use minke_data::Tokenizer;
-use minke_data::hf::resolve_model;
 use minke_data::template::ChatTemplate;
-use minke_infer::{WeightFolder, load_model, read_config};
+use minke_infer::{ModelFiles, load_model};
 use minke_model::{Config, DType, Model, Precision, Purpose, WeightSource, spec};
 
 use crate::error::{PostError, Result};
@@ -23,7 +22,7 @@ const PACKED: u64 = 2;
 pub struct Known {
     /// The recipe's key for it.
     pub key: &'static str,
-    /// Its folder; a model that is still to be made has none.
+    /// Its folder or GGUF file; a model that is still to be made has none.
     pub folder: Option<PathBuf>,
     /// Its sizes.
     pub config: Config,
@@ -39,15 +38,12 @@ impl Known {
     /// # Errors
     /// There is no such model, or it has no tokenizer.
     pub fn look(key: &'static str, argument: &str) -> Result<Self> {
-        let folder = resolve_model(argument)?;
-        let config = read_config(&folder)?;
-        let file = folder.join("tokenizer.json");
-        if !file.is_file() {
-            let reason = format!("{} has no tokenizer.json", folder.display());
-            return Err(PostError::unsuitable(key, reason));
-        }
-        let tokenizer = Tokenizer::load(&file)?;
-        let template = ChatTemplate::load(&folder)?;
+        let files = ModelFiles::find(argument)?;
+        let Some(tokenizer) = files.tokenizer()? else {
+            return Err(PostError::unsuitable(key, format!("{} has no tokenizer", files.path.display())));
+        };
+        let template = files.template()?;
+        let ModelFiles { path: folder, config, .. } = files;
         Ok(Self { key, folder: Some(folder), config, tokenizer, template })
     }
 
@@ -90,7 +86,7 @@ impl Known {
             return Ok(widest([linear, expert, attention, head].contains(&DType::F32)));
         }
         let Some(folder) = &self.folder else { return Ok(widest(true)) };
-        let weights = WeightFolder::open(folder, &self.config)?;
+        let weights = ModelFiles::open(folder)?.weights()?;
         let matrix = |name: &String| weights.shape(name).is_some_and(|shape| shape.len() > 1);
         Ok(widest(
             weights
@@ -113,7 +109,7 @@ impl Known {
     pub fn bytes_to_run(&self, precision: Option<Precision>) -> Result<u64> {
         let each = 4 + self.width(precision)?;
         let folder = self.folder.as_ref().filter(|_| precision.is_none());
-        let weights = folder.map(|folder| WeightFolder::open(folder, &self.config)).transpose()?;
+        let weights = folder.map(|folder| ModelFiles::open(folder)?.weights()).transpose()?;
         let coded = |tensor: &spec::TensorSpec| match (precision, &weights) {
             (Some(precision), _) => precision.coded.of(tensor.role).is_some(),
             (None, Some(weights)) => weights.is_coded(&tensor.name),
@@ -140,19 +136,22 @@ impl Known {
     /// A file cannot be read.
     pub fn fingerprint(&self) -> Result<String> {
         let Some(folder) = &self.folder else { return Ok(String::new()) };
-        let entries = fs::read_dir(folder).map_err(PostError::io("read", folder))?;
-        let mut names = Vec::new();
-        for entry in entries {
-            let name =
-                entry.map_err(PostError::io("read", folder))?.file_name().to_string_lossy().into_owned();
-            if name == "config.json" || name.ends_with(".safetensors") {
-                names.push(name);
+        let mut paths = Vec::new();
+        if folder.is_file() {
+            paths.push(folder.clone());
+        } else {
+            for entry in fs::read_dir(folder).map_err(PostError::io("read", folder))? {
+                let path = entry.map_err(PostError::io("read", folder))?.path();
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                if name == "config.json" || name.ends_with(".safetensors") {
+                    paths.push(path);
+                }
             }
         }
-        names.sort();
+        paths.sort();
         let mut hasher = blake3::Hasher::new();
-        for name in names {
-            let path = folder.join(&name);
+        for path in paths {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let file = fs::File::open(&path).map_err(PostError::io("open", &path))?;
             hasher.update(&(name.len() as u64).to_le_bytes()).update(name.as_bytes());
             let length = file.metadata().map_err(PostError::io("read", &path))?.len();

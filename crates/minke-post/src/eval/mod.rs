@@ -9,6 +9,7 @@
 //! of a run nor where it was interrupted show in it. A verifier that fails makes no answer wrong: such samples are left
 //! out of every rate, and counted.
 
+mod divergence;
 mod log;
 mod perplexity;
 mod prompt;
@@ -27,6 +28,7 @@ use minke_infer::{Engine, Generation, Request, Sampling};
 use minke_model::Model;
 use serde::{Deserialize, Serialize};
 
+pub use divergence::{Divergence, divergence};
 pub use log::AnswerLog;
 pub use perplexity::{TextReport, perplexity};
 pub use prompt::{Form, Prompter};

@@ -37,6 +37,43 @@ pub struct TextReport {
     pub window: usize,
 }
 
+/// A text that is to be foretold.
+pub(super) struct Text {
+    /// At least two.
+    pub tokens: Vec<u32>,
+    /// Bytes of all tokens but the first.
+    bytes: usize,
+}
+
+impl Text {
+    /// Reads a file; its tokens begin with `bos`.
+    pub fn read(tokenizer: &Tokenizer, bos: Option<u32>, path: &Path) -> Result<Self> {
+        let place = || path.display().to_string();
+        let mut bytes = Vec::new();
+        let file = File::open(path).map_err(PostError::io("open", path))?;
+        file.take(MOST_TEXT_BYTES + 1).read_to_end(&mut bytes).map_err(PostError::io("read", path))?;
+        if bytes.len() as u64 > MOST_TEXT_BYTES {
+            return Err(PostError::unsuitable(place(), format!("larger than {} MiB", MOST_TEXT_BYTES >> 20)));
+        }
+        let text = String::from_utf8(bytes).map_err(|error| {
+            let at = error.utf8_error().valid_up_to();
+            PostError::unsuitable(place(), format!("not UTF-8 at byte {at}"))
+        })?;
+        let mut tokens: Vec<u32> = bos.into_iter().collect();
+        tokens.extend(tokenizer.encode(&text)?);
+        if tokens.len() < 2 {
+            return Err(PostError::unsuitable(place(), "there is no text in it"));
+        }
+        let first = if bos.is_some() { 0 } else { tokenizer.decode(&tokens[..1], false).len() };
+        Ok(Self { tokens, bytes: text.len().saturating_sub(first) })
+    }
+}
+
+/// Tokens that a model of this context sees at once.
+pub(super) fn window(context: usize) -> usize {
+    context.clamp(2, MOST_WINDOW)
+}
+
 /// Measures a text in windows of the model's context (at most 4096 tokens) that overlap by half, so that every token
 /// but the first ones is foretold from at least half a window.
 ///
@@ -53,25 +90,10 @@ pub fn perplexity(
     path: &Path,
     on_progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<Option<TextReport>> {
-    let place = || path.display().to_string();
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(PostError::io("open", path))?;
-    file.take(MOST_TEXT_BYTES + 1).read_to_end(&mut bytes).map_err(PostError::io("read", path))?;
-    if bytes.len() as u64 > MOST_TEXT_BYTES {
-        return Err(PostError::unsuitable(place(), format!("larger than {} MiB", MOST_TEXT_BYTES >> 20)));
-    }
-    let text = String::from_utf8(bytes).map_err(|error| {
-        let at = error.utf8_error().valid_up_to();
-        PostError::unsuitable(place(), format!("not UTF-8 at byte {at}"))
-    })?;
-    let mut tokens: Vec<u32> = bos.into_iter().collect();
-    tokens.extend(tokenizer.encode(&text)?);
-    let Some(to_foretell) = tokens.len().checked_sub(1).filter(|n| *n > 0) else {
-        return Err(PostError::unsuitable(place(), "there is no text in it"));
-    };
-    let first = if bos.is_some() { 0 } else { tokenizer.decode(&tokens[..1], false).len() };
+    let Text { tokens, bytes } = Text::read(tokenizer, bos, path)?;
+    let to_foretell = tokens.len() - 1;
     let mut engine = Engine::new(model, cpu, None);
-    let window = engine.context().clamp(2, MOST_WINDOW);
+    let window = window(engine.context());
     let mut nats = 0.0;
     // log-probabilities are of tokens[1..]; this many are in the sum
     let mut done = 0;
@@ -89,9 +111,8 @@ pub fn perplexity(
         start += (window / 2).max(1);
     }
     let _ = on_progress(done, to_foretell);
-    let bytes = text.len().saturating_sub(first);
     Ok(Some(TextReport {
-        path: place(),
+        path: path.display().to_string(),
         bytes,
         tokens: done,
         nats,

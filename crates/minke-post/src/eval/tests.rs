@@ -274,6 +274,46 @@ fn a_text_in_windows_is_foretold_whole() {
 }
 
 #[test]
+fn a_model_is_no_distance_from_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.txt");
+    fs::write(&path, "the whale dives and sings 01 ".repeat(60)).unwrap();
+    let ((mut model, tokenizer), (mut same, _)) = (model(), model());
+    let cpu = Cpu::detect(2);
+    let bos = tokenizer.bos();
+    let mut against = |other: &mut Model| {
+        let mut last = (0, 0);
+        let found = divergence(&mut model, other, &cpu, &tokenizer, bos, &path, &mut |done, all| {
+            assert!(done >= last.0 && done <= all);
+            last = (done, all);
+            ControlFlow::Continue(())
+        });
+        found.map(|found| found.unwrap())
+    };
+    let nothing = against(&mut same).unwrap();
+    assert_eq!((nothing.kl_mean, nothing.kl_max, nothing.same_top), (0.0, 0.0, 1.0));
+    assert!(nothing.tokens > 2 * nothing.window);
+    let mut other = Model::random(same.config.clone(), same.precision, 99);
+    let far = against(&mut other).unwrap();
+    assert!(
+        far.kl_mean > 0.0 && far.kl_median <= far.kl_90 && far.kl_90 <= far.kl_99 && far.kl_99 <= far.kl_max
+    );
+    assert!(far.same_top < 0.9 && far.kl_error > 0.0, "{}", far.line());
+    assert_eq!(far.perplexity, nothing.perplexity);
+    // windows and tokens are those of the perplexity of each
+    for (model, expected) in [(&mut same, far.perplexity), (&mut other, far.reference_perplexity)] {
+        let one = perplexity(model, &cpu, &tokenizer, bos, &path, &mut |_, _| ControlFlow::Continue(()))
+            .unwrap()
+            .unwrap();
+        assert_eq!((one.tokens, one.window), (far.tokens, far.window));
+        assert!((one.perplexity / expected - 1.0).abs() < 1e-5, "{} and {expected}", one.perplexity);
+    }
+    let config = Config { vocab_size: same.config.vocab_size + 1, ..same.config.clone() };
+    let error = against(&mut Model::random(config, same.precision, 1)).unwrap_err();
+    assert!(error.to_string().contains("only models of one vocabulary can be compared"), "{error}");
+}
+
+#[test]
 fn settings_that_mean_nothing_are_refused() {
     assert!(check_settings(&settings()).is_ok());
     for wrong in [

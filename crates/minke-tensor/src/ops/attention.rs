@@ -216,7 +216,7 @@ pub fn mla_attention(
             let mut d_latent = Tensor::uninit(n, c, act);
             let (weight, d_w) = cx.store.with_grad(w.kv_a_norm);
             let (x, d_y) = (latent.view(), d_normed.view());
-            norm::rmsnorm_backward(cx.cpu, x, weight, rstd.f32(), d_y, None, d_latent.view_mut(), d_w);
+            norm::rmsnorm_backward(cx.cpu, x, weight.into(), rstd.f32(), d_y, None, d_latent.view_mut(), d_w);
             copy::put_columns(cx.cpu, d_latent.view(), c, d_kv_a.view_mut(), stride, 0);
         });
         cx.add_grad(q, d_q);
@@ -261,7 +261,7 @@ fn latent(cx: &mut Context<'_>, kv_a: &Tensor, w: MlaWeights, c: usize) -> (Tens
     let mut normed = Tensor::uninit(n, c, kv_a.dtype());
     let mut rstd = Tensor::uninit(n, 1, DType::F32);
     let weight = cx.store.slice(w.kv_a_norm);
-    norm::rmsnorm(cx.cpu, latent.view(), weight, w.eps, normed.view_mut(), rstd.f32_mut());
+    norm::rmsnorm(cx.cpu, latent.view(), weight.into(), w.eps, normed.view_mut(), rstd.f32_mut());
     (latent, normed, rstd)
 }
 
@@ -279,7 +279,7 @@ pub fn mla_absorbed(
     rotary: &Rotary,
     keys: Keys<'_>,
 ) -> Tensor {
-    let AttentionShape { heads, qk_dim, v_dim, scale, .. } = a.shape;
+    let AttentionShape { heads, qk_dim, v_dim, .. } = a.shape;
     let (n, c, r, p) = (q.rows(), cx.store.cols(w.kv_b), a.rotary, qk_dim - a.rotary);
     let (_, normed, _) = latent(cx, kv_a, w, c);
     let q = rotated(cx, q, heads, &a, rotary).to_vec();
@@ -300,12 +300,12 @@ pub fn mla_absorbed(
     }
     let mut rope_key = Tensor::uninit(n, r, kv_a.dtype());
     copy::take_columns(cx.cpu, kv_a.view(), kv_a.cols(), c, r, rope_key.view_mut());
-    let shared = AttentionShape { heads: 1, kv_heads: 1, qk_dim: r, v_dim: r, scale };
+    let shared = AttentionShape { heads: 1, kv_heads: 1, qk_dim: r, v_dim: r, ..a.shape };
     rotate(cx, &mut rope_key, 1, &AttentionWeights { shape: shared, rotary: r }, rotary, false);
     let mut k = Tensor::uninit(n, c + r, DType::F32);
     let (normed, rope_key) = (normed.converted(cx.cpu, DType::F32), rope_key.converted(cx.cpu, DType::F32));
     copy::concat_columns(cx.cpu, normed.view(), c, rope_key.view(), r, k.view_mut());
-    let shape = AttentionShape { heads, kv_heads: 1, qk_dim: c + r, v_dim: c, scale };
+    let shape = AttentionShape { kv_heads: 1, qk_dim: c + r, v_dim: c, ..a.shape };
     let attended = attend(cx, &shape, q_latent, k, normed, keys);
     // results in the latent space, carried back by each head's value rows
     let mut out = Tensor::uninit(n, heads * v_dim, DType::F32);
@@ -320,8 +320,8 @@ pub fn mla_absorbed(
     out
 }
 
-/// Grouped-query attention over projected q [n, h p], k and v [n, h_kv p]: rotation, attention; the result is [n, h p].
-/// Multi-head attention when h_kv = h.
+/// Grouped-query attention over projected q [n, h p], k and v [n, h_kv p]: rotation, attention, within the shape's window
+/// and under its soft cap; the result is [n, h p]. Multi-head attention when h_kv = h.
 ///
 /// Ainslie et al., "GQA: Training Generalized Multi-Query Transformer Models" (2023), section 2.2.
 pub fn gqa_attention(

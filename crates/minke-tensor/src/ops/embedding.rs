@@ -1,18 +1,18 @@
 //! Rows of the embedding.
 
-use minke_cpu::{DType, embedding as kernel};
+use minke_cpu::{DType, copy, embedding as kernel};
 use std::sync::Arc;
 
 use crate::context::{Context, Var};
 use crate::store::WeightId;
 use crate::tensor::Tensor;
 
-/// `y[t] = W[ids[t]]`: W [w, d], y [n, d] in f32. Weights kept in bf16 are rounded first, as everywhere;
+/// `y[t] = scale W[ids[t]]`: W [w, d], y [n, d] in f32. Weights kept in bf16 are rounded first, as everywhere;
 /// those that run from a file are its numbers.
 ///
 /// # Panics
 /// When an id is outside the vocabulary.
-pub fn embedding(cx: &mut Context<'_>, w: WeightId, ids: &Arc<[u32]>) -> Var {
+pub fn embedding(cx: &mut Context<'_>, w: WeightId, ids: &Arc<[u32]>, scale: Option<f32>) -> Var {
     let y = cx.timed("embedding", |cx| {
         let mut y = Tensor::uninit(ids.len(), cx.store.cols(w), cx.store.dtype(w));
         if let Some(stored) = cx.store.stored(w) {
@@ -20,18 +20,29 @@ pub fn embedding(cx: &mut Context<'_>, w: WeightId, ids: &Arc<[u32]>) -> Var {
             for (row, &id) in rows.f32_mut().chunks_mut(stored.cols).zip(ids.iter()) {
                 stored.numbers_into(0, id as usize, row);
             }
-            return rows;
+            return scale.map_or_else(|| rows.clone(), |scale| scaled(cx, &rows, scale));
         }
         kernel::gather(cx.cpu, minke_cpu::View::F32(cx.store.slice(w)), ids, y.view_mut());
-        y.converted(cx.cpu, DType::F32)
+        match scale {
+            None => y.converted(cx.cpu, DType::F32),
+            Some(scale) => scaled(cx, &y, scale),
+        }
     });
     let y = cx.var(y);
     let (out, ids) = (y.slot(), ids.clone());
     cx.record(move |cx| {
         let Some(d_y) = cx.take_grad(out) else { return };
         cx.timed("embedding backward", |cx| {
+            let d_y = scale.map_or_else(|| d_y.clone(), |scale| scaled(cx, &d_y, scale));
             kernel::scatter_add(cx.cpu, d_y.view(), &ids, cx.store.with_grad(w).1);
         });
     });
     y
+}
+
+/// `factor x` in f32.
+fn scaled(cx: &Context<'_>, x: &Tensor, factor: f32) -> Tensor {
+    let mut out = Tensor::uninit(x.rows(), x.cols(), DType::F32);
+    copy::scale_into(cx.cpu, x.view(), factor, out.view_mut());
+    out
 }

@@ -1,28 +1,59 @@
 //! The dense feed-forward block.
 
+use minke_cpu::DType;
 use minke_cpu::gemm::{Operand, Target};
-use minke_cpu::{DType, swiglu as kernel};
+use minke_cpu::swiglu::{self as kernel, Gate};
 
 use super::linear::{self, Input, Scales};
 use crate::context::{Context, Var};
 use crate::store::WeightId;
 use crate::tensor::{Tensor, Tensor8};
 
-/// `y = (silu(x Gᵀ) * (x Uᵀ)) Dᵀ`: x [n, d], gate and up stacked [2f, d], down [d, f], y [n, d] in `dtype`.
+/// `y = (act(x Gᵀ) * (x Uᵀ)) Dᵀ`, act the gate's activation: x [n, d], gate and up stacked [2f, d], down [d, f], y [n, d] in `dtype`.
 ///
 /// Keeps the gate and up values for the backward pass, in FP8 where the products are, and recomputes what is made of them.
-/// Shazeer, "GLU Variants Improve Transformer" (2020), equation 6; DeepSeek-V3 report, section 3.3.3.
-pub fn swiglu_ffn(cx: &mut Context<'_>, x: &Var, gate_up: WeightId, down: WeightId, dtype: DType) -> Var {
+/// Shazeer, "GLU Variants Improve Transformer" (2020), equations 5 and 6; DeepSeek-V3 report, section 3.3.3.
+pub fn swiglu_ffn(
+    cx: &mut Context<'_>,
+    x: &Var,
+    gate: Gate,
+    gate_up: WeightId,
+    down: WeightId,
+    dtype: DType,
+) -> Var {
     let input = cx.timed("ffn linear", |cx| Input::of(cx, &x.value, gate_up, Scales::Usual));
-    let (y, gu) = forward(cx, &input, gate_up, down, dtype);
+    let (y, gu) = forward(cx, &input, gate, gate_up, down, dtype);
     let y = cx.var(y);
     let (x, out) = (x.slot(), y.slot());
     cx.record(move |cx| {
         let Some(d_y) = cx.take_grad(out) else { return };
-        let d_x = backward(cx, &input, &gu, &d_y, gate_up, down, x.dtype);
+        let d_x = backward(cx, &input, &gu, &d_y, gate, gate_up, down, x.dtype);
         cx.add_grad(x, d_x);
     });
     y
+}
+
+/// `h = act(gate) up` of values gu [n, 2f], a row's gate columns before its up columns, that were made by another
+/// operation: a block whose projections have biases. h [n, f] in the dtype of gu.
+pub fn gated_unit(cx: &mut Context<'_>, gu: &Var, gate: Gate) -> Var {
+    let (n, f, dtype) = (gu.value.rows(), gu.value.cols() / 2, gu.value.dtype());
+    let h = cx.timed("ffn gate and up", |cx| {
+        let mut h = Tensor::uninit(n, f, dtype);
+        kernel::swiglu(cx.cpu, gate, gu.value.view(), f, h.view_mut());
+        h
+    });
+    let h = cx.var(h);
+    let (value, gu, out) = (gu.value.clone(), gu.slot(), h.slot());
+    cx.record(move |cx| {
+        let Some(d_h) = cx.take_grad(out) else { return };
+        let mut d_gu = Tensor::uninit(n, 2 * f, dtype);
+        cx.timed("ffn gate and up backward", |cx| {
+            let (gu, d_h) = (value.view(), d_h.view());
+            kernel::swiglu_backward(cx.cpu, gate, gu, f, d_h, None, None, None, d_gu.view_mut());
+        });
+        cx.add_grad(gu, d_gu);
+    });
+    h
 }
 
 /// Gate and up values as they are kept.
@@ -40,12 +71,13 @@ fn kept(cx: &mut Context<'_>, gu: Tensor, gate_up: WeightId) -> Input {
 pub(super) fn forward(
     cx: &mut Context<'_>,
     x: &Input,
+    gate: Gate,
     gate_up: WeightId,
     down: WeightId,
     dtype: DType,
 ) -> (Tensor, Input) {
     let offsets = [0, x.rows() as u32];
-    let (h, gu) = cx.timed("ffn gate and up", |cx| gated(cx, x, None, &offsets, gate_up));
+    let (h, gu) = cx.timed("ffn gate and up", |cx| gated(cx, x, None, &offsets, gate, gate_up));
     let y = cx.timed("ffn linear", |cx| {
         let input = Input::of(cx, &h, down, Scales::Usual);
         drop(h);
@@ -54,13 +86,14 @@ pub(super) fn forward(
     (y, gu)
 }
 
-/// `h = silu(x Gᵀ) * (x Uᵀ)` of the rows between `offsets`, through `index`; returns (h, gate and up values as they are kept:
+/// `h = act(x Gᵀ) * (x Uᵀ)` of the rows between `offsets`, through `index`; returns (h, gate and up values as they are kept:
 /// of no rows without a tape).
 pub(super) fn gated(
     cx: &mut Context<'_>,
     x: &Input,
     index: Option<&[u32]>,
     offsets: &[u32],
+    gate: Gate,
     gate_up: WeightId,
 ) -> (Tensor, Input) {
     let (n, f, act) =
@@ -70,16 +103,17 @@ pub(super) fn gated(
         Input::Plain(x) if cx.store.stored(gate_up).is_none() => Some(x),
         Input::Plain(_) | Input::Codes(_) => None,
     };
-    let Some(x) = plain else {
+    let Some(plain) = plain else {
         let gu = linear::grouped(cx, x, index, offsets, gate_up, act);
-        kernel::swiglu(cx.cpu, gu.view(), f, h.view_mut());
+        kernel::swiglu(cx.cpu, gate, gu.view(), f, h.view_mut());
         return (h, kept(cx, gu, gate_up));
     };
+    linear::note(cx, x, index, offsets, gate_up);
     let mut gu = Tensor::uninit(if cx.recording() { n } else { 0 }, 2 * f, act);
     let target = if cx.recording() { Target::Kept(gu.view_mut()) } else { Target::Passing(act) };
     let packed = cx.store.plain_forward(cx.cpu, gate_up);
-    let x = Operand { view: x.view(), cols: x.cols(), index };
-    kernel::swiglu_of_product(cx.cpu, x, offsets, packed, target, h.view_mut());
+    let x = Operand { view: plain.view(), cols: plain.cols(), index };
+    kernel::swiglu_of_product(cx.cpu, x, offsets, packed, gate, target, h.view_mut());
     (h, Input::Plain(gu))
 }
 
@@ -91,6 +125,7 @@ pub(super) fn gated_backward(
     index: Option<&[u32]>,
     offsets: &[u32],
     gu: &Input,
+    gate: Gate,
     down: WeightId,
     by_row: Option<(&[f32], &mut [f32])>,
 ) -> (Tensor, Tensor) {
@@ -103,7 +138,8 @@ pub(super) fn gated_backward(
         let gu = gu.numbers(cx, act);
         let (mut h, mut d_gu) = (Tensor::uninit(n, f, act), Tensor::uninit(n, 2 * f, act));
         let (h_out, d_gu_out) = (Some(h.view_mut()), d_gu.view_mut());
-        kernel::swiglu_backward(cx.cpu, gu.view(), f, d_h.view(), row_scale, d_row_scale, h_out, d_gu_out);
+        let d_h = d_h.view();
+        kernel::swiglu_backward(cx.cpu, gate, gu.view(), f, d_h, row_scale, d_row_scale, h_out, d_gu_out);
         return (h, d_gu);
     };
     let (mut h, mut d_gu) = (Tensor::uninit(n, f, act), Tensor::uninit(n, 2 * f, act));
@@ -116,6 +152,7 @@ pub(super) fn gated_backward(
         d_y,
         offsets,
         packed,
+        gate,
         gu,
         row_scale,
         d_row_scale,
@@ -131,13 +168,15 @@ pub(super) fn backward(
     x: &Input,
     gu: &Input,
     d_y: &Tensor,
+    gate: Gate,
     gate_up: WeightId,
     down: WeightId,
     dtype: DType,
 ) -> Tensor {
     let offsets = [0, x.rows() as u32];
-    let (h, d_gu) =
-        cx.timed("ffn gate and up backward", |cx| gated_backward(cx, d_y, None, &offsets, gu, down, None));
+    let (h, d_gu) = cx.timed("ffn gate and up backward", |cx| {
+        gated_backward(cx, d_y, None, &offsets, gu, gate, down, None)
+    });
     cx.timed("ffn linear dW", |cx| {
         linear::weight_grad(cx, d_y, &Input::Plain(h), down);
         linear::weight_grad(cx, &d_gu, x, gate_up);

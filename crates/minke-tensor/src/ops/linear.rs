@@ -6,7 +6,7 @@
 
 use minke_cpu::fp8::{Fp8, Values};
 use minke_cpu::gemm::{self, Operand};
-use minke_cpu::{DType, copy, stored};
+use minke_cpu::{DType, copy, pointwise, reduce, stored};
 
 use crate::context::{Context, Var};
 use crate::store::{PackedWeight, WeightId, compute};
@@ -63,27 +63,56 @@ impl Input {
     }
 }
 
-/// `y = x Wᵀ`: x [n, in], W [out, in], y [n, out] in `dtype`.
-pub fn linear(cx: &mut Context<'_>, x: &Var, w: WeightId, dtype: DType) -> Var {
-    recorded(cx, x, w, dtype, false)
+/// The weights of a linear layer.
+#[derive(Clone, Copy, Debug)]
+pub struct Linear {
+    /// [out, in].
+    pub w: WeightId,
+    /// Added to each row [out].
+    pub bias: Option<WeightId>,
+}
+
+impl From<WeightId> for Linear {
+    fn from(w: WeightId) -> Self {
+        Self { w, bias: None }
+    }
+}
+
+/// `y = x Wᵀ + b`: x [n, in], W [out, in], y [n, out] in `dtype`; the bias is added to the product's f32 sums.
+pub fn linear(cx: &mut Context<'_>, x: &Var, layer: impl Into<Linear>, dtype: DType) -> Var {
+    recorded(cx, x, layer.into(), dtype, false)
 }
 
 /// [`linear`] of what another operation keeps for its own backward pass, so that codes beside it would save nothing: the
 /// output of attention. Its scales are powers of two.
-pub fn linear_of_kept(cx: &mut Context<'_>, x: &Var, w: WeightId, dtype: DType) -> Var {
-    recorded(cx, x, w, dtype, true)
+pub fn linear_of_kept(cx: &mut Context<'_>, x: &Var, layer: impl Into<Linear>, dtype: DType) -> Var {
+    recorded(cx, x, layer.into(), dtype, true)
 }
 
-fn recorded(cx: &mut Context<'_>, x: &Var, w: WeightId, dtype: DType, kept: bool) -> Var {
+fn recorded(cx: &mut Context<'_>, x: &Var, Linear { w, bias }: Linear, dtype: DType, kept: bool) -> Var {
     let (y, input) = cx.timed("linear", |cx| {
         let input = Input::of(cx, &x.value, w, if kept { Scales::PowersOfTwo } else { Scales::Usual });
-        (forward(cx, &input, w, dtype), if kept { Input::Plain(x.value.clone()) } else { input })
+        let y = match bias {
+            None => forward(cx, &input, w, dtype),
+            Some(bias) => {
+                let product = forward(cx, &input, w, DType::F32);
+                let mut y = Tensor::uninit(product.rows(), product.cols(), dtype);
+                pointwise::add_bias(cx.cpu, product.view(), cx.store.slice(bias), y.view_mut());
+                y
+            }
+        };
+        (y, if kept { Input::Plain(x.value.clone()) } else { input })
     });
     let y = cx.var(y);
     let (x, out) = (x.slot(), y.slot());
     cx.record(move |cx| {
         let Some(d_y) = cx.take_grad(out) else { return };
-        cx.timed("linear dW", |cx| weight_grad(cx, &d_y, &input, w));
+        cx.timed("linear dW", |cx| {
+            weight_grad(cx, &d_y, &input, w);
+            if let Some(bias) = bias {
+                reduce::column_sums(cx.cpu, d_y.view(), d_y.cols(), cx.store.with_grad(bias).1);
+            }
+        });
         let d_x = cx.timed("linear dx", |cx| input_grad(cx, &d_y, w, x.dtype));
         cx.add_grad(x, d_x);
     });
@@ -104,6 +133,7 @@ pub(super) fn grouped(
     w: WeightId,
     dtype: DType,
 ) -> Tensor {
+    note(cx, x, index, offsets, w);
     let rows = index.map_or(x.rows(), <[u32]>::len);
     let mut y = Tensor::uninit(rows, cx.store.rows(w), dtype);
     match (x, cx.store.forward(cx.cpu, w)) {
@@ -122,6 +152,15 @@ pub(super) fn grouped(
         | (Input::Plain(_), PackedWeight::Eight(_)) => unreachable!("an input has the form of its weight"),
     }
     y
+}
+
+/// Tells the store what a product forward reads, if it wants to know.
+pub(super) fn note(cx: &mut Context<'_>, x: &Input, index: Option<&[u32]>, offsets: &[u32], w: WeightId) {
+    if cx.store.noted_inputs().is_some() {
+        let (numbers, cols) = (x.numbers(cx, DType::F32).converted(cx.cpu, DType::F32), x.cols());
+        let inputs = cx.store.noted_inputs().expect("it does");
+        inputs.add(w, numbers.f32(), cols, index, offsets);
+    }
 }
 
 /// `dx = dy W`

@@ -3,7 +3,7 @@
 use minke_cpu::copy;
 use minke_cpu::gemm::{self, Operand};
 use minke_cpu::loss::{self as kernel, Scales};
-use minke_cpu::{DType, ViewMut};
+use minke_cpu::{DType, ViewMut, pointwise};
 
 use crate::context::{Context, Var};
 use crate::store::{WeightId, compute};
@@ -30,6 +30,21 @@ fn rows_of(logits: usize, vocabulary: usize) -> usize {
     (logits / vocabulary.max(1)).clamp(64, 1024)
 }
 
+/// The head: logits are `x Wᵀ`, or `cap tanh(x Wᵀ / cap)`.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadWeights {
+    /// [w, d].
+    pub w: WeightId,
+    /// The soft cap of the logits.
+    pub softcap: Option<f32>,
+}
+
+impl From<WeightId> for HeadWeights {
+    fn from(w: WeightId) -> Self {
+        Self { w, softcap: None }
+    }
+}
+
 /// Sum of the losses of labelled rows, and how many there are.
 pub struct HeadLoss {
     /// In nats.
@@ -40,18 +55,19 @@ pub struct HeadLoss {
     pub hits: usize,
 }
 
-/// Cross entropy of `softmax(x Wᵀ)` against `labels` (`u32::MAX`: no label): x [n, d], W [w, d].
+/// Cross entropy of the softmax of the head's logits against `labels` (`u32::MAX`: no label): x [n, d], W [w, d].
 ///
 /// With a tape, gradients of `scale * sum of losses` are computed on the way: the chunk's logits are at hand, and the
 /// derivative of a sum needs nothing from above. A `frozen` head passes gradients on to x and gets none itself.
 pub fn head_loss(
     cx: &mut Context<'_>,
     x: &Var,
-    w: WeightId,
+    head: impl Into<HeadWeights>,
     labels: &[u32],
     scale: f32,
     frozen: bool,
 ) -> HeadLoss {
+    let HeadWeights { w, softcap } = head.into();
     let (n, d) = (x.value.rows(), x.value.cols());
     let (mut losses, mut hits) = (vec![0.0; n], 0);
     let mut d_x = cx.recording().then(|| Tensor::uninit(n, d, x.value.dtype()));
@@ -63,7 +79,7 @@ pub fn head_loss(
             let packed = cx.store.plain_forward(cx.cpu, w);
             let mut d_logits = d_x.is_some().then(|| Tensor::uninit(rows.len(), vocabulary, dtype));
             let to = d_logits.as_mut().map(Tensor::view_mut);
-            hits += kernel::head(cx.cpu, part, packed, labels, Scales::All(scale), losses, to);
+            hits += kernel::head(cx.cpu, part, packed, softcap, labels, Scales::All(scale), losses, to);
             let (Some(d_x), Some(d_logits)) = (&mut d_x, d_logits) else { continue };
             let offsets = [0, rows.len() as u32];
             let d_logits = Operand::new(d_logits.view(), vocabulary);
@@ -88,7 +104,8 @@ pub fn head_loss(
 }
 
 /// The loss of every row, 0 where there is no label.
-pub fn head_losses(cx: &mut Context<'_>, x: &Var, w: WeightId, labels: &[u32]) -> Vec<f32> {
+pub fn head_losses(cx: &mut Context<'_>, x: &Var, head: impl Into<HeadWeights>, labels: &[u32]) -> Vec<f32> {
+    let HeadWeights { w, softcap } = head.into();
     let mut losses = vec![0.0; x.value.rows()];
     if cx.store.stored(w).is_some() {
         let (d, vocabulary) = (x.value.cols(), cx.store.rows(w));
@@ -96,7 +113,7 @@ pub fn head_losses(cx: &mut Context<'_>, x: &Var, w: WeightId, labels: &[u32]) -
             let mut part = Tensor::uninit(rows.len(), d, x.value.dtype());
             let ids: Vec<u32> = rows.clone().map(|row| row as u32).collect();
             copy::take_rows(cx.cpu, x.value.view(), d, &ids, part.view_mut());
-            let logits = head_logits(cx, &part, w);
+            let logits = head_logits(cx, &part, HeadWeights { w, softcap });
             let out = &mut losses[rows.clone()];
             kernel::log_probs(cx.cpu, logits.f32(), vocabulary, &labels[rows], out);
             out.iter_mut().for_each(|x| *x = if *x == 0.0 { 0.0 } else { -*x });
@@ -104,13 +121,18 @@ pub fn head_losses(cx: &mut Context<'_>, x: &Var, w: WeightId, labels: &[u32]) -
         return losses;
     }
     let packed = cx.store.plain_forward(cx.cpu, w);
-    kernel::head(cx.cpu, x.value.view(), packed, labels, Scales::All(1.0), &mut losses, None);
+    kernel::head(cx.cpu, x.value.view(), packed, softcap, labels, Scales::All(1.0), &mut losses, None);
     losses
 }
 
-/// Logits `x Wᵀ` [n, w] in f32.
-pub fn head_logits(cx: &mut Context<'_>, x: &Tensor, w: WeightId) -> Tensor {
-    super::linear::forward(cx, &super::linear::Input::Plain(x.clone()), w, DType::F32)
+/// Logits [n, w] in f32.
+pub fn head_logits(cx: &mut Context<'_>, x: &Tensor, head: impl Into<HeadWeights>) -> Tensor {
+    let HeadWeights { w, softcap } = head.into();
+    let mut logits = super::linear::forward(cx, &super::linear::Input::Plain(x.clone()), w, DType::F32);
+    if let Some(cap) = softcap {
+        pointwise::softcap(cx.cpu, logits.f32_mut(), cap);
+    }
+    logits
 }
 
 /// The rows of each chunk.

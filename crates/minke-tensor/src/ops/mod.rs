@@ -16,9 +16,11 @@ mod tests;
 
 pub use attention::{AttentionWeights, Keys, MlaWeights, Rotary, gqa_attention, mla_absorbed, mla_attention};
 pub use embedding::embedding;
-pub use ffn::swiglu_ffn;
-pub use linear::{concat, linear, linear_of_kept};
-pub use loss::{HeadLoss, gradient_rows as head_chunk_rows, head_logits, head_loss, head_losses};
+pub use ffn::{gated_unit, swiglu_ffn};
+pub use linear::{Linear, concat, linear, linear_of_kept};
+pub use loss::{
+    HeadLoss, HeadWeights, gradient_rows as head_chunk_rows, head_logits, head_loss, head_losses,
+};
 pub use moe::{MoeWeights, Routed, moe_ffn};
-pub use norm::{add_rmsnorm, rmsnorm};
+pub use norm::{Norm, add_rmsnorm, rmsnorm};
 pub use policy::{PolicyRows, Slope, head_distill, head_likeliest, head_policy};

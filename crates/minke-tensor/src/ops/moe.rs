@@ -5,6 +5,7 @@ use std::sync::Arc;
 use minke_cpu::DType;
 use minke_cpu::moe::{self as kernel, Permutation};
 use minke_cpu::routing::{self, RouterConfig};
+use minke_cpu::swiglu::Gate;
 
 use super::ffn;
 use super::linear::{self, Input, Scales};
@@ -25,6 +26,8 @@ pub struct MoeWeights {
     pub down: WeightId,
     /// Gate and up [2F, d], and down [d, F], of the shared experts as one.
     pub shared: Option<(WeightId, WeightId)>,
+    /// The activation of all of them.
+    pub gate: Gate,
 }
 
 /// What the router did.
@@ -77,14 +80,14 @@ pub fn moe_ffn(
     });
     let (gu, y_slots) = cx.timed("experts", |cx| {
         let (index, offsets) = (Some(&perm.token_of_slot[..]), &perm.offsets[..]);
-        let (h, gu) = ffn::gated(cx, &input, index, offsets, w.gate_up);
+        let (h, gu) = ffn::gated(cx, &input, index, offsets, w.gate, w.gate_up);
         let input = Input::of(cx, &h, w.down, Scales::Usual);
         drop(h);
         let y = linear::grouped(cx, &input, None, offsets, w.down, act);
         (gu, y)
     });
     let shared = w.shared.zip(shared_input.as_ref());
-    let shared = shared.map(|((gate_up, down), input)| ffn::forward(cx, input, gate_up, down, act));
+    let shared = shared.map(|((gate_up, down), input)| ffn::forward(cx, input, w.gate, gate_up, down, act));
     let y = cx.timed("combine", |cx| {
         let mut y = Tensor::uninit(n, d, dtype);
         let shared = shared.as_ref().map(|(y, _)| y.view());
@@ -148,7 +151,7 @@ fn backward(
     let (of_slot, offsets) = (Some(&perm.token_of_slot[..]), &perm.offsets[..]);
     let d_shared = match (w.shared, shared_x, shared_gu) {
         (Some((gate_up, down)), Some(x), Some(gu)) => {
-            Some(ffn::backward(cx, x, gu, d_y, gate_up, down, dtype))
+            Some(ffn::backward(cx, x, gu, d_y, w.gate, gate_up, down, dtype))
         }
         _ => None,
     };
@@ -158,7 +161,7 @@ fn backward(
         let mut d_by_slot = Tensor::uninit(slots, 1, DType::F32);
         kernel::weights_by_slot(perm, weights, by_slot.f32_mut());
         let by_row = Some((by_slot.f32(), d_by_slot.f32_mut()));
-        let parts = ffn::gated_backward(cx, d_y, of_slot, offsets, gu, w.down, by_row);
+        let parts = ffn::gated_backward(cx, d_y, of_slot, offsets, gu, w.gate, w.down, by_row);
         kernel::weights_by_token(cx.cpu, perm, d_by_slot.f32(), d_weights.f32_mut());
         parts
     });

@@ -381,7 +381,9 @@ fn over_caches(case: &Case, cpu: &Cpu, mode: Mode, chunks: &[usize], cache: &mut
 
 #[test]
 fn attention_over_a_cache_has_the_bits_of_attention_over_rows() {
-    for case in [cases::mla(&[70], true), cases::mla(&[70], false), cases::gqa(&[70])] {
+    let mut attentions = vec![cases::mla(&[70], true), cases::mla(&[70], false)];
+    attentions.extend(cases::LOOKS.map(|look| cases::gqa(&[70], look)));
+    for case in attentions {
         everywhere(|what, cpu, mode| {
             let rows = infer(&case, cpu, mode, 0..70).remove(0);
             for chunks in chunkings() {
@@ -412,9 +414,9 @@ fn absorbed_latent_attention_is_the_expanded_form_up_to_rounding() {
         let case = cases::mla_absorbed(&[70], interleaved);
         let (expected, _) = (case.reference)(&case.input_data(), &case.weight_data());
         everywhere(|what, cpu, mode| {
-            let AttentionShape { heads, scale, .. } = case.shape.expect("an attention case");
             let (qk_dim, v_dim) = (cases::C + cases::R, cases::C);
-            let latent = AttentionShape { heads, kv_heads: 1, qk_dim, v_dim, scale };
+            let shape = case.shape.expect("an attention case");
+            let latent = AttentionShape { kv_heads: 1, qk_dim, v_dim, ..shape };
             let mut first = None;
             for chunks in chunkings() {
                 let mut cache = KvCache::new(&latent, DType::F32);
@@ -432,7 +434,7 @@ fn absorbed_latent_attention_is_the_expanded_form_up_to_rounding() {
 
 #[test]
 fn head_losses_and_logits_are_those_of_the_loss() {
-    let case = cases::head(2 * MANY);
+    let case = cases::head(2 * MANY, None);
     let labels = cases::labels(0..case.n);
     everywhere(|what, cpu, mode| {
         let (mut store, ids) = store(&case, mode);

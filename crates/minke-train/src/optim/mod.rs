@@ -87,6 +87,7 @@ pub(crate) fn rule_of(role: Role, optimizer: recipe::Optimizer) -> Rule {
             Role::Embedding
             | Role::Head
             | Role::Norm
+            | Role::Bias
             | Role::Router
             | Role::AttentionLinear
             | Role::FfnLinear

@@ -9,7 +9,8 @@ use minke_cpu::fp8::{Cuts, Values};
 use minke_cpu::gemm::{Elements, Operand, Packed, Packed8, Weight8, matmul, matmul_tn, matmul8, matmul8_tn};
 use minke_cpu::loss::{self, Scales};
 use minke_cpu::reduce::sum_squares;
-use minke_cpu::{Cpu, DType, View, ViewMut, copy, norm, rope, swiglu};
+use minke_cpu::swiglu::{self, Gate};
+use minke_cpu::{Cpu, DType, View, ViewMut, copy, norm, rope};
 use minke_model::spec;
 use minke_num::bf16;
 use minke_tensor::{Tensor, Tensor8};
@@ -224,11 +225,13 @@ fn seconds(probe: &mut Probe<'_>, work: &Work, rows: usize, sequence_length: usi
                     probe.seconds(|| drop(Tensor8::quantize(cpu, &x, cuts, how)))
                 }
         }
-        Work::Attention { heads, kv_heads, qk, v, dtype, back } => {
+        Work::Attention { heads, kv_heads, qk, v, window, dtype, back } => {
             let all = (rows / sequence_length.max(1)).max(1);
             let some = all.min((ROWS / sequence_length.max(1)).max(cpu.threads()));
             let n = some * sequence_length;
-            let shape = AttentionShape { heads, kv_heads, qk_dim: qk, v_dim: v, scale: 0.1 };
+            // (a soft cap costs little beside the products)
+            let (scale, softcap) = (0.1, None);
+            let shape = AttentionShape { heads, kv_heads, qk_dim: qk, v_dim: v, scale, window, softcap };
             let segments: Vec<Segment> =
                 (0..some).map(|i| Segment { start: i * sequence_length, len: sequence_length }).collect();
             let of = |width| numbers(n, width, dtype);
@@ -262,7 +265,7 @@ fn seconds(probe: &mut Probe<'_>, work: &Work, rows: usize, sequence_length: usi
             let (mut losses, mut gradient) = (vec![0.0; rows], numbers(rows, vocabulary, dtype));
             probe.seconds(|| {
                 let gradient = Some(gradient.view_mut());
-                loss::head(cpu, x.view(), &packed, &labels, Scales::All(1.0), &mut losses, gradient);
+                loss::head(cpu, x.view(), &packed, None, &labels, Scales::All(1.0), &mut losses, gradient);
             })
         }
         Work::Norm { rows, d, x, kept, y, back } => {
@@ -274,11 +277,21 @@ fn seconds(probe: &mut Probe<'_>, work: &Work, rows: usize, sequence_length: usi
                     let (kept, mut d_x) = (numbers(rows, d, kept), numbers(rows, d, x));
                     probe.seconds(|| {
                         let (d_y, d_x) = (y.view(), d_x.view_mut());
-                        norm::rmsnorm_backward(cpu, kept.view(), &w, &rstd, d_y, None, d_x, &mut d_w);
+                        norm::rmsnorm_backward(
+                            cpu,
+                            kept.view(),
+                            w[..].into(),
+                            &rstd,
+                            d_y,
+                            None,
+                            d_x,
+                            &mut d_w,
+                        );
                     })
                 } else {
                     let x = numbers(rows, d, x);
-                    probe.seconds(|| norm::rmsnorm(cpu, x.view(), &w, 1e-6, y.view_mut(), &mut rstd))
+                    probe
+                        .seconds(|| norm::rmsnorm(cpu, x.view(), w[..].into(), 1e-6, y.view_mut(), &mut rstd))
                 }
         }
         Work::Swiglu { rows, f, dtype, back } => {
@@ -289,10 +302,20 @@ fn seconds(probe: &mut Probe<'_>, work: &Work, rows: usize, sequence_length: usi
                 * if back {
                     probe.seconds(|| {
                         let (h, d_gu) = (Some(h.view_mut()), d_gu.view_mut());
-                        swiglu::swiglu_backward(cpu, gu.view(), f, d_h.view(), None, None, h, d_gu);
+                        swiglu::swiglu_backward(
+                            cpu,
+                            Gate::Silu,
+                            gu.view(),
+                            f,
+                            d_h.view(),
+                            None,
+                            None,
+                            h,
+                            d_gu,
+                        );
                     })
                 } else {
-                    probe.seconds(|| swiglu::swiglu(cpu, gu.view(), f, h.view_mut()))
+                    probe.seconds(|| swiglu::swiglu(cpu, Gate::Silu, gu.view(), f, h.view_mut()))
                 }
         }
     }

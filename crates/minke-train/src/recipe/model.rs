@@ -15,6 +15,9 @@
 //! | `moe_intermediate_size` | d / 2, rounded up to 16 | 96 |
 //! | `n_routed_experts` | 16 below depth 8, 32 below 16, else 64 | 16 |
 //! | `num_experts_per_tok`, `n_shared_experts`, `first_k_dense_replace` | 4, 1, 1 | |
+//! | `num_experts` of `qwen3_moe` | as `n_routed_experts` | |
+//! | `query_pre_attn_scalar` of Gemma | `head_dim` | |
+//! | `num_key_value_heads` | `num_attention_heads` | |
 //! | `n_group`, `topk_group`, `routed_scaling_factor` | 1, 1, 1.0 | |
 //! | `num_nextn_predict_layers` | 1 in `deepseek_v3` | 1 |
 //!
@@ -92,12 +95,37 @@ const DEEPSEEK: [&str; 18] = [
 /// The fields that `[model]` may give in a family, in the order in which the resolved recipe shows them.
 pub(super) fn fields(family: Family) -> Vec<&'static str> {
     let own: &[&str] = match family {
-        Family::DeepseekV3 => &["rope_interleave"],
+        Family::DeepseekV3 | Family::KimiK2 => &["rope_interleave"],
         Family::DeepseekV2 => &["mlp_bias"],
         Family::Llama => &["head_dim", "mlp_bias"],
+        Family::Mistral => &["head_dim", "sliding_window"],
+        Family::Qwen2 | Family::Qwen3 => &["head_dim", "use_sliding_window", "sliding_window", "layer_types"],
+        Family::Qwen3Moe => &[
+            "head_dim",
+            "use_sliding_window",
+            "sliding_window",
+            "num_experts",
+            "num_experts_per_tok",
+            "moe_intermediate_size",
+            "norm_topk_prob",
+            "decoder_sparse_step",
+            "mlp_only_layers",
+        ],
+        Family::Gemma2 | Family::Gemma3Text => &[
+            "hidden_activation",
+            "head_dim",
+            "sliding_window",
+            "layer_types",
+            "query_pre_attn_scalar",
+            "final_logit_softcapping",
+            "attn_logit_softcapping",
+        ],
     };
-    let deepseek: &[&str] = if family == Family::Llama { &[] } else { &DEEPSEEK };
-    [&COMMON, deepseek, own].concat()
+    let local: &[&str] = if family == Family::Gemma3Text { &["rope_local_base_freq"] } else { &[] };
+    let deepseek: &[&str] = if family.is_latent() { &DEEPSEEK } else { &[] };
+    let mut all = [&COMMON, deepseek, own, local].concat();
+    all.retain(|field| *field != "hidden_act" || !family.is_gemma());
+    all
 }
 
 /// Reads `[model]`, or a section like it.
@@ -224,6 +252,7 @@ fn config(given: &GivenModel, vocab_size: usize, sequence_length: usize) -> Resu
     };
     let width = if depth < 16 { 32 } else { 64 };
     let d = size("hidden_size", (32 * depth).next_multiple_of(width));
+    let experts = if depth < 8 { 16 } else { 32 << usize::from(depth >= 16) };
     let thirds = (d / 3).next_multiple_of(16).max(16);
     derive("vocab_size", json!(vocab_size));
     derive("hidden_size", json!(d));
@@ -231,13 +260,32 @@ fn config(given: &GivenModel, vocab_size: usize, sequence_length: usize) -> Resu
     derive("max_position_embeddings", json!(sequence_length));
     derive("intermediate_size", json!((8 * d / 3).next_multiple_of(32)));
     match given.family {
-        Family::Llama => {
+        Family::Llama
+        | Family::Mistral
+        | Family::Qwen2
+        | Family::Qwen3
+        | Family::Qwen3Moe
+        | Family::Gemma2
+        | Family::Gemma3Text => {
             let width = size("head_dim", width);
             let heads = size("num_attention_heads", (d / width).max(1));
+            let width = size("head_dim", (d / heads).max(1));
             derive("num_attention_heads", json!(heads));
-            derive("head_dim", json!((d / heads).max(1)));
+            derive("num_key_value_heads", json!(heads));
+            derive("head_dim", json!(width));
+            match given.family {
+                Family::Mistral => derive("sliding_window", Value::Null),
+                Family::Qwen3Moe => {
+                    derive("moe_intermediate_size", json!((d / 2).next_multiple_of(16)));
+                    derive("num_experts", json!(experts));
+                    derive("num_experts_per_tok", json!(4));
+                    derive("norm_topk_prob", json!(true));
+                }
+                Family::Gemma2 | Family::Gemma3Text => derive("query_pre_attn_scalar", json!(width)),
+                _ => {}
+            }
         }
-        Family::DeepseekV3 | Family::DeepseekV2 => {
+        Family::DeepseekV3 | Family::KimiK2 | Family::DeepseekV2 => {
             let width = size("v_head_dim", width);
             derive("v_head_dim", json!(width));
             derive("qk_nope_head_dim", json!(width));
@@ -246,14 +294,14 @@ fn config(given: &GivenModel, vocab_size: usize, sequence_length: usize) -> Resu
             derive("kv_lora_rank", json!(thirds));
             derive("q_lora_rank", if depth < 16 { Value::Null } else { json!(thirds) });
             derive("moe_intermediate_size", json!((d / 2).next_multiple_of(16)));
-            derive("n_routed_experts", json!(if depth < 8 { 16 } else { 32 << usize::from(depth >= 16) }));
+            derive("n_routed_experts", json!(experts));
             derive("num_experts_per_tok", json!(4));
             derive("n_shared_experts", json!(1));
             derive("first_k_dense_replace", json!(1));
             derive("n_group", json!(1));
             derive("topk_group", json!(1));
             derive("routed_scaling_factor", json!(1.0));
-            if given.family == Family::DeepseekV3 {
+            if given.family.is_v3() {
                 derive("num_nextn_predict_layers", json!(1));
             }
         }

@@ -1,5 +1,5 @@
 use insta::assert_snapshot;
-use minke_model::config::{AttentionKind, Family, FfnKind};
+use minke_model::config::{AttentionKind, Family, FfnKind, ProjectionBias};
 use minke_model::spec;
 
 use super::*;
@@ -59,7 +59,7 @@ fn the_dial_gives_the_documented_model() {
 
 #[test]
 fn every_depth_and_family_is_a_possible_model() {
-    for family in ["deepseek_v3", "deepseek_v2", "llama"] {
+    for family in Family::ALL.map(Family::model_type) {
         let mut last = 0;
         for depth in 1..=48 {
             let (family, depth) = (format!("model.family={family}"), format!("model.depth={depth}"));
@@ -125,7 +125,9 @@ fn the_bench_recipes_are_the_three_shapes() {
     assert_eq!((config.family, config.vocab_size, config.tie_word_embeddings), (Family::Llama, 8192, true));
     assert_eq!((config.hidden_size, config.num_hidden_layers, config.intermediate_size), (288, 6, 768));
     assert_eq!(config.num_attention_heads, 6);
-    assert_eq!(config.attention, AttentionKind::Gqa { num_key_value_heads: 6, head_dim: 48, bias: false });
+    let bias = ProjectionBias::None;
+    let gqa = AttentionKind::Gqa { num_key_value_heads: 6, head_dim: 48, bias, qk_norm: false };
+    assert_eq!(config.attention, gqa);
     assert_eq!((c.train.batch_size, c.train.sequence_length), (8, 256));
     // as transformers counts the same configs; it has the routers' correction biases as buffers
     assert_eq!(spec::parameters(&a.config).total, 7_378_752 + 5 * 16);

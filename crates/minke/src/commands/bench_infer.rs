@@ -184,6 +184,7 @@ fn weight_bytes_per_step(model: &Model, batch: usize) -> f64 {
             Role::Embedding
             | Role::Head
             | Role::Norm
+            | Role::Bias
             | Role::AttentionLinear
             | Role::FfnLinear
             | Role::Router

@@ -8,14 +8,14 @@ use minke_data::template::Thinking;
 use minke_gym::{Split, Suite, Task};
 use minke_infer::{Loaded, TEMPERATURE};
 use minke_post::eval::{
-    AnswerLog, EvalReport, EvalSettings, Form, Progress, Prompter, TextReport, check_settings,
-    evaluate_logged, model_name, perplexity,
+    AnswerLog, Divergence, EvalReport, EvalSettings, Form, Progress, Prompter, TextReport, check_settings,
+    divergence, evaluate_logged, model_name, perplexity,
 };
 use serde::Serialize;
 
 use super::progress::Bar;
 use super::{open, rate, threads};
-use crate::cli::{Eval, Half, TaskForm};
+use crate::cli::{Eval, Half, ModelArgs, TaskForm};
 use crate::failure::Failure;
 use crate::interrupt::{self, Work};
 use crate::output;
@@ -33,6 +33,15 @@ struct Report<'a> {
     tok_s: f64,
     tasks: Option<&'a EvalReport>,
     texts: &'a [TextReport],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    against: Option<Against<'a>>,
+}
+
+/// How far the model is from another.
+#[derive(Serialize)]
+struct Against<'a> {
+    model: &'a str,
+    texts: &'a [Divergence],
 }
 
 /// Runs the command.
@@ -46,6 +55,7 @@ pub fn run(args: &Eval) -> Result<(), Failure> {
             loaded.folder.display()
         )));
     };
+    let mut reference = reference(args, &texts, &cpu)?;
     let prompter = prompter(args, &loaded)?;
     let settings = settings(args, &loaded, &prompter)?;
     let mut log = match &args.out {
@@ -99,7 +109,20 @@ pub fn run(args: &Eval) -> Result<(), Failure> {
         })?;
         read.extend(one);
     }
+    let mut distances = Vec::new();
+    if let Some(reference) = &mut reference {
+        for path in &texts {
+            let mut bar = Bar::new("tokens of both", args.json);
+            let (one, other) = (&mut loaded.model, &mut reference.model);
+            let found = divergence(one, other, &cpu, &tokenizer, bos, path, &mut |done, total| {
+                bar.set(done as u64, total as u64, String::new);
+                flow()
+            })?;
+            distances.extend(found);
+        }
+    }
     if args.json {
+        let against = args.against.as_deref().map(|model| Against { model, texts: &distances });
         output::json(&Report {
             model: &args.model.model,
             suites: &args.suites,
@@ -109,9 +132,10 @@ pub fn run(args: &Eval) -> Result<(), Failure> {
             tok_s,
             tasks: report.as_ref(),
             texts: &read,
+            against,
         })?;
     } else {
-        output::text(&shown(report.as_ref(), &read))?;
+        output::text(&shown(report.as_ref(), &read, &distances))?;
     }
     if work.is_stopped() { Err(Failure::interrupted()) } else { Ok(()) }
 }
@@ -190,13 +214,27 @@ fn settings(args: &Eval, loaded: &Loaded, prompter: &Prompter) -> Result<EvalSet
     Ok(settings)
 }
 
-fn shown(report: Option<&EvalReport>, texts: &[TextReport]) -> String {
+/// The model to compare with.
+fn reference(args: &Eval, texts: &[std::path::PathBuf], cpu: &Cpu) -> Result<Option<Loaded>, Failure> {
+    let Some(model) = &args.against else { return Ok(None) };
+    if texts.is_empty() {
+        return Err(Failure::user("--against compares models on texts, and there are only tasks")
+            .hint("name a text file beside the suites"));
+    }
+    let args = ModelArgs { model: model.clone(), ..args.model.clone() };
+    open(&args, cpu).map(Some)
+}
+
+fn shown(report: Option<&EvalReport>, texts: &[TextReport], distances: &[Divergence]) -> String {
     let mut text = report.map(EvalReport::table).unwrap_or_default();
     for one in texts {
         text.push_str(&format!(
             "{}: {:.3} bits per byte, perplexity {:.2} per token, {} tokens in windows of {}\n",
             one.path, one.bits_per_byte, one.perplexity, one.tokens, one.window
         ));
+    }
+    for one in distances {
+        text.push_str(&format!("{}\n", one.line()));
     }
     text
 }

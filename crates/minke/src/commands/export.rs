@@ -1,9 +1,11 @@
-//! `minke export`: a model as a folder for other programs.
+//! `minke export`: a model as a folder or a file for other programs.
 
 use std::path::Path;
 use std::time::Instant;
 
-use minke_train::export::{Exported, Format, Options, export};
+use minke_data::gguf::TensorType;
+use minke_num::blocks::BlockFormat;
+use minke_train::export::{Exported, Format, GgufOptions, Options, Progress, export, export_gguf};
 use serde::Serialize;
 
 use super::progress::Bar;
@@ -35,27 +37,27 @@ struct Report<'a> {
 
 /// Runs the command.
 pub fn run(args: &Export) -> Result<(), Failure> {
-    if args.to == ExportTo::Gguf {
-        return Err(
-            Failure::user("GGUF files are not written yet").hint("--to hf writes a Hugging Face folder")
-        );
-    }
     if args.scale_fmt.is_some() && args.dtype != ExportDtype::Fp8 {
         return Err(Failure::user("--scale-fmt is about the scales of FP8, and this export has none")
             .hint("leave it out, or add --dtype fp8"));
     }
-    let power_of_two = args.scale_fmt.map(|format| format == ScaleFormat::Ue8m0);
-    let (format, dtype) = match args.dtype {
-        ExportDtype::Fp8 => (Format::Fp8 { power_of_two }, "fp8"),
-        ExportDtype::Bf16 => (Format::Bf16, "bf16"),
-        ExportDtype::F32 => (Format::F32, "f32"),
-    };
     let began = Instant::now();
-    let options = Options { out: args.out.clone(), format, force: args.force };
     let mut bar = Bar::new("weights", args.json);
-    let done = export(&args.model, &options, &mut |progress| {
+    let mut on_progress = |progress: Progress| {
         bar.set(progress.done as u64, progress.total as u64, || bytes(progress.bytes as f64));
-    })?;
+    };
+    let (done, dtype) = match args.to {
+        ExportTo::Hf => {
+            let (format, dtype) = format(args)?;
+            let options = Options { out: args.out.clone(), format, force: args.force };
+            (export(&args.model, &options, &mut on_progress)?, dtype)
+        }
+        ExportTo::Gguf => {
+            let (kind, dtype) = kind(args)?;
+            let options = GgufOptions { out: args.out.clone(), kind, force: args.force };
+            (export_gguf(&args.model, &options, &mut on_progress)?, dtype)
+        }
+    };
     drop(bar);
     for note in &done.notes {
         output::note(&format!("note: {note}"));
@@ -66,7 +68,10 @@ pub fn run(args: &Export) -> Result<(), Failure> {
         return output::json(&Report {
             model: &done.source,
             out: &args.out,
-            to: "hf",
+            to: match args.to {
+                ExportTo::Hf => "hf",
+                ExportTo::Gguf => "gguf",
+            },
             dtype,
             scale_fmt,
             tensors: done.tensors,
@@ -79,6 +84,33 @@ pub fn run(args: &Export) -> Result<(), Failure> {
         });
     }
     output::text(&text(args, &done, dtype, scale_fmt))
+}
+
+/// What a folder's weights are stored in, and its name.
+fn format(args: &Export) -> Result<(Format, &'static str), Failure> {
+    let power_of_two = args.scale_fmt.map(|format| format == ScaleFormat::Ue8m0);
+    match args.dtype {
+        ExportDtype::Fp8 => Ok((Format::Fp8 { power_of_two }, "fp8")),
+        ExportDtype::Bf16 => Ok((Format::Bf16, "bf16")),
+        ExportDtype::F32 => Ok((Format::F32, "f32")),
+        ExportDtype::F16 | ExportDtype::Q8_0 => {
+            Err(Failure::user("--dtype f16 and q8_0 are for GGUF files")
+                .hint("--to hf takes fp8, bf16 or f32"))
+        }
+    }
+}
+
+/// What a file's matrices are stored in, and its name.
+fn kind(args: &Export) -> Result<(TensorType, &'static str), Failure> {
+    match args.dtype {
+        ExportDtype::Bf16 => Ok((TensorType::Bf16, "bf16")),
+        ExportDtype::F32 => Ok((TensorType::F32, "f32")),
+        ExportDtype::F16 => Ok((TensorType::F16, "f16")),
+        ExportDtype::Q8_0 => Ok((TensorType::Blocks(BlockFormat::Q8_0), "q8_0")),
+        ExportDtype::Fp8 => {
+            Err(Failure::user("GGUF has no fp8").hint("--to gguf takes f32, bf16, f16 or q8_0"))
+        }
+    }
 }
 
 fn text(args: &Export, done: &Exported, dtype: &str, scale_fmt: Option<&str>) -> String {

@@ -1,11 +1,13 @@
 //! `minke inspect`: what a model or recipe is and needs, without running it.
 
 use minke_cpu::Cpu;
-use minke_data::hf::{WeightFiles, resolve_model, weight_of_scales};
-use minke_infer::{machine, read_config};
+use minke_data::gguf::TensorType;
+use minke_data::hf::weight_of_scales;
+use minke_infer::gguf::GgufWeights;
+use minke_infer::{ModelFiles, Weights, machine};
 use minke_model::config::{AttentionKind, Config};
 use minke_model::spec::{self, Role};
-use minke_model::{DType, Precision};
+use minke_model::{DType, Precision, WeightSource};
 use minke_num::fp8::BLOCK;
 use minke_train::recipe::{self, Optimizer, Resolved};
 use minke_train::{optim, plan};
@@ -66,6 +68,24 @@ struct Files {
     dtypes: Vec<String>,
     missing: usize,
     unknown: usize,
+    /// Of a GGUF file: what the tensors of each role are stored in.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    formats: Vec<Stored>,
+    /// Of a GGUF file: bits of all tensors over numbers in them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bits_per_weight: Option<f64>,
+}
+
+/// Tensors of one role in one format.
+#[derive(Serialize)]
+struct Stored {
+    role: &'static str,
+    format: &'static str,
+    tensors: usize,
+    parameters: u64,
+    bytes: u64,
+    #[serde(skip)]
+    in_blocks: bool,
 }
 
 /// What training by a recipe will need on this machine.
@@ -119,21 +139,27 @@ pub fn run(args: &Inspect) -> Result<(), Failure> {
             return Err(Failure::user("--set changes recipes, and this is a model")
                 .hint("give a recipe file, whose name ends in .toml"));
         }
-        let folder = resolve_model(&args.what)?;
-        let config = read_config(&folder)?;
-        let weights = WeightFiles::open(&folder)?;
+        let found = ModelFiles::find(&args.what)?;
+        let weights = found.weights()?;
+        let config = &found.config;
         let context = args.context.map_or(config.max_position_embeddings, |n| n as usize);
-        let files = files(&config, &weights);
-        let stored = if files.dtypes.iter().any(|dtype| dtype == "BF16") { DType::Bf16 } else { DType::F32 };
-        let name = folder.display().to_string();
-        let mut precision = Precision::uniform(stored);
-        if files.dtypes.iter().any(|dtype| dtype == "F8_E4M3") {
+        let files = files(config, &weights);
+        let is = |dtype: &str| files.dtypes.iter().any(|found| found == dtype);
+        let in_blocks = files.formats.iter().any(|group| group.in_blocks);
+        // products with weights in blocks have their other numbers in bf16
+        let half = is("BF16") || in_blocks;
+        let name = found.path.display().to_string();
+        let mut precision = Precision::uniform(if half { DType::Bf16 } else { DType::F32 });
+        if is("F8_E4M3") {
             precision.attention = DType::Bf16;
         }
-        let mut report = describe(name, &config, precision, context, Optimizer::AdamW);
+        let mut report = describe(name, config, precision, context, Optimizer::AdamW);
         report.memory.weights_bytes = files.bytes;
-        report.memory.running_weights_bytes =
-            running_bytes(&config, precision, |tensor| weights.is_quantized(&tensor.name));
+        report.memory.running_weights_bytes = match weights.gguf() {
+            // it runs from the file's pages
+            Some(_) if in_blocks => files.bytes,
+            _ => running_bytes(config, precision, |tensor| weights.is_coded(&tensor.name)),
+        };
         report.files = Some(files);
         report
     };
@@ -194,7 +220,7 @@ fn describe(
             Role::AttentionLinear | Role::FfnLinear | Role::ExpertLinear { .. } | Role::MtpProjection => {
                 optimizer == Optimizer::Muon
             }
-            Role::Embedding | Role::Head | Role::Norm | Role::Router | Role::RouterBias => false,
+            Role::Embedding | Role::Head | Role::Norm | Role::Bias | Role::Router | Role::RouterBias => false,
         };
         t.numel() as u64 * if by_muon { 12 } else { 8 + moments }
     });
@@ -254,7 +280,7 @@ fn running_bytes(config: &Config, precision: Precision, coded: impl Fn(&spec::Te
     let bytes = |tensor: &spec::TensorSpec| {
         let n = tensor.numel() as u64;
         let packed = match tensor.role {
-            Role::Norm | Role::RouterBias => 0,
+            Role::Norm | Role::Bias | Role::RouterBias => 0,
             Role::Embedding if !tied => 0,
             Role::AttentionLinear
             | Role::FfnLinear
@@ -273,20 +299,25 @@ fn running_bytes(config: &Config, precision: Precision, coded: impl Fn(&spec::Te
     spec::tensors(config).iter().map(bytes).sum()
 }
 
+fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Embedding => "embedding",
+        Role::Head => "head",
+        Role::Norm => "norms",
+        Role::Bias => "biases",
+        Role::AttentionLinear => "attention",
+        Role::FfnLinear => "dense and shared feed-forward",
+        Role::ExpertLinear { .. } => "routed experts",
+        Role::Router => "router",
+        Role::RouterBias => "router bias",
+        Role::MtpProjection => "MTP projection",
+    }
+}
+
 fn groups(tensors: &[spec::TensorSpec]) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
     for tensor in tensors {
-        let role = match tensor.role {
-            Role::Embedding => "embedding",
-            Role::Head => "head",
-            Role::Norm => "norms",
-            Role::AttentionLinear => "attention",
-            Role::FfnLinear => "dense and shared feed-forward",
-            Role::ExpertLinear { .. } => "routed experts",
-            Role::Router => "router",
-            Role::RouterBias => "router bias",
-            Role::MtpProjection => "MTP projection",
-        };
+        let role = role_name(tensor.role);
         match groups.iter_mut().find(|group| group.role == role) {
             Some(group) => {
                 group.tensors += 1;
@@ -298,26 +329,75 @@ fn groups(tensors: &[spec::TensorSpec]) -> Vec<Group> {
     groups
 }
 
-fn files(config: &Config, weights: &WeightFiles) -> Files {
+fn files(config: &Config, weights: &Weights) -> Files {
     let specs = spec::tensors(config);
     let aliases = spec::optional_aliases(config);
     let known: std::collections::HashSet<&str> =
         specs.iter().map(|s| s.name.as_str()).chain(aliases.iter().map(|a| a.name.as_str())).collect();
-    let views = || weights.names().filter_map(|name| weights.get(name));
-    let mut dtypes: Vec<String> = views().map(|view| view.dtype.name().to_owned()).collect();
+    let (mut dtypes, tensors, bytes, names): (Vec<String>, usize, u64, Vec<String>) = match weights {
+        Weights::Folder(folder) => {
+            let files = folder.files();
+            let views = || files.names().filter_map(|name| files.get(name));
+            (
+                views().map(|view| view.dtype.name().to_owned()).collect(),
+                files.len(),
+                views().map(|view| view.bytes.len() as u64).sum(),
+                files.names().map(str::to_owned).collect(),
+            )
+        }
+        Weights::Gguf(weights) => {
+            let file = weights.file();
+            let tensors = || file.names().filter_map(|name| file.tensor(name));
+            (
+                tensors().map(|tensor| tensor.kind.name().to_owned()).collect(),
+                file.len(),
+                tensors().map(|tensor| tensor.bytes.len() as u64).sum(),
+                weights.names(),
+            )
+        }
+    };
     dtypes.sort();
     dtypes.dedup();
+    let formats = weights.gguf().map_or(Vec::new(), |weights| stored(&specs, weights));
+    let parameters: u64 = formats.iter().map(|group| group.parameters).sum();
+    let in_groups: u64 = formats.iter().map(|group| group.bytes).sum();
     Files {
-        tensors: weights.len(),
-        bytes: views().map(|view| view.bytes.len() as u64).sum(),
+        tensors,
+        bytes,
         dtypes,
-        missing: specs.iter().filter(|s| weights.get(&s.name).is_none()).count(),
+        missing: specs.iter().filter(|s| weights.shape(&s.name).is_none()).count(),
         // scales are known with their weights
-        unknown: weights
-            .names()
-            .filter(|name| !known.contains(weight_of_scales(name).unwrap_or(name)))
-            .count(),
+        unknown: names.iter().filter(|name| !known.contains(weight_of_scales(name).unwrap_or(name))).count(),
+        bits_per_weight: (parameters > 0).then(|| in_groups as f64 * 8.0 / parameters as f64),
+        formats,
     }
+}
+
+/// What the tensors of each role are stored in, in the order of the table of tensors.
+fn stored(specs: &[spec::TensorSpec], weights: &GgufWeights) -> Vec<Stored> {
+    let mut groups: Vec<Stored> = Vec::new();
+    for spec in specs {
+        let (Some(kind), Some(bytes)) = (weights.kind(&spec.name), weights.bytes(&spec.name)) else {
+            continue;
+        };
+        let (role, format, bytes) = (role_name(spec.role), kind.name(), bytes as u64);
+        match groups.iter_mut().find(|group| (group.role, group.format) == (role, format)) {
+            Some(group) => {
+                group.tensors += 1;
+                group.parameters += spec.numel() as u64;
+                group.bytes += bytes;
+            }
+            None => groups.push(Stored {
+                role,
+                format,
+                tensors: 1,
+                parameters: spec.numel() as u64,
+                bytes,
+                in_blocks: matches!(kind, TensorType::Blocks(_)),
+            }),
+        }
+    }
+    groups
 }
 
 fn training_rows(training: &Training) -> Vec<(&'static str, String)> {
@@ -393,12 +473,25 @@ fn text(report: &Report) -> String {
             line.push_str(&format!("; {} unknown", files.unknown));
         }
         rows.push(("tensors in files", line));
+        if let Some(bits) = files.bits_per_weight {
+            rows.push(("bits per weight", format!("{bits:.2}")));
+        }
     }
     rows.push(("tensors by role", String::new()));
     let indented: Vec<String> = report.tensors.iter().map(|group| format!("  {}", group.role)).collect();
     for (name, group) in indented.iter().zip(&report.tensors) {
         let tensors = if group.tensors == 1 { "tensor, " } else { "tensors," };
-        let line = format!("{:>6} {tensors} {} parameters", group.tensors, count(group.parameters as f64));
+        let mut line =
+            format!("{:>6} {tensors} {} parameters", group.tensors, count(group.parameters as f64));
+        let formats =
+            report.files.iter().flat_map(|files| &files.formats).filter(|stored| stored.role == group.role);
+        let formats: Vec<String> =
+            formats.map(|stored| format!("{} {}", count(stored.parameters as f64), stored.format)).collect();
+        match &formats[..] {
+            [] => {}
+            [one] => line.push_str(&format!(" in {}", one.rsplit(' ').next().unwrap_or_default())),
+            several => line.push_str(&format!(": {}", several.join(", "))),
+        }
         rows.push((name.as_str(), line));
     }
     rows.push(("memory", String::new()));

@@ -13,6 +13,7 @@ mod progress;
 mod sample;
 mod score;
 mod screen;
+mod serve;
 mod train;
 
 use std::io::Read;
@@ -39,6 +40,7 @@ pub fn run(command: &Command) -> Result<(), Failure> {
         Command::Distill(args) => post::run(args, minke_post::distill::run),
         Command::Chat(args) => chat::run(args),
         Command::Generate(args) => generate::run(args),
+        Command::Serve(args) => serve::run(args),
         Command::Score(args) => score::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Eval(args) => eval::run(args),

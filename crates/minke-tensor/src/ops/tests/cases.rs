@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use minke_cpu::attention::{AttentionShape, Segment};
 use minke_cpu::routing::{Choice, RouterConfig, Scoring};
+use minke_cpu::swiglu::Gate;
 use minke_cpu::{DType, rope};
 
 use super::{MANY, borders, draw, lengths, reference};
-use crate::ops::{self, AttentionWeights, Keys, MlaWeights, MoeWeights, Rotary};
+use crate::ops::{self, AttentionWeights, HeadWeights, Keys, Linear, MlaWeights, MoeWeights, Norm, Rotary};
 use crate::{Context, Var, WeightId};
 
 const EPS: f32 = 1e-5;
@@ -140,12 +141,16 @@ fn half(x: f64) -> f64 {
 
 /// All of them, over `n` rows.
 pub fn cases(n: usize) -> Vec<Case> {
-    let mut cases = vec![embedding(n), rmsnorm(n), add_rmsnorm(n, true), add_rmsnorm(n, false)];
+    let mut cases = vec![embedding(n, None), embedding(n, Some(4.5)), rmsnorm(n, 1), rmsnorm(n, 3)];
+    cases.extend([add_rmsnorm(n, true), add_rmsnorm(n, false), linear(n), biased(n), reused(n)]);
+    cases.extend([swiglu_ffn(n, Gate::Silu), swiglu_ffn(n, Gate::GeluTanh), gated_unit(n)]);
     // a chunk of the head has up to 1024 rows: many rows are two of them
-    cases.extend([linear(n), reused(n), swiglu_ffn(n), policy(n), head(if n < MANY { n } else { 2 * n })]);
+    let many = if n < MANY { n } else { 2 * n };
+    cases.extend([policy(n, None), policy(n, Some(0.7)), head(many, None), head(many, Some(0.7))]);
     cases.extend(routers().into_iter().map(|(name, cfg, alpha, shared)| moe(name, n, cfg, alpha, shared)));
     let lengths = lengths(n);
-    cases.extend([mla(&lengths, true), mla(&lengths, false), gqa(&lengths)]);
+    cases.extend([mla(&lengths, true), mla(&lengths, false)]);
+    cases.extend(LOOKS.map(|look| gqa(&lengths, look)));
     cases
 }
 
@@ -153,28 +158,43 @@ fn ids(rows: Range<usize>, below: u32) -> Arc<[u32]> {
     rows.map(|i| (i as u32 * 7 + 3) % below).collect()
 }
 
-fn embedding(n: usize) -> Case {
+fn embedding(n: usize, scale: Option<f32>) -> Case {
     Case::new(
-        "embedding",
+        if scale.is_some() { "embedding, scaled" } else { "embedding" },
         n,
-        |cx, _, w, _, rows| (vec![ops::embedding(cx, w[0], &ids(rows, 5))], 0.0),
+        move |cx, _, w, _, rows| (vec![ops::embedding(cx, w[0], &ids(rows, 5), scale)], 0.0),
         move |_, w| {
-            let rows = ids(0..n, 5);
-            (vec![rows.iter().flat_map(|&i| w[0][i as usize * D..][..D].to_vec()).collect()], 0.0)
+            let (rows, scale) = (ids(0..n, 5), f64::from(scale.unwrap_or(1.0)));
+            let row = |&i: &u32| w[0][i as usize * D..][..D].iter().map(move |w| scale * w);
+            (vec![rows.iter().flat_map(row).collect()], 0.0)
         },
     )
     .product(1, 5, D)
 }
 
-fn rmsnorm(n: usize) -> Case {
-    Case::new(
-        "rmsnorm",
+/// Of whole rows, or of heads under gains that are stored as distances from one.
+fn rmsnorm(n: usize, heads: usize) -> Case {
+    let offset = if heads > 1 { 1.0 } else { 0.0 };
+    let mut case = Case::new(
+        if heads > 1 { "rmsnorm of heads" } else { "rmsnorm" },
         n,
-        |cx, x, w, dtype, _| (vec![ops::rmsnorm(cx, &x[0], w[0], EPS, dtype)], 0.0),
-        |x, w| (vec![reference::rmsnorm(&x[0], &w[0], EPS.into())], 0.0),
+        move |cx, x, w, dtype, _| {
+            let norm = Norm { offset, ..norm(w[0]) };
+            (vec![ops::rmsnorm(cx, &x[0], norm, dtype)], 0.0)
+        },
+        move |x, w| {
+            let gain: Vec<f64> = w[0].iter().map(|w| w + f64::from(offset)).collect();
+            (vec![reference::rmsnorm(&x[0], &gain, EPS.into())], 0.0)
+        },
     )
-    .input(D)
-    .norm(D)
+    .input(heads * D)
+    .norm(D);
+    case.weights[0].data.iter_mut().for_each(|w| *w = half(*w - f64::from(offset)));
+    case
+}
+
+fn norm(w: WeightId) -> Norm {
+    Norm { w, offset: 0.0, eps: EPS }
 }
 
 /// With both results read by what follows, or the sum alone.
@@ -183,7 +203,7 @@ fn add_rmsnorm(n: usize, both: bool) -> Case {
         if both { "add_rmsnorm" } else { "add_rmsnorm, sum alone" },
         n,
         move |cx, x, w, dtype, _| {
-            let (sum, y) = ops::add_rmsnorm(cx, &x[0], &x[1], w[0], EPS, dtype);
+            let (sum, y) = ops::add_rmsnorm(cx, &x[0], &x[1], norm(w[0]), dtype);
             (if both { vec![sum, y] } else { vec![sum] }, 0.0)
         },
         move |x, w| {
@@ -208,6 +228,27 @@ pub fn linear(n: usize) -> Case {
     .product(1, 13, D)
 }
 
+/// With biases, which are never in another dtype than f32.
+fn biased(n: usize) -> Case {
+    let mut case = Case::new(
+        "linear with a bias",
+        n,
+        |cx, x, w, dtype, _| {
+            let layer = Linear { w: w[0], bias: Some(w[1]) };
+            (vec![ops::linear(cx, &x[0], layer, dtype)], 0.0)
+        },
+        |x, w| {
+            let y = reference::product(&x[0], &w[0], D);
+            (vec![y.iter().zip(w[1].iter().cycle()).map(|(y, b)| y + b).collect()], 0.0)
+        },
+    )
+    .input(D)
+    .product(1, 13, D)
+    .product(1, 13, 1);
+    case.weights[1].product = false;
+    case
+}
+
 /// A value that two operations read: its gradients are added.
 fn reused(n: usize) -> Case {
     Case::new(
@@ -223,17 +264,27 @@ fn reused(n: usize) -> Case {
     .product(1, 13, D)
 }
 
-fn swiglu_ffn(n: usize) -> Case {
+fn swiglu_ffn(n: usize, gate: Gate) -> Case {
     Case::new(
-        "swiglu_ffn",
+        if gate == Gate::Silu { "swiglu_ffn" } else { "swiglu_ffn by GELU" },
         n,
-        |cx, x, w, dtype, _| (vec![ops::swiglu_ffn(cx, &x[0], w[0], w[1], dtype)], 0.0),
-        |x, w| (vec![reference::swiglu(&x[0], &w[0], &w[1], D)], 0.0),
+        move |cx, x, w, dtype, _| (vec![ops::swiglu_ffn(cx, &x[0], gate, w[0], w[1], dtype)], 0.0),
+        move |x, w| (vec![reference::swiglu(gate, &x[0], &w[0], &w[1], D)], 0.0),
     )
     .input(D)
     .product(1, 2 * 11, D)
     .stacked()
     .product(1, D, 11)
+}
+
+fn gated_unit(n: usize) -> Case {
+    Case::new(
+        "gated_unit",
+        n,
+        |cx, x, _, _, _| (vec![ops::gated_unit(cx, &x[0], Gate::GeluTanh)], 0.0),
+        |x, _| (vec![reference::gated(Gate::GeluTanh, &x[0], D)], 0.0),
+    )
+    .input(2 * D)
 }
 
 const VOCABULARY: usize = 37;
@@ -243,17 +294,26 @@ pub fn labels(rows: Range<usize>) -> Vec<u32> {
     rows.map(|i| if i % 3 == 2 { u32::MAX } else { (i * 5 + 1) as u32 % VOCABULARY as u32 }).collect()
 }
 
-pub fn head(n: usize) -> Case {
+/// Logits that went through a soft cap.
+fn capped(logits: Vec<f64>, softcap: Option<f32>) -> Vec<f64> {
+    match softcap.map(f64::from) {
+        None => logits,
+        Some(cap) => logits.into_iter().map(|x| cap * (x / cap).tanh()).collect(),
+    }
+}
+
+pub fn head(n: usize, softcap: Option<f32>) -> Case {
     const SCALE: f32 = 0.25;
     Case::new(
-        "head_loss",
+        if softcap.is_some() { "head_loss, capped" } else { "head_loss" },
         n,
-        |cx, x, w, _, rows| {
-            let loss = ops::head_loss(cx, &x[0], w[0], &labels(rows), SCALE, false);
+        move |cx, x, w, _, rows| {
+            let head = HeadWeights { w: w[0], softcap };
+            let loss = ops::head_loss(cx, &x[0], head, &labels(rows), SCALE, false);
             (Vec::new(), f64::from(SCALE) * loss.sum)
         },
         move |x, w| {
-            let logits = reference::product(&x[0], &w[0], D);
+            let logits = capped(reference::product(&x[0], &w[0], D), softcap);
             (Vec::new(), f64::from(SCALE) * reference::cross_entropy(&logits, VOCABULARY, &labels(0..n)))
         },
     )
@@ -273,11 +333,11 @@ fn policy_rows(rows: &Range<usize>) -> (Vec<u32>, Vec<u32>, Vec<usize>) {
 }
 
 /// `sum of s_i log p_i`, at a temperature: what every objective over log-probabilities is to first order.
-fn policy(n: usize) -> Case {
+fn policy(n: usize, softcap: Option<f32>) -> Case {
     const TEMPERATURE: f32 = 0.8;
     let weigh = |i: usize| 0.1 * ((i % 5) as f32 - 2.0);
     Case::new(
-        "head_policy",
+        if softcap.is_some() { "head_policy, capped" } else { "head_policy" },
         n,
         move |cx, x, w, _, rows| {
             let (chosen, labels, groups) = policy_rows(&rows);
@@ -290,7 +350,8 @@ fn policy(n: usize) -> Case {
                 kept: &kept,
             };
             let at = |i: usize| weigh(rows.start + chosen[i] as usize);
-            let log_probs = ops::head_policy(cx, &x[0], w[0], of, &mut |s, log_probs, out| {
+            let head = HeadWeights { w: w[0], softcap };
+            let log_probs = ops::head_policy(cx, &x[0], head, of, &mut |s, log_probs, out| {
                 assert_eq!(log_probs.len(), out.len());
                 out.iter_mut().enumerate().for_each(|(i, out)| *out = at(groups[s] + i));
             });
@@ -298,7 +359,7 @@ fn policy(n: usize) -> Case {
             (Vec::new(), sum)
         },
         move |x, w| {
-            let logits = reference::product(&x[0], &w[0], D);
+            let logits = capped(reference::product(&x[0], &w[0], D), softcap);
             let rows = logits.chunks(VOCABULARY).zip(labels(0..n)).enumerate();
             let of_row = |(i, (row, label)): (usize, (&[f64], u32))| {
                 let tempered: Vec<f64> = row.iter().map(|x| x / f64::from(TEMPERATURE)).collect();
@@ -377,6 +438,7 @@ fn moe(name: &'static str, n: usize, cfg: RouterConfig, alpha: f32, shared: bool
             gate_up: w[1],
             down: w[2],
             shared: shared.then(|| (w[first_shared], w[first_shared + 1])),
+            gate: Gate::Silu,
         };
         let whole = cx.recording();
         let borders = if whole { run_borders.clone() } else { Arc::new([0, rows.len() as u32]) };
@@ -395,12 +457,13 @@ fn moe(name: &'static str, n: usize, cfg: RouterConfig, alpha: f32, shared: bool
             let x = &x[0][t * D..][..D];
             for (&e, weight) in experts[t * k..][..k].iter().zip(&weights[t * k..]) {
                 let (gate_up, down) = (&w[1][e * 2 * F * D..][..2 * F * D], &w[2][e * D * F..][..D * F]);
-                let part = reference::swiglu(x, gate_up, down, D);
+                let part = reference::swiglu(Gate::Silu, x, gate_up, down, D);
                 out.iter_mut().zip(part).for_each(|(out, part)| *out += weight * part);
             }
         }
         if shared {
-            y = reference::add(&y, &reference::swiglu(&x[0], &w[first_shared], &w[first_shared + 1], D));
+            let (gate_up, down) = (&w[first_shared], &w[first_shared + 1]);
+            y = reference::add(&y, &reference::swiglu(Gate::Silu, &x[0], gate_up, down, D));
         }
         (vec![y], reference::balance(&scores, &experts, &borders, &cfg, alpha.into()))
     });
@@ -426,7 +489,8 @@ fn segments(lengths: &[usize]) -> Arc<[Segment]> {
 }
 
 fn mla_shape() -> AttentionShape {
-    AttentionShape { heads: HEADS, kv_heads: HEADS, qk_dim: P + R, v_dim: V, scale: 0.4 }
+    let (window, softcap) = (None, None);
+    AttentionShape { heads: HEADS, kv_heads: HEADS, qk_dim: P + R, v_dim: V, scale: 0.4, window, softcap }
 }
 
 fn mla_weights(w: &[WeightId]) -> MlaWeights {
@@ -489,21 +553,47 @@ pub fn mla_absorbed(lengths: &[usize], interleaved: bool) -> Case {
     Case { cached: Some(cached), ..mla(lengths, interleaved) }
 }
 
-pub fn gqa(lengths: &[usize]) -> Case {
-    let shape = AttentionShape { heads: 4, kv_heads: 2, qk_dim: R, v_dim: R, scale: 0.4 };
+/// What grouped-query attention may have beside the plain form.
+#[derive(Clone, Copy)]
+pub struct Look {
+    name: &'static str,
+    window: Option<usize>,
+    softcap: Option<f32>,
+    interleaved: bool,
+}
+
+pub const LOOKS: [Look; 4] = [
+    Look { name: "gqa_attention", window: None, softcap: None, interleaved: false },
+    Look { name: "gqa_attention, interleaved", window: None, softcap: None, interleaved: true },
+    Look { name: "gqa_attention in a window", window: Some(2), softcap: None, interleaved: false },
+    Look {
+        name: "gqa_attention in a window, capped",
+        window: Some(67),
+        softcap: Some(0.6),
+        interleaved: false,
+    },
+];
+
+pub fn gqa(lengths: &[usize], look: Look) -> Case {
+    let Look { name, window, softcap, interleaved } = look;
+    let shape = AttentionShape { heads: 4, kv_heads: 2, qk_dim: R, v_dim: R, scale: 0.4, window, softcap };
     let (n, positions) = (lengths.iter().sum(), positions(lengths));
     let a = AttentionWeights { shape, rotary: R };
     let (segments, of_sequences) = (segments(lengths), lengths.to_vec());
     let (for_rows, for_caches) = (positions.clone(), positions.clone());
     let mut case = Case::new(
-        "gqa_attention",
+        name,
         n,
         move |cx, x, _, _, _| {
             let keys = Keys::Rows(segments.clone());
-            (vec![ops::gqa_attention(cx, [&x[0], &x[1], &x[2]], a, &rotary(&for_rows, false), keys)], 0.0)
+            (
+                vec![ops::gqa_attention(cx, [&x[0], &x[1], &x[2]], a, &rotary(&for_rows, interleaved), keys)],
+                0.0,
+            )
         },
         move |x, _| {
-            let turn = |x: &[f64], heads| reference::rope(x, heads, R, R, &positions, &FREQUENCIES, false);
+            let turn =
+                |x: &[f64], heads| reference::rope(x, heads, R, R, &positions, &FREQUENCIES, interleaved);
             let (q, k) = (turn(&x[0], 4), turn(&x[1], 2));
             (vec![reference::attention(&shape, &q, &k, &x[2], &of_sequences)], 0.0)
         },
@@ -514,7 +604,7 @@ pub fn gqa(lengths: &[usize]) -> Case {
     .sequence_wise();
     case.shape = Some(shape);
     case.cached = Some(Box::new(move |cx, x, _, rows, keys| {
-        let rotary = rotary(&for_caches[rows], false);
+        let rotary = rotary(&for_caches[rows], interleaved);
         ops::gqa_attention(cx, [&x[0], &x[1], &x[2]], a, &rotary, keys).value.to_vec()
     }));
     case

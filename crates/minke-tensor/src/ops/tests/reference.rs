@@ -2,6 +2,7 @@
 
 use minke_cpu::attention::AttentionShape;
 use minke_cpu::routing::{Choice, RouterConfig, Scoring};
+use minke_cpu::swiglu::Gate;
 
 /// `x Wᵀ`: x [n, cols], w [rows, cols].
 pub fn product(x: &[f64], w: &[f64], cols: usize) -> Vec<f64> {
@@ -37,12 +38,21 @@ pub fn sigmoid(x: f64) -> f64 {
 }
 
 /// x [n, d], gate and up stacked [2f, d], down [d, f].
-pub fn swiglu(x: &[f64], gate_up: &[f64], down: &[f64], d: usize) -> Vec<f64> {
+pub fn swiglu(gate: Gate, x: &[f64], gate_up: &[f64], down: &[f64], d: usize) -> Vec<f64> {
     let f = down.len() / d;
-    let gu = product(x, gate_up, d);
-    let h: Vec<f64> =
-        gu.chunks(2 * f).flat_map(|gu| (0..f).map(move |i| gu[i] * sigmoid(gu[i]) * gu[f + i])).collect();
-    product(&h, down, f)
+    product(&gated(gate, &product(x, gate_up, d), f), down, f)
+}
+
+/// gu [n, 2f].
+pub fn gated(gate: Gate, gu: &[f64], f: usize) -> Vec<f64> {
+    let act = |x: f64| match gate {
+        Gate::Silu => x * sigmoid(x),
+        Gate::GeluTanh => {
+            let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+            0.5 * x * (1.0 + inner.tanh())
+        }
+    };
+    gu.chunks(2 * f).flat_map(|gu| (0..f).map(move |i| act(gu[i]) * gu[f + i])).collect()
 }
 
 fn softmax(x: &[f64]) -> Vec<f64> {
@@ -142,9 +152,9 @@ pub fn rope(
     out
 }
 
-/// Causal attention within sequences of `lengths`.
+/// Causal attention within sequences of `lengths`, through the shape's window and soft cap.
 pub fn attention(x: &AttentionShape, q: &[f64], k: &[f64], v: &[f64], lengths: &[usize]) -> Vec<f64> {
-    let AttentionShape { heads, kv_heads, qk_dim, v_dim, scale } = *x;
+    let AttentionShape { heads, kv_heads, qk_dim, v_dim, scale, window, softcap } = *x;
     let mut out = Vec::new();
     let mut start = 0;
     for &len in lengths {
@@ -154,13 +164,15 @@ pub fn attention(x: &AttentionShape, q: &[f64], k: &[f64], v: &[f64], lengths: &
                 let q = &q[(i * heads + head) * qk_dim..][..qk_dim];
                 let score = |j: usize| {
                     let k = &k[(j * kv_heads + kv) * qk_dim..][..qk_dim];
-                    f64::from(scale) * q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>()
+                    let score = f64::from(scale) * q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>();
+                    softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
                 };
-                let p = softmax(&(start..=i).map(score).collect::<Vec<_>>());
+                let first = window.map_or(start, |window| start.max((i + 1).saturating_sub(window)));
+                let p = softmax(&(first..=i).map(score).collect::<Vec<_>>());
                 let value = |c: usize| {
                     p.iter()
                         .enumerate()
-                        .map(|(j, p)| p * v[((start + j) * kv_heads + kv) * v_dim + c])
+                        .map(|(j, p)| p * v[((first + j) * kv_heads + kv) * v_dim + c])
                         .sum::<f64>()
                 };
                 out.extend((0..v_dim).map(value));

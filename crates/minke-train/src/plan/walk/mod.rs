@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use minke_cpu::DType;
 use minke_cpu::fp8::Fp8;
-use minke_model::config::{AttentionKind, Config, FfnKind};
+use minke_model::config::{AttentionKind, Config, FfnKind, ProjectionBias};
 use minke_model::{Precision, Recompute};
 
 mod ops;
@@ -47,8 +47,16 @@ pub enum Work {
     Gradient { rows: usize, m: usize, n: usize, groups: usize, weights: Weights, x: DType, coded: bool },
     /// Codes of rows, cut in so many parts; or, `back`, the numbers of codes.
     Coding { rows: usize, cols: usize, parts: usize, dtype: DType, how: Fp8, back: bool },
-    /// Causal attention over whole sequences; backward where `back`.
-    Attention { heads: usize, kv_heads: usize, qk: usize, v: usize, dtype: DType, back: bool },
+    /// Causal attention over whole sequences, through a window where there is one; backward where `back`.
+    Attention {
+        heads: usize,
+        kv_heads: usize,
+        qk: usize,
+        v: usize,
+        window: Option<usize>,
+        dtype: DType,
+        back: bool,
+    },
     /// Logits and their gradients of a chunk of rows.
     Head { rows: usize, d: usize, vocabulary: usize, dtype: DType },
     /// A norm of rows, with an addition before it; or its way back, which reads x as it was kept.
@@ -131,10 +139,10 @@ impl Walk {
         }
     }
 
-    fn attention(&mut self, y: &Var) -> Var {
+    fn attention(&mut self, y: &Var, layer: usize) -> Var {
         let (model, weights) = (self.model.clone(), self.model.kinds().attention);
         let act = weights.dtype;
-        let (config, shape) = (&model.config, model.config.attention_shape());
+        let (config, shape) = (&model.config, self.shape(layer));
         let attended = match config.attention {
             AttentionKind::Mla { q_lora_rank, kv_lora_rank, qk_rope_head_dim, .. } => {
                 let queries = shape.heads * shape.qk_dim;
@@ -149,10 +157,24 @@ impl Walk {
                 };
                 self.mla(&q, &kv_a, kv_lora_rank)
             }
-            AttentionKind::Gqa { .. } => {
-                let [q, k, v] = [shape.heads, shape.kv_heads, shape.kv_heads]
-                    .map(|heads| self.linear(y, heads * shape.qk_dim, weights, act));
-                self.gqa(&q, &k, &v)
+            AttentionKind::Gqa { bias, qk_norm, .. } => {
+                let [mut q, mut k, v] = [shape.heads, shape.kv_heads, shape.kv_heads].map(|heads| {
+                    let n = heads * shape.qk_dim;
+                    if bias == ProjectionBias::None {
+                        self.linear(y, n, weights, act)
+                    } else {
+                        self.linear_biased(y, n, weights, act)
+                    }
+                });
+                if qk_norm {
+                    q = self.rmsnorm_of_heads(&q, shape.heads, act);
+                    k = self.rmsnorm_of_heads(&k, shape.kv_heads, act);
+                }
+                let attended = self.gqa(&q, &k, &v, &shape);
+                if bias == ProjectionBias::All {
+                    return self.linear_biased_of_kept(&attended, config.hidden_size, weights, act);
+                }
+                attended
             }
         };
         self.linear_of_kept(&attended, config.hidden_size, weights, act)
@@ -161,17 +183,29 @@ impl Walk {
     fn layer_once(&mut self, layer: usize, state: State) -> [Var; 2] {
         let model = self.model.clone();
         let (x, y) = self.normed(state, model.precision.attention);
-        let attended = self.attention(&y);
+        let mut attended = self.attention(&y, layer);
+        if model.config.post_norms {
+            attended = self.rmsnorm(&attended, model.precision.attention);
+        }
         let kind = model.config.ffn(layer);
         let act = match kind {
             FfnKind::Dense { .. } => model.precision.linear,
             FfnKind::Moe(_) => model.precision.expert,
         };
         let (x, y) = self.add_rmsnorm(&x, &attended, act);
-        let out = match &kind {
+        let mut out = match &kind {
+            FfnKind::Dense { intermediate_size } if model.config.mlp_bias => {
+                let (weights, f) = (model.kinds().linear, *intermediate_size);
+                let gu = self.linear_biased_parts(&y, 2 * f, 2, weights, act);
+                let h = self.gated_unit(&gu);
+                self.linear_biased(&h, model.config.hidden_size, weights, act)
+            }
             FfnKind::Dense { intermediate_size } => self.dense(&y, *intermediate_size),
             FfnKind::Moe(moe) => self.moe(&y, moe),
         };
+        if model.config.post_norms {
+            out = self.rmsnorm(&out, act);
+        }
         [x, out]
     }
 

@@ -15,13 +15,23 @@ impl Walk {
         let (d, dtype) = (self.model.config.hidden_size, self.model.embedding());
         let mut y = self.uninit(self.n, d, dtype);
         self.moves(&[&y, &y]);
-        y = self.converted(&y, DType::F32);
+        let scales = self.model.config.scales_embedding;
+        y = if scales { self.scaled(&y) } else { self.converted(&y, DType::F32) };
         let y = self.var(y);
         let out = y.slot();
         self.record(move |cx| {
-            let Some(d_y) = cx.take_grad(out) else { return };
+            let Some(mut d_y) = cx.take_grad(out) else { return };
+            if scales {
+                d_y = cx.scaled(&d_y);
+            }
             cx.moves(&[&d_y, &d_y, &d_y]);
         });
+        y
+    }
+
+    fn scaled(&mut self, x: &Tensor) -> Tensor {
+        let y = self.uninit(x.rows, x.cols, DType::F32);
+        self.moves(&[x, &y]);
         y
     }
 
@@ -162,32 +172,67 @@ impl Walk {
 
     pub(super) fn linear(&mut self, x: &Var, n: usize, weights: Weights, dtype: DType) -> Var {
         let input = self.input(&x.value, weights, Scales::Usual);
-        self.linear_of(x, input.clone(), input, n, weights, dtype)
+        self.linear_of(x, input.clone(), input, n, 1, weights, dtype, false)
+    }
+
+    pub(super) fn linear_biased(&mut self, x: &Var, n: usize, weights: Weights, dtype: DType) -> Var {
+        self.linear_biased_parts(x, n, 1, weights, dtype)
+    }
+
+    /// Of a weight whose rows are so many matrices.
+    pub(super) fn linear_biased_parts(
+        &mut self,
+        x: &Var,
+        n: usize,
+        parts: usize,
+        weights: Weights,
+        dtype: DType,
+    ) -> Var {
+        let input = self.input(&x.value, weights, Scales::Usual);
+        self.linear_of(x, input.clone(), input, n, parts, weights, dtype, true)
     }
 
     /// Of what another operation keeps for its own way back.
     pub(super) fn linear_of_kept(&mut self, x: &Var, n: usize, weights: Weights, dtype: DType) -> Var {
         let input = self.input(&x.value, weights, Scales::PowersOfTwo);
-        self.linear_of(x, input, Input::Plain(x.value.clone()), n, weights, dtype)
+        self.linear_of(x, input, Input::Plain(x.value.clone()), n, 1, weights, dtype, false)
     }
 
-    pub(super) fn linear_of(
+    pub(super) fn linear_biased_of_kept(&mut self, x: &Var, n: usize, weights: Weights, dtype: DType) -> Var {
+        let input = self.input(&x.value, weights, Scales::PowersOfTwo);
+        self.linear_of(x, input, Input::Plain(x.value.clone()), n, 1, weights, dtype, true)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "what the operation is told")]
+    fn linear_of(
         &mut self,
         x: &Var,
         input: Input,
         kept: Input,
         n: usize,
+        parts: usize,
         weights: Weights,
         dtype: DType,
+        biased: bool,
     ) -> Var {
-        let y = self.matmul(&input, n, weights, dtype);
+        let y = if biased {
+            let product = self.matmul(&input, n, weights, DType::F32);
+            let y = self.uninit(product.rows, n, dtype);
+            self.moves(&[&product, &y]);
+            y
+        } else {
+            self.matmul(&input, n, weights, dtype)
+        };
         drop(input);
         let y = self.var(y);
         let (x, out) = (x.slot(), y.slot());
         self.record(move |cx| {
             let Some(d_y) = cx.take_grad(out) else { return };
             cx.weight_grad(&d_y, &kept, d_y.rows, 1, weights);
-            let d_x = cx.input_grad(&d_y, 1, x.cols, weights, x.dtype);
+            if biased {
+                cx.moves(&[&d_y]);
+            }
+            let d_x = cx.input_grad(&d_y, parts, x.cols, weights, x.dtype);
             cx.add_grad(x, d_x);
         });
         y
@@ -215,11 +260,16 @@ impl Walk {
     }
 
     pub(super) fn rmsnorm(&mut self, x: &Var, dtype: DType) -> Var {
+        self.rmsnorm_of_heads(x, 1, dtype)
+    }
+
+    /// Of each of so many heads in a row.
+    pub(super) fn rmsnorm_of_heads(&mut self, x: &Var, heads: usize, dtype: DType) -> Var {
         let (n, d) = (x.value.rows, x.value.cols);
         let y = self.uninit(n, d, dtype);
-        let rstd = self.uninit(n, 1, DType::F32);
+        let rstd = self.uninit(n, heads, DType::F32);
         let (value, of) = (self.kept(&x.value), x.value.dtype);
-        let norm = |kept, back| Work::Norm { rows: n, d, x: of, kept, y: dtype, back };
+        let norm = |kept, back| Work::Norm { rows: n * heads, d: d / heads, x: of, kept, y: dtype, back };
         self.does(norm(of, false));
         let (y, back) = (self.var(y), norm(value.dtype, true));
         let (x, out) = (x.slot(), y.slot());
@@ -264,18 +314,32 @@ impl Walk {
         (sum, y)
     }
 
+    /// Heads, widths and window of a layer.
+    pub(super) fn shape(&self, layer: usize) -> AttentionShape {
+        let config = &self.model.config;
+        AttentionShape { window: config.window(layer), ..config.attention_shape() }
+    }
+
     /// Attention proper: its result, and what its way back reads.
-    pub(super) fn attend(&mut self, q: Tensor, k: Tensor, v: Tensor) -> (Tensor, [Tensor; 5]) {
-        let shape = self.model.config.attention_shape();
+    pub(super) fn attend(
+        &mut self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        shape: &AttentionShape,
+    ) -> (Tensor, [Tensor; 5]) {
         let out = self.uninit(self.n, shape.heads * shape.v_dim, v.dtype);
         let lse = self.uninit(self.n, shape.heads, DType::F32);
-        self.does(attention(&shape, q.dtype, false));
+        self.does(attention(shape, q.dtype, false));
         (out.clone(), [q, k, v, out, lse])
     }
 
-    pub(super) fn attend_backward(&mut self, [q, k, v, ..]: &[Tensor; 5]) -> [Tensor; 3] {
-        let shape = self.model.config.attention_shape();
-        self.does(attention(&shape, q.dtype, true));
+    pub(super) fn attend_backward(
+        &mut self,
+        [q, k, v, ..]: &[Tensor; 5],
+        shape: &AttentionShape,
+    ) -> [Tensor; 3] {
+        self.does(attention(shape, q.dtype, true));
         [q, k, v].map(|x| self.uninit(x.rows, x.cols, x.dtype))
     }
 
@@ -305,7 +369,7 @@ impl Walk {
         let [k, v] = self.expand(&input);
         let q_turned = self.uninit(n, q.value.cols, act);
         self.moves(&[&q.value, &q_turned]);
-        let (out, mut attended) = self.attend(q_turned, k, v);
+        let (out, mut attended) = self.attend(q_turned, k, v, &shape);
         let out = self.var(out);
         // in FP8 keys and values are made again, and the latent is cut out again of what it is a part of
         let source = (self.recording() && weights.fp8.is_some()).then(|| kv_a.value.clone());
@@ -325,7 +389,7 @@ impl Walk {
                 cx.moves(&[&latent, &latent]);
                 kept_latent = Some(latent);
             }
-            let [d_q, d_k, d_v] = cx.attend_backward(&attended);
+            let [d_q, d_k, d_v] = cx.attend_backward(&attended, &shape);
             let d_kv_a = cx.uninit(n, stride, act);
             let d_kv = cx.uninit(n, wide, act);
             cx.moves(&[&d_q, &d_q, &d_k, &d_v, &d_kv]);
@@ -344,24 +408,43 @@ impl Walk {
         out
     }
 
-    pub(super) fn gqa(&mut self, q: &Var, k: &Var, v: &Var) -> Var {
+    pub(super) fn gqa(&mut self, q: &Var, k: &Var, v: &Var, shape: &AttentionShape) -> Var {
         let [q_turned, k_turned] = [q, k].map(|x| {
             let turned = self.uninit(x.value.rows, x.value.cols, x.value.dtype);
             self.moves(&[&x.value, &turned]);
             turned
         });
-        let (out, attended) = self.attend(q_turned, k_turned, v.value.clone());
+        let shape = *shape;
+        let (out, attended) = self.attend(q_turned, k_turned, v.value.clone(), &shape);
         let out = self.var(out);
         let (slots, result) = ([q.slot(), k.slot(), v.slot()], out.slot());
         self.record(move |cx| {
             let Some(_d_out) = cx.take_grad(result) else { return };
-            let grads = cx.attend_backward(&attended);
+            let grads = cx.attend_backward(&attended, &shape);
             cx.moves(&[&grads[0], &grads[0], &grads[1], &grads[1]]);
             for (slot, grad) in slots.into_iter().zip(grads) {
                 cx.add_grad(slot, grad);
             }
         });
         out
+    }
+
+    /// What the gate lets through of values that wait as they are.
+    pub(super) fn gated_unit(&mut self, gu: &Var) -> Var {
+        let Tensor { rows, cols, dtype, .. } = gu.value;
+        let h = self.uninit(rows, cols / 2, dtype);
+        let work = move |back| Work::Swiglu { rows, f: cols / 2, dtype, back };
+        self.does(work(false));
+        let h = self.var(h);
+        let (value, gu, out) = (gu.value.clone(), gu.slot(), h.slot());
+        self.record(move |cx| {
+            let Some(_d_h) = cx.take_grad(out) else { return };
+            let d_gu = cx.uninit(rows, cols, dtype);
+            cx.does(work(true));
+            cx.add_grad(gu, d_gu);
+            drop(value);
+        });
+        h
     }
 
     /// Gate and up values as they wait.
@@ -522,6 +605,6 @@ impl Walk {
 }
 
 fn attention(shape: &AttentionShape, dtype: DType, back: bool) -> Work {
-    let AttentionShape { heads, kv_heads, qk_dim: qk, v_dim: v, .. } = *shape;
-    Work::Attention { heads, kv_heads, qk, v, dtype, back }
+    let AttentionShape { heads, kv_heads, qk_dim: qk, v_dim: v, window, .. } = *shape;
+    Work::Attention { heads, kv_heads, qk, v, window, dtype, back }
 }

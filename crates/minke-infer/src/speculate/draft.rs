@@ -1,0 +1,279 @@
+//! Drafting for the sequences of a call: who drafts for each, and the drafts of models, for all of them together.
+
+use std::time::Instant;
+
+use minke_data::Tokenizer;
+use minke_model::{DraftStep, Model, Step, Want};
+
+use super::{Drafting, MOST, Proposal, Source};
+use crate::choose::{Ask, choose};
+use crate::engine::Engine;
+use crate::sampling::Allowed;
+use crate::sequence::{Sequence, Session};
+use crate::step::Part;
+
+/// Tokens that the other model reads in a call.
+const TOKENS_PER_CALL: usize = 512;
+
+/// Where the next drafts of a sequence come from while a model makes them.
+struct Guess {
+    /// Which part of the call.
+    part: usize,
+    /// How many it is to have.
+    most: usize,
+    /// For a module: its state behind the last draft, and the position of that state.
+    state: Vec<f32>,
+    position: usize,
+}
+
+impl Engine<'_> {
+    /// The most tokens that may be drafted behind the next `take` of a sequence.
+    pub(crate) fn most_drafts(&self, sequence: &Sequence, take: usize) -> usize {
+        let answering = take == 1 && sequence.unread() == 1 && sequence.tokens() > 0;
+        if self.traced || !answering || !sequence.drafting.is_on() {
+            return 0;
+        }
+        // a call gives one token more than there are drafts
+        let room = self.context.saturating_sub(sequence.all.len() + 1);
+        let asked = sequence.request.max_tokens.saturating_sub(sequence.tokens() + 1);
+        MOST.min(room).min(asked)
+    }
+
+    /// Drafts for every sequence that is being answered, where it pays.
+    pub(crate) fn speculate(&mut self, sequences: &mut [Sequence], parts: &mut [Part]) {
+        let tokens = parts.iter().filter(|part| part.last).count();
+        let has_other = self.other.is_some();
+        let (mut by_module, mut by_other) = (Vec::new(), Vec::new());
+        for (index, part) in parts.iter_mut().enumerate() {
+            let sequence = &mut sequences[part.at];
+            if sequence.drafting.is_on() {
+                sequence.drafting.begin(self.model);
+            }
+            let most = self.most_drafts(sequence, part.take);
+            if most == 0 {
+                continue;
+            }
+            let forced = sequence.guide.forced_ahead();
+            let drafting = &mut sequence.drafting;
+            match drafting.propose(&sequence.all, forced, most, tokens, &self.costs, has_other) {
+                Proposal::Nothing => {}
+                Proposal::Tokens(source, ids) => {
+                    part.source = source;
+                    part.mark = Some(sequence.guide.mark());
+                    for id in ids {
+                        let next = sequence.guide.next();
+                        if !part.follow(sequence, next, id) {
+                            break;
+                        }
+                    }
+                }
+                Proposal::Model(most) => {
+                    let to = if drafting.by_other(has_other) { &mut by_other } else { &mut by_module };
+                    part.source = Source::Model;
+                    part.mark = Some(sequence.guide.mark());
+                    to.push(Guess { part: index, most, state: Vec::new(), position: 0 });
+                }
+            }
+        }
+        if !by_module.is_empty() {
+            self.draft_by_module(sequences, parts, by_module);
+        }
+        if !by_other.is_empty() {
+            self.draft_by_other(sequences, parts, by_other);
+        }
+    }
+
+    /// The model's prediction module reads the states that it has not seen, and then goes on from its own.
+    fn draft_by_module(&mut self, sequences: &mut [Sequence], parts: &mut [Part], mut guesses: Vec<Guess>) {
+        let (begin, d) = (Instant::now(), self.model.config.hidden_size);
+        let mut drafted = 0;
+        let mut held = Vec::new();
+        for round in 0.. {
+            // rows of each: what is new, or the last draft
+            let mut rows: Vec<(Vec<f32>, Vec<u32>, usize)> = Vec::with_capacity(guesses.len());
+            for guess in &mut guesses {
+                let part = &parts[guess.part];
+                let sequence = &mut sequences[part.at];
+                let module = sequence.drafting.module.as_mut().expect("it was asked whether there is one");
+                rows.push(if round == 0 {
+                    let (states, position, n) = module.give();
+                    guess.position = position + n - 1;
+                    (states, sequence.all[position + 1..=position + n].to_vec(), position)
+                } else {
+                    guess.position += 1;
+                    let last = *part.drafts.last().expect("a round ends without one");
+                    (std::mem::take(&mut guess.state), vec![last], guess.position)
+                });
+            }
+            let mut steps: Vec<DraftStep<'_>> = Vec::with_capacity(guesses.len());
+            let mut modules: Vec<(usize, &mut Drafting)> =
+                sequences.iter_mut().map(|sequence| &mut sequence.drafting).enumerate().collect();
+            modules.retain(|(at, _)| guesses.iter().any(|guess| parts[guess.part].at == *at));
+            // guesses are in the order of sequences
+            for ((_, drafting), (states, tokens, position)) in modules.iter_mut().zip(&rows) {
+                let cache = &mut drafting.module.as_mut().expect("as above").cache;
+                steps.push(DraftStep { states, tokens, position: *position, cache });
+            }
+            let made = self.model.draft(self.cpu, &mut steps);
+            if round == 0 {
+                let kept = |guess: &Guess| {
+                    let at = parts[guess.part].at;
+                    (at, sequences[at].drafting.module.as_ref().map_or(0, |module| module.cache.len()))
+                };
+                held = guesses.iter().map(kept).collect();
+            }
+            drafted += guesses.len();
+            for (guess, state) in guesses.iter_mut().zip(made.states.chunks_exact(d)) {
+                guess.state = state.to_vec();
+            }
+            let w = self.model.config.vocab_size;
+            self.draw_drafts(sequences, parts, &mut guesses, made.logits.f32(), w);
+            if guesses.is_empty() {
+                break;
+            }
+        }
+        // what it read of its own is not what it will read
+        for (at, len) in held {
+            if let Some(module) = &mut sequences[at].drafting.module {
+                module.cache.truncate(len);
+            }
+        }
+        self.costs.learn_draft(drafted, begin.elapsed());
+    }
+
+    /// The other model reads what it has not seen of each sequence, and then its own drafts.
+    fn draft_by_other(&mut self, sequences: &mut [Sequence], parts: &mut [Part], mut guesses: Vec<Guess>) {
+        let Some(other) = self.other.take() else { return };
+        let w = other.config.vocab_size;
+        let limit = other.config.max_position_embeddings;
+        guesses.retain(|guess| {
+            let sequence = &mut sequences[parts[guess.part].at];
+            let fits =
+                sequence.all.len() + guess.most < limit && sequence.all.iter().all(|&id| (id as usize) < w);
+            if fits {
+                let session = sequence.drafting.other.get_or_insert_with(|| Session::new(other));
+                session.reuse(&sequence.all);
+            }
+            fits
+        });
+        let (mut begin, mut drafted, mut first) = (Instant::now(), 0, true);
+        while !guesses.is_empty() {
+            let mut rest = self.read_by_other(other, sequences, parts, &guesses);
+            let logits = loop {
+                match rest {
+                    Ok(logits) => break logits,
+                    Err(()) => {
+                        // a long prompt says nothing about drafting
+                        begin = Instant::now();
+                        rest = self.read_by_other(other, sequences, parts, &guesses);
+                    }
+                }
+            };
+            drafted += usize::from(!first) * guesses.len();
+            if std::mem::replace(&mut first, false) {
+                begin = Instant::now();
+            }
+            self.draw_drafts(sequences, parts, &mut guesses, &logits, w);
+        }
+        if drafted > 0 {
+            self.costs.learn_draft(drafted, begin.elapsed());
+        }
+        self.other = Some(other);
+    }
+
+    /// Lets the other model read on: logits of all guesses, once all are read to their ends.
+    fn read_by_other(
+        &self,
+        other: &mut Model,
+        sequences: &mut [Sequence],
+        parts: &[Part],
+        guesses: &[Guess],
+    ) -> Result<Vec<f32>, ()> {
+        let mut room = TOKENS_PER_CALL;
+        let mut unread = Vec::with_capacity(guesses.len());
+        let mut is_long = false;
+        for guess in guesses {
+            let part = &parts[guess.part];
+            let sequence = &mut sequences[part.at];
+            let session = sequence.drafting.other.as_mut().expect("was made before");
+            let whole = [&sequence.all[..], &part.drafts].concat();
+            let left = whole.len() - session.tokens.len();
+            is_long |= left > room.max(1);
+            unread.push(whole[session.tokens.len()..].to_vec());
+            room = room.saturating_sub(left);
+        }
+        let mut room = TOKENS_PER_CALL;
+        let mut steps = Vec::with_capacity(guesses.len());
+        let mut unread = unread.iter();
+        for (at, sequence) in sequences.iter_mut().enumerate() {
+            if !guesses.iter().any(|guess| parts[guess.part].at == at) {
+                continue;
+            }
+            let Some(tokens) = unread.next() else { break };
+            // those that are at their ends stay one token before it, for their logits
+            let take = if is_long { tokens.len().saturating_sub(1).min(room) } else { tokens.len() };
+            room -= take.min(room);
+            if take == 0 {
+                continue;
+            }
+            let session = sequence.drafting.other.as_mut().expect("was made before");
+            session.tokens.extend_from_slice(&tokens[..take]);
+            let want = if is_long { Want::None } else { Want::Last };
+            steps.push(Step { tokens: &tokens[..take], cache: &mut session.cache, want });
+        }
+        let logits = other.infer(self.cpu, &mut steps);
+        if is_long { Err(()) } else { Ok(logits) }
+    }
+
+    /// Draws a draft for each guess from its row of logits, as the token itself will be drawn; those that have enough, or
+    /// whose draft may not come, are done.
+    fn draw_drafts(
+        &mut self,
+        sequences: &mut [Sequence],
+        parts: &mut [Part],
+        guesses: &mut Vec<Guess>,
+        logits: &[f32],
+        w: usize,
+    ) {
+        let next: Vec<_> = guesses.iter().map(|guess| sequences[parts[guess.part].at].guide.next()).collect();
+        let asks: Vec<Ask<'_>> = guesses
+            .iter()
+            .zip(&next)
+            .map(|(guess, next)| {
+                let part = &parts[guess.part];
+                let allowed = next.as_ref().map_or(Allowed::All, |next| next.allowed.clone());
+                sequences[part.at].ask(allowed, &part.drafts)
+            })
+            .collect();
+        let choices = choose(self.cpu, &mut self.sampler, &asks, logits, w);
+        let rows = self.model.config.vocab_size;
+        let mut choices = choices.into_iter().zip(next);
+        guesses.retain(|guess| {
+            let part = &mut parts[guess.part];
+            let Some((Ok(choice), next)) = choices.next() else { return false };
+            (choice.id as usize) < rows
+                && part.follow(&mut sequences[part.at], next, choice.id)
+                && part.drafts.len() < guess.most
+        });
+    }
+}
+
+/// Whether ids mean the same in both.
+///
+/// # Errors
+/// The first difference.
+pub(crate) fn same_vocabulary(ours: &Tokenizer, theirs: &Tokenizer) -> Result<(), String> {
+    if ours.fingerprint() == theirs.fingerprint() {
+        return Ok(());
+    }
+    if ours.vocab_size() != theirs.vocab_size() {
+        return Err(format!("expected {} tokens, got {}", ours.vocab_size(), theirs.vocab_size()));
+    }
+    for id in 0..ours.vocab_size() as u32 {
+        let [a, b] = [ours, theirs].map(|tokenizer| tokenizer.token_of(id).unwrap_or_default());
+        if a != b {
+            return Err(format!("token {id}: expected `{a}`, got `{b}`"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,267 @@
+//! Speculation: tokens that are taken to come next are read with the one that is known, and kept where they come.
+//!
+//! It loses nothing, to the bit. A token is drawn by (seed, sequence, position) from logits that do not depend on how a
+//! sequence is cut into calls; so the call that reads drafted tokens gives at each of them the very row that a call of
+//! its own would give, from which the very same token is drawn. A draft is kept as long as that is the drafted one.
+//!
+//! Drafts come from three places: what must come (the end of a thought, what a grammar forces); what came the last time
+//! that the text went this way (`ngram.rs`); and a model that guesses: the prediction module that the model was trained
+//! with, or a smaller model with the same tokenizer. A guess is drawn as the token itself will be, with the same random
+//! number under the same filters, so that two that agree on probabilities agree on the token.
+//!
+//! Papers: Leviathan et al. 2023, "Fast Inference from Transformers via Speculative Decoding"; DeepSeek-V3 report,
+//! section 5.4.3, for drafting with its module; Saxena 2023, "Prompt Lookup Decoding".
+
+mod control;
+mod draft;
+mod ngram;
+
+use minke_model::{DraftCache, Model};
+
+use crate::sequence::Session;
+
+use control::{Rate, length};
+use ngram::Ngrams;
+
+pub(crate) use control::Costs;
+pub(crate) use draft::same_vocabulary;
+
+/// Tokens that are drafted at once, at most.
+pub(crate) const MOST: usize = 16;
+/// Tokens that a model drafts at once, at most.
+pub(crate) const MOST_BY_MODEL: usize = 8;
+/// States that wait for a module, at most: what lies further back is not read by it.
+const WINDOW: usize = 128;
+
+/// Where drafts of the next tokens come from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Speculation {
+    /// There are none.
+    #[default]
+    Off,
+    /// From whatever pays, as measured for this request on this machine; from nowhere if nothing does.
+    Auto,
+    /// From what came before in the sequence itself.
+    Ngram,
+    /// From the model's prediction module.
+    Mtp,
+    /// From a smaller model, [`crate::Engine::with_draft`].
+    Draft,
+}
+
+/// What came of a request's drafts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Speculated {
+    /// Tokens that were drafted and read.
+    pub drafted: usize,
+    /// Of these, those that came.
+    pub accepted: usize,
+    /// Calls of the model that gave the request a token, or several, or its end.
+    pub calls: usize,
+}
+
+impl Speculated {
+    /// Tokens that a call gave, on average; 1 without speculation.
+    pub fn tokens_per_call(&self) -> f64 {
+        if self.calls == 0 { 1.0 } else { (self.calls + self.accepted) as f64 / self.calls as f64 }
+    }
+}
+
+/// Who drafted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// A grammar or a budget, for which there is no other way on.
+    Forced,
+    /// The sequence itself.
+    Text,
+    /// A module or a model.
+    Model,
+}
+
+/// What a sequence drafts from.
+pub(crate) struct Drafting {
+    mode: Speculation,
+    ngrams: Ngrams,
+    /// By source.
+    rates: [Rate; 3],
+    /// Whether the model was asked for its module.
+    begun: bool,
+    /// What somebody would have drafted first, had it been worth it.
+    guess: Option<(Source, u32)>,
+    pub module: Option<Module>,
+    /// What the other model has read.
+    pub other: Option<Session>,
+    pub stats: Speculated,
+}
+
+/// How many tokens to draft, and who does it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Proposal {
+    Nothing,
+    /// These.
+    Tokens(Source, Vec<u32>),
+    /// So many, by a model.
+    Model(usize),
+}
+
+impl Drafting {
+    /// For a request that has its prompt only.
+    pub fn new(mode: Speculation) -> Self {
+        Self {
+            mode,
+            ngrams: Ngrams::default(),
+            rates: [Rate::new(0.9), Rate::new(0.5), Rate::new(0.6)],
+            begun: false,
+            guess: None,
+            module: None,
+            other: None,
+            stats: Speculated::default(),
+        }
+    }
+
+    /// Finds out what a model has to draft with.
+    pub fn begin(&mut self, model: &Model) {
+        if !std::mem::replace(&mut self.begun, true)
+            && matches!(self.mode, Speculation::Auto | Speculation::Mtp)
+        {
+            self.module = DraftCache::new(model).map(Module::new);
+        }
+    }
+
+    /// Whether it drafts at all.
+    pub fn is_on(&self) -> bool {
+        self.mode != Speculation::Off
+    }
+
+    fn rate(&mut self, source: Source) -> &mut Rate {
+        match source {
+            Source::Forced => &mut self.rates[0],
+            Source::Text => &mut self.rates[1],
+            Source::Model => &mut self.rates[2],
+        }
+    }
+
+    /// What to draft behind `all`: at most `most` tokens, in a call that gives `tokens` without drafts. `forced` are those
+    /// that must come; `has_other` says whether there is another model.
+    pub fn propose(
+        &mut self,
+        all: &[u32],
+        forced: Vec<u32>,
+        most: usize,
+        tokens: usize,
+        costs: &Costs,
+        has_other: bool,
+    ) -> Proposal {
+        self.guess = None;
+        if most == 0 || !self.is_on() {
+            return Proposal::Nothing;
+        }
+        let mode = self.mode;
+        let measured = mode == Speculation::Auto;
+        let threshold = |by_model| if measured { costs.threshold(tokens, by_model) } else { 0.25 };
+        // what was asked for is done, whether it pays or not
+        let least = usize::from(!measured);
+        if !forced.is_empty() {
+            let share = self.rate(Source::Forced).share();
+            let k = length(share, threshold(false), most.min(forced.len())).0;
+            return match k {
+                0 => Proposal::Nothing,
+                k => Proposal::Tokens(Source::Forced, forced[..k].to_vec()),
+            };
+        }
+        let mut best = (0.0, Proposal::Nothing);
+        if matches!(mode, Speculation::Auto | Speculation::Ngram) {
+            self.ngrams.read(all);
+            let found = self.ngrams.propose(all, most.min(MOST)).to_vec();
+            if let Some(&first) = found.first() {
+                self.guess = Some((Source::Text, first));
+                let (k, gain) = length(self.rate(Source::Text).share(), threshold(false), found.len());
+                let k = k.max(least);
+                if k > 0 {
+                    best = (gain, Proposal::Tokens(Source::Text, found[..k].to_vec()));
+                }
+            }
+        }
+        let can = match mode {
+            Speculation::Auto => has_other || self.module.as_ref().is_some_and(Module::is_ready),
+            Speculation::Mtp => self.module.as_ref().is_some_and(Module::is_ready),
+            Speculation::Draft => has_other,
+            Speculation::Off | Speculation::Ngram => false,
+        };
+        if can {
+            let (k, gain) =
+                length(self.rate(Source::Model).share(), threshold(true), most.min(MOST_BY_MODEL));
+            let k = k.max(least);
+            if k > 0 && (gain > best.0 || best.1 == Proposal::Nothing) {
+                best = (gain, Proposal::Model(k));
+            } else {
+                self.rate(Source::Model).forget();
+            }
+        }
+        best.1
+    }
+
+    /// Whether the other model drafts rather than the module.
+    pub fn by_other(&self, has_other: bool) -> bool {
+        has_other && self.mode != Speculation::Mtp
+    }
+
+    /// A call gave `tokens`, behind drafts of a source.
+    pub fn learn(&mut self, source: Source, drafts: &[u32], tokens: &[u32]) {
+        self.stats.calls += 1;
+        if drafts.is_empty() {
+            if let (Some((source, guess)), Some(&first)) = (self.guess.take(), tokens.first()) {
+                self.rate(source).learn(guess == first);
+            }
+            return;
+        }
+        self.stats.drafted += drafts.len();
+        for (draft, token) in drafts.iter().zip(tokens) {
+            self.rate(source).learn(draft == token);
+            self.stats.accepted += usize::from(draft == token);
+        }
+    }
+}
+
+/// A sequence in the model's prediction module.
+pub(crate) struct Module {
+    pub cache: DraftCache,
+    /// States that the module has not read, and the position of the first.
+    states: Vec<f32>,
+    from: usize,
+    rows: usize,
+}
+
+impl Module {
+    fn new(cache: DraftCache) -> Self {
+        Self { cache, states: Vec::new(), from: 0, rows: 0 }
+    }
+
+    /// Whether there is a state to draft from.
+    fn is_ready(&self) -> bool {
+        self.rows > 0
+    }
+
+    /// Takes states of positions from `position` on, `[rows, d]`.
+    pub fn take(&mut self, position: usize, states: &[f32], d: usize) {
+        let known = self.from + self.rows;
+        let skip = known.saturating_sub(position).min(states.len() / d);
+        let (position, states) = (position + skip, &states[skip * d..]);
+        if position != known {
+            // what lies between was read for somebody else: a gap is a worse guess and nothing else
+            (self.states, self.from, self.rows) = (Vec::new(), position, 0);
+        }
+        self.states.extend_from_slice(states);
+        self.rows += states.len() / d;
+        let over = self.rows.saturating_sub(WINDOW);
+        self.states.drain(..over * d);
+        (self.from, self.rows) = (self.from + over, self.rows - over);
+    }
+
+    /// The states that the module is to read, the position of the first, and how many they are. They count as read.
+    pub fn give(&mut self) -> (Vec<f32>, usize, usize) {
+        let given = (std::mem::take(&mut self.states), self.from, self.rows);
+        (self.from, self.rows) = (self.from + self.rows, 0);
+        given
+    }
+}

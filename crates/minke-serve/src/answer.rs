@@ -1,0 +1,291 @@
+//! Answers on their way: from events of the service to the JSON of this API, whole or in chunks.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use minke_data::Tokenizer;
+use minke_infer::{Done, Event, StopReason, Times, Token};
+use serde_json::{Value, json};
+
+use crate::error::ApiError;
+use crate::request::Endpoint;
+use crate::thinking::{Parts, Splitter};
+
+/// What all parts of a response have in common.
+pub struct Frame {
+    endpoint: Endpoint,
+    id: String,
+    created: u64,
+    model: String,
+}
+
+impl Frame {
+    /// A response of this name; `number` is its own.
+    pub fn new(endpoint: Endpoint, model: &str, number: u64) -> Self {
+        let prefix = match endpoint {
+            Endpoint::Chat => "chatcmpl",
+            Endpoint::Text => "cmpl",
+        };
+        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        Self { endpoint, id: format!("{prefix}-{number:016x}"), created, model: model.to_owned() }
+    }
+
+    fn object(&self, is_chunk: bool, choices: Vec<Value>) -> Value {
+        let object = match (self.endpoint, is_chunk) {
+            (Endpoint::Chat, false) => "chat.completion",
+            (Endpoint::Chat, true) => "chat.completion.chunk",
+            (Endpoint::Text, _) => "text_completion",
+        };
+        json!({
+            "id": self.id,
+            "object": object,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": concat!("minke-", env!("CARGO_PKG_VERSION")),
+            "choices": choices,
+        })
+    }
+
+    /// A chunk of some choices.
+    pub fn chunk(&self, choices: Vec<Value>) -> Value {
+        self.object(true, choices)
+    }
+
+    /// The whole response.
+    pub fn whole(&self, choices: &[Choice]) -> Value {
+        let mut whole = self.object(false, choices.iter().map(Choice::whole).collect());
+        whole["usage"] = usage(choices);
+        whole["timings"] = timings(choices);
+        whole
+    }
+
+    /// The chunk that ends a stream with what it took.
+    pub fn last(&self, choices: &[Choice]) -> Value {
+        let mut last = self.object(true, Vec::new());
+        last["usage"] = usage(choices);
+        last["timings"] = timings(choices);
+        last
+    }
+}
+
+/// One answer of several.
+pub struct Choice {
+    index: usize,
+    /// Whether it is the first to its prompt, whose tokens are then counted.
+    counts_prompt: bool,
+    log_probs: bool,
+    tokenizer: Tokenizer,
+    /// In a conversation.
+    splitter: Option<Splitter>,
+    parts: Parts,
+    reasoning_tokens: usize,
+    entries: Vec<Entry>,
+    /// Characters of tokens so far.
+    offset: usize,
+    done: Option<Done>,
+}
+
+/// A token with its log-probabilities.
+struct Entry {
+    token: Token,
+    offset: usize,
+}
+
+impl Choice {
+    /// An answer; in a conversation thought and content are told apart.
+    pub fn new(
+        index: usize,
+        counts_prompt: bool,
+        log_probs: bool,
+        tokenizer: Tokenizer,
+        splitter: Option<Splitter>,
+    ) -> Self {
+        Self {
+            index,
+            counts_prompt,
+            log_probs,
+            tokenizer,
+            splitter,
+            parts: Parts::default(),
+            reasoning_tokens: 0,
+            entries: Vec::new(),
+            offset: 0,
+            done: None,
+        }
+    }
+
+    /// Whether all of it is there.
+    pub fn is_done(&self) -> bool {
+        self.done.is_some()
+    }
+
+    /// The chunk that begins it, in a conversation.
+    pub fn first(&self) -> Option<Value> {
+        self.splitter.as_ref()?;
+        let delta = json!({"role": "assistant", "content": ""});
+        Some(json!({"index": self.index, "delta": delta, "logprobs": null, "finish_reason": null}))
+    }
+
+    /// Takes an event; gives the chunk that it makes, if it makes one.
+    ///
+    /// # Errors
+    /// There is no answer.
+    pub fn take(&mut self, event: Event) -> Result<Option<Value>, ApiError> {
+        match event {
+            Event::Accepted => Ok(None),
+            Event::Token(token) => {
+                let mut parts = self.split(&token.text);
+                if self.splitter.as_ref().is_some_and(Splitter::is_thinking) {
+                    self.reasoning_tokens += 1;
+                }
+                let mut log_probs = Value::Null;
+                if self.log_probs {
+                    let offset = self.offset;
+                    self.offset += self.tokenizer.decode(&[token.id], false).chars().count();
+                    let entry = Entry { token, offset };
+                    log_probs = self.told(std::slice::from_ref(&entry));
+                    self.entries.push(entry);
+                }
+                if parts == Parts::default() && log_probs.is_null() {
+                    return Ok(None);
+                }
+                Ok(Some(self.delta(&mut parts, &log_probs, Value::Null)))
+            }
+            Event::Done(done) => {
+                if done.stop == StopReason::Cancelled {
+                    return Err(ApiError::Stopped);
+                }
+                let mut parts = self.split(&done.text);
+                if let Some(splitter) = &mut self.splitter {
+                    let rest = splitter.finish();
+                    parts.reasoning.push_str(&rest.reasoning);
+                    parts.content.push_str(&rest.content);
+                    self.add(&rest);
+                }
+                let reason = finish_reason(&done.stop);
+                self.done = Some(done);
+                Ok(Some(self.delta(&mut parts, &Value::Null, reason.into())))
+            }
+            Event::Failed(error) => Err(ApiError::Engine(error)),
+        }
+    }
+
+    fn split(&mut self, text: &str) -> Parts {
+        let parts = match &mut self.splitter {
+            Some(splitter) => splitter.push(text),
+            None => Parts { content: text.to_owned(), ..Parts::default() },
+        };
+        self.add(&parts);
+        parts
+    }
+
+    fn add(&mut self, parts: &Parts) {
+        self.parts.reasoning.push_str(&parts.reasoning);
+        self.parts.content.push_str(&parts.content);
+    }
+
+    fn delta(&self, parts: &mut Parts, log_probs: &Value, finish: Value) -> Value {
+        let Parts { reasoning, content } = std::mem::take(parts);
+        if self.splitter.is_none() {
+            return json!({"index": self.index, "text": content, "logprobs": log_probs, "finish_reason": finish});
+        }
+        let mut delta = json!({});
+        if !reasoning.is_empty() {
+            delta["reasoning_content"] = reasoning.into();
+        }
+        if !content.is_empty() {
+            delta["content"] = content.into();
+        }
+        json!({"index": self.index, "delta": delta, "logprobs": log_probs, "finish_reason": finish})
+    }
+
+    fn whole(&self) -> Value {
+        let reason = self.done.as_ref().map(|done| finish_reason(&done.stop));
+        let log_probs = if self.log_probs { self.told(&self.entries) } else { Value::Null };
+        let Parts { reasoning, content } = &self.parts;
+        if self.splitter.is_none() {
+            return json!({"index": self.index, "text": content, "logprobs": log_probs, "finish_reason": reason});
+        }
+        let mut message = json!({"role": "assistant", "content": content, "refusal": null});
+        if !reasoning.is_empty() {
+            message["reasoning_content"] = reasoning.as_str().into();
+        }
+        json!({"index": self.index, "message": message, "logprobs": log_probs, "finish_reason": reason})
+    }
+
+    /// Log-probabilities in the form of the endpoint.
+    fn told(&self, entries: &[Entry]) -> Value {
+        let text = |id: u32| self.tokenizer.decode(&[id], false);
+        if self.splitter.is_none() {
+            let likeliest = |entry: &Entry| -> Value {
+                let top = entry.token.top_log_probs.iter();
+                Value::Object(top.map(|&(id, log_prob)| (text(id), number(log_prob))).collect())
+            };
+            return json!({
+                "tokens": entries.iter().map(|entry| text(entry.token.id)).collect::<Vec<_>>(),
+                "token_logprobs": entries.iter().map(|entry| own(&entry.token)).collect::<Vec<_>>(),
+                "top_logprobs": entries.iter().map(likeliest).collect::<Vec<_>>(),
+                "text_offset": entries.iter().map(|entry| entry.offset).collect::<Vec<_>>(),
+            });
+        }
+        let one = |id: u32, log_prob: Value| {
+            let bytes = self.tokenizer.token_bytes(id).to_vec();
+            json!({"token": text(id), "logprob": log_prob, "bytes": bytes})
+        };
+        let all = entries.iter().map(|Entry { token, .. }| {
+            let mut entry = one(token.id, own(token));
+            let top = token.top_log_probs.iter();
+            entry["top_logprobs"] = top.map(|&(id, log_prob)| one(id, number(log_prob))).collect();
+            entry
+        });
+        json!({"content": all.collect::<Vec<_>>(), "refusal": null})
+    }
+}
+
+fn own(token: &Token) -> Value {
+    token.log_prob.map_or(Value::Null, number)
+}
+
+/// JSON has no infinity: what cannot come is told as very unlikely, as this API does.
+fn number(log_prob: f32) -> Value {
+    const NEVER: f64 = -9999.0;
+    if log_prob.is_finite() { f64::from(log_prob).into() } else { NEVER.into() }
+}
+
+fn finish_reason(stop: &StopReason) -> &'static str {
+    match stop {
+        StopReason::Token(_) | StopReason::String(_) | StopReason::Complete | StopReason::DeadEnd => "stop",
+        StopReason::MaxTokens | StopReason::Context | StopReason::Deadline | StopReason::Cancelled => {
+            "length"
+        }
+    }
+}
+
+/// What all answers took together; a prompt counts once.
+fn usage(choices: &[Choice]) -> Value {
+    let (mut prompt, mut cached, mut completion, mut reasoning) = (0, 0, 0, 0);
+    for choice in choices {
+        let Some(done) = &choice.done else { continue };
+        if choice.counts_prompt {
+            prompt += done.usage.prompt;
+            cached += done.usage.cached;
+        }
+        completion += done.usage.completion;
+        reasoning += choice.reasoning_tokens;
+    }
+    json!({
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+        "completion_tokens_details": {"reasoning_tokens": reasoning},
+    })
+}
+
+/// How long the slowest answer took.
+fn timings(choices: &[Choice]) -> Value {
+    let all = choices.iter().filter_map(|choice| choice.done.as_ref().map(|done| done.times));
+    let slowest = all.max_by_key(|times: &Times| times.queued + times.prefill + times.decode);
+    let Times { queued, prefill, decode } = slowest.unwrap_or_default();
+    let ms = |time: std::time::Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
+    json!({"queued_ms": ms(queued), "prefill_ms": ms(prefill), "decode_ms": ms(decode)})
+}

@@ -1,0 +1,249 @@
+//! What is served, and how a body becomes orders to the service.
+
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use minke_data::template::thinking::OPEN;
+use minke_data::{ChatTemplate, RenderOptions, Tokenizer};
+use minke_infer::{Event, Handle, Order, Request, Sampling, ThinkingBudget, Ticket};
+use tokio::sync::Semaphore;
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+
+use crate::answer::{Choice, Frame};
+use crate::error::ApiError;
+use crate::request::{Asked, Body, Endpoint, Prompt};
+use crate::thinking::Splitter;
+
+/// A model as clients see it.
+pub struct Served {
+    /// Its name.
+    pub name: String,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// How it is told conversations; a base model has none.
+    pub template: Option<ChatTemplate>,
+    /// Tokens that end an answer.
+    pub stop_ids: Vec<u32>,
+    /// The token that begins a text.
+    pub bos: Option<u32>,
+    /// How tokens are chosen where a request does not say it.
+    pub defaults: Sampling,
+}
+
+/// What a server puts up with.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Bytes of a body.
+    pub body_bytes: usize,
+    /// Until all of a body is there.
+    pub body_time: Duration,
+    /// Bodies that are held at once, until their tokens are with the service.
+    pub bodies: usize,
+    /// From request to the end of its answer.
+    pub time: Duration,
+    /// What answers get to end, once the server is told to stop.
+    pub grace: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body_bytes: 8 << 20,
+            body_time: Duration::from_secs(60),
+            bodies: 64,
+            time: Duration::from_secs(600),
+            grace: Duration::from_secs(20),
+        }
+    }
+}
+
+/// What handlers share.
+pub struct App {
+    pub served: Served,
+    pub handle: Handle,
+    pub limits: Limits,
+    /// Room for bodies.
+    pub bodies: Semaphore,
+    pub started: u64,
+}
+
+/// A request that was taken: its answers, and their events.
+pub struct Underway {
+    pub frame: Frame,
+    pub choices: Vec<Choice>,
+    pub stream: bool,
+    pub include_usage: bool,
+    events: UnboundedReceiver<(usize, Event)>,
+    early: VecDeque<(usize, Event)>,
+    /// Dropping them cancels.
+    _tickets: Vec<Ticket>,
+}
+
+/// A prompt as tokens.
+struct Encoded {
+    tokens: Vec<u32>,
+    is_thinking: bool,
+}
+
+impl App {
+    /// Reads a body and hands its answers in; returns once all are accepted.
+    ///
+    /// # Errors
+    /// What of the request cannot be served, and a server that is busy or stopping.
+    pub async fn begin(
+        self: &std::sync::Arc<Self>,
+        endpoint: Endpoint,
+        bytes: axum::body::Bytes,
+    ) -> Result<Underway, ApiError> {
+        let submitted = Instant::now();
+        let app = self.clone();
+        // a long text takes its time, which connections shall not wait for
+        let prepare = move || {
+            let body = Body::read(&bytes)?;
+            app.check_model(body.model.as_deref())?;
+            let mut asked = body.asked(endpoint, app.served.defaults, random())?;
+            let prompts = std::mem::take(&mut asked.prompts);
+            let encoded = prompts.iter().map(|prompt| app.encode(prompt)).collect::<Result<Vec<_>, _>>()?;
+            Ok::<_, ApiError>((asked, encoded))
+        };
+        let (asked, prompts) =
+            tokio::task::spawn_blocking(prepare).await.map_err(|_| ApiError::Stopped)??;
+        let (sender, events) = mpsc::unbounded_channel();
+        let (mut choices, mut tickets) = (Vec::new(), Vec::new());
+        for Encoded { tokens, is_thinking } in prompts {
+            let max_tokens = self.room(&tokens, asked.max_tokens)?;
+            for answer in 0..asked.n {
+                let index = choices.len();
+                let splitter = (endpoint == Endpoint::Chat).then(|| Splitter::new(is_thinking));
+                let tokenizer = self.served.tokenizer.clone();
+                choices.push(Choice::new(index, answer == 0, asked.log_probs, tokenizer, splitter));
+                // where a thought is followed, what has a form begins behind it
+                let thinking = asked.request.thinking.clone();
+                let thinking = thinking.or_else(|| {
+                    let follows = is_thinking && asked.request.constraint.is_some();
+                    follows.then(|| ThinkingBudget::new(max_tokens))
+                });
+                let request = Request {
+                    thinking,
+                    prompt: tokens.clone(),
+                    max_tokens,
+                    sequence: answer as u64,
+                    stop_ids: self.served.stop_ids.clone(),
+                    ..asked.request.clone()
+                };
+                let deadline = Some(submitted + self.limits.time);
+                let order = Order { request, priority: asked.priority, deadline };
+                let sender = sender.clone();
+                let sink = move |event| match sender.send((index, event)) {
+                    Ok(()) => ControlFlow::Continue(()),
+                    Err(_) => ControlFlow::Break(()),
+                };
+                tickets.push(self.handle.submit(order, Box::new(sink))?);
+            }
+        }
+        let Asked { stream, include_usage, .. } = asked;
+        let frame = Frame::new(endpoint, &self.served.name, random());
+        let early = VecDeque::new();
+        let mut underway =
+            Underway { frame, choices, stream, include_usage, events, early, _tickets: tickets };
+        underway.accepted().await?;
+        Ok(underway)
+    }
+
+    /// Whether the model of this name is served; no name means whichever is.
+    pub fn check_model(&self, name: Option<&str>) -> Result<(), ApiError> {
+        match name {
+            Some(name) if name != self.served.name => {
+                let got = name.chars().take(200).collect();
+                Err(ApiError::Model { got, served: self.served.name.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn encode(&self, prompt: &Prompt) -> Result<Encoded, ApiError> {
+        let tokenizer = &self.served.tokenizer;
+        let fail = |field: &str, error: minke_data::Error| ApiError::field(field, error.to_string());
+        match prompt {
+            Prompt::Chat { messages, tools, thinking, variables } => {
+                let template = self.served.template.as_ref().ok_or_else(|| {
+                    ApiError::field(
+                        "messages",
+                        "this model has no chat template, so it knows no conversations; use /v1/completions",
+                    )
+                })?;
+                if !tools.is_empty() && !template.source().contains("tools") {
+                    return Err(ApiError::field("tools", "the chat template of this model knows no tools"));
+                }
+                let options =
+                    RenderOptions { tools, variables: Some(variables), ..RenderOptions::prompt(*thinking) };
+                let tokens = template
+                    .encode_prompt_with(tokenizer, messages, options)
+                    .map_err(|error| fail("messages", error))?;
+                let tail = tokenizer.decode(&tokens[tokens.len().saturating_sub(16)..], false);
+                Ok(Encoded { tokens, is_thinking: tail.trim_end().ends_with(OPEN) })
+            }
+            Prompt::Text(text) => {
+                let mut tokens: Vec<u32> = self.served.bos.into_iter().collect();
+                tokens.extend(tokenizer.encode(text).map_err(|error| fail("prompt", error))?);
+                Ok(Encoded { tokens, is_thinking: false })
+            }
+            Prompt::Tokens(tokens) => Ok(Encoded { tokens: tokens.clone(), is_thinking: false }),
+        }
+    }
+
+    /// The most tokens of an answer: those asked for, which must fit, or all that do.
+    fn room(&self, prompt: &[u32], asked: Option<usize>) -> Result<usize, ApiError> {
+        let (limit, prompt) = (self.handle.context(), prompt.len());
+        let answer = asked.unwrap_or_else(|| limit.saturating_sub(prompt).max(1));
+        let got = prompt.saturating_add(answer);
+        if got > limit {
+            return Err(ApiError::Context { got, limit, prompt, answer });
+        }
+        Ok(answer)
+    }
+}
+
+impl Underway {
+    /// Waits until each answer is accepted.
+    async fn accepted(&mut self) -> Result<(), ApiError> {
+        let mut left = self.choices.len();
+        while left > 0 {
+            match self.events.recv().await.ok_or(ApiError::Stopped)? {
+                (_, Event::Accepted) => left -= 1,
+                (_, Event::Failed(error)) => return Err(ApiError::Engine(error)),
+                // another may be on its way already
+                other => self.early.push_back(other),
+            }
+        }
+        Ok(())
+    }
+
+    /// The next event, as a poll; none when the service is gone.
+    pub fn poll(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<Option<(usize, Event)>> {
+        match self.early.pop_front() {
+            Some(event) => std::task::Poll::Ready(Some(event)),
+            None => self.events.poll_recv(cx),
+        }
+    }
+
+    /// All answers, whole.
+    ///
+    /// # Errors
+    /// One of them fails.
+    pub async fn whole(mut self) -> Result<serde_json::Value, ApiError> {
+        while !self.choices.iter().all(Choice::is_done) {
+            let event = std::future::poll_fn(|cx| self.poll(cx)).await;
+            let (index, event) = event.ok_or(ApiError::Stopped)?;
+            self.choices[index].take(event)?;
+        }
+        Ok(self.frame.whole(&self.choices))
+    }
+}
+
+/// A number that nobody guesses: the standard library draws its keys from the system.
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}

@@ -1,0 +1,128 @@
+//! Errors as clients of this kind of API read them.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use minke_infer::{EngineError, SubmitError};
+use serde_json::{Value, json};
+
+/// Why a request got no answer.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ApiError {
+    /// The body is not what it should be; the field, where it is one.
+    #[error("{message}")]
+    Invalid {
+        /// What is wrong.
+        message: String,
+        /// Where.
+        param: Option<String>,
+    },
+    /// Another model is served here.
+    #[error("the model `{got}` is not served here; it is `{served}`")]
+    Model {
+        /// The name asked for.
+        got: String,
+        /// The name that there is.
+        served: String,
+    },
+    /// Prompt and answer do not fit.
+    #[error(
+        "{got} tokens do not fit into the context of {limit}: {prompt} of the prompt, {answer} of the answer; shorten \
+         the prompt or ask for fewer"
+    )]
+    Context {
+        /// All tokens.
+        got: usize,
+        /// Tokens that fit.
+        limit: usize,
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Tokens asked for.
+        answer: usize,
+    },
+    /// A body that is too long, of another type, or a path that is not there.
+    #[error("{message}")]
+    Http {
+        /// The status.
+        status: u16,
+        /// What is wrong.
+        message: String,
+    },
+    /// Too many wait.
+    #[error("the server is busy: {0}; try again later")]
+    Busy(SubmitError),
+    /// Too many come at once.
+    #[error("the server is busy: {0} requests are being read; try again later")]
+    Crowd(usize),
+    /// It is being stopped.
+    #[error("the server is being stopped")]
+    Stopped,
+    /// The model cannot go on.
+    #[error("{0}")]
+    Engine(EngineError),
+}
+
+impl ApiError {
+    /// An error in a field.
+    pub fn field(param: impl Into<String>, message: impl Into<String>) -> Self {
+        let param = param.into();
+        Self::Invalid { message: format!("`{param}`: {}", message.into()), param: Some(param) }
+    }
+
+    /// An error in the body.
+    pub fn body(message: impl Into<String>) -> Self {
+        Self::Invalid { message: message.into(), param: None }
+    }
+
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Invalid { .. } | Self::Context { .. } => StatusCode::BAD_REQUEST,
+            Self::Model { .. } => StatusCode::NOT_FOUND,
+            Self::Http { status, .. } => StatusCode::from_u16(*status).unwrap_or(StatusCode::BAD_REQUEST),
+            Self::Busy(_) | Self::Crowd(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::Stopped => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Engine(EngineError::NotANumber { .. }) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Engine(_) => StatusCode::BAD_REQUEST,
+        }
+    }
+
+    /// The body that says it.
+    pub fn to_json(&self) -> Value {
+        let status = self.status();
+        let kind = match status {
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            status if status.is_server_error() => "server_error",
+            _ => "invalid_request_error",
+        };
+        let (param, code) = match self {
+            Self::Invalid { param, .. } => (param.as_deref(), None),
+            Self::Model { .. } => (Some("model"), Some("model_not_found")),
+            Self::Context { .. } => (Some("messages"), Some("context_length_exceeded")),
+            Self::Engine(EngineError::Context { .. } | EngineError::Memory { .. }) => {
+                (None, Some("context_length_exceeded"))
+            }
+            Self::Busy(_) | Self::Crowd(_) => (None, Some("rate_limit_exceeded")),
+            Self::Http { .. } | Self::Stopped | Self::Engine(_) => (None, None),
+        };
+        json!({"error": {"message": self.to_string(), "type": kind, "param": param, "code": code}})
+    }
+}
+
+impl From<SubmitError> for ApiError {
+    fn from(error: SubmitError) -> Self {
+        match error {
+            SubmitError::Full(_) => Self::Busy(error),
+            SubmitError::Stopped => Self::Stopped,
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = self.status();
+        let mut response = (status, axum::Json(self.to_json())).into_response();
+        if status == StatusCode::TOO_MANY_REQUESTS {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}

@@ -1,0 +1,417 @@
+//! A server on a real socket, asked by a client that knows nothing of it.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use minke_cpu::Cpu;
+use minke_data::tokenizer::TrainOptions;
+use minke_data::{ChatTemplate, Tokenizer};
+use minke_infer::{Handle, Sampling, Service, ServiceOptions};
+use minke_model::{Config, DType, Model, Precision};
+use minke_serve::{Limits, Served, serve};
+use serde_json::{Value, json};
+
+const CONTEXT: usize = 1024;
+
+fn tokenizer() -> Tokenizer {
+    let sample = vec!["the whale dives and the whale sings: ünder the wäve 鯨\n".repeat(20)];
+    Tokenizer::train(&sample, &TrainOptions { vocab_size: 320, ..TrainOptions::default() }).unwrap()
+}
+
+/// A model whose weights are drawn.
+fn model(rows: usize) -> Model {
+    let vectors = Path::new(env!("CARGO_MANIFEST_DIR")).join("../minke-model/tests/vectors");
+    let text = std::fs::read_to_string(vectors.join("v3_plain/config.json")).unwrap();
+    let mut value: Value = serde_json::from_str(&text).unwrap();
+    value["vocab_size"] = rows.into();
+    value["initializer_range"] = 0.3.into();
+    value["max_position_embeddings"] = CONTEXT.into();
+    Model::random(Config::from_json(&value).unwrap(), Precision::uniform(DType::Bf16), 11)
+}
+
+struct Server {
+    addr: SocketAddr,
+    handle: Handle,
+    stop: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+    _service: Service,
+}
+
+impl Server {
+    fn start(options: ServiceOptions, limits: Limits) -> Self {
+        let tokenizer = tokenizer();
+        let model = model(tokenizer.vocab_size());
+        let service = Service::start(model, Cpu::detect(2), Some(tokenizer.clone()), options).unwrap();
+        let served = Served {
+            name: "whale".to_owned(),
+            bos: tokenizer.bos(),
+            stop_ids: tokenizer.eos().into_iter().collect(),
+            template: Some(ChatTemplate::named("minke").unwrap()),
+            tokenizer,
+            defaults: Sampling::default(),
+        };
+        let (handle, stop) = (service.handle(), Arc::new(AtomicBool::new(false)));
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn({
+            let (handle, stop) = (handle.clone(), stop.clone());
+            move || {
+                let any = SocketAddr::from(([127, 0, 0, 1], 0));
+                serve(any, handle, served, limits, &stop, |addr| sender.send(addr).unwrap()).unwrap();
+            }
+        });
+        let addr = receiver.recv().unwrap();
+        Self { addr, handle, stop, thread: Some(thread), _service: service }
+    }
+
+    fn plain() -> Self {
+        Self::start(ServiceOptions::default(), Limits::default())
+    }
+
+    fn send(&self, head: &str, body: &[u8]) -> TcpStream {
+        let mut stream = TcpStream::connect(self.addr).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let head =
+            format!("{head}\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+        stream.write_all(head.as_bytes()).unwrap();
+        // a body that is refused need not be read
+        let _ = stream.write_all(body);
+        stream
+    }
+
+    fn begin(&self, path: &str, body: &Value) -> TcpStream {
+        let head = format!("POST {path} HTTP/1.1\r\ncontent-type: application/json");
+        self.send(&head, body.to_string().as_bytes())
+    }
+
+    fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+        let (status, text) = answer(self.begin(path, body));
+        (status, serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}")))
+    }
+
+    fn get(&self, path: &str) -> (u16, Value) {
+        let (status, text) = answer(self.send(&format!("GET {path} HTTP/1.1"), b""));
+        (status, serde_json::from_str(&text).unwrap())
+    }
+
+    /// The data of a stream, which must end as it should.
+    fn streamed(&self, path: &str, body: &Value) -> Vec<Value> {
+        let (status, text) = answer(self.begin(path, body));
+        assert_eq!(status, 200, "{text}");
+        let lines = text.lines().filter(|line| !line.is_empty());
+        let mut data: Vec<&str> = lines.map(|line| line.strip_prefix("data: ").expect(line)).collect();
+        assert_eq!(data.pop(), Some("[DONE]"));
+        data.into_iter().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    fn idle(&self) {
+        let begin = Instant::now();
+        while self.handle.stats().running + self.handle.stats().waiting > 0 {
+            assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", self.handle.stats());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
+
+/// Status and body of a response.
+fn answer(stream: TcpStream) -> (u16, String) {
+    let mut reader = BufReader::new(stream);
+    let mut line = String::new();
+    reader.read_line(&mut line).unwrap();
+    let status = line.split_whitespace().nth(1).unwrap_or_else(|| panic!("{line:?}")).parse().unwrap();
+    let mut chunked = false;
+    while line != "\r\n" {
+        line.clear();
+        reader.read_line(&mut line).unwrap();
+        chunked |= line.to_ascii_lowercase().starts_with("transfer-encoding: chunked");
+    }
+    let mut body = Vec::new();
+    if !chunked {
+        reader.read_to_end(&mut body).unwrap();
+        return (status, String::from_utf8(body).unwrap());
+    }
+    loop {
+        line.clear();
+        reader.read_line(&mut line).unwrap();
+        let size = usize::from_str_radix(line.trim(), 16).unwrap();
+        let mut chunk = vec![0; size + 2];
+        reader.read_exact(&mut chunk).unwrap();
+        if size == 0 {
+            return (status, String::from_utf8(body).unwrap());
+        }
+        body.extend_from_slice(&chunk[..size]);
+    }
+}
+
+fn chat(extra: &Value) -> Value {
+    let mut body = json!({"model": "whale", "messages": [{"role": "user", "content": "the whale"}],
+        "max_tokens": 24, "seed": 3});
+    body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+    body
+}
+
+const CHAT: &str = "/v1/chat/completions";
+const TEXT: &str = "/v1/completions";
+
+/// The text of a choice, put together from chunks.
+fn joined(chunks: &[Value], index: usize, field: &str) -> String {
+    let choices = chunks.iter().flat_map(|chunk| chunk["choices"].as_array().unwrap());
+    let own = choices.filter(|choice| choice["index"] == index);
+    own.filter_map(|choice| choice["delta"][field].as_str().or(choice[field].as_str())).collect()
+}
+
+#[test]
+fn a_stream_says_what_a_whole_answer_says_alone_and_among_others() {
+    let server = Server::plain();
+    let (status, whole) = server.post(CHAT, &chat(&json!({"n": 3, "logprobs": true, "top_logprobs": 2})));
+    assert_eq!(status, 200, "{whole}");
+    assert_eq!(whole["object"], "chat.completion");
+    let prompt = whole["usage"]["prompt_tokens"].as_u64().unwrap();
+    assert!(prompt > 5 && whole["usage"]["completion_tokens"] == 3 * 24, "{whole}");
+    assert_eq!(whole["usage"]["total_tokens"], prompt + 72);
+    let said = |choice: &Value| {
+        let part = |name: &str| choice["message"][name].as_str().unwrap_or_default().to_owned();
+        (part("reasoning_content"), part("content"))
+    };
+    let texts: Vec<_> = (0..3).map(|i| said(&whole["choices"][i])).collect();
+    assert!(texts[0] != texts[1] && texts[1] != texts[2]);
+    let entry = &whole["choices"][1]["logprobs"]["content"][5];
+    assert!(entry["logprob"].as_f64().unwrap() < 0.0);
+    assert_eq!(entry["top_logprobs"].as_array().unwrap().len(), 2);
+    assert_eq!(whole["choices"][0]["logprobs"]["content"].as_array().unwrap().len(), 24);
+    assert_eq!(whole["choices"][0]["finish_reason"], "length");
+
+    let options = json!({"n": 3, "stream": true, "stream_options": {"include_usage": true}});
+    std::thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| {
+                let chunks = server.streamed(CHAT, &chat(&options));
+                assert_eq!(chunks[0]["object"], "chat.completion.chunk");
+                assert_eq!(chunks[0]["choices"][0]["delta"]["role"], "assistant");
+                for (index, text) in texts.iter().enumerate() {
+                    let got =
+                        (joined(&chunks, index, "reasoning_content"), joined(&chunks, index, "content"));
+                    assert_eq!(got, *text);
+                }
+                let last = chunks.last().unwrap();
+                assert_eq!(last["choices"], json!([]));
+                assert_eq!(last["usage"]["completion_tokens"], 72);
+            });
+        }
+    });
+    // another seed, another answer
+    assert_ne!(said(&server.post(CHAT, &chat(&json!({"seed": 4}))).1["choices"][0]), texts[0]);
+}
+
+#[test]
+fn texts_are_continued() {
+    let server = Server::plain();
+    let body = json!({"prompt": ["the whale", "sings"], "n": 2, "max_tokens": 12, "temperature": 0,
+        "logprobs": 3, "frequency_penalty": 0.4, "logit_bias": {"40": -100, "41": 1.5}});
+    let (status, whole) = server.post(TEXT, &body);
+    assert_eq!(status, 200, "{whole}");
+    assert_eq!(
+        (&whole["object"], whole["choices"].as_array().unwrap().len()),
+        (&json!("text_completion"), 4)
+    );
+    let choice = |i: usize| &whole["choices"][i];
+    assert_eq!(choice(0)["text"], choice(1)["text"], "the likeliest is the likeliest");
+    assert_ne!(choice(0)["text"], choice(2)["text"]);
+    let log_probs = &choice(2)["logprobs"];
+    for name in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+        assert_eq!(log_probs[name].as_array().unwrap().len(), 12, "{name}");
+    }
+    // the same as ids, as a stream, and up to a string
+    let text = choice(0)["text"].as_str().unwrap();
+    let tokenizer = tokenizer();
+    let mut ids: Vec<u32> = tokenizer.bos().into_iter().collect();
+    ids.extend(tokenizer.encode("the whale").unwrap());
+    let mut body = json!({"prompt": ids, "max_tokens": 12, "temperature": 0, "stream": true,
+        "frequency_penalty": 0.4, "logit_bias": {"40": -100, "41": 1.5}});
+    assert_eq!(joined(&server.streamed(TEXT, &body), 0, "text"), text);
+    let stop: String = text.chars().skip(4).take(3).collect();
+    body["stop"] = json!([stop, "never"]);
+    let chunks = server.streamed(TEXT, &body);
+    assert_eq!(joined(&chunks, 0, "text"), text.split(&stop).next().unwrap());
+    assert_eq!(chunks.last().unwrap()["choices"][0]["finish_reason"], "stop");
+    // the second time the beginning is there
+    let long = json!({"prompt": "the whale dives ".repeat(40), "max_tokens": 1});
+    server.post(TEXT, &long);
+    let again = server.post(TEXT, &long).1;
+    assert!(again["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap() >= 64, "{again}");
+}
+
+#[test]
+fn what_has_a_form_keeps_it() {
+    let server = Server::plain();
+    let schema = json!({"type": "object", "properties": {"size": {"enum": ["small", "large"]}, "ok":
+        {"type": "boolean"}}, "required": ["size", "ok"], "additionalProperties": false});
+    let format = json!({"type": "json_schema", "json_schema": {"name": "whale", "schema": schema}});
+    for thinks in [true, false] {
+        let extra = json!({"response_format": format, "max_tokens": 200, "seed": 1,
+            "thinking_budget": if thinks { json!(8) } else { Value::Null },
+            "chat_template_kwargs": {"enable_thinking": thinks}});
+        let (status, whole) = server.post(CHAT, &chat(&extra));
+        assert_eq!(status, 200, "{whole}");
+        let message = &whole["choices"][0]["message"];
+        let value: Value =
+            serde_json::from_str(message["content"].as_str().unwrap()).unwrap_or_else(|error| {
+                panic!("{error}: {whole}");
+            });
+        assert!(value["ok"].is_boolean() && matches!(value["size"].as_str(), Some("small" | "large")));
+        assert_eq!(message.get("reasoning_content").is_some(), thinks, "{whole}");
+        assert_eq!(whole["choices"][0]["finish_reason"], "stop");
+    }
+    let (status, error) = server.post(CHAT, &chat(&json!({"response_format": {"type": "json_schema"}})));
+    assert_eq!((status, &error["error"]["param"]), (400, &json!("response_format.json_schema.schema")));
+    let bad =
+        json!({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "whale"}}}});
+    assert_eq!(server.post(CHAT, &chat(&bad)).0, 400);
+}
+
+#[test]
+fn what_is_wrong_is_told_in_the_form_of_this_api() {
+    let server = Server::start(ServiceOptions::default(), Limits { body_bytes: 20_000, ..Limits::default() });
+    let said = |(status, error): (u16, Value)| {
+        let field = |name: &str| error["error"][name].as_str().unwrap_or("-").to_owned();
+        format!("{status} {} {} {}: {}", field("type"), field("param"), field("code"), field("message"))
+    };
+    let invalid = |rest: &str| format!("400 invalid_request_error {rest}");
+    let ask = |extra: Value| said(server.post(CHAT, &chat(&extra)));
+    assert_eq!(
+        ask(json!({"model": "shark"})),
+        "404 invalid_request_error model model_not_found: the model `shark` is not served here; it is `whale`"
+    );
+    let cases = [
+        (json!({"wale": 1}), "- -: the body has an unknown field `wale`"),
+        (json!({"messages": []}), "messages -: `messages`: expected at least one message"),
+        (json!({"temperature": -1}), "temperature -: `temperature`: expected a number from 0 to 100, got -1"),
+        (json!({"top_p": 0}), "top_p -: `top_p`: expected a share above 0, at most 1, got 0"),
+        (json!({"n": 65}), "n -: `n`: expected 1 to 64 answers in all, got 65"),
+        (json!({"stop": [""]}), "stop -: `stop`: expected at most 16 strings of 1 to 4096 bytes"),
+        (json!({"top_logprobs": 3}), "top_logprobs -: `top_logprobs`: needs `logprobs` to be true"),
+        (
+            json!({"logit_bias": {"x": 1}}),
+            "logit_bias -: `logit_bias`: expected token ids with numbers from -100 to 100",
+        ),
+        (
+            json!({"tool_choice": "required"}),
+            "tool_choice -: `tool_choice`: only auto and none are supported yet",
+        ),
+        (json!({"prompt": "x"}), "prompt -: `prompt`: is a field of /v1/completions"),
+        (
+            json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}),
+            "messages[0] -: `messages[0]`: content of type `image_url` is not supported yet, only text",
+        ),
+        (
+            json!({"max_tokens": 1020}),
+            "messages context_length_exceeded: 1026 tokens do not fit into the context of 1024: 6 of the prompt, 1020 \
+             of the answer; shorten the prompt or ask for fewer",
+        ),
+    ];
+    for (extra, expected) in cases {
+        assert_eq!(ask(extra), invalid(expected));
+    }
+    let text = said(server.post(TEXT, &json!({"prompt": [1, 999_999]})));
+    assert_eq!(text, invalid("- -: token 1: id 999999 is outside the vocabulary of 320 tokens"));
+    let echo = said(server.post(TEXT, &json!({"prompt": "x", "echo": true})));
+    assert_eq!(echo, invalid("echo -: `echo`: is not supported yet"));
+
+    let raw = |head: &str, body: &[u8]| {
+        let (status, text) = answer(server.send(head, body));
+        said((status, serde_json::from_str(&text).unwrap()))
+    };
+    let json_head = "POST /v1/chat/completions HTTP/1.1\r\ncontent-type: application/json";
+    assert!(
+        raw(json_head, b"{\"model\": ").starts_with("400 invalid_request_error - -: expected a JSON object")
+    );
+    assert!(raw(json_head, b"\xff\xfe").starts_with("400 "));
+    let deep = "[".repeat(5000);
+    assert!(raw(json_head, deep.as_bytes()).starts_with("400 "));
+    let large = format!("{{\"user\": \"{}\"}}", "x".repeat(30_000));
+    let too_large = raw(json_head, large.as_bytes());
+    assert_eq!(too_large, "413 invalid_request_error - -: the body is larger than 20000 bytes");
+    let kind = "POST /v1/chat/completions HTTP/1.1\r\ncontent-type: text/plain";
+    assert!(raw(kind, b"{}").starts_with("415 "));
+    assert!(raw("GET /v1/chat/completions HTTP/1.1", b"").starts_with("405 "));
+    assert_eq!(raw("GET /v2 HTTP/1.1", b""), "404 invalid_request_error - -: there is nothing at /v2");
+    assert_eq!(server.get("/v1/models").1["data"][0]["id"], "whale");
+    assert_eq!(server.get("/v1/models/whale").1["context_length"], CONTEXT);
+    assert_eq!(server.get("/v1/models/a/shark").0, 404);
+    let health = server.get("/health");
+    assert_eq!((health.0, &health.1["status"], &health.1["running"]), (200, &json!("ok"), &json!(0)));
+}
+
+#[test]
+fn who_goes_away_cancels_and_who_comes_too_late_waits() {
+    let options = ServiceOptions { max_running: 1, max_waiting: 1, ..ServiceOptions::default() };
+    let server = Server::start(options, Limits::default());
+    let long =
+        |stream: bool| json!({"prompt": "the", "max_tokens": 1000, "logit_bias": {}, "stream": stream});
+    for stream in [true, false] {
+        let ended = server.handle.stats().ended;
+        let client = server.begin(TEXT, &long(stream));
+        let begin = Instant::now();
+        while server.handle.stats().running == 0 {
+            assert!(begin.elapsed() < Duration::from_secs(20));
+        }
+        let before = server.handle.stats().tokens;
+        drop(client);
+        server.idle();
+        let after = server.handle.stats();
+        assert_eq!(after.ended, ended + 1);
+        assert!(after.tokens - before < 900, "it went on to the end");
+    }
+    // one runs, one waits, one is told to come again
+    let running = server.begin(TEXT, &long(true));
+    while server.handle.stats().running == 0 {}
+    let waiting = server.begin(TEXT, &long(true));
+    let begin = Instant::now();
+    loop {
+        let (status, error) = server.post(TEXT, &json!({"prompt": "the", "max_tokens": 1}));
+        if status == 429 {
+            assert_eq!(error["error"]["type"], "rate_limit_error");
+            break;
+        }
+        // the second one is not there yet
+        assert!(begin.elapsed() < Duration::from_secs(20));
+    }
+    drop((running, waiting));
+    server.idle();
+    assert_eq!(server.post(TEXT, &json!({"prompt": "the", "max_tokens": 1})).0, 200);
+}
+
+#[test]
+fn who_is_late_gets_what_there_is() {
+    let server = Server::start(
+        ServiceOptions::default(),
+        Limits { time: Duration::from_millis(30), ..Limits::default() },
+    );
+    let (status, whole) = server.post(TEXT, &json!({"prompt": "the", "max_tokens": 1000}));
+    assert_eq!((status, &whole["choices"][0]["finish_reason"]), (200, &json!("length")));
+    assert!(whole["usage"]["completion_tokens"].as_u64().unwrap() < 1000, "{whole}");
+}
+
+#[test]
+fn a_server_that_stops_lets_answers_end() {
+    let mut server = Server::plain();
+    let client = server.begin(TEXT, &json!({"prompt": "the", "max_tokens": 300, "seed": 1, "stream": true}));
+    while server.handle.stats().running == 0 {}
+    server.stop.store(true, Ordering::Release);
+    let (status, text) = answer(client);
+    assert!(status == 200 && text.trim_end().ends_with("[DONE]"), "{text}");
+    server.thread.take().unwrap().join().unwrap();
+    assert!(TcpStream::connect(server.addr).is_err());
+}

@@ -1,0 +1,127 @@
+//! What linear layers read, summed up by column: where an error of a weight matters, and where it does not.
+
+use crate::store::WeightId;
+
+/// Sums over all rows that products with one weight have read.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct InputSums {
+    /// Rows read by each group: tokens, or those that came to an expert.
+    pub rows: Vec<u64>,
+    /// Sum of squares of each column, group by group.
+    pub squares: Vec<f64>,
+}
+
+impl InputSums {
+    /// The mean square of every column over the rows of all groups; `None` where none has read anything.
+    pub fn mean_square_of_all(&self) -> Option<Vec<f32>> {
+        let rows = self.rows.iter().sum::<u64>();
+        let cols = self.squares.len() / self.rows.len().max(1);
+        let sum = |col: usize| self.squares.iter().skip(col).step_by(cols).sum::<f64>();
+        (rows > 0).then(|| (0..cols).map(|col| (sum(col) / rows as f64) as f32).collect())
+    }
+
+    /// The mean square of every column of a group; `None` where it has read nothing.
+    pub fn mean_squares(&self, group: usize) -> Option<Vec<f32>> {
+        let rows = *self.rows.get(group).filter(|rows| **rows > 0)? as f64;
+        let cols = self.squares.len() / self.rows.len();
+        Some(self.squares[group * cols..][..cols].iter().map(|sum| (sum / rows) as f32).collect())
+    }
+}
+
+/// The sums of all weights of a store.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Inputs {
+    weights: Vec<InputSums>,
+}
+
+impl Inputs {
+    pub(crate) fn of(&self, id: WeightId) -> Option<&InputSums> {
+        self.weights.get(id.index()).filter(|sums| !sums.rows.is_empty())
+    }
+
+    /// Adds rows of `x` [n, cols]: through `index` if there is one, rows `offsets[g]..offsets[g + 1]` to group g. In the order
+    /// of rows, so that no number of threads shows.
+    pub(crate) fn add(
+        &mut self,
+        id: WeightId,
+        x: &[f32],
+        cols: usize,
+        index: Option<&[u32]>,
+        offsets: &[u32],
+    ) {
+        if self.weights.len() <= id.index() {
+            self.weights.resize(id.index() + 1, InputSums::default());
+        }
+        let InputSums { rows, squares } = &mut self.weights[id.index()];
+        let groups = offsets.len() - 1;
+        rows.resize(groups, 0);
+        squares.resize(groups * cols, 0.0);
+        for (group, ends) in offsets.windows(2).enumerate() {
+            let sums = &mut squares[group * cols..][..cols];
+            for row in ends[0]..ends[1] {
+                let row = index.map_or(row, |index| index[row as usize]) as usize;
+                for (sum, x) in sums.iter_mut().zip(&x[row * cols..][..cols]) {
+                    *sum += f64::from(*x) * f64::from(*x);
+                }
+            }
+            rows[group] += u64::from(ends[1] - ends[0]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use minke_cpu::{Cpu, DType};
+
+    use super::*;
+    use crate::{Context, Store, Tensor, ops};
+
+    #[test]
+    fn sums_are_of_rows_that_were_read() {
+        let cpu = Cpu::detect(2);
+        for dtype in [DType::F32, DType::Bf16] {
+            let mut store = Store::default();
+            let ids = [store.add(1, 2, 3, dtype), store.add(1, 4, 3, dtype), store.add(1, 3, 2, dtype)];
+            store.data.fill(1.0);
+            let x = [1.0, -2.0, 0.5, 3.0, 0.0, -1.0];
+            let read = |store: &mut Store| {
+                let mut cx = Context::inference(&cpu, store);
+                let mut tensor = Tensor::uninit(2, 3, DType::F32);
+                tensor.f32_mut().copy_from_slice(&x);
+                let x = cx.var(tensor.converted(&cpu, dtype));
+                ops::linear(&mut cx, &x, ids[0], DType::F32);
+                ops::swiglu_ffn(&mut cx, &x, ids[1], ids[2], DType::F32);
+            };
+            read(&mut store);
+            assert_eq!(store.inputs(ids[0]), None);
+            store.watch_inputs(true);
+            read(&mut store);
+            read(&mut store);
+            let expected = InputSums { rows: vec![4], squares: vec![20.0, 8.0, 2.5] };
+            assert_eq!(store.inputs(ids[0]), Some(&expected));
+            assert_eq!(store.inputs(ids[1]), Some(&expected));
+            assert_eq!(expected.mean_squares(0), Some(vec![5.0, 2.0, 0.625]));
+            let hidden = store.inputs(ids[2]).unwrap();
+            assert_eq!((hidden.rows[0], hidden.squares.len()), (4, 2));
+            assert!(hidden.squares[0] > 0.0 && hidden.squares[0] == hidden.squares[1]);
+            store.watch_inputs(true);
+            assert_eq!(store.inputs(ids[0]), None);
+        }
+    }
+
+    #[test]
+    fn groups_have_their_own() {
+        let mut store = Store::default();
+        let id = store.add(3, 1, 2, DType::F32);
+        let mut inputs = Inputs::default();
+        // rows 2 and 0 to the first group, none to the second, row 1 to the third
+        inputs.add(id, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 2, Some(&[2, 0, 1]), &[0, 2, 2, 3]);
+        let sums = inputs.of(id).unwrap();
+        assert_eq!(sums.rows, [2, 0, 1]);
+        assert_eq!(sums.mean_squares(0), Some(vec![13.0, 20.0]));
+        assert_eq!(sums.mean_squares(1), None);
+        assert_eq!(sums.mean_squares(2), Some(vec![9.0, 16.0]));
+        assert_eq!(sums.mean_squares(3), None);
+        assert_eq!(sums.mean_square_of_all(), Some(vec![35.0 / 3.0, 56.0 / 3.0]));
+    }
+}

@@ -1,0 +1,120 @@
+//! `minke serve`: a model over HTTP.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::Path;
+use std::time::Duration;
+
+use minke_cpu::Cpu;
+use minke_infer::{Sampling, Service, ServiceOptions, TEMPERATURE};
+use minke_model::{CacheKind, DType};
+use minke_serve::{Limits, Served, serve};
+
+use super::{open, threads};
+use crate::cli::{KeptAs, Serve};
+use crate::failure::Failure;
+use crate::interrupt::{self, Work};
+use crate::output;
+
+/// Runs the command.
+pub fn run(args: &Serve) -> Result<(), Failure> {
+    let addr = address(&args.addr)?;
+    let cpu = Cpu::detect(threads(args.model.threads));
+    let loaded = open(&args.model, &cpu)?;
+    let Some(tokenizer) = loaded.tokenizer.clone() else {
+        return Err(Failure::user(format!(
+            "{} has no tokenizer.json, so it cannot read text",
+            loaded.folder.display()
+        ))
+        .hint("minke score reads token ids"));
+    };
+    let template = loaded.template()?;
+    let mut stop_ids = loaded.stop_ids();
+    if let Some(template) = &template {
+        // a template that refuses the probe has said nothing about how turns end
+        if let Ok(Some(end)) = template.end_of_turn(&tokenizer)
+            && !stop_ids.contains(&end)
+        {
+            stop_ids.push(end);
+        }
+    } else {
+        output::note("note: the model has no chat template: only /v1/completions can be asked");
+    }
+    let suggested = &loaded.generation;
+    let defaults = Sampling {
+        temperature: suggested.temperature.unwrap_or(TEMPERATURE),
+        top_k: suggested.top_k.unwrap_or(0),
+        top_p: suggested.top_p.unwrap_or(1.0),
+        min_p: suggested.min_p.unwrap_or(0.0),
+        ..Sampling::default()
+    };
+    let served = Served {
+        name: args.name.clone().unwrap_or_else(|| name(&args.model.model)),
+        tokenizer: tokenizer.clone(),
+        template,
+        stop_ids,
+        bos: loaded.bos(),
+        defaults,
+    };
+    let context = loaded.model.config.max_position_embeddings;
+    let service = Service::start(loaded.model, cpu, Some(tokenizer), options(args)?)
+        .map_err(|error| Failure::user(error.to_string()))?;
+    let handle = service.handle();
+    if handle.context() < context {
+        output::note(&format!(
+            "note: {} GiB of cache hold {} tokens, fewer than the model's context of {context}; --cache-gib gives more",
+            args.cache_gib,
+            handle.context()
+        ));
+    }
+    if !addr.ip().is_loopback() {
+        output::note(&format!(
+            "warning: {addr} can be reached from other machines, and there is no password; 127.0.0.1 cannot"
+        ));
+    }
+    interrupt::install();
+    let work = Work::begin();
+    let limits = Limits { time: Duration::from_secs(args.timeout), ..Limits::default() };
+    let called = served.name.clone();
+    let ready = |addr: SocketAddr| {
+        output::note(&format!("Serving {called} on http://{addr}/v1. Ctrl-C stops."));
+    };
+    serve(addr, handle, served, limits, &work.flag(), ready)
+        .map_err(|error| Failure::user(format!("cannot listen on {addr}: {error}")))
+}
+
+fn options(args: &Serve) -> Result<ServiceOptions, Failure> {
+    const GIB: f64 = (1u64 << 30) as f64;
+    if !(0.0..=1e6).contains(&args.cache_gib) {
+        return Err(Failure::user(format!("--cache-gib: expected 0 to 1000000, got {}", args.cache_gib)));
+    }
+    let max_running = args.parallel as usize;
+    let plain = ServiceOptions::default();
+    Ok(ServiceOptions {
+        max_running,
+        max_waiting: args.queue as usize,
+        // who is answered takes a token of each call, and there shall be room for prompts beside
+        tokens_per_call: plain.tokens_per_call.max(2 * max_running),
+        cache_bytes: (args.cache_gib * GIB) as usize,
+        cache: match args.cache {
+            KeptAs::Model => CacheKind::Model,
+            KeptAs::F32 => CacheKind::Expanded(DType::F32),
+            KeptAs::Bf16 => CacheKind::Expanded(DType::Bf16),
+            KeptAs::Latent => CacheKind::Latent,
+        },
+        ..plain
+    })
+}
+
+/// The first address of a host and port.
+fn address(text: &str) -> Result<SocketAddr, Failure> {
+    let fail = |reason: String| Failure::user(format!("--addr {}: {reason}", text.escape_debug()));
+    let mut found = text.to_socket_addrs().map_err(|error| fail(error.to_string()))?;
+    found.next().ok_or_else(|| fail("no such host".to_owned()))
+}
+
+/// What clients call a model: a hub id as it is, a folder by its last part.
+fn name(argument: &str) -> String {
+    let path = Path::new(argument);
+    let last = path.file_name().map(|last| last.to_string_lossy().into_owned());
+    last.filter(|_| path.exists()).unwrap_or_else(|| argument.to_owned())
+}
