@@ -81,7 +81,7 @@ impl Builder {
         Self { system: Some(text.into()), ..self }
     }
 
-    /// Loads a model: a folder, a run, or a hub id in the local cache.
+    /// Loads a model: a folder, a run, a GGUF file, or a hub id in the local cache.
     ///
     /// # Errors
     /// It is not there, or a file of it is missing, inconsistent or hostile; it has no tokenizer; the template refuses
@@ -143,7 +143,7 @@ pub struct Assistant {
 }
 
 impl Assistant {
-    /// Loads a model: a folder, a run, or a hub id in the local cache.
+    /// Loads a model: a folder, a run, a GGUF file, or a hub id in the local cache.
     ///
     /// # Errors
     /// As [`Builder::load`].
