@@ -1,7 +1,7 @@
 //! Damages valid files of a format and takes them in, for as long as is asked.
 //!
 //! ```text
-//! cargo run --release --example fuzz -p minke-data -- [safetensors|tokenizer|template|transcript] [--seconds N]
+//! cargo run --release --example fuzz -p minke-data -- [safetensors|gguf|tokenizer|template|transcript] [--seconds N]
 //!     [--seed S] [--file FILE]
 //! ```
 //!

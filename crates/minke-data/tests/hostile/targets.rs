@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use minke_data::gguf;
 use minke_data::hf::{Dtype, TensorSpec, WeightFiles, write_safetensors};
 use minke_data::{
     ChatTemplate, Message, RenderOptions, Thinking, Tokenizer, ToolCall, TrainOptions, Transcript,
@@ -23,7 +24,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 4] = [
+pub const TARGETS: [Target; 5] = [
     Target {
         name: "safetensors",
         seeds: weights,
@@ -44,6 +45,28 @@ pub const TARGETS: [Target; 4] = [
         ],
         run: safetensors,
         memory: (4 << 20, 200),
+    },
+    Target {
+        name: "gguf",
+        seeds: ggufs,
+        words: &[
+            "GGUF",
+            "\u{0}\u{0}\u{0}\u{0}\u{0}\u{0}\u{0}\u{0}",
+            "\u{1}\u{0}\u{0}\u{0}",
+            "\u{8}\u{0}\u{0}\u{0}",
+            "\u{9}\u{0}\u{0}\u{0}",
+            "tokenizer.ggml.tokens",
+            "tokenizer.ggml.merges",
+            "tokenizer.ggml.model",
+            "gpt2",
+            "llama",
+            "general.alignment",
+            "tokenizer.chat_template",
+            "tokenizer.ggml.token_type",
+            "tokenizer.ggml.eos_token_id",
+        ],
+        run: gguf,
+        memory: (64 << 20, 4000),
     },
     Target {
         name: "tokenizer",
@@ -203,6 +226,67 @@ fn safetensors(file: &[u8]) -> bool {
                 let mut out = vec![0.0; view.bytes.len()];
                 codes.dequantize(&mut out);
             }
+        }
+    }
+    let _ = std::fs::remove_file(path);
+    opened.is_ok()
+}
+
+fn ggufs() -> Vec<Vec<u8>> {
+    let path = scratch("seed.gguf");
+    let letters: Vec<String> =
+        "!\"#$%&'()*+,-./0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[\\]^_`abcdefghijklmnopqrstuvwxyz{|}~"
+            .chars()
+            .map(String::from)
+            .collect();
+    let mut tokens = letters;
+    tokens.extend(["wh", "wha", "<|eos|>", "<0x41>", "▁"].map(str::to_owned));
+    let types: Vec<i32> = tokens.iter().map(|token| if token.starts_with("<|") { 3 } else { 1 }).collect();
+    let scores: Vec<f32> = (0..tokens.len()).map(|at| -(at as f32)).collect();
+    let eos = tokens.iter().position(|token| token == "<|eos|>").unwrap_or(0) as u32;
+    let files = ["gpt2", "llama"].map(|model| {
+        let metadata: Vec<(String, gguf::Value<'_>)> = [
+            ("general.architecture", "llama".into()),
+            ("tokenizer.ggml.model", model.into()),
+            ("tokenizer.ggml.pre", "default".into()),
+            ("tokenizer.ggml.tokens", gguf::Value::strings(&tokens)),
+            ("tokenizer.ggml.token_type", gguf::Value::i32s(&types)),
+            ("tokenizer.ggml.scores", gguf::Value::f32s(&scores)),
+            ("tokenizer.ggml.merges", gguf::Value::strings(["w h", "wh a"])),
+            ("tokenizer.ggml.eos_token_id", eos.into()),
+            ("tokenizer.chat_template", "{% for m in messages %}{{ m.content }}{% endfor %}".into()),
+        ]
+        .map(|(key, value)| (key.to_owned(), value))
+        .into();
+        let plan = gguf::TensorPlan {
+            name: "token_embd.weight".into(),
+            kind: gguf::TensorType::F32,
+            shape: vec![2, 3],
+        };
+        let mut writer =
+            gguf::GgufWriter::create(&path, &metadata, vec![plan]).expect("the file can be written");
+        writer
+            .tensor("token_embd.weight", &[0; 24])
+            .and_then(|()| writer.finish())
+            .expect("the file can be written");
+        std::fs::read(&path).expect("it was just written")
+    });
+    let _ = std::fs::remove_file(path);
+    files.into()
+}
+
+fn gguf(file: &[u8]) -> bool {
+    let path = scratch("model.gguf");
+    std::fs::write(&path, file).expect("the folder for temporary files can be written");
+    let opened = gguf::GgufFile::open(&path);
+    if let Ok(file) = &opened {
+        let bytes: usize =
+            file.names().filter_map(|name| file.tensor(name)).map(|tensor| tensor.bytes.len()).sum();
+        assert!(bytes as u64 <= file.file_bytes(), "tensors are larger than their file");
+        let _ = (gguf::tokenizer::ends(file), gguf::tokenizer::end_ids(file));
+        let _ = gguf::tokenizer::template(file);
+        if let Ok(Some(json)) = gguf::tokenizer::tokenizer_json(file) {
+            tokenizer(&json);
         }
     }
     let _ = std::fs::remove_file(path);
