@@ -30,8 +30,13 @@ pub fn file_of(target: &Target, seeds: &[Vec<u8>], seed: u64, case: u64) -> Vec<
     mutate(from, target.words, &mut dice)
 }
 
-/// Runs a file.
+/// Runs a file; one that takes long is run again, since a busy machine is slow by itself.
 pub fn run(target: &Target, file: &[u8]) -> Outcome {
+    let first = once(target, file);
+    if first.time > MAX_TIME { once(target, file) } else { first }
+}
+
+fn once(target: &Target, file: &[u8]) -> Outcome {
     let begin = Instant::now();
     let work = || std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (target.run)(file)));
     let (done, peak) = peak_of(work);
