@@ -151,7 +151,7 @@ pub(super) fn rewritten(source: &str) -> Option<String> {
             match &words[..] {
                 ["generation"] if close == "%}" => out.push_str(&inside.replacen("generation", "if true", 1)),
                 ["endgeneration"] if close == "%}" => {
-                    out.push_str(&inside.replacen("endgeneration", "endif", 1))
+                    out.push_str(&inside.replacen("endgeneration", "endif", 1));
                 }
                 _ => bound(inside, &tokens, close == "%}" && words.first() == Some(&"set"), &mut out),
             }
