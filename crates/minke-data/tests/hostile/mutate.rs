@@ -45,7 +45,7 @@ const NUMBERS: [&str; 12] = [
 /// Damages a file a few times. `words` are of its format.
 pub fn mutate(file: &[u8], words: &[&str], dice: &mut Dice) -> Vec<u8> {
     let mut out = file.to_vec();
-    for _ in 0..1 + dice.below(6) {
+    for _ in 0..=dice.below(6) {
         let at = dice.below(out.len().max(1));
         match dice.below(10) {
             0 if !out.is_empty() => out[at] ^= 1 << dice.below(8),
