@@ -207,7 +207,7 @@ SNIPPETS = r"""
 {{ names | map('upper') | list }}|{{ big | map(attribute='k') | list }}|{{ big | map(attribute='zz', default='-') | join }}
 {{ big | selectattr('k', 'equalto', 'a') | list | length }}|{{ big | rejectattr('v', 'gt', 1) | map(attribute='v') | list }}|{{ big | selectattr('k') | list | length }}|{{ big | selectattr('k', 'in', ['a']) | map(attribute='v') | join('+') }}
 {{ xs | select('odd') | list }}|{{ xs | reject('equalto', 3) | list }}|{{ [0, 1, ''] | select | list }}
-{{ [1, 2, 1] | unique | list }}|{{ big | groupby('k') | map('first') | list }}|{{ xs | batch(2) | list }}
+{{ [1, 2, 1] | unique | list }}|{{ big | groupby('k') | map('first') | list }}|{{ xs | batch(2) | list }}{{ xs | batch(2, 0) | list }}{{ xs | slice(2) | list }}{{ xs | slice(2, 'z') | list }}
 {% for key, group in big | groupby('k') %}{{ key }}:{{ group | map(attribute='v') | join(',') }};{% endfor %}
 {{ nothing | default('x') }}|{{ '' | default('x') }}|{{ '' | default('x', true) }}|{{ none | default('x') }}|{{ none | d('x', boolean=true) }}
 {{ '  a ' | trim }}|{{ 'xax' | trim('x') }}|{{ 'a b' | title }}|{{ 'aB' | capitalize }}|{{ 'a' | upper }}|{{ 'a-b' | replace('-', '+') }}

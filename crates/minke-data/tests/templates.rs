@@ -128,7 +128,7 @@ fn templates_get_calls_in_the_form_that_they_want() {
                 let got = template.render(&messages, options);
                 match got {
                     Ok(got) => {
-                        assert!(texts.is_empty() || texts.contains(&got), "{name}, {case}: {got}\n{texts:?}")
+                        assert!(texts.is_empty() || texts.contains(&got), "{name}, {case}: {got}\n{texts:?}");
                     }
                     Err(error) => assert!(texts.is_empty(), "{name}, {case}: {error}"),
                 }

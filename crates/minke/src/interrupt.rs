@@ -30,6 +30,12 @@ impl Work {
         Self(())
     }
 
+    /// Goes on with other work, not yet asked to stop.
+    #[expect(clippy::unused_self, reason = "only work can go on")]
+    pub fn renew(&self) {
+        STOP.store(false, Ordering::SeqCst);
+    }
+
     /// Whether it was asked to stop.
     #[expect(clippy::unused_self, reason = "only work can be asked")]
     pub fn is_stopped(&self) -> bool {

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
 use serde::Serialize;
 
-use super::{filters, python};
+use super::{bounds, filters, python};
 use crate::error::guard;
 
 /// Steps of one rendering; a long conversation takes some hundreds a message.
@@ -13,9 +13,9 @@ const FUEL: u64 = 4_000_000;
 /// Templates call macros within macros a few levels deep.
 const MAX_DEPTH: usize = 100;
 /// More text than any context holds.
-const MAX_OUTPUT_BYTES: usize = 256 << 20;
-/// What is freed and compared level by level may have as many levels as there are steps; only address space is taken.
-const STACK_BYTES: usize = 1 << 30;
+const MAX_OUTPUT_BYTES: usize = 64 << 20;
+/// What is freed and compared level by level, and the parser's own depth.
+const STACK_BYTES: usize = 16 << 20;
 /// The template of an environment, and the one for conversations with tools where a model has two.
 pub(super) const CHAT: &str = "chat";
 pub(super) const TOOL_USE: &str = "tool_use";
@@ -32,12 +32,18 @@ pub(super) fn compile(sources: &[(&'static str, &str)]) -> Result<Environment<'s
     // `.strip()`, `.split()`, `.items()` and the like, which Jinja has from Python
     environment.set_unknown_method_callback(python::method);
     filters::add(&mut environment);
+    bounds::add(&mut environment);
     for (name, source) in sources {
         // line ends are told as Jinja tells them
         let source = source.replace("\r\n", "\n").replace('\r', "\n");
-        let source = without_generation_marks(&source);
-        guard(|| environment.add_template_owned(*name, source))
+        let bounded = bounds::rewritten(&source);
+        // what is no template for us is refused by the engine, in better words
+        let template = bounded.clone().unwrap_or(source);
+        guard(|| environment.add_template_owned(*name, template))
             .and_then(|done| done.map_err(|e| shown(&e)))?;
+        if bounded.is_none() {
+            return Err("a tag does not end".to_owned());
+        }
     }
     Ok(environment)
 }
@@ -47,9 +53,11 @@ pub(super) fn render(
     environment: &Environment<'static>,
     name: &str,
     variables: &impl Serialize,
+    given_bytes: usize,
 ) -> Result<String, String> {
     let variables = Value::from_serialize(variables);
     let run = move || {
+        bounds::begin(given_bytes);
         let mut out = Bounded(Vec::new());
         let run = || {
             let template = environment.get_template(name)?;
@@ -90,24 +98,4 @@ impl Write for Bounded {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
-}
-
-/// Some templates mark what the model wrote by a tag that only transformers knows; here that is found otherwise.
-fn without_generation_marks(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(at) = rest.find("{%") {
-        let (before, tag) = rest.split_at(at);
-        let Some(end) = tag.find("%}").map(|end| end + 2) else { break };
-        let inside = tag[2..end - 2].trim_matches(|c: char| c == '-' || c == '+' || c.is_whitespace());
-        out.push_str(before);
-        match inside {
-            "generation" => out.push_str(&tag[..end].replacen("generation", "if true", 1)),
-            "endgeneration" => out.push_str(&tag[..end].replacen("endgeneration", "endif", 1)),
-            _ => out.push_str(&tag[..end]),
-        }
-        rest = &tag[end..];
-    }
-    out.push_str(rest);
-    out
 }

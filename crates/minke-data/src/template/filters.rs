@@ -6,7 +6,7 @@ use minijinja_contrib::filters::striptags;
 use minijinja_contrib::globals;
 
 use super::python::{self, MAX_TEXT_BYTES};
-use super::{clock, json};
+use super::{bounds, clock, json};
 
 fn fail(why: &'static str) -> Error {
     Error::new(ErrorKind::InvalidOperation, why)
@@ -24,7 +24,11 @@ pub(super) fn add(environment: &mut Environment<'static>) {
     environment.add_filter("tojson", json::tojson);
     environment.add_filter("string", |value: Value| python::text(&value));
     environment.add_filter("join", join);
+    environment.add_filter("replace", python::replace);
+    environment.add_filter("format", python::percent);
     environment.add_filter("list", list);
+    environment.add_filter("batch", batch);
+    environment.add_filter("slice", slice);
     environment.add_filter("indent", indent);
     environment.add_filter("int", int);
     environment.add_filter("float", float);
@@ -98,6 +102,7 @@ fn join(value: Value, by: Option<Value>, kwargs: Kwargs) -> Result<Value, Error>
             return Err(fail("a joined text is too long"));
         }
     }
+    bounds::charge(out.len())?;
     Ok(Value::from(out))
 }
 
@@ -111,7 +116,43 @@ fn list(value: Value) -> Result<Value, Error> {
         Some(text) => text.chars().map(|c| Value::from(c.to_string())).collect(),
         None => value.try_iter()?.collect(),
     };
+    bounds::charge(items.len() * 24)?;
     Ok(Value::from_object(items))
+}
+
+/// `batch(linecount, fill_with=None)`: lists of so many items.
+#[expect(clippy::needless_pass_by_value, reason = "the engine hands arguments over")]
+fn batch(value: Value, count: usize, fill: Option<Value>) -> Result<Value, Error> {
+    let items: Vec<Value> = value.try_iter()?.collect();
+    let mut lines: Vec<Vec<Value>> = items.chunks(count.max(1)).map(<[Value]>::to_vec).collect();
+    if let (Some(fill), Some(last)) = (fill.filter(|fill| !fill.is_none()), lines.last_mut()) {
+        bounds::charge((count - last.len()).saturating_mul(24))?;
+        last.resize(count, fill);
+    }
+    Ok(lines.into_iter().map(Value::from_object).collect())
+}
+
+/// `slice(slices, fill_with=None)`: so many lists of the items.
+#[expect(clippy::needless_pass_by_value, reason = "the engine hands arguments over")]
+fn slice(value: Value, count: usize, fill: Option<Value>) -> Result<Value, Error> {
+    let items: Vec<Value> = value.try_iter()?.collect();
+    if count == 0 {
+        return Err(fail("slice: expected at least one list"));
+    }
+    bounds::charge(count.saturating_mul(100))?;
+    let (each, rest) = (items.len() / count, items.len() % count);
+    let fill = fill.filter(|fill| !fill.is_none());
+    let mut from = 0;
+    let part = |at: usize| {
+        let to = from + each + usize::from(at < rest);
+        let mut part = items[from..to].to_vec();
+        from = to;
+        if at >= rest {
+            part.extend(fill.clone());
+        }
+        Value::from_object(part)
+    };
+    Ok((0..count).map(part).collect())
 }
 
 /// `indent(width=4, first=False, blank=False)`; the width may be a text.

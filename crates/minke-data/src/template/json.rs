@@ -46,6 +46,7 @@ pub(super) fn tojson(value: Value, kwargs: Kwargs) -> Result<Value, Error> {
     };
     let mut out = String::new();
     style.write(&value, 0, &mut out).map_err(|why| fail(&why))?;
+    super::bounds::charge(out.len())?;
     Ok(Value::from(out))
 }
 

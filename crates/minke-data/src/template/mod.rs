@@ -1,7 +1,7 @@
 //! Chat templates: from messages to what a model reads.
 //!
-//! A template is a small program in Jinja that came with a model, so it is hostile: its size, its steps, its depth
-//! and what it writes are bounded. (What it builds and throws away is bounded by the steps only.)
+//! A template is a small program in Jinja that came with a model, so it is hostile: its size, its steps, its depth,
+//! what it builds and what it writes are bounded.
 //!
 //! **A person cannot forge control tokens.** [`ChatTemplate::encode`] does not tokenise the rendered text as it is:
 //! while the template runs, every place in a message where a control token could begin is marked by a character
@@ -18,6 +18,7 @@
 //! `<think>\n...\n</think>\n\n` in front of the answer. [`ChatTemplate::think_problems`] says what a template does to
 //! thoughts that a training run should know.
 
+mod bounds;
 mod calls;
 mod clock;
 mod encode;
@@ -335,7 +336,8 @@ impl ChatTemplate {
         all.entry("documents").or_insert(Value::Null);
         let with_tools = self.tool_use.is_some() && !tools.is_empty();
         let name = if with_tools { environment::TOOL_USE } else { environment::CHAT };
-        environment::render(&self.environment, name, &all)
+        let given: usize = all.values().map(bytes_of).sum();
+        environment::render(&self.environment, name, &all, given + self.source.len())
     }
 
     /// How the template wants calls; it is asked once, when there are some.
@@ -367,6 +369,16 @@ impl ChatTemplate {
             _ => Message { reasoning_content: None, ..message.clone() },
         };
         messages.iter().map(prepare).collect()
+    }
+}
+
+/// Bytes of text in JSON, and of what holds it.
+fn bytes_of(value: &Value) -> usize {
+    16 + match value {
+        Value::String(text) => text.len(),
+        Value::Array(items) => items.iter().map(bytes_of).sum(),
+        Value::Object(fields) => fields.iter().map(|(key, value)| key.len() + bytes_of(value)).sum(),
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
     }
 }
 

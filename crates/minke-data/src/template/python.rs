@@ -1,16 +1,19 @@
 //! What Jinja's templates have from Python: how values are written, and methods of text.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 
-use minijinja::value::{ValueKind, from_args};
+use minijinja::value::{Rest, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, Output, State, Value};
+
+use super::bounds;
 
 /// Deeper values are refused: they are nobody's, and writing them takes stack.
 pub(super) const MAX_DEPTH: usize = 200;
 /// More text than any context holds.
 pub(super) const MAX_TEXT_BYTES: usize = 64 << 20;
 
-fn fail(why: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+fn fail(why: impl Into<Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::InvalidOperation, why)
 }
 
@@ -123,10 +126,12 @@ fn is_printable(letter: char) -> bool {
 
 /// What `{{ value }}` writes.
 pub(super) fn format(out: &mut Output<'_>, _: &State<'_, '_>, value: &Value) -> Result<(), Error> {
-    let done = match value.as_str() {
-        Some(text) => out.write_str(text),
-        None => out.write_str(&text(value)?),
+    let text = match value.as_str() {
+        Some(text) => Cow::Borrowed(text),
+        None => Cow::Owned(text(value)?),
     };
+    bounds::charge(text.len())?;
+    let done = out.write_str(&text);
     done.map_err(|_| Error::from(ErrorKind::WriteFailure))
 }
 
@@ -158,6 +163,11 @@ fn text_method(text: &str, name: &str, args: &[Value]) -> Option<Result<Value, E
     Some(match name {
         // with a place to look from
         "startswith" | "endswith" if args.len() == 2 => starts_from(text, name, args),
+        "replace" => replaced(text, args),
+        "format" => match formats(text, args) {
+            Ok(()) => return None,
+            Err(error) => Err(error),
+        },
         "removeprefix" => one(args).map(|x| text.strip_prefix(x).unwrap_or(text).into()),
         "removesuffix" => one(args).map(|x| text.strip_suffix(x).unwrap_or(text).into()),
         "partition" => one(args).map(|x| three(text, text.split_once(x), x, false)),
@@ -196,6 +206,43 @@ fn text_method(text: &str, name: &str, args: &[Value]) -> Option<Result<Value, E
 fn one(args: &[Value]) -> Result<&str, Error> {
     let (text,): (&str,) = from_args(args)?;
     Ok(text)
+}
+
+/// `text.replace(old, new, count=-1)`.
+fn replaced(text: &str, args: &[Value]) -> Result<Value, Error> {
+    let (old, new, most): (&str, &str, Option<i64>) = from_args(args)?;
+    let most = most.and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX);
+    let times = text.matches(old).count().min(most);
+    bounds::charge(text.len().saturating_add(times.saturating_mul(new.len())))?;
+    Ok(if most == usize::MAX { text.replace(old, new) } else { text.replacen(old, new, most) }.into())
+}
+
+/// The filter `replace(old, new, count=None)`.
+pub(super) fn replace(text: &Value, old: &Value, new: &Value, most: Option<i64>) -> Result<Value, Error> {
+    let [text, old, new] = [text, old, new].map(self::text);
+    replaced(&text?, &[old?.into(), new?.into(), most.map_or_else(|| Value::from(-1), Value::from)])
+}
+
+/// Whether formatting by a text of `{}` or `%` stays within bounds: no width of more than four digits, and no more text
+/// than all arguments at all places.
+fn formats(text: &str, args: &[Value]) -> Result<(), Error> {
+    let wide = text.split(|c: char| !c.is_ascii_digit()).any(|digits| digits.len() > 4);
+    if wide || text.len() > 1 << 16 {
+        return Err(fail("a text is formatted too wide"));
+    }
+    let places = text.matches(['{', '%']).count() + 1;
+    let mut bytes = 10_000;
+    for arg in args {
+        bytes += self::text(arg).map_or(0, |text| text.len());
+    }
+    bounds::charge(places.saturating_mul(bytes))
+}
+
+/// The filter `format`, which writes by `%`.
+#[expect(clippy::needless_pass_by_value, reason = "the engine hands arguments over")]
+pub(super) fn percent(text: &str, args: Rest<Value>) -> Result<String, Error> {
+    formats(text, &args)?;
+    minijinja::format_filter(minijinja::FormatStyle::Printf, text, &args)
 }
 
 fn starts_from(text: &str, name: &str, args: &[Value]) -> Result<Value, Error> {

@@ -374,7 +374,9 @@ impl Tokenizer {
                 ids.iter().flat_map(|&id| self.bytes_of(id, skip_special)).copied().collect();
             return String::from_utf8_lossy(&bytes).into_owned();
         }
-        self.shared.special.decode(ids, skip_special).unwrap_or_default()
+        // decoders of some files panic on some tokens; what they spell is then shown as it stands in the vocabulary
+        let done = guard(|| self.shared.special.decode(ids, skip_special).unwrap_or_default());
+        done.unwrap_or_else(|_| ids.iter().filter_map(|&id| self.token_of(id)).collect())
     }
 
     /// A decoder for ids that arrive one by one.
@@ -424,8 +426,9 @@ impl Tokenizer {
 }
 
 fn ids_of(tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>> {
-    let encoding = tokenizer
-        .encode_fast(tokenizers::InputSequence::Raw(Cow::Borrowed(text)), false)
+    let run = || tokenizer.encode_fast(tokenizers::InputSequence::Raw(Cow::Borrowed(text)), false);
+    let encoding = guard(run)
+        .map_err(|reason| Error::tokenizer("(encoding)", reason))?
         .map_err(|error| Error::tokenizer("(encoding)", error))?;
     Ok(encoding.get_ids().to_vec())
 }

@@ -81,7 +81,7 @@ impl Builder {
         Self { system: Some(text.into()), ..self }
     }
 
-    /// Loads a model: a folder, a run, or a hub id in the local cache.
+    /// Loads a model: a folder, a run, a GGUF file, or a hub id in the local cache.
     ///
     /// # Errors
     /// It is not there, or a file of it is missing, inconsistent or hostile; it has no tokenizer; the template refuses
@@ -143,7 +143,7 @@ pub struct Assistant {
 }
 
 impl Assistant {
-    /// Loads a model: a folder, a run, or a hub id in the local cache.
+    /// Loads a model: a folder, a run, a GGUF file, or a hub id in the local cache.
     ///
     /// # Errors
     /// As [`Builder::load`].
@@ -463,7 +463,8 @@ impl Assistant {
         let prompt_tokens = prompt.len();
         let request = Request {
             prompt,
-            max_tokens: self.settings.max_tokens.map_or(room, |most| most.min(room)),
+            // one more than there is room for, so that an answer that the context ends is told from one that is long
+            max_tokens: self.settings.max_tokens.map_or(room + 1, |most| most.min(room + 1)),
             sampling: self.settings.sampling,
             sequence: self.attempt,
             stop: self.settings.stop.clone(),

@@ -45,8 +45,14 @@ pub fn run(args: &Chat) -> Result<(), Failure> {
     if let Some(system) = &args.system {
         assistant.set_system(Some(system))?;
     }
-    let mut chat =
-        Running { assistant, painted: false, verbose: args.verbose, last: None, name: &args.model.model };
+    let mut chat = Running {
+        assistant,
+        painted: false,
+        verbose: args.verbose,
+        last: None,
+        whole: None,
+        name: &args.model.model,
+    };
     if let Some(how) = &args.think {
         chat.think(Some(how)).map_err(Failure::user)?;
     }
@@ -57,6 +63,7 @@ pub fn run(args: &Chat) -> Result<(), Failure> {
     chat.painted = input.is_terminal();
     output::note(&chat.greeting());
     interrupt::install();
+    chat.whole = chat.painted.then(Work::begin);
     let mut interrupted = false;
     loop {
         match input.read()? {
@@ -84,6 +91,9 @@ struct Running<'a> {
     /// Whether figures follow each answer.
     verbose: bool,
     last: Option<Answer>,
+    /// With a person at a terminal Ctrl-C never ends the program by itself, not even between an answer and the prompt;
+    /// at the prompt the line editor sees it. A program is ended where it gives no answer.
+    whole: Option<Work>,
     name: &'a str,
 }
 
@@ -213,7 +223,17 @@ impl Running<'_> {
             // the typed text again, so that text and continuation stand together
             output::text(&format!("\x1b[1m{}\x1b[22m", output::printable(turn)))?;
         }
-        let work = Work::begin();
+        let own;
+        let work = match &self.whole {
+            Some(work) => {
+                work.renew();
+                work
+            }
+            None => {
+                own = Work::begin();
+                &own
+            }
+        };
         let mut failed = None;
         let mut on = |piece: Piece<'_>| {
             if let Err(failure) = output::text(&painter.paint(piece)) {
@@ -226,7 +246,6 @@ impl Running<'_> {
             Some(turn) => self.assistant.say_until(turn, &mut on),
             None => self.assistant.retry(&mut on),
         };
-        drop(work);
         if let Some(failure) = failed {
             return Err(Trouble::Ends(failure));
         }

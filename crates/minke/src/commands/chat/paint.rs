@@ -9,6 +9,7 @@ const PLAIN: &str = "\x1b[22m";
 
 /// Makes the pieces of an answer safe for a terminal and shows thoughts dim; without a terminal text goes through as the
 /// model wrote it.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact about the text so far")]
 pub struct Painter {
     painted: bool,
     /// Whether what is said stands on lines of its own behind the thought.

@@ -1,0 +1,10 @@
+#![no_main]
+#![allow(dead_code, reason = "one target of several")]
+
+#[path = "../../crates/minke-data/tests/hostile/targets.rs"]
+mod targets;
+
+libfuzzer_sys::fuzz_target!(|file: &[u8]| {
+    let target = targets::TARGETS.iter().find(|target| target.name == "template").expect("it is listed");
+    (target.run)(file);
+});
