@@ -11,6 +11,9 @@ use std::path::Path;
 
 use crate::{Error, Result};
 
+/// Bytes that several hold.
+pub type SharedBytes = std::sync::Arc<dyn AsRef<[u8]> + Send + Sync>;
+
 /// The bytes of a file, read-only.
 #[derive(Debug)]
 pub(crate) struct MappedFile {

@@ -419,8 +419,8 @@ fn a_gguf_file_and_back_is_the_same_model() {
         tensors
     };
     assert!(sorted(read(&back)) == sorted(read(&source)), "every number, to the bit");
-    assert_same_bits(&logits(&back), &logits(&source));
-    assert_same_bits(&logits(&file), &logits(&source));
+    assert_same_bits("back in a folder", &logits(&back), &logits(&source));
+    assert_same_bits("from the file", &logits(&file), &logits(&source));
     let theirs = Tokenizer::load(&back).unwrap();
     for text in ["A whale is 42 whales", "<|user|>hi", "é 1234567"] {
         assert_eq!(theirs.encode(text).unwrap(), tokenizer.encode(text).unwrap());

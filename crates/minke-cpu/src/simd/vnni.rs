@@ -93,20 +93,20 @@ unsafe fn run<const M: usize, const STEPS: usize, const MIN: bool>(t: BytesTile)
             for b in (chain..t.blocks).step_by(BLOCKS) {
                 let mut dots = [[_mm512_setzero_si512(); VECS]; M];
                 if t.offset != 0 {
-                    for m in 0..M {
+                    for (m, dots) in dots.iter_mut().enumerate() {
                         let start = -(f32::from(t.offset) * *t.x_sum.add(m * t.x_blocks + b));
-                        dots[m] = [_mm512_set1_epi32(start as i32); VECS];
+                        *dots = [_mm512_set1_epi32(start as i32); VECS];
                     }
                 }
                 for step in 0..STEPS {
                     let q = [0, 1]
                         .map(|v| _mm512_loadu_si512(q.add(v * half * 4 * STEPS + step * LANES * 4).cast()));
-                    for m in 0..M {
+                    for (m, dots) in dots.iter_mut().enumerate() {
                         let x =
                             t.x.add(m * t.x_row + b * 4 * STEPS + 4 * step).cast::<i32>().read_unaligned();
                         let x = _mm512_set1_epi32(x);
-                        for v in 0..VECS {
-                            dots[m][v] = _mm512_dpbusd_epi32(dots[m][v], q[v], x);
+                        for (dots, q) in dots.iter_mut().zip(q) {
+                            *dots = _mm512_dpbusd_epi32(*dots, q, x);
                         }
                     }
                 }

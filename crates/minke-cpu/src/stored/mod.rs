@@ -163,7 +163,7 @@ impl StoredWeight {
     /// When there are none, or their shapes do not make a weight, or blocks and numbers are mixed.
     pub fn new(groups: usize, parts: Vec<Stored>) -> Self {
         assert!(
-            groups > 0 && !parts.is_empty() && parts.len() % groups == 0,
+            groups > 0 && !parts.is_empty() && parts.len().is_multiple_of(groups),
             "stored weight: {groups} groups"
         );
         let each = parts.len() / groups;

@@ -74,8 +74,8 @@ pub(super) fn pack<S: Simd, F: Unpack>(
                     chunk.q[..F::LEN].iter_mut().for_each(|q| *q = q.wrapping_sub(F::OFFSET));
                 }
             }
-            for b in 0..here {
-                let to = place[b] + c;
+            for (b, place) in place.iter().enumerate().take(here) {
+                let to = place + c;
                 for (j, chunk) in chunks.iter().enumerate() {
                     scale[(half * blocks + to) * LANES + j] = chunk.scale[b];
                     if F::MIN {

@@ -204,7 +204,7 @@ fn version(cursor: &mut Cursor) -> Result<u32, Broken> {
     let version = cursor.u32("header", "a version")?;
     match version {
         2 | 3 => Ok(version),
-        _ if version & 0xFFFF == 0 && version != 0 => Err(broken(
+        _ if version.trailing_zeros() >= 16 && version != 0 => Err(broken(
             "header",
             "a little-endian file",
             "a big-endian one; convert it on the machine that it is from",

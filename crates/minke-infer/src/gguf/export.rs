@@ -92,7 +92,9 @@ impl OutTensor {
         Ok(match &self.change {
             Change::None => numbers,
             Change::PlusOne => {
-                numbers.iter_mut().for_each(|gain| *gain += 1.0);
+                for gain in &mut numbers {
+                    *gain += 1.0;
+                }
                 numbers
             }
             Change::Permute(head_dim) => {

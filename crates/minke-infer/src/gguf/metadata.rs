@@ -7,6 +7,9 @@ use serde_json::Value as Json;
 use super::config::scores_scalar;
 use super::names::Arch;
 
+/// Keys and what they say.
+pub type Metadata = Vec<(String, Value<'static>)>;
+
 /// A model that GGUF has no words for, or whose words readers do not follow.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("config field `{field}`: {got} has no place in GGUF; {hint}")]
@@ -28,7 +31,7 @@ pub(super) fn no_place(field: &str, got: impl ToString, hint: impl Into<String>)
 ///
 /// # Errors
 /// The config says something that no file can, or that its readers take for something else.
-pub fn metadata(config: &Config) -> Result<(Vec<(String, Value<'static>)>, Vec<String>), NoPlace> {
+pub fn metadata(config: &Config) -> Result<(Metadata, Vec<String>), NoPlace> {
     let family = config.family.model_type();
     let arch = Arch::of(config).ok_or_else(|| {
         no_place(
@@ -60,7 +63,7 @@ pub fn metadata(config: &Config) -> Result<(Vec<(String, Value<'static>)>, Vec<S
     match arch {
         Arch::Deepseek2 => out.latent(config)?,
         Arch::Llama | Arch::Qwen2 | Arch::Qwen3 | Arch::Qwen3Moe | Arch::Gemma2 | Arch::Gemma3 => {
-            out.grouped()?
+            out.grouped()?;
         }
     }
     match arch {

@@ -187,10 +187,10 @@ pub(super) fn decode(kind: TensorType, bytes: &[u8], out: &mut [f32]) {
             }
         }
         TensorType::F16 => {
-            out.iter_mut().zip(pairs()).for_each(|(x, pair)| *x = f16::from_le_bytes(pair).to_f32())
+            out.iter_mut().zip(pairs()).for_each(|(x, pair)| *x = f16::from_le_bytes(pair).to_f32());
         }
         TensorType::Bf16 => {
-            out.iter_mut().zip(pairs()).for_each(|(x, pair)| *x = bf16::from_le_bytes(pair).to_f32())
+            out.iter_mut().zip(pairs()).for_each(|(x, pair)| *x = bf16::from_le_bytes(pair).to_f32());
         }
         TensorType::Blocks(format) => blocks::decode(format, bytes, out),
     }
@@ -247,7 +247,9 @@ impl WeightSource for GgufWeights {
             }
         }
         if found.offset {
-            out.iter_mut().for_each(|gain| *gain -= 1.0);
+            for gain in out.iter_mut() {
+                *gain -= 1.0;
+            }
         }
         Ok(())
     }

@@ -94,7 +94,9 @@ impl WeightSource for Random {
         let spec = spec::tensors(&self.config).into_iter().find(|spec| spec.name == name).ok_or("none")?;
         rng::fill_normal(self.seed, stream, 0.1, out);
         if spec.role == spec::Role::Norm && !self.config.family.model_type().starts_with("gemma") {
-            out.iter_mut().for_each(|gain| *gain += 1.0);
+            for gain in out.iter_mut() {
+                *gain += 1.0;
+            }
         }
         Ok(())
     }

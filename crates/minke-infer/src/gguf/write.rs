@@ -10,7 +10,7 @@ use minke_num::blocks::{self, BlockFormat};
 use minke_num::{bf16, f16};
 
 use super::export::{OutTensor, gguf_tensors};
-use super::metadata::{NoPlace, metadata};
+use super::metadata::{Metadata, NoPlace, metadata};
 
 /// Why a file is not written.
 #[derive(Debug, thiserror::Error)]
@@ -176,10 +176,7 @@ pub fn write_gguf(
 }
 
 /// All keys of a file, and what a user should know.
-fn keys(
-    model: &ToWrite<'_>,
-    file_type: u32,
-) -> Result<(Vec<(String, Value<'static>)>, Vec<String>), WriteError> {
+fn keys(model: &ToWrite<'_>, file_type: u32) -> Result<(Metadata, Vec<String>), WriteError> {
     let config = model.config;
     let (mut keys, mut notes) = metadata(config)?;
     if let Some(name) = model.name {

@@ -146,14 +146,13 @@ impl Mix {
         match part {
             // beside eight experts these are small
             Part::Keys | Part::Values if of_few_experts => BlockFormat::Q8_0,
-            Part::Values if finer && takes_more_bits(layer, facts.layers) => BlockFormat::Q6K,
+            Part::Values | Part::Down if finer && takes_more_bits(layer, facts.layers) => BlockFormat::Q6K,
             // shared by many heads, and the smaller for it
             Part::Values if self == Self::Q4KM && facts.layers == 80 && facts.heads_per_key > 1 => {
                 BlockFormat::Q5K
             }
             Part::Latent if finer => BlockFormat::Q6K,
             Part::Attended if of_few_experts && self == Self::Q4KM => BlockFormat::Q5K,
-            Part::Down if finer && takes_more_bits(layer, facts.layers) => BlockFormat::Q6K,
             // the first layers have columns that a plain scale does badly by
             Part::Down if self == Self::Q4_0 && facts.importance && layer < facts.layers / 8 => {
                 BlockFormat::Q4_1

@@ -116,7 +116,9 @@ pub fn head_losses(cx: &mut Context<'_>, x: &Var, head: impl Into<HeadWeights>, 
             let logits = head_logits(cx, &part, HeadWeights { w, softcap });
             let out = &mut losses[rows.clone()];
             kernel::log_probs(cx.cpu, logits.f32(), vocabulary, &labels[rows], out);
-            out.iter_mut().for_each(|x| *x = if *x == 0.0 { 0.0 } else { -*x });
+            for x in out {
+                *x = if *x == 0.0 { 0.0 } else { -*x };
+            }
         }
         return losses;
     }
