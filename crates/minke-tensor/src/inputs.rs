@@ -71,6 +71,7 @@ impl Inputs {
 
 #[cfg(test)]
 mod tests {
+    use minke_cpu::swiglu::Gate;
     use minke_cpu::{Cpu, DType};
 
     use super::*;
@@ -90,7 +91,7 @@ mod tests {
                 tensor.f32_mut().copy_from_slice(&x);
                 let x = cx.var(tensor.converted(&cpu, dtype));
                 ops::linear(&mut cx, &x, ids[0], DType::F32);
-                ops::swiglu_ffn(&mut cx, &x, ids[1], ids[2], DType::F32);
+                ops::swiglu_ffn(&mut cx, &x, Gate::Silu, ids[1], ids[2], DType::F32);
             };
             read(&mut store);
             assert_eq!(store.inputs(ids[0]), None);
