@@ -220,9 +220,12 @@ fn with_white_space(mut schema: Value) -> Value {
 
 fn short(text: &str) -> String {
     let text = text.split("\n<state>").next().unwrap_or(text).replace("\n<non-verbose/>", "");
-    let text = text.trim();
+    // one line: without pointers into a text that is not shown
+    let shown = |line: &&str| !line.is_empty() && *line != "^" && !line.contains(" | ");
+    let lines = text.lines().map(str::trim).filter(shown);
+    let text = lines.map(|line| line.trim_start_matches("error: ")).collect::<Vec<_>>().join(" ");
     if text.chars().count() <= MAX_REASON_CHARS {
-        return text.to_owned();
+        return text;
     }
     text.chars().take(MAX_REASON_CHARS).chain("...".chars()).collect()
 }
@@ -279,7 +282,8 @@ impl Grammars {
                 Err(error) => Err(format!("no thread to compile on: {error}")),
             }
         });
-        let mut matcher = compiled.map_err(|reason| ConstraintError::Invalid { what, reason })?;
+        let mut matcher =
+            compiled.map_err(|reason| ConstraintError::Invalid { what, reason: short(&reason) })?;
         if let Some(reason) = matcher.get_error() {
             return Err(ConstraintError::Invalid { what, reason: short(&reason) });
         }

@@ -52,7 +52,10 @@ impl Keys<'_> {
     }
 
     fn float(&self, name: &str) -> Result<Option<f64>> {
-        self.file.float(&self.key(name))
+        match self.file.float(&self.key(name))? {
+            Some(x) if !x.is_finite() => Err(self.wrong(name, "a finite number", x.to_string())),
+            found => Ok(found),
+        }
     }
 
     fn text(&self, name: &str) -> Result<Option<String>> {
@@ -287,7 +290,9 @@ fn rope(keys: &Keys, context: u64) -> Result<Value> {
         return Ok(scaling);
     }
     match (kind.as_deref(), factor) {
-        (_, None) | (Some("none"), _) => Ok(json!({"rope_type": "default", "rope_theta": theta})),
+        (None | Some("linear" | "yarn"), None) | (Some("none"), _) => {
+            Ok(json!({"rope_type": "default", "rope_theta": theta}))
+        }
         (None | Some("linear"), Some(factor)) => {
             Ok(json!({"rope_type": "linear", "rope_theta": theta, "factor": factor}))
         }
@@ -329,9 +334,9 @@ fn yarn(keys: &Keys, theta: f64, factor: f64, context: u64) -> Result<Value> {
     Ok(scaling)
 }
 
-/// The shortest decimal of the nearest f32: 0.707 again, and not what a multiplication left of it.
+/// Six digits of a number: 0.707 again, and not what arithmetic in f32 left of it.
 fn short(x: f64) -> f64 {
-    (x as f32).to_string().parse().unwrap_or(x)
+    format!("{x:.5e}").parse().unwrap_or(x)
 }
 
 /// Llama 3's scaling, whose divisors of frequencies a file has as a tensor: the published settings that give them.
@@ -343,8 +348,11 @@ fn llama3(keys: &Keys, theta: f64) -> Result<Option<Value>> {
     if divisors.iter().all(|divisor| *divisor == 1.0) {
         return Ok(None);
     }
-    let factor = f64::from(divisors.iter().copied().fold(1.0f32, f32::max));
-    let settings = Llama3 { factor, low: 1.0, high: 4.0, original: 8192.0 };
+    // the longest wave says what is mixed with the frequency, even where none is long enough to be divided by all of it
+    let last = divisors.len() - 1;
+    let mut settings = Llama3 { factor: 1.0, low: 1.0, high: 4.0, original: 8192.0 };
+    let kept = settings.kept(theta, last, divisors.len() * 2);
+    settings.factor = short((1.0 - kept) / (1.0 / f64::from(divisors[last]) - kept));
     let expected = settings.divisors(theta, divisors.len() * 2);
     let near = divisors.iter().zip(&expected).all(|(x, y)| (x - y).abs() <= 1e-4 * y.abs());
     if !near {
@@ -354,7 +362,7 @@ fn llama3(keys: &Keys, theta: f64) -> Result<Option<Value>> {
     Ok(Some(json!({
         "rope_type": "llama3",
         "rope_theta": theta,
-        "factor": factor,
+        "factor": settings.factor,
         "low_freq_factor": settings.low,
         "high_freq_factor": settings.high,
         "original_max_position_embeddings": settings.original as u64,
@@ -374,18 +382,17 @@ impl Llama3 {
     /// `original / low`, and between them a mixture of both frequencies.
     pub(super) fn divisors(&self, theta: f64, rotary_dim: usize) -> Vec<f32> {
         let of = |i: usize| {
-            let frequency = 1.0 / theta.powf((2 * i) as f64 / rotary_dim as f64);
-            let length = 2.0 * std::f64::consts::PI / frequency;
-            if length < self.original / self.high {
-                1.0
-            } else if length > self.original / self.low {
-                self.factor as f32
-            } else {
-                let smooth = (self.original / length - self.low) / (self.high - self.low);
-                (1.0 / ((1.0 - smooth) / self.factor + smooth)) as f32
-            }
+            let kept = self.kept(theta, i, rotary_dim);
+            (1.0 / ((1.0 - kept) / self.factor + kept)) as f32
         };
         (0..rotary_dim / 2).map(of).collect()
+    }
+
+    /// The share of a frequency that is not divided.
+    fn kept(&self, theta: f64, i: usize, rotary_dim: usize) -> f64 {
+        let frequency = 1.0 / theta.powf((2 * i) as f64 / rotary_dim as f64);
+        let length = 2.0 * std::f64::consts::PI / frequency;
+        ((self.original / length - self.low) / (self.high - self.low)).clamp(0.0, 1.0)
     }
 }
 

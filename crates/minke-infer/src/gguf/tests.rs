@@ -211,7 +211,8 @@ fn every_family_comes_back() {
             }
             let object = json.as_object_mut().unwrap();
             object.retain(|field, _| {
-                family != "mistral" || !["sliding_window", "mlp_bias"].contains(&field.as_str())
+                family != "mistral"
+                    || !["sliding_window", "mlp_bias", "attention_bias"].contains(&field.as_str())
             });
         }
         let close = |json: &serde_json::Value| json["rope_parameters"]["attention_factor"].as_f64();
@@ -399,13 +400,16 @@ fn files_that_contradict_themselves_are_refused_with_a_reason() {
         (Box::new(set("llama.attention.head_count", Value::i32s(&[4, 4, 2]))), "the same for all layers"),
         (Box::new(set("llama.attention.value_length", 4u32.into())), "that of keys, 8"),
         (Box::new(set("llama.rope.dimension_count", 4u32.into())), "whole heads, 8"),
-        (Box::new(set("llama.rope.freq_base", f32::NAN.into())), "rope_theta"),
+        (
+            Box::new(set("llama.rope.freq_base", f32::NAN.into())),
+            "`llama.rope.freq_base`: expected a finite number",
+        ),
         (Box::new(set("llama.attention.layer_norm_rms_epsilon", 2f32.into())), "rms_norm_eps"),
         (Box::new(set("llama.context_length", 0u32.into())), "max_position_embeddings"),
         (Box::new(set("llama.embedding_length", (1u64 << 40).into())), "hidden_size"),
         (Box::new(set("llama.expert_count", 8u32.into())), "none in this architecture"),
         (Box::new(set("llama.attention.scale", 0.5f32.into())), "which is not built"),
-        (Box::new(set("llama.rope.scaling.type", "longrope".into())), "no"),
+        (Box::new(set("llama.rope.scaling.type", "longrope".into())), "none, linear or yarn"),
         (Box::new(reshaped("token_embd.weight", &[40])), "a matrix"),
         (
             Box::new(reshaped("blk.1.ffn_up.weight", &[48, 31])),

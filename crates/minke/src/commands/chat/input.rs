@@ -174,7 +174,12 @@ fn joined(turn: &str) -> String {
         let inside = inside.strip_prefix('\n').unwrap_or(inside);
         return inside.strip_suffix('\n').unwrap_or(inside).to_owned();
     }
-    turn.replace("\\\n", "\n").strip_suffix('\\').map_or_else(|| turn.replace("\\\n", "\n"), str::to_owned)
+    let whole = turn.replace("\\\n", "\n");
+    match whole.strip_suffix('\\') {
+        // the input ended before the line that this one goes on in
+        Some(cut) if is_open(turn) => cut.to_owned(),
+        _ => whole,
+    }
 }
 
 /// Tells the editor which lines go on, and completes commands.
