@@ -154,7 +154,7 @@ impl Model {
         let in_codes: HashSet<usize> =
             model.params.coded.iter().flat_map(|(_, entries)| entries.iter().copied()).collect();
         for (i, entry) in model.params.entries.clone().into_iter().enumerate() {
-            if !in_codes.contains(&i) && !model.params.stored.contains(&i) {
+            if !in_codes.contains(&i) && !model.params.stored.contains_key(&i) {
                 let out = &mut model.params.data[entry.range];
                 source.read_into(&entry.name, out).map_err(failed(&entry.name))?;
                 source.done(&entry.name);

@@ -121,8 +121,8 @@ pub struct Params {
     pub(crate) coded: Vec<(WeightId, Vec<usize>)>,
     /// All weights, and the entries whose tensors they are of: those of a group one after the other.
     pub weights: Vec<(WeightId, Vec<usize>)>,
-    /// The entries whose tensors run from where they are stored.
-    pub(crate) stored: HashSet<usize>,
+    /// The entries whose tensors run from where they are stored, and their bytes there.
+    pub(crate) stored: HashMap<usize, usize>,
     store: Store,
 }
 
@@ -161,6 +161,11 @@ impl Params {
         }
     }
 
+    /// The bytes of entry `index` where it is stored, if it runs from there.
+    pub fn stored_bytes(&self, index: usize) -> Option<usize> {
+        self.stored.get(&index).copied()
+    }
+
     /// The index of an entry by name.
     pub fn find(&self, name: &str) -> Option<usize> {
         self.entries.iter().position(|entry| entry.name == name)
@@ -195,7 +200,7 @@ pub(crate) struct Layout {
     keep: Keep,
     coded: Vec<(WeightId, Vec<usize>)>,
     weights: Vec<(WeightId, Vec<usize>)>,
-    stored: HashSet<usize>,
+    stored: HashMap<usize, usize>,
     specs: HashMap<String, (usize, TensorSpec)>,
     entries: Vec<Option<Param>>,
     store: Store,
@@ -210,7 +215,7 @@ impl Layout {
             keep,
             coded: Vec::new(),
             weights: Vec::new(),
-            stored: HashSet::new(),
+            stored: HashMap::new(),
             entries: vec![None; specs.len()],
             specs: specs.into_iter().enumerate().map(|(i, spec)| (spec.name.clone(), (i, spec))).collect(),
             store: Store::default(),
@@ -240,7 +245,7 @@ impl Layout {
             for &index in &indices {
                 self.entries[index].as_mut().expect("placed above").range = start..start;
             }
-            self.stored.extend(indices.iter().copied());
+            self.stored.extend(indices.iter().copied().zip(parts.iter().map(|part| part.bytes.len())));
             let id = self.store.add_stored(StoredWeight::new(groups, parts), dtype);
             self.weights.push((id, indices));
             return id;

@@ -232,11 +232,15 @@ fn weight_bytes_per_step(model: &Model, batch: usize) -> f64 {
         }
     };
     let entries = model.params.entries.iter();
-    let bytes = |entry: &Param| match model.precision.coded.of(entry.role) {
+    let each = |entry: &Param| match model.precision.coded.of(entry.role) {
         Some(_) => 1,
         None => entry.dtype.size_bytes(),
     };
-    entries.map(|entry| share(entry) * (entry.shape.iter().product::<usize>() * bytes(entry)) as f64).sum()
+    let bytes = |(i, entry): (usize, &Param)| {
+        let packed = entry.shape.iter().product::<usize>() * each(entry);
+        share(entry) * model.params.stored_bytes(i).unwrap_or(packed) as f64
+    };
+    entries.enumerate().map(bytes).sum()
 }
 
 fn text(report: &Report) -> String {
