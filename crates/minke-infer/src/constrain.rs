@@ -221,7 +221,7 @@ fn with_white_space(mut schema: Value) -> Value {
 fn short(text: &str) -> String {
     let text = text.split("\n<state>").next().unwrap_or(text).replace("\n<non-verbose/>", "");
     // one line: without pointers into a text that is not shown
-    let shown = |line: &&str| !line.is_empty() && *line != "^" && !line.contains(" | ");
+    let shown = |line: &&str| !line.trim_matches('^').is_empty() && !line.contains(" | ");
     let lines = text.lines().map(str::trim).filter(shown);
     let text = lines.map(|line| line.trim_start_matches("error: ")).collect::<Vec<_>>().join(" ");
     if text.chars().count() <= MAX_REASON_CHARS {

@@ -47,6 +47,29 @@ struct Report {
     drafted: usize,
     accepted: usize,
     tokens_per_call: f64,
+    profile: Vec<Part>,
+}
+
+/// What an operation took, of all that was timed, over all runs.
+#[derive(Serialize)]
+struct Part {
+    operation: &'static str,
+    share: f64,
+    calls: u64,
+}
+
+/// The operations of a model's passes, those that took longest first.
+fn profile(model: &Model) -> Vec<Part> {
+    let table = model.timers.table();
+    let total: f64 = table.iter().map(|(_, span, _)| span.as_secs_f64()).sum();
+    let part = |(operation, span, calls): (&'static str, std::time::Duration, u64)| Part {
+        operation,
+        share: span.as_secs_f64() / total,
+        calls,
+    };
+    let mut parts: Vec<Part> = table.into_iter().map(part).collect();
+    parts.sort_by(|a, b| b.share.total_cmp(&a.share));
+    parts
 }
 
 /// Runs the command.
@@ -137,6 +160,7 @@ pub fn run(args: &BenchInfer) -> Result<(), Failure> {
         drafted: speculated.drafted,
         accepted: speculated.accepted,
         tokens_per_call: speculated.tokens_per_call(),
+        profile: profile(&model),
     };
     if args.json { output::json(&report) } else { output::text(&text(&report)) }
 }
@@ -243,6 +267,12 @@ fn weight_bytes_per_step(model: &Model, batch: usize) -> f64 {
     entries.enumerate().map(bytes).sum()
 }
 
+/// The operations that took most.
+fn most(profile: &[Part]) -> String {
+    let named = |part: &Part| format!("{} {}", part.operation, percent(part.share));
+    profile.iter().take(5).map(named).collect::<Vec<_>>().join(", ")
+}
+
 fn text(report: &Report) -> String {
     let prefill = format!(
         "{:.0} tokens/s   {:.1} GFLOP/s, {} of the machine's {:.0} ({})",
@@ -279,6 +309,7 @@ fn text(report: &Report) -> String {
         ("prefill", prefill),
         ("decode", decode),
         ("drafts", drafts),
+        ("where time goes", most(&report.profile)),
         ("peak memory", report.peak_rss_bytes.map_or("unknown".to_owned(), |n| bytes(n as f64))),
         ("keys and values", bytes(report.kv_cache_bytes as f64)),
     ])
