@@ -11,7 +11,7 @@ use std::fmt;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
-use minke_num::blocks::BlockFormat;
+use minke_num::blocks::{self, BlockFormat};
 use minke_num::{bf16, f16};
 
 use crate::cpu::Cpu;
@@ -140,7 +140,7 @@ impl Stored {
                     *x = bf16::from_le_bytes(*two).to_f32();
                 }
             }
-            Form::Blocks(format) => product::numbers_into(format, bytes, out),
+            Form::Blocks(format) => blocks::decode(format, bytes, out),
         }
     }
 }

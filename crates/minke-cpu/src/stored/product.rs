@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use minke_num::blocks::BlockFormat;
 
-use super::chunk::{self, BLOCKS, Chunk, STORED_CHUNK, Unpack};
+use super::chunk::{self, BLOCKS, STORED_CHUNK, Unpack};
 use super::inputs::Inputs;
 use super::tile::{self, BytesTile, COLUMNS};
 use super::{Form, StoredWeight};
@@ -13,7 +13,7 @@ use crate::cpu::Cpu;
 use crate::gemm::Operand;
 use crate::rows::{SharedView, store};
 use crate::scratch;
-use crate::simd::{Kernel, LANES, Level, Simd};
+use crate::simd::{Kernel, LANES, Simd};
 use crate::view::ViewMut;
 
 /// Rows up to which each row of the weight is unpacked for itself and multiplied with all of them; with more, columns of the
@@ -117,35 +117,6 @@ fn block_of(format: BlockFormat) -> usize {
         | BlockFormat::Iq4Nl
         | BlockFormat::Iq4Xs => 32,
         BlockFormat::Q2K | BlockFormat::Q3K | BlockFormat::Q6K => 16,
-    }
-}
-
-/// The numbers of a stored row: `scale (q - offset) + min`.
-pub(super) fn numbers_into(format: BlockFormat, row: &[u8], out: &mut [f32]) {
-    with_format!(format, F => Level::SCALAR.dispatch(Numbers::<F> { row, out, format: PhantomData }));
-}
-
-struct Numbers<'a, F> {
-    row: &'a [u8],
-    out: &'a mut [f32],
-    format: PhantomData<F>,
-}
-
-impl<F: Unpack> Kernel for Numbers<'_, F> {
-    type Out = ();
-
-    fn run<S: Simd>(self, s: S) {
-        let (mut chunk, mut room) = (Chunk::ZERO, [0; STORED_CHUNK]);
-        for (c, out) in self.out.chunks_mut(F::LEN).enumerate() {
-            chunk.fill::<S, F>(s, chunk::whole::<F>(self.row, 0, c, &mut room));
-            let blocks = out.chunks_mut(F::BLOCK).zip(chunk.q.chunks(F::BLOCK));
-            for ((out, q), (scale, min)) in blocks.zip(chunk.scale.iter().zip(&chunk.min)) {
-                for (out, &q) in out.iter_mut().zip(q) {
-                    let x = scale * (f32::from(q) - f32::from(F::OFFSET));
-                    *out = if F::MIN { x + min } else { x };
-                }
-            }
-        }
     }
 }
 
