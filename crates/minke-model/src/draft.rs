@@ -6,7 +6,7 @@ use minke_cpu::attention::KvCache;
 use minke_cpu::{Cpu, copy};
 use minke_tensor::{Context, Tensor, ops};
 
-use crate::forward::{Model, Pass, Recompute, Source};
+use crate::forward::{Model, Pass, Source};
 
 /// Keys and values of one sequence in the first prediction module.
 ///
@@ -89,16 +89,8 @@ impl Model {
         }
         let n = tokens.len();
         let first = self.config.num_hidden_layers;
-        let mut pass = Pass {
-            rotary: self.net.rotary(positions.into()),
-            source: Source::Caches { sequences, latent: false, first },
-            borders: Arc::new([0, n as u32]),
-            balance_alpha: 0.0,
-            recompute: Recompute::None,
-            balance_loss: 0.0,
-            loads: Vec::new(),
-            routes: Vec::new(),
-        };
+        let source = Source::Caches { sequences, latent: false, first };
+        let mut pass = Pass::new(self.net.rotary(positions.into()), source, Arc::new([0, n as u32]));
         let mut cx = Context::inference(cpu, &mut self.params);
         let dtype = cx.store.dtype(self.net.head.w);
         let h = cx.var(Tensor::from_f32(n, d, &states).converted(cpu, dtype));

@@ -133,6 +133,22 @@ pub(crate) struct Pass<'a> {
     pub routes: Vec<Arc<[u32]>>,
 }
 
+impl<'a> Pass<'a> {
+    /// A pass that has collected nothing, without a loss of balance, that keeps all it makes.
+    pub fn new(rotary: Rotaries, source: Source<'a>, borders: Arc<[u32]>) -> Self {
+        Self {
+            rotary,
+            source,
+            borders,
+            balance_alpha: 0.0,
+            recompute: Recompute::None,
+            balance_loss: 0.0,
+            loads: Vec::new(),
+            routes: Vec::new(),
+        }
+    }
+}
+
 impl Model {
     /// A model with fresh weights.
     pub fn random(config: Config, precision: Precision, seed: u64) -> Self {
@@ -231,14 +247,9 @@ impl Layer {
         }
         // what the second time counts was counted the first time
         let mut aside = Pass {
-            rotary: pass.rotary.clone(),
-            source: Source::Rows(segments.clone()),
-            borders: pass.borders.clone(),
-            loads: Vec::new(),
-            routes: Vec::new(),
             balance_alpha: pass.balance_alpha,
             recompute: pass.recompute,
-            balance_loss: 0.0,
+            ..Pass::new(pass.rotary.clone(), Source::Rows(segments.clone()), pass.borders.clone())
         };
         let layer = *self;
         let once = move |cx: &mut Context<'_>, pass: &mut Pass<'_>, state| {

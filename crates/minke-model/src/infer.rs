@@ -7,7 +7,7 @@ use minke_cpu::{Cpu, DType, copy};
 use minke_tensor::{Context, Tensor, ops};
 
 use crate::config::AttentionKind;
-use crate::forward::{Model, Pass, Recompute, Source};
+use crate::forward::{Model, Pass, Source};
 
 /// Positions of a [`Page`].
 pub const PAGE: usize = BLOCK;
@@ -212,16 +212,8 @@ impl Model {
             sequences.push((start, len, &mut step.cache.layers[..]));
         }
         let n = tokens.len();
-        let mut pass = Pass {
-            rotary: self.net.rotary(positions.into()),
-            source: Source::Caches { sequences, latent, first: 0 },
-            borders: Arc::new([0, n as u32]),
-            balance_alpha: 0.0,
-            recompute: Recompute::None,
-            balance_loss: 0.0,
-            loads: Vec::new(),
-            routes: Vec::new(),
-        };
+        let source = Source::Caches { sequences, latent, first: 0 };
+        let mut pass = Pass::new(self.net.rotary(positions.into()), source, Arc::new([0, n as u32]));
         let mut cx = Context::inference(cpu, &mut self.params);
         let h = self.net.trunk(&mut cx, &mut pass, &tokens.into());
         let states = if states { h.value.to_vec() } else { Vec::new() };

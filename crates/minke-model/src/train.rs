@@ -158,15 +158,8 @@ impl Model {
         );
         let starts = batch.segments.iter().map(|s| s.start as u32);
         let borders = starts.chain([n as u32]).collect();
-        Pass {
-            rotary: self.net.rotary(batch.positions.clone().into()),
-            source: Source::Rows(batch.segments.clone().into()),
-            borders,
-            balance_alpha,
-            recompute: self.recompute,
-            balance_loss: 0.0,
-            loads: Vec::new(),
-            routes: Vec::new(),
-        }
+        let rotary = self.net.rotary(batch.positions.clone().into());
+        let source = Source::Rows(batch.segments.clone().into());
+        Pass { balance_alpha, recompute: self.recompute, ..Pass::new(rotary, source, borders) }
     }
 }
