@@ -548,6 +548,39 @@ impl<const PRODUCTS: u8> Simd for Avx512<PRODUCTS> {
         unsafe { sum8(_mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a))) }
     }
     #[inline(always)]
+    fn sums(self, [a, b, c, d]: [__m512; 4]) -> [f32; 4] {
+        unsafe {
+            // lanes i and i + 8 of two vectors, then i and i + 4 of four, a quarter each
+            let eights = |a, b| {
+                let low = _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b);
+                _mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b))
+            };
+            let (ab, cd) = (eights(a, b), eights(c, d));
+            let low = _mm512_shuffle_f32x4::<0b10_00_10_00>(ab, cd);
+            let x = _mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_01_11_01>(ab, cd));
+            let x = _mm512_add_ps(x, _mm512_permute_ps::<0b01_00_11_10>(x));
+            let x = _mm512_add_ps(x, _mm512_movehdup_ps(x));
+            let firsts = _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, x));
+            let mut sums = [0.0; 4];
+            _mm_storeu_ps(sums.as_mut_ptr(), firsts);
+            sums
+        }
+    }
+    #[inline(always)]
+    fn portion<const OF: usize>(self, x: __m512, i: usize) -> __m512 {
+        unsafe {
+            match (OF, i) {
+                (2, 0) => _mm512_zextps256_ps512(_mm512_castps512_ps256(x)),
+                (2, 1) => _mm512_zextps256_ps512(_mm512_extractf32x8_ps::<1>(x)),
+                (4, 0) => _mm512_zextps128_ps512(_mm512_castps512_ps128(x)),
+                (4, 1) => _mm512_zextps128_ps512(_mm512_extractf32x4_ps::<1>(x)),
+                (4, 2) => _mm512_zextps128_ps512(_mm512_extractf32x4_ps::<2>(x)),
+                (4, 3) => _mm512_zextps128_ps512(_mm512_extractf32x4_ps::<3>(x)),
+                _ => unreachable!("a half or a quarter"),
+            }
+        }
+    }
+    #[inline(always)]
     fn max_lane(self, a: __m512) -> f32 {
         unsafe { max8(_mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a))) }
     }

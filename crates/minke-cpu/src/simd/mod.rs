@@ -346,6 +346,19 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn reciprocal_guess(self, x: Self::V) -> Self::V;
     /// The sum of the lanes: i + (i+8), then + 4, + 2, + 1.
     fn sum(self, a: Self::V) -> f32;
+    /// [`Simd::sum`] of each.
+    #[inline(always)]
+    fn sums(self, a: [Self::V; 4]) -> [f32; 4] {
+        a.map(|a| self.sum(a))
+    }
+    /// The `i`-th of `OF` equal parts, and zero in the other lanes.
+    #[inline(always)]
+    fn portion<const OF: usize>(self, x: Self::V, i: usize) -> Self::V {
+        let (mut full, mut part) = ([0.0; LANES], [0.0; LANES]);
+        self.store(x, &mut full);
+        part[..LANES / OF].copy_from_slice(&full[i * (LANES / OF)..][..LANES / OF]);
+        self.load(&part)
+    }
     /// The largest lane.
     fn max_lane(self, a: Self::V) -> f32;
 

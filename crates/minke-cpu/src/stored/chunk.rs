@@ -33,18 +33,49 @@ pub(super) trait Unpack {
     const BYTES: usize = Self::LEN / Self::STORED_LEN * Self::STORED_BYTES;
 
     /// A scale and a minimum for each block of a whole chunk.
-    fn scales<S: Simd>(s: S, bytes: &[u8]) -> [S::V; 2];
+    fn scales<S: Simd>(s: S, blocks: impl Blocks) -> [S::V; 2];
     /// Elements `64 i..64 (i + 1)` of a whole chunk.
-    fn vector<S: Simd>(s: S, bytes: &[u8], i: usize) -> S::B;
+    fn vector<S: Simd>(s: S, blocks: impl Blocks, i: usize) -> S::B;
 
     /// All vectors of a whole chunk; of a chunk of blocks of 16 there are four, and the others are zero.
     #[inline(always)]
-    fn vectors<S: Simd>(s: S, bytes: &[u8]) -> [S::B; 8] {
+    fn vectors<S: Simd>(s: S, blocks: impl Blocks) -> [S::B; 8] {
         let mut all = [s.bytes_of(0); 8];
         for (i, vector) in all.iter_mut().enumerate().take(Self::LEN / 64) {
-            *vector = Self::vector(s, bytes, i);
+            *vector = Self::vector(s, blocks, i);
         }
         all
+    }
+}
+
+/// The stored blocks of a chunk.
+pub(super) trait Blocks: Copy {
+    /// Block `i`, which has `N` bytes.
+    fn block<const N: usize>(&self, i: usize) -> &[u8; N];
+}
+
+/// Blocks that lie one after the other.
+#[derive(Clone, Copy)]
+pub(super) struct InRow<'a>(pub &'a [u8]);
+
+impl Blocks for InRow<'_> {
+    #[inline(always)]
+    fn block<const N: usize>(&self, i: usize) -> &[u8; N] {
+        array(self.0, i * N)
+    }
+}
+
+/// `per` blocks of each of some rows.
+#[derive(Clone, Copy)]
+pub(super) struct OfRows<'a, const ROWS: usize> {
+    pub rows: [&'a [u8]; ROWS],
+    pub per: usize,
+}
+
+impl<const ROWS: usize> Blocks for OfRows<'_, ROWS> {
+    #[inline(always)]
+    fn block<const N: usize>(&self, i: usize) -> &[u8; N] {
+        array(self.rows[i / self.per], i % self.per * N)
     }
 }
 
@@ -65,12 +96,12 @@ impl Chunk {
 
     /// Unpacks a whole chunk.
     #[inline(always)]
-    pub fn fill<S: Simd, F: Unpack>(&mut self, s: S, bytes: &[u8]) {
-        let [scale, min] = F::scales(s, bytes);
+    pub fn fill<S: Simd, F: Unpack>(&mut self, s: S, blocks: impl Blocks) {
+        let [scale, min] = F::scales(s, blocks);
         s.store(scale, &mut self.scale);
         s.store(min, &mut self.min);
         for (i, out) in self.q.as_chunks_mut::<64>().0.iter_mut().enumerate().take(F::LEN / 64) {
-            s.store_bytes(F::vector(s, bytes, i), out);
+            s.store_bytes(F::vector(s, blocks, i), out);
         }
     }
 }
@@ -83,15 +114,15 @@ pub(super) fn whole<'a, F: Unpack>(
     start: usize,
     i: usize,
     room: &'a mut [u8; STORED_CHUNK],
-) -> &'a [u8] {
+) -> InRow<'a> {
     let from = start + i * F::BYTES;
     if from + F::BYTES <= rows.len() {
-        return &rows[from..from + F::BYTES];
+        return InRow(&rows[from..from + F::BYTES]);
     }
     let rest = &rows[from..];
     room[..rest.len()].copy_from_slice(rest);
     room[rest.len()..].fill(0);
-    &room[..F::BYTES]
+    InRow(&room[..F::BYTES])
 }
 
 /// The f16 of two bytes, exactly; infinity and NaN too.
@@ -116,9 +147,8 @@ fn word(bytes: &[u8], at: usize) -> u32 {
 
 /// Scales in f16 of sixteen stored blocks, at `AT` of each.
 #[inline(always)]
-fn half_scales<S: Simd, const BYTES: usize, const AT: usize>(s: S, bytes: &[u8]) -> S::V {
-    let bytes = &bytes[..BLOCKS * BYTES];
-    s.load_f16(&std::array::from_fn(|i| u16::from_le_bytes(*array(bytes, i * BYTES + AT))))
+fn half_scales<S: Simd, const BYTES: usize, const AT: usize>(s: S, blocks: impl Blocks) -> S::V {
+    s.load_f16(&std::array::from_fn(|i| u16::from_le_bytes(*array(blocks.block::<BYTES>(i), AT))))
 }
 
 /// The nibbles of two blocks with sixteen bytes each: of each the low ones, then the high ones.
@@ -140,15 +170,14 @@ macro_rules! simple_blocks {
             const STORED_BYTES: usize = $bytes;
 
             #[inline(always)]
-            fn scales<S: Simd>(s: S, bytes: &[u8]) -> [S::V; 2] {
-                let min = if $min { half_scales::<S, $bytes, 2>(s, bytes) } else { s.zero() };
-                [half_scales::<S, $bytes, 0>(s, bytes), min]
+            fn scales<S: Simd>(s: S, blocks: impl Blocks) -> [S::V; 2] {
+                let min = if $min { half_scales::<S, $bytes, 2>(s, blocks) } else { s.zero() };
+                [half_scales::<S, $bytes, 0>(s, blocks), min]
             }
 
             #[inline(always)]
-            fn vector<S: Simd>($s: S, bytes: &[u8], i: usize) -> S::B {
-                let ($first, $second): (&[u8; $bytes], &[u8; $bytes]) =
-                    (array(bytes, 2 * i * $bytes), array(bytes, (2 * i + 1) * $bytes));
+            fn vector<S: Simd>($s: S, blocks: impl Blocks, i: usize) -> S::B {
+                let ($first, $second) = (blocks.block::<$bytes>(2 * i), blocks.block::<$bytes>(2 * i + 1));
                 $body
             }
         }
@@ -197,8 +226,8 @@ fn six_bits(bytes: &[u8; 12]) -> [u64; 2] {
 
 /// `scale[i] = d sc[i]`, `min[i] = -(dmin m[i])` of two stored blocks.
 #[inline(always)]
-fn scales_of_two<S: Simd, const BYTES: usize>(s: S, bytes: &[u8]) -> [S::V; 2] {
-    let (a, b): (&[u8; BYTES], &[u8; BYTES]) = (array(bytes, 0), array(bytes, BYTES));
+fn scales_of_two<S: Simd, const BYTES: usize>(s: S, blocks: impl Blocks) -> [S::V; 2] {
+    let (a, b) = (blocks.block::<BYTES>(0), blocks.block::<BYTES>(1));
     let halves = |at: usize| s.halves(half(*array(a, at)), half(*array(b, at)));
     let ([sc_a, m_a], [sc_b, m_b]) = (six_bits(array(a, 4)), six_bits(array(b, 4)));
     let scale = s.mul(halves(0), s.load_u8([sc_a, sc_b]));
@@ -216,13 +245,13 @@ impl Unpack for Q4K {
     const STORED_BYTES: usize = 144;
 
     #[inline(always)]
-    fn scales<S: Simd>(s: S, bytes: &[u8]) -> [S::V; 2] {
-        scales_of_two::<S, 144>(s, bytes)
+    fn scales<S: Simd>(s: S, blocks: impl Blocks) -> [S::V; 2] {
+        scales_of_two::<S, 144>(s, blocks)
     }
 
     #[inline(always)]
-    fn vector<S: Simd>(s: S, bytes: &[u8], i: usize) -> S::B {
-        bits_twice(s, array(bytes, i / 4 * 144 + 16 + i % 4 * 32), [0, 4], 15, 0)
+    fn vector<S: Simd>(s: S, blocks: impl Blocks, i: usize) -> S::B {
+        bits_twice(s, array(blocks.block::<144>(i / 4), 16 + i % 4 * 32), [0, 4], 15, 0)
     }
 }
 
@@ -236,16 +265,16 @@ impl Unpack for Q5K {
     const STORED_BYTES: usize = 176;
 
     #[inline(always)]
-    fn scales<S: Simd>(s: S, bytes: &[u8]) -> [S::V; 2] {
-        scales_of_two::<S, 176>(s, bytes)
+    fn scales<S: Simd>(s: S, blocks: impl Blocks) -> [S::V; 2] {
+        scales_of_two::<S, 176>(s, blocks)
     }
 
     #[inline(always)]
-    fn vector<S: Simd>(s: S, bytes: &[u8], i: usize) -> S::B {
-        let (block, group) = (i / 4 * 176, i % 4);
-        let low = bits_twice(s, array(bytes, block + 48 + group * 32), [0, 4], 15, 0);
+    fn vector<S: Simd>(s: S, blocks: impl Blocks, i: usize) -> S::B {
+        let (block, group) = (blocks.block::<176>(i / 4), i % 4);
+        let low = bits_twice(s, array(block, 48 + group * 32), [0, 4], 15, 0);
         let first = 2 * group as u32;
-        s.or_bytes(low, bits_twice(s, array(bytes, block + 16), [first, first + 1], 1, 4))
+        s.or_bytes(low, bits_twice(s, array(block, 16), [first, first + 1], 1, 4))
     }
 }
 
@@ -259,7 +288,8 @@ impl Unpack for Q6K {
     const STORED_BYTES: usize = 210;
 
     #[inline(always)]
-    fn scales<S: Simd>(s: S, bytes: &[u8]) -> [S::V; 2] {
+    fn scales<S: Simd>(s: S, blocks: impl Blocks) -> [S::V; 2] {
+        let bytes = blocks.block::<210>(0);
         let scales: &[u8; 16] = array(bytes, 192);
         // signed: 128 added, and subtracted again
         let (low, high) = scales.split_at(8);
@@ -269,7 +299,8 @@ impl Unpack for Q6K {
     }
 
     #[inline(always)]
-    fn vector<S: Simd>(s: S, bytes: &[u8], i: usize) -> S::B {
+    fn vector<S: Simd>(s: S, blocks: impl Blocks, i: usize) -> S::B {
+        let bytes = blocks.block::<210>(0);
         let (part, high) = (i / 2, i % 2);
         let x = s.load_halves(array(bytes, 64 * part), array(bytes, 64 * part + 32));
         let x = if high == 1 { s.shift_quarters(x, [4; 4]) } else { x };
@@ -289,7 +320,8 @@ impl Unpack for Q2K {
     const STORED_BYTES: usize = 84;
 
     #[inline(always)]
-    fn scales<S: Simd>(s: S, bytes: &[u8]) -> [S::V; 2] {
+    fn scales<S: Simd>(s: S, blocks: impl Blocks) -> [S::V; 2] {
+        let bytes = blocks.block::<84>(0);
         let (d, d_min) = (half(*array(bytes, 80)), half(*array(bytes, 82)));
         let both = [0, 8].map(|at| u64::from_le_bytes(*array(bytes, at)));
         let scales = s.load_u8(both.map(|x| x & 0x0f0f_0f0f_0f0f_0f0f));
@@ -298,7 +330,8 @@ impl Unpack for Q2K {
     }
 
     #[inline(always)]
-    fn vector<S: Simd>(s: S, bytes: &[u8], i: usize) -> S::B {
+    fn vector<S: Simd>(s: S, blocks: impl Blocks, i: usize) -> S::B {
+        let bytes = blocks.block::<84>(0);
         let first = 4 * (i % 2) as u32;
         bits_twice(s, array(bytes, 16 + 32 * (i / 2)), [first, first + 2], 3, 0)
     }
@@ -314,7 +347,8 @@ impl Unpack for Q3K {
     const STORED_BYTES: usize = 110;
 
     #[inline(always)]
-    fn scales<S: Simd>(s: S, bytes: &[u8]) -> [S::V; 2] {
+    fn scales<S: Simd>(s: S, blocks: impl Blocks) -> [S::V; 2] {
+        let bytes = blocks.block::<110>(0);
         // four bits in the first eight bytes, two in the last four
         let (x, top) = (u64::from_le_bytes(*array(bytes, 96)), word(bytes, 104));
         let four = 0x0f0f_0f0f_0f0f_0f0f;
@@ -326,7 +360,8 @@ impl Unpack for Q3K {
     }
 
     #[inline(always)]
-    fn vector<S: Simd>(s: S, bytes: &[u8], i: usize) -> S::B {
+    fn vector<S: Simd>(s: S, blocks: impl Blocks, i: usize) -> S::B {
+        let bytes = blocks.block::<110>(0);
         let first = 4 * (i % 2) as u32;
         let low = bits_twice(s, array(bytes, 32 + 32 * (i / 2)), [first, first + 2], 3, 0);
         let bit = 2 * i as u32;
@@ -344,23 +379,23 @@ impl Unpack for Iq4Xs {
     const STORED_BYTES: usize = 136;
 
     #[inline(always)]
-    fn scales<S: Simd>(s: S, bytes: &[u8]) -> [S::V; 2] {
+    fn scales<S: Simd>(s: S, blocks: impl Blocks) -> [S::V; 2] {
         let mut scales = [0u64; 2];
         for (i, scales) in scales.iter_mut().enumerate() {
-            let block: &[u8; 136] = array(bytes, 136 * i);
+            let block = blocks.block::<136>(i);
             let high = u16::from_le_bytes(*array(block, 2));
             *scales = u64::from_le_bytes(std::array::from_fn(|j| {
                 let low = block[4 + j / 2] >> (4 * (j % 2)) & 15;
                 low | ((high >> (2 * j)) as u8 & 3) << 4
             }));
         }
-        let d = s.halves(half(*array(bytes, 0)), half(*array(bytes, 136)));
+        let d = s.halves(half(*array(blocks.block::<136>(0), 0)), half(*array(blocks.block::<136>(1), 0)));
         [s.mul(d, s.sub(s.load_u8(scales), s.splat(32.0))), s.zero()]
     }
 
     #[inline(always)]
-    fn vector<S: Simd>(s: S, bytes: &[u8], i: usize) -> S::B {
-        let at = i / 4 * 136 + 8 + i % 4 * 32;
-        s.lookup(&LEVELS, nibbles_of_two(s, array(bytes, at), array(bytes, at + 16)))
+    fn vector<S: Simd>(s: S, blocks: impl Blocks, i: usize) -> S::B {
+        let (block, at) = (blocks.block::<136>(i / 4), 8 + i % 4 * 32);
+        s.lookup(&LEVELS, nibbles_of_two(s, array(block, at), array(block, at + 16)))
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use minke_num::blocks::BlockFormat;
 
-use super::chunk::{self, BLOCKS, STORED_CHUNK, Unpack};
+use super::chunk::{self, BLOCKS, Blocks, CHUNK, OfRows, STORED_CHUNK, Unpack};
 use super::inputs::Inputs;
 use super::tile::{self, BytesTile, COLUMNS};
 use super::{Form, StoredWeight};
@@ -19,6 +19,13 @@ use crate::view::ViewMut;
 /// Rows up to which each row of the weight is unpacked for itself and multiplied with all of them; with more, columns of the
 /// output are unpacked together and multiplied by tiles. No bit depends on it.
 const FEW: usize = 6;
+
+/// Stored rows that a few rows are multiplied with at a time.
+const ROWS: usize = 4;
+
+/// How far ahead of them memory is read, in bytes, and what it is read by: the hardware's own reading ahead ends at each page.
+const AHEAD: usize = 4096;
+const LINE: usize = 64;
 
 /// Bytes of the weight of a task, about.
 const TASK_BYTES: usize = 64 * 1024;
@@ -130,50 +137,141 @@ impl<F: Unpack> Kernel for Run<'_, F> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        if self.task.rows.len() <= FEW {
-            few::<S, F>(s, &self.task);
-        } else {
-            many::<S, F>(s, &self.task);
+        match self.task.rows.len() {
+            1 => few::<S, F, 1>(s, &self.task),
+            ..=FEW => few::<S, F, FEW>(s, &self.task),
+            _ => many::<S, F>(s, &self.task),
         }
     }
 }
 
-/// Every stored row with a few rows: blocks of a chunk in lanes, chunk after chunk.
+/// Every stored row with a few rows, `M` of them or, where that is [`FEW`], up to it: blocks of a chunk in lanes, chunk after
+/// chunk. Where rows end with a half or a quarter of a chunk, the ends of two or four are taken as one.
 #[inline(always)]
-fn few<S: Simd, F: Unpack>(s: S, task: &Task<'_>) {
-    let chunks = task.x.stride / F::LEN;
+fn few<S: Simd, F: Unpack, const M: usize>(s: S, task: &Task<'_>) {
+    let m = if M == FEW { task.rows.len() } else { M };
+    let x: [_; M] = std::array::from_fn(|j| task.x.row(task.rows.start + j.min(m - 1)));
+    let blocks = task.cols / F::BLOCK;
+    let (whole, end) = (blocks / BLOCKS, blocks % BLOCKS);
+    let together = match end {
+        4 if F::STORED_LEN == F::BLOCK => 4,
+        8 => 2,
+        _ => 1,
+    };
+    let ends = x.map(|x| End::new::<F>(x, whole, BLOCKS / together));
     let mut room = [0; STORED_CHUNK];
-    let m = task.rows.len();
-    for i in 0..task.bytes.len() / task.row_bytes {
-        let mut sums = [s.zero(); FEW];
-        for c in 0..chunks {
-            let bytes = chunk::whole::<F>(task.bytes, i * task.row_bytes, c, &mut room);
-            let [scale, min] = F::scales(s, bytes);
-            let q = F::vectors(s, bytes);
-            for (j, sum) in sums[..m].iter_mut().enumerate() {
-                let (codes, scales, block_sums) = task.x.row(task.rows.start + j);
-                let dots = s.block_dots(q, &codes[c * F::LEN..][..F::LEN]);
-                let block_sums = s.load(array(block_sums, c));
-                let dots = if F::OFFSET == 0 {
-                    dots
-                } else {
-                    s.fma(s.splat(-f32::from(F::OFFSET)), block_sums, dots)
-                };
-                let mut part = s.mul(dots, scale);
-                if F::MIN {
-                    part = s.fma(min, block_sums, part);
+    let all = task.bytes.len() / task.row_bytes;
+    for first in (0..all).step_by(ROWS) {
+        let width = ROWS.min(all - first);
+        let together = if width == ROWS { together } else { 1 };
+        let mut sums = [[s.zero(); ROWS]; M];
+        for r in 0..width {
+            let start = (first + r) * task.row_bytes;
+            for ahead in task.bytes[start..].iter().skip(AHEAD).take(task.row_bytes).step_by(LINE) {
+                s.prefetch(ahead);
+            }
+            for c in 0..whole + usize::from(end > 0 && together == 1) {
+                let product = Product::new::<F>(s, chunk::whole::<F>(task.bytes, start, c, &mut room));
+                for (sums, &(codes, scales, block_sums)) in sums[..m].iter_mut().zip(&x) {
+                    let part = product.with::<F>(s, &codes[c * F::LEN..][..F::LEN], array(block_sums, c));
+                    sums[r] = s.fma(part, s.load(array(scales, c)), sums[r]);
                 }
-                *sum = s.fma(part, s.load(array(scales, c)), *sum);
             }
         }
-        for (j, sum) in sums[..m].iter().enumerate() {
-            let at = (task.rows.start + j) * task.n + task.column + i;
+        let row_ends: [_; ROWS] = std::array::from_fn(|r| {
+            if r < width { &task.bytes[(first + r) * task.row_bytes + whole * F::BYTES..] } else { &[] }
+        });
+        match together {
+            4 => add_ends::<S, F, M, 4>(s, row_ends, &ends[..m], &mut sums),
+            2 => add_ends::<S, F, M, 2>(s, row_ends, &ends[..m], &mut sums),
+            _ => {}
+        }
+        for (j, sums) in sums[..m].iter().enumerate() {
+            let at = (task.rows.start + j) * task.n + task.column + first;
+            let sums = s.sums(*sums);
             // SAFETY: rows and columns of this task alone.
-            match unsafe { task.out.slice(at, 1) } {
-                ViewMut::F32(out) => out[0] = s.sum(*sum),
-                ViewMut::Bf16(out) => out[0] = minke_num::bf16::from_f32(s.sum(*sum)),
+            match unsafe { task.out.slice(at, width) } {
+                ViewMut::F32(out) => out.copy_from_slice(&sums[..width]),
+                ViewMut::Bf16(out) => {
+                    for (out, &sum) in out.iter_mut().zip(&sums) {
+                        *out = minke_num::bf16::from_f32(sum);
+                    }
+                }
             }
         }
+    }
+}
+
+/// Adds the products of the ends of rows, `TOGETHER` to a chunk.
+#[inline(always)]
+fn add_ends<S: Simd, F: Unpack, const M: usize, const TOGETHER: usize>(
+    s: S,
+    rows: [&[u8]; ROWS],
+    ends: &[End],
+    sums: &mut [[S::V; ROWS]; M],
+) {
+    for (g, rows) in rows.as_chunks::<TOGETHER>().0.iter().enumerate() {
+        let product = Product::new::<F>(s, OfRows { rows: *rows, per: F::LEN / F::STORED_LEN / TOGETHER });
+        for (sums, end) in sums.iter_mut().zip(ends) {
+            let part = product.with::<F>(s, &end.codes[..F::LEN], &end.sums);
+            for (r, sum) in sums[g * TOGETHER..][..TOGETHER].iter_mut().enumerate() {
+                *sum = s.fma(s.portion::<TOGETHER>(part, r), s.load(&end.scales), *sum);
+            }
+        }
+    }
+}
+
+/// The end of a row of inputs, as often as it fits into a chunk.
+struct End {
+    codes: [i8; CHUNK],
+    sums: [f32; LANES],
+    /// Once, and zero behind it.
+    scales: [f32; LANES],
+}
+
+impl End {
+    /// What lies behind `whole` chunks, up to `blocks` blocks.
+    #[inline(always)]
+    fn new<F: Unpack>((codes, scales, sums): (&[i8], &[f32], &[f32]), whole: usize, blocks: usize) -> Self {
+        let mut end = Self { codes: [0; CHUNK], sums: [0.0; LANES], scales: [0.0; LANES] };
+        if let (Some(codes), Some(scales)) = (codes.get(whole * F::LEN..), scales.get(whole * BLOCKS..))
+            && !codes.is_empty()
+        {
+            for copy in end.codes[..F::LEN].chunks_exact_mut(blocks * F::BLOCK) {
+                copy.copy_from_slice(&codes[..blocks * F::BLOCK]);
+            }
+            for copy in end.sums.chunks_exact_mut(blocks) {
+                copy.copy_from_slice(&sums[whole * BLOCKS..][..blocks]);
+            }
+            end.scales.copy_from_slice(scales);
+        }
+        end
+    }
+}
+
+/// A chunk of a stored row, or of the ends of some.
+struct Product<S: Simd> {
+    q: [S::B; 8],
+    scale: S::V,
+    min: S::V,
+}
+
+impl<S: Simd> Product<S> {
+    #[inline(always)]
+    fn new<F: Unpack>(s: S, blocks: impl Blocks) -> Self {
+        let [scale, min] = F::scales(s, blocks);
+        Self { q: F::vectors(s, blocks), scale, min }
+    }
+
+    /// Its product with codes, for each block: `scale (q . x) + min sum(x)`.
+    #[inline(always)]
+    fn with<F: Unpack>(&self, s: S, codes: &[i8], sums: &[f32; LANES]) -> S::V {
+        let (mut dots, sums) = (s.block_dots(self.q, codes), s.load(sums));
+        if F::OFFSET != 0 {
+            dots = s.fma(s.splat(-f32::from(F::OFFSET)), sums, dots);
+        }
+        let part = s.mul(dots, self.scale);
+        if F::MIN { s.fma(self.min, sums, part) } else { part }
     }
 }
 

@@ -83,7 +83,7 @@ fn products_are_those_of_the_numbers() {
 fn every_level_every_batch_and_any_threads_give_the_same_bits() {
     for format in BlockFormat::ALL {
         let (n, m) = (71, 23);
-        for blocks in [1, 5, 16, 33] {
+        for blocks in [1, 4, 5, 8, 16, 20, 33] {
             let cols = blocks * format.block_len();
             let w = StoredWeight::new(1, vec![stored(format, n, cols, 3), stored(format, 9, cols, 4)]);
             let mut x = random(m * cols, 5);
