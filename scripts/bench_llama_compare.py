@@ -4,32 +4,38 @@
     python scripts/bench_llama_compare.py MODEL.gguf... --llama-bench PATH [--minke target/release/minke]
 
 Both run on the same file with as many threads, one after the other in every round, so that a machine that wanders does so
-for both. The machine should do nothing else.
+for both. The machine should do nothing else. `scripts/random_model.py` makes models of published shapes.
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 
 
 def run(command):
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    """What a command prints, and the most memory that it held, in MiB."""
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    out = child.stdout.read()
+    _, status, usage = os.wait4(child.pid, 0)
+    if status != 0:
+        raise SystemExit(f"{' '.join(command)}: status {status}")
+    return json.loads(out), usage.ru_maxrss / 2**10
 
 
-def minke(program, model, args):
-    common = ["--threads", str(args.threads), "--json"]
-    out = run([program, "bench", "infer", model, "--prefill", str(args.prefill), "--decode", str(args.decode), *common])
-    report = json.loads(out)
-    return report["prefill_tok_s"], report["decode_tok_s"], report["peak_rss_bytes"] / 2**20
+def minke(args, model, prefill, decode, depth):
+    """Tokens a second: of reading where nothing is decoded, of decoding behind `depth` tokens else."""
+    lengths = ["--prefill", str(prefill or max(depth, 1)), "--decode", str(decode or 1)]
+    options = ["--threads", str(args.threads), "--runs", str(args.runs), "--json"]
+    report, memory = run([args.minke, "bench", "infer", model, *lengths, *options])
+    return report["decode_tok_s" if decode else "prefill_tok_s"], memory
 
 
-def llama(program, model, args):
-    command = [program, "-m", model, "-t", str(args.threads), "-r", "3", "-o", "json"]
-    rows = json.loads(run([*command, "-p", str(args.prefill), "-n", str(args.decode)]))
-    prefill = next(row["avg_ts"] for row in rows if row["n_gen"] == 0)
-    decode = next(row["avg_ts"] for row in rows if row["n_gen"] > 0)
-    return prefill, decode, float("nan")
+def llama(args, model, prefill, decode, depth):
+    lengths = ["-p", str(prefill), "-n", str(decode), "-d", str(depth)]
+    rows, memory = run([args.llama_bench, "-m", model, "-t", str(args.threads), "-r", str(args.runs), "-o", "json", *lengths])
+    return rows[0]["avg_ts"], memory
 
 
 def main():
@@ -38,21 +44,30 @@ def main():
     parser.add_argument("--llama-bench", required=True, help="the program of llama.cpp")
     parser.add_argument("--minke", default="target/release/minke")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--prefill", type=int, default=512)
-    parser.add_argument("--decode", type=int, default=64)
+    parser.add_argument("--prefill", type=int, default=512, help="tokens to read")
+    parser.add_argument("--decode", type=int, default=64, help="tokens to write")
+    parser.add_argument("--depth", type=int, default=2048, help="tokens before them in the third measurement; 0: none")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=2, help="measurements of each program in a round")
     args = parser.parse_args()
-    print("| file | | Minke | llama.cpp | ratio |\n|---|---|---:|---:|---:|")
+    kinds = {
+        f"read {args.prefill}": (args.prefill, 0, 0),
+        f"write {args.decode}": (0, args.decode, 0),
+        f"write {args.decode} behind {args.depth}": (0, args.decode, args.depth),
+    }
+    if args.depth == 0:
+        kinds.popitem()
+    print("| file | tokens/s | Minke | llama.cpp | ratio | peak memory, MiB |\n|---|---|---:|---:|---:|---:|")
     for model in args.models:
-        ours, theirs = [], []
-        for _ in range(args.rounds):
-            ours.append(minke(args.minke, model, args))
-            theirs.append(llama(args.llama_bench, model, args))
         name = model.rsplit("/", 1)[-1]
-        for index, what in enumerate(["prefill, tokens/s", "decode, tokens/s"]):
-            a, b = (statistics.median(row[index] for row in rows) for rows in (ours, theirs))
-            print(f"| {name} | {what} | {a:.1f} | {b:.1f} | {a / b:.2f} |")
-        print(f"| {name} | peak memory, MiB | {statistics.median(row[2] for row in ours):.0f} | | |", flush=True)
+        for kind, lengths in kinds.items():
+            ours, theirs = [], []
+            for _ in range(args.rounds):
+                ours.append(minke(args, model, *lengths))
+                theirs.append(llama(args, model, *lengths))
+            (a, memory), (b, their_memory) = (map(statistics.median, zip(*rows)) for rows in (ours, theirs))
+            memory = f"{memory:.0f} and {their_memory:.0f}"
+            print(f"| {name} | {kind} | {a:.1f} | {b:.1f} | {a / b:.2f} | {memory} |", flush=True)
 
 
 if __name__ == "__main__":
