@@ -25,7 +25,7 @@ use std::sync::OnceLock;
 
 use super::{GRID_ROWS, GRID_STEPS, LANES};
 use crate::gemm::tile::{DotTile, PANEL};
-use crate::stored::tile::{BytesTile, CHAINS, COLUMNS};
+use crate::stored::tile::{BytesTile, CHAINS};
 
 /// Rows of a tile register.
 const HALF: usize = GRID_ROWS / 2;
@@ -389,20 +389,23 @@ unsafe fn configure_bytes(rows: usize, block: usize) {
 /// [`has_bytes`], and as for [`crate::simd::Simd::bytes_tile`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 pub unsafe fn bytes_tile(t: BytesTile, rows: usize) {
-    // SAFETY (all): by the caller's promise.
-    unsafe {
-        configure_bytes(rows, t.block);
-        match (rows.div_ceil(4), t.min.is_null()) {
-            (1, true) => bytes_rows::<4, false>(t, rows),
-            (1, false) => bytes_rows::<4, true>(t, rows),
-            (2, true) => bytes_rows::<8, false>(t, rows),
-            (2, false) => bytes_rows::<8, true>(t, rows),
-            (3, true) => bytes_rows::<12, false>(t, rows),
-            (3, false) => bytes_rows::<12, true>(t, rows),
-            (_, true) => bytes_rows::<16, false>(t, rows),
-            (_, false) => bytes_rows::<16, true>(t, rows),
-        }
+    macro_rules! of_rows {
+        ($($n:literal)*) => {
+            match (rows.next_multiple_of(4), t.min.is_null()) {
+                // SAFETY (all): by the caller's promise.
+                $(($n, true) => unsafe {
+                    configure_bytes($n, t.block);
+                    bytes_rows::<$n, false>(t);
+                },
+                ($n, false) => unsafe {
+                    configure_bytes($n, t.block);
+                    bytes_rows::<$n, true>(t);
+                },)*
+                _ => unreachable!("a tile of bytes has 1 to {BYTES_ROWS} rows"),
+            }
+        };
     }
+    of_rows!(4 8 12 16);
 }
 
 /// Rows of the largest tile of bytes.
@@ -411,104 +414,68 @@ pub const BYTES_ROWS: usize = HALF;
 /// Blocks whose sums are on their way from tile registers to vectors.
 const AHEAD: usize = 2;
 
-/// `M` rows, of which the last may not be there.
+/// `M` rows; the sums of those that are not there may be anything.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-unsafe fn bytes_rows<const M: usize, const MIN: bool>(t: BytesTile, rows: usize) {
+unsafe fn bytes_rows<const M: usize, const MIN: bool>(t: BytesTile) {
     let zero = _mm512_setzero_ps();
     let mut passing = [const { Passing([0; HALF * LANES]) }; AHEAD + 1];
-    // rows that are not there take the scales of the last
-    let row: [usize; M] = std::array::from_fn(|m| m.min(rows - 1) * t.x_blocks);
-    // SAFETY (all): by the caller's promise; registers are configured for `rows`.
+    let (mut x_scale, mut x_sum) = (t.x_scale, t.x_sum);
+    let (mut scale, mut min) = (t.scale, t.min);
+    // SAFETY (all): by the caller's promise; registers are configured for `M` rows.
     unsafe {
-        for half in 0..COLUMNS / LANES {
-            let (mut q, first) = (t.q.add(half * t.blocks * t.block * LANES), half * t.blocks * LANES);
-            let (mut scale, mut min) = (t.scale.add(first), t.min.wrapping_add(if MIN { first } else { 0 }));
-            let mut walk = Walk { chain: 0, b: 0, blocks: t.blocks };
-            let mut issued = 0;
-            macro_rules! issue {
-                () => {
-                    if let Some(b) = walk.next() {
-                        asm!(
-                            "tilezero tmm0",
-                            "tileloadd tmm4, [{x} + {x_row}*1]",
-                            "tileloadd tmm6, [{q} + {q_row}*1]",
-                            "tdpbssd tmm0, tmm4, tmm6",
-                            "tilestored [{sums} + {q_row}*1], tmm0",
-                            x = in(reg) t.x.add(b * t.block),
-                            x_row = in(reg) t.x_row,
-                            q = in(reg) q,
-                            q_row = in(reg) 4 * LANES,
-                            sums = in(reg) passing[issued % (AHEAD + 1)].0.as_mut_ptr(),
-                            options(nostack)
-                        );
-                        q = q.add(t.block * LANES);
-                        issued += 1;
-                    }
-                };
-            }
-            for _ in 0..AHEAD {
-                issue!();
-            }
-            let mut levels = [[zero; M]; 5];
-            let mut at = 0;
-            for (count, chain) in CHAINS.into_iter().enumerate() {
-                let mut sums = [zero; M];
-                for b in (chain..t.blocks).step_by(LANES) {
-                    issue!();
-                    let dots = passing[at % (AHEAD + 1)].0.as_ptr();
-                    let block_scale = _mm512_loadu_ps(scale);
-                    let block_min = if MIN { _mm512_loadu_ps(min) } else { zero };
-                    for m in 0..M {
-                        let dots = _mm512_loadu_si512(dots.add(m * LANES).cast());
-                        let mut part = _mm512_mul_ps(_mm512_cvtepi32_ps(dots), block_scale);
-                        if MIN {
-                            part = _mm512_fmadd_ps(block_min, _mm512_set1_ps(*t.x_sum.add(row[m] + b)), part);
-                        }
-                        sums[m] = _mm512_fmadd_ps(part, _mm512_set1_ps(*t.x_scale.add(row[m] + b)), sums[m]);
-                    }
-                    scale = scale.add(LANES);
-                    min = min.wrapping_add(LANES);
-                    at += 1;
-                }
-                let mut level = 0;
-                while count >> level & 1 == 1 {
-                    for (sum, before) in sums.iter_mut().zip(&levels[level]) {
-                        *sum = _mm512_add_ps(*before, *sum);
-                    }
-                    level += 1;
-                }
-                levels[level] = sums;
-            }
-            for (m, sum) in levels[4].iter().enumerate() {
-                _mm512_storeu_ps(t.out.add(m * COLUMNS + half * LANES), *sum);
-            }
+        let issue = |at: usize, passing: &mut Passing| {
+            asm!(
+                "tilezero tmm0",
+                "tileloadd tmm4, [{x} + {x_row}*1]",
+                "tileloadd tmm6, [{q} + {q_row}*1]",
+                "tdpbssd tmm0, tmm4, tmm6",
+                "tilestored [{sums} + {q_row}*1], tmm0",
+                x = in(reg) t.x.add(at * BYTES_ROWS * t.block),
+                x_row = in(reg) t.block,
+                q = in(reg) t.q.add(at * LANES * t.block),
+                q_row = in(reg) 4 * LANES,
+                sums = in(reg) passing.0.as_mut_ptr(),
+                options(nostack)
+            );
+        };
+        for at in 0..AHEAD.min(t.blocks) {
+            issue(at, &mut passing[at % (AHEAD + 1)]);
         }
-    }
-}
-
-/// The blocks in the order of their chains.
-struct Walk {
-    chain: usize,
-    b: usize,
-    blocks: usize,
-}
-
-impl Walk {
-    #[inline(always)]
-    fn next(&mut self) -> Option<usize> {
-        if self.b >= self.blocks {
-            // the next chain that has a block: the first has most
-            loop {
-                self.chain += 1;
-                self.b = *CHAINS.get(self.chain)?;
-                if self.b < self.blocks {
-                    break;
+        let mut levels = [[zero; M]; 5];
+        let mut at = 0;
+        for (count, chain) in CHAINS.into_iter().enumerate() {
+            let mut sums = [zero; M];
+            for _ in (chain..t.blocks).step_by(LANES) {
+                if at + AHEAD < t.blocks {
+                    issue(at + AHEAD, &mut passing[(at + AHEAD) % (AHEAD + 1)]);
                 }
+                let dots = passing[at % (AHEAD + 1)].0.as_ptr();
+                let block_scale = _mm512_loadu_ps(scale);
+                let block_min = if MIN { _mm512_loadu_ps(min) } else { zero };
+                for (m, sum) in sums.iter_mut().enumerate() {
+                    let dots = _mm512_loadu_si512(dots.add(m * LANES).cast());
+                    let mut part = _mm512_mul_ps(_mm512_cvtepi32_ps(dots), block_scale);
+                    if MIN {
+                        part = _mm512_fmadd_ps(block_min, _mm512_set1_ps(*x_sum.add(m)), part);
+                    }
+                    *sum = _mm512_fmadd_ps(part, _mm512_set1_ps(*x_scale.add(m)), *sum);
+                }
+                (scale, min) = (scale.add(LANES), min.wrapping_add(LANES));
+                (x_scale, x_sum) = (x_scale.add(BYTES_ROWS), x_sum.add(BYTES_ROWS));
+                at += 1;
             }
+            let mut level = 0;
+            while count >> level & 1 == 1 {
+                for (sum, before) in sums.iter_mut().zip(&levels[level]) {
+                    *sum = _mm512_add_ps(*before, *sum);
+                }
+                level += 1;
+            }
+            levels[level] = sums;
         }
-        let b = self.b;
-        self.b += CHAINS.len();
-        Some(b)
+        for (m, sum) in levels[4].iter().enumerate() {
+            _mm512_storeu_ps(t.out.add(m * LANES), *sum);
+        }
     }
 }
 

@@ -272,6 +272,7 @@ impl<const PRODUCTS: u8> Simd for Avx512<PRODUCTS> {
         DOT => vnni::ROWS,
         _ => amx::BYTES_ROWS,
     };
+    const BYTES_COLUMNS: usize = if PRODUCTS >= GRID { 16 } else { 32 };
     const SIGNED_BYTES: bool = PRODUCTS >= GRID;
 
     #[inline(always)]

@@ -223,6 +223,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// Rows of a tile of bytes.
     const BYTES_ROWS: usize = 4;
+    /// Columns of its panel, 16 or 32.
+    const BYTES_COLUMNS: usize = 32;
     /// Whether such tiles read signed bytes in the panel, from which the offset was subtracted.
     const SIGNED_BYTES: bool = false;
 

@@ -84,17 +84,18 @@ unsafe fn run<const M: usize, const STEPS: usize, const MIN: bool>(t: BytesTile)
     let zero = _mm512_setzero_ps();
     let mut levels = [[[zero; VECS]; M]; 5];
     let (mut q, mut scale, mut min) = (t.q, t.scale, t.min);
+    let (mut x, mut x_scale, mut x_sum) = (t.x, t.x_scale, t.x_sum);
     // scales from one half of the columns to the other
     let half = t.blocks * LANES;
     // SAFETY (all): by the caller's promise.
     unsafe {
         for (count, chain) in CHAINS.into_iter().enumerate() {
             let mut sums = [[zero; VECS]; M];
-            for b in (chain..t.blocks).step_by(BLOCKS) {
+            for _ in (chain..t.blocks).step_by(BLOCKS) {
                 let mut dots = [[_mm512_setzero_si512(); VECS]; M];
                 if t.offset != 0 {
                     for (m, dots) in dots.iter_mut().enumerate() {
-                        let start = -(f32::from(t.offset) * *t.x_sum.add(m * t.x_blocks + b));
+                        let start = -(f32::from(t.offset) * *x_sum.add(m));
                         *dots = [_mm512_set1_epi32(start as i32); VECS];
                     }
                 }
@@ -102,8 +103,7 @@ unsafe fn run<const M: usize, const STEPS: usize, const MIN: bool>(t: BytesTile)
                     let q = [0, 1]
                         .map(|v| _mm512_loadu_si512(q.add(v * half * 4 * STEPS + step * LANES * 4).cast()));
                     for (m, dots) in dots.iter_mut().enumerate() {
-                        let x =
-                            t.x.add(m * t.x_row + b * 4 * STEPS + 4 * step).cast::<i32>().read_unaligned();
+                        let x = x.add((m * STEPS + step) * 4).cast::<i32>().read_unaligned();
                         let x = _mm512_set1_epi32(x);
                         for (dots, q) in dots.iter_mut().zip(q) {
                             *dots = _mm512_dpbusd_epi32(*dots, q, x);
@@ -116,18 +116,14 @@ unsafe fn run<const M: usize, const STEPS: usize, const MIN: bool>(t: BytesTile)
                         let mut part = _mm512_mul_ps(_mm512_cvtepi32_ps(dots[m][v]), scale);
                         if MIN {
                             let min = _mm512_loadu_ps(min.add(v * half));
-                            part =
-                                _mm512_fmadd_ps(min, _mm512_set1_ps(*t.x_sum.add(m * t.x_blocks + b)), part);
+                            part = _mm512_fmadd_ps(min, _mm512_set1_ps(*x_sum.add(m)), part);
                         }
-                        sums[m][v] = _mm512_fmadd_ps(
-                            part,
-                            _mm512_set1_ps(*t.x_scale.add(m * t.x_blocks + b)),
-                            sums[m][v],
-                        );
+                        sums[m][v] = _mm512_fmadd_ps(part, _mm512_set1_ps(*x_scale.add(m)), sums[m][v]);
                     }
                 }
                 q = q.add(4 * STEPS * LANES);
                 scale = scale.add(LANES);
+                (x, x_scale, x_sum) = (x.add(ROWS * 4 * STEPS), x_scale.add(ROWS), x_sum.add(ROWS));
                 if MIN {
                     min = min.add(LANES);
                 }

@@ -1,9 +1,12 @@
 //! Left operands of products with blocks: rows as integers of 8 bits, a scale for every 32.
 
+use std::ops::Range;
+
 use super::chunk::BLOCKS;
+use super::tile;
 use crate::cpu::{Cpu, SharedMut};
 use crate::gemm::Operand;
-use crate::rows::{kernel, load, over_tiles};
+use crate::rows::{kernel, load};
 use crate::scratch::{self, Scratch};
 use crate::simd::LANES;
 use crate::view::View;
@@ -11,99 +14,147 @@ use crate::view::View;
 /// Elements that share a scale.
 const SHARE: usize = 32;
 
-/// Rows, coded: `x = scale q`, q from -127 to 127, `scale = max |x| / 127` of 32 elements.
+/// Rows of the same weight, coded: `x = scale q`, q from -127 to 127, `scale = max |x| / 127` of 32 elements.
 ///
 /// Scales and sums are kept per block of the right operand, 16 or 32 elements, and rows are filled with zeros to whole chunks.
+/// Few rows lie one after the other. Of many, as many as a tile has lie together, as the tile walks through them: block after
+/// block of the [`tile::Walk`], each with the block of the first row, of the second and so on.
 pub(super) struct Inputs {
     /// Elements of a block.
     pub block: usize,
     /// Elements of a row, filled up.
     pub stride: usize,
     codes: Scratch<i8>,
-    /// Scales [rows, blocks], and the sums of the blocks' codes.
+    /// Scales, and the sums of the blocks' codes.
     scales: Scratch<f32>,
     sums: Scratch<f32>,
 }
 
+/// The rows of one group: where they come from, and where they lie.
+#[derive(Clone)]
+pub(super) struct Span {
+    /// Rows of the operand.
+    pub rows: Range<usize>,
+    /// Rows that lie together.
+    pub tall: usize,
+    /// The first of the rows as coded.
+    pub first: usize,
+}
+
+impl Span {
+    /// Spans for groups of rows, of which up to `few` lie one after the other, and more in tiles of `tall`.
+    pub fn all(offsets: &[u32], few: usize, tall: usize) -> Vec<Self> {
+        let mut first = 0;
+        let span = |ends: &[u32]| {
+            let rows = ends[0] as usize..ends[1] as usize;
+            let tall = if rows.len() <= few { 1 } else { tall };
+            let span = Self { rows, tall, first };
+            first += span.rows.len().next_multiple_of(tall);
+            span
+        };
+        offsets.windows(2).map(span).collect()
+    }
+}
+
 impl Inputs {
     /// Codes rows, whose length is a multiple of 32, for blocks of 16 or 32.
-    pub fn new(cpu: &Cpu, x: Operand<'_>, block: usize) -> Self {
-        let (rows, cols) = (x.rows(), x.cols);
+    pub fn new(cpu: &Cpu, x: Operand<'_>, spans: &[Span], block: usize) -> Self {
+        let cols = x.cols;
         let stride = cols.next_multiple_of(BLOCKS * block);
         let blocks = stride / block;
+        let rows = spans.last().map_or(0, |span| span.first + span.rows.len().next_multiple_of(span.tall));
         let mut codes = scratch::take::<i8>(rows * stride);
         let mut scales = scratch::take::<f32>(rows * blocks);
         let mut sums = scratch::take::<f32>(rows * blocks);
         let shared = (SharedMut::new(&mut codes), SharedMut::new(&mut scales), SharedMut::new(&mut sums));
-        over_tiles(cpu, rows, cols, |from, to| {
-            for row in from..to {
-                // SAFETY (all): each row belongs to one task.
-                let codes = unsafe { shared.0.slice(row * stride, stride) };
-                let scales = unsafe { shared.1.slice(row * blocks, blocks) };
-                let sums = unsafe { shared.2.slice(row * blocks, blocks) };
+        let places = tile::places(cols / block);
+        let mut lots: Vec<(&Span, usize)> = Vec::new();
+        for span in spans {
+            lots.extend((0..span.rows.len()).step_by(span.tall).map(|at| (span, at)));
+        }
+        cpu.run(lots.len(), |lot| {
+            let (span, at) = lots[lot];
+            let first = span.first + at;
+            // SAFETY (all): each lot is a task of its own.
+            let codes = unsafe { shared.0.slice(first * stride, span.tall * stride) };
+            let scales = unsafe { shared.1.slice(first * blocks, span.tall * blocks) };
+            let sums = unsafe { shared.2.slice(first * blocks, span.tall * blocks) };
+            if span.tall > 1 {
+                scales.fill(0.0);
+                sums.fill(0.0);
+            }
+            let rows = span.rows.start + at..span.rows.end.min(span.rows.start + at + span.tall);
+            let places = if span.tall > 1 { &places[..] } else { &[] };
+            for (r, row) in rows.enumerate() {
                 let from = x.index.map_or(row, |index| index[row] as usize);
                 let x = x.view.slice(from * cols, (from + 1) * cols);
-                cpu.dispatch(Code { x, cols, block, codes, scales, sums });
+                let room = Room { places, tall: span.tall, r, block, codes, scales, sums };
+                cpu.dispatch(Code { x, cols, room });
             }
         });
         Self { block, stride, codes, scales, sums }
     }
 
-    /// Blocks of a row, filled up.
-    pub fn blocks(&self) -> usize {
-        self.stride / self.block
-    }
-
-    /// Codes, scales and sums of a row.
+    /// Codes, scales and sums from a coded row on: of itself, or of its tile.
     #[inline(always)]
-    pub fn row(&self, i: usize) -> (&[i8], &[f32], &[f32]) {
-        let blocks = self.blocks();
-        (
-            &self.codes[i * self.stride..][..self.stride],
-            &self.scales[i * blocks..][..blocks],
-            &self.sums[i * blocks..][..blocks],
-        )
+    pub fn from(&self, first: usize) -> (&[i8], &[f32], &[f32]) {
+        let blocks = self.stride / self.block;
+        (&self.codes[first * self.stride..], &self.scales[first * blocks..], &self.sums[first * blocks..])
+    }
+}
+
+/// Where row `r` of `tall` goes.
+struct Room<'a> {
+    /// Which block of the walk each is; its own number where there is none.
+    places: &'a [u32],
+    tall: usize,
+    r: usize,
+    block: usize,
+    codes: &'a mut [i8],
+    scales: &'a mut [f32],
+    sums: &'a mut [f32],
+}
+
+impl Room<'_> {
+    /// Where block `b` goes, in blocks.
+    #[inline(always)]
+    fn at(&self, b: usize) -> usize {
+        self.places.get(b).map_or(b, |&place| place as usize * self.tall + self.r)
     }
 }
 
 kernel! {
     /// One row; numbers that are none, or infinite, make the scale of their 32 elements NaN.
-    Code<'a>(
-        s: S,
-        x: View<'a>,
-        cols: usize,
-        block: usize,
-        codes: &'a mut [i8],
-        scales: &'a mut [f32],
-        sums: &'a mut [f32],
-    ) {
-        let per_share = SHARE / block;
+    Code<'a>(s: S, x: View<'a>, cols: usize, room: Room<'a>) {
+        let per_share = SHARE / room.block;
         for i in 0..cols / SHARE {
             let (low, high) = (load(s, x, SHARE * i, LANES), load(s, x, SHARE * i + LANES, LANES));
             let max = s.max_size_lane(s.max_size(s.max_size(s.zero(), low), high));
-            let out: &mut [i8; SHARE] = (&mut codes[SHARE * i..][..SHARE]).try_into().expect("32");
-            let at = i * per_share;
-            if max < 1e-30 || !max.is_finite() {
-                // nothing that a sum would see, or nothing that has a sum
-                out.fill(0);
-                scales[at..at + per_share].fill(if max.is_finite() { 0.0 } else { f32::NAN });
-                sums[at..at + per_share].fill(0.0);
-                continue;
+            // what no sum would see, or has no sum
+            let none = max < 1e-30 || !max.is_finite();
+            let factor = s.splat(if none { 0.0 } else { 127.0 / max });
+            let scale = if !max.is_finite() { f32::NAN } else if none { 0.0 } else { max / 127.0 };
+            let mut codes = [0; SHARE];
+            let mut sums = [0; 2];
+            if !none {
+                let (first, second) = codes.split_at_mut(LANES);
+                sums = [
+                    s.store_i8(s.mul(low, factor), first.try_into().expect("sixteen")),
+                    s.store_i8(s.mul(high, factor), second.try_into().expect("sixteen")),
+                ];
             }
-            let factor = s.splat(127.0 / max);
-            let (first, second) = out.split_at_mut(LANES);
-            let sum = s.store_i8(s.mul(low, factor), first.try_into().expect("sixteen"));
-            let sum_high = s.store_i8(s.mul(high, factor), second.try_into().expect("sixteen"));
-            scales[at..at + per_share].fill(max / 127.0);
-            if per_share == 2 {
-                (sums[at], sums[at + 1]) = (sum as f32, sum_high as f32);
-            } else {
-                sums[at] = (sum + sum_high) as f32;
+            for part in 0..per_share {
+                let at = room.at(i * per_share + part);
+                room.codes[at * room.block..][..room.block].copy_from_slice(&codes[part * room.block..][..room.block]);
+                room.scales[at] = scale;
+                room.sums[at] = (if per_share == 2 { sums[part] } else { sums[0] + sums[1] }) as f32;
             }
         }
-        let blocks = cols / block;
-        codes[cols..].fill(0);
-        scales[blocks..].fill(0.0);
-        sums[blocks..].fill(0.0);
+        if room.places.is_empty() {
+            let blocks = cols / room.block;
+            room.codes[cols..].fill(0);
+            room.scales[blocks..].fill(0.0);
+            room.sums[blocks..].fill(0.0);
+        }
     }
 }

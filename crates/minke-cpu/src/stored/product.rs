@@ -6,7 +6,7 @@ use std::ops::Range;
 use minke_num::blocks::BlockFormat;
 
 use super::chunk::{self, BLOCKS, Blocks, CHUNK, OfRows, STORED_CHUNK, Unpack};
-use super::inputs::Inputs;
+use super::inputs::{Inputs, Span};
 use super::tile::{self, BytesTile, COLUMNS};
 use super::{Form, StoredWeight};
 use crate::cpu::Cpu;
@@ -27,8 +27,9 @@ const ROWS: usize = 4;
 const AHEAD: usize = 4096;
 const LINE: usize = 64;
 
-/// Bytes of the weight of a task, about.
+/// Bytes of the weight of a task, about: as stored, and unpacked for many rows, which all go through them.
 const TASK_BYTES: usize = 64 * 1024;
+const PANEL_BYTES: usize = 512 * 1024;
 
 /// `with_format!(format, F => expression)`: the expression with the type that unpacks the format.
 macro_rules! with_format {
@@ -48,8 +49,7 @@ macro_rules! with_format {
 /// The products of a group, or of a part of it, that one call of a kernel makes.
 struct Task<'a> {
     x: &'a Inputs,
-    /// Rows of `x` and of the output.
-    rows: Range<usize>,
+    span: &'a Span,
     /// Stored rows, one after the other.
     bytes: &'a [u8],
     row_bytes: usize,
@@ -62,33 +62,31 @@ struct Task<'a> {
 
 /// As [`super::matmul_stored`], for weights in blocks; shapes are checked there.
 pub(super) fn matmul(cpu: &Cpu, a: Operand<'_>, offsets: &[u32], w: &StoredWeight, c: ViewMut<'_>) {
+    let spans = Span::all(offsets, FEW, cpu.level().dispatch_product(TileRows));
     let mut inputs: [Option<Inputs>; 2] = [None, None];
     for part in w.parts() {
         let Form::Blocks(format) = part.form else { unreachable!("a weight in blocks") };
         let block = block_of(format);
-        inputs[usize::from(block == 16)].get_or_insert_with(|| Inputs::new(cpu, a, block));
+        inputs[usize::from(block == 16)].get_or_insert_with(|| Inputs::new(cpu, a, &spans, block));
     }
     let out = SharedView::new(c);
     // tasks are parts of stored matrices, so that each reads one piece of memory
-    let mut tasks: Vec<(usize, Range<usize>, Range<usize>)> = Vec::new();
-    for (group, span) in offsets.windows(2).enumerate() {
-        let rows = span[0] as usize..span[1] as usize;
-        if rows.is_empty() {
-            continue;
-        }
+    let mut tasks: Vec<(usize, &Span, Range<usize>)> = Vec::new();
+    for (group, span) in spans.iter().enumerate().filter(|(_, span)| !span.rows.is_empty()) {
         for (p, part) in w.group(group).iter().enumerate() {
             let row_bytes = part.bytes.len() / part.rows.max(1);
-            let least = (TASK_BYTES / row_bytes.max(1)).max(1);
+            let most =
+                if span.tall == 1 { TASK_BYTES / row_bytes.max(1) } else { PANEL_BYTES / w.cols.max(1) };
             // enough tasks for all threads, where a matrix is small
-            let each = least.min(part.rows.div_ceil(4 * cpu.threads())).next_multiple_of(COLUMNS);
+            let each = most.min(part.rows.div_ceil(4 * cpu.threads())).max(1).next_multiple_of(COLUMNS);
             let stored = group * w.parts_per_group() + p;
             for first in (0..part.rows).step_by(each) {
-                tasks.push((stored, rows.clone(), first..part.rows.min(first + each)));
+                tasks.push((stored, span, first..part.rows.min(first + each)));
             }
         }
     }
     cpu.run(tasks.len(), |i| {
-        let (stored, rows, columns) = tasks[i].clone();
+        let (stored, span, columns) = tasks[i].clone();
         let part = &w.parts()[stored];
         let Form::Blocks(format) = part.form else { unreachable!("a weight in blocks") };
         let row_bytes = part.bytes.len() / part.rows;
@@ -99,7 +97,7 @@ pub(super) fn matmul(cpu: &Cpu, a: Operand<'_>, offsets: &[u32], w: &StoredWeigh
         let x = inputs[usize::from(block_of(format) == 16)].as_ref().expect("coded above");
         let task = Task {
             x,
-            rows,
+            span,
             bytes: &part.bytes[columns.start * row_bytes..columns.end * row_bytes],
             row_bytes,
             cols: w.cols,
@@ -137,7 +135,7 @@ impl<F: Unpack> Kernel for Run<'_, F> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        match self.task.rows.len() {
+        match self.task.span.rows.len() {
             1 => few::<S, F, 1>(s, &self.task),
             ..=FEW => few::<S, F, FEW>(s, &self.task),
             _ => many::<S, F>(s, &self.task),
@@ -149,8 +147,8 @@ impl<F: Unpack> Kernel for Run<'_, F> {
 /// chunk. Where rows end with a half or a quarter of a chunk, the ends of two or four are taken as one.
 #[inline(always)]
 fn few<S: Simd, F: Unpack, const M: usize>(s: S, task: &Task<'_>) {
-    let m = if M == FEW { task.rows.len() } else { M };
-    let x: [_; M] = std::array::from_fn(|j| task.x.row(task.rows.start + j.min(m - 1)));
+    let m = if M == FEW { task.span.rows.len() } else { M };
+    let x: [_; M] = std::array::from_fn(|j| task.x.from(task.span.first + j.min(m - 1)));
     let blocks = task.cols / F::BLOCK;
     let (whole, end) = (blocks / BLOCKS, blocks % BLOCKS);
     let together = match end {
@@ -187,7 +185,7 @@ fn few<S: Simd, F: Unpack, const M: usize>(s: S, task: &Task<'_>) {
             _ => {}
         }
         for (j, sums) in sums[..m].iter().enumerate() {
-            let at = (task.rows.start + j) * task.n + task.column + first;
+            let at = (task.span.rows.start + j) * task.n + task.column + first;
             let sums = s.sums(*sums);
             // SAFETY: rows and columns of this task alone.
             match unsafe { task.out.slice(at, width) } {
@@ -243,7 +241,7 @@ impl End {
             for copy in end.sums.chunks_exact_mut(blocks) {
                 copy.copy_from_slice(&sums[whole * BLOCKS..][..blocks]);
             }
-            end.scales.copy_from_slice(scales);
+            end.scales.copy_from_slice(&scales[..LANES]);
         }
         end
     }
@@ -281,56 +279,64 @@ fn array(x: &[f32], i: usize) -> &[f32; LANES] {
     x[i * LANES..][..LANES].try_into().expect("sixteen")
 }
 
-/// Columns of the output unpacked together, and tiles of rows.
+/// Columns of the output unpacked as panels, and tiles of rows that go through all of them.
 #[inline(always)]
 fn many<S: Simd, F: Unpack>(s: S, task: &Task<'_>) {
-    let blocks = task.cols / F::BLOCK;
-    let mut panel = scratch::take::<u8>(blocks.next_multiple_of(BLOCKS) * F::BLOCK * COLUMNS);
-    let mut scale = scratch::take::<f32>(blocks.next_multiple_of(BLOCKS) * COLUMNS);
+    let places = tile::places(task.cols / F::BLOCK);
+    let (blocks, width) = (places.len(), S::BYTES_COLUMNS);
+    let columns = task.bytes.len() / task.row_bytes;
+    let panels = columns.div_ceil(width);
+    let mut q = scratch::take::<u8>(panels * width * task.cols);
+    let mut scale = scratch::take::<f32>(panels * width * blocks);
     let mut min = scratch::take::<f32>(if F::MIN { scale.len() } else { 0 });
+    for (p, q) in q.chunks_exact_mut(width * task.cols).enumerate() {
+        let start = |j: usize| (p * width + j < columns).then(|| (p * width + j) * task.row_bytes);
+        let part = p * width * blocks..(p + 1) * width * blocks;
+        let min = if F::MIN { &mut min[part.clone()] } else { &mut [] };
+        tile::pack::<S, F>(s, task.bytes, start, &places, q, &mut scale[part], min);
+    }
     let mut sums = [0.0f32; tile::ROWS * COLUMNS];
-    let all = task.bytes.len() / task.row_bytes;
-    for first in (0..all).step_by(COLUMNS) {
-        let width = COLUMNS.min(all - first);
-        tile::pack::<S, F>(
-            s,
-            task.bytes,
-            |j| (j < width).then(|| (first + j) * task.row_bytes),
-            blocks,
-            &mut panel,
-            &mut scale,
-            &mut min,
-        );
-        let mut from = task.rows.start;
-        while from < task.rows.end {
-            let rows = (task.rows.end - from).min(S::BYTES_ROWS);
-            let (x, x_scale, x_sum) = task.x.row(from);
+    for first in (0..task.span.rows.len()).step_by(S::BYTES_ROWS) {
+        let rows = (task.span.rows.len() - first).min(S::BYTES_ROWS);
+        let (x, x_scale, x_sum) = task.x.from(task.span.first + first);
+        for p in 0..panels {
             let t = BytesTile {
-                q: panel.as_ptr(),
-                scale: scale.as_ptr(),
-                min: if F::MIN { min.as_ptr() } else { std::ptr::null() },
+                q: q[p * width * task.cols..].as_ptr(),
+                scale: scale[p * width * blocks..].as_ptr(),
+                min: if F::MIN { min[p * width * blocks..].as_ptr() } else { std::ptr::null() },
                 offset: F::OFFSET,
                 block: F::BLOCK,
                 blocks,
                 x: x.as_ptr(),
-                x_row: task.x.stride,
                 x_scale: x_scale.as_ptr(),
                 x_sum: x_sum.as_ptr(),
-                x_blocks: task.x.blocks(),
                 out: sums.as_mut_ptr(),
             };
             // SAFETY: panel, rows and their scales have `blocks` blocks, `sums` room for the largest tile.
             unsafe { s.bytes_tile(t, rows) };
+            let here = width.min(columns - p * width);
             for r in 0..rows {
+                let at = (task.span.rows.start + first + r) * task.n + task.column + p * width;
                 // SAFETY: rows and columns of this task alone.
-                let mut out = unsafe { task.out.slice((from + r) * task.n + task.column + first, width) };
-                for at in (0..width).step_by(LANES) {
-                    let n = LANES.min(width - at);
-                    let sum: &[f32; LANES] = sums[r * COLUMNS + at..][..LANES].try_into().expect("sixteen");
-                    store(s, s.load(sum), &mut out, at, n);
+                let mut out = unsafe { task.out.slice(at, here) };
+                for lane in (0..here).step_by(LANES) {
+                    let n = LANES.min(here - lane);
+                    let sum: &[f32; LANES] = sums[r * width + lane..][..LANES].try_into().expect("sixteen");
+                    store(s, s.load(sum), &mut out, lane, n);
                 }
             }
-            from += rows;
         }
+    }
+}
+
+/// How many rows of many lie together: those of a tile.
+struct TileRows;
+
+impl Kernel for TileRows {
+    type Out = usize;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> usize {
+        S::BYTES_ROWS
     }
 }

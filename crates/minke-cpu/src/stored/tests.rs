@@ -58,7 +58,10 @@ fn product(cpu: &Cpu, x: &[f32], index: Option<&[u32]>, offsets: &[u32], w: &Sto
 fn scales_in_f16_are_exact() {
     for bits in 0..=u16::MAX {
         let (ours, exact) = (chunk::half(bits.to_le_bytes()), minke_num::f16::from_bits(bits).to_f32());
-        assert!(ours.to_bits() == exact.to_bits() || ours.is_nan() && exact.is_nan(), "{bits:#x}: {ours} {exact}");
+        assert!(
+            ours.to_bits() == exact.to_bits() || ours.is_nan() && exact.is_nan(),
+            "{bits:#x}: {ours} {exact}"
+        );
     }
 }
 

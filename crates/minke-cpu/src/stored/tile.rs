@@ -7,21 +7,27 @@
 use super::chunk::{self, BLOCKS, CHUNK, Chunk, STORED_CHUNK, Unpack};
 use crate::simd::{LANES, Simd};
 
-/// Columns of a panel.
+/// Most columns of a panel ([`Simd::BYTES_COLUMNS`]), and most rows of a tile ([`Simd::BYTES_ROWS`]).
 pub const COLUMNS: usize = 32;
-
-/// Rows of the largest tile.
 pub const ROWS: usize = 16;
 
 /// The order in which chains are walked: after it, adding neighbours, then neighbours of these, adds as [`Simd::sum`].
 pub const CHAINS: [usize; BLOCKS] = [0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15];
 
-/// What a tile reads and writes.
+/// Which block of the walk each of `blocks` blocks is: chain after chain.
+pub(super) fn places(blocks: usize) -> Vec<u32> {
+    let mut places = vec![0; blocks];
+    let walk = CHAINS.into_iter().flat_map(|chain| (chain..blocks).step_by(BLOCKS));
+    walk.zip(0..).for_each(|(block, place)| places[block] = place);
+    places
+}
+
+/// What a tile reads and writes; blocks are in the order in which they are walked.
 #[derive(Clone, Copy)]
 pub struct BytesTile {
-    /// The panel: for each half of the columns the blocks in the order in which they are walked, each `[block / 4][16][4]`.
+    /// The panel: for each 16 of the columns the blocks, each `[block / 4][16][4]`.
     pub q: *const u8,
-    /// A scale for each block and column, `[half][block][16]`, blocks in the same order.
+    /// A scale for each block and column, `[columns / 16][blocks][16]`.
     pub scale: *const f32,
     /// Likewise, or null.
     pub min: *const f32,
@@ -31,40 +37,33 @@ pub struct BytesTile {
     pub block: usize,
     /// Blocks of the depth.
     pub blocks: usize,
-    /// Codes of the rows, in the order of the depth, and the distance of rows.
+    /// Codes of the rows, `[blocks][BYTES_ROWS][block]`; those of rows that are not there may be anything.
     pub x: *const i8,
-    pub x_row: usize,
-    /// A scale for each block of the rows, the sum of its codes, and the distance of rows in both.
+    /// A scale for each block of the rows, and the sum of its codes, `[blocks][BYTES_ROWS]`.
     pub x_scale: *const f32,
     pub x_sum: *const f32,
-    pub x_blocks: usize,
-    /// `[rows][32]`
+    /// `[rows][BYTES_COLUMNS]`
     pub out: *mut f32,
 }
 
-/// Unpacks the stored rows that begin at `start(0..32)` of `rows` as a panel; columns that are not there are zero.
+/// Unpacks the stored rows that begin at `start(i)` of `rows`, one for each column of a panel; columns that are not there are
+/// zero.
 #[inline(always)]
 pub(super) fn pack<S: Simd, F: Unpack>(
     s: S,
     rows: &[u8],
     start: impl Fn(usize) -> Option<usize>,
-    blocks: usize,
+    places: &[u32],
     panel: &mut [u8],
     scale: &mut [f32],
     min: &mut [f32],
 ) {
     let mut room = [0; STORED_CHUNK];
-    // place of block `b` in the order of the walk
-    let mut place = [0; BLOCKS];
-    let mut before = 0;
-    for chain in CHAINS {
-        place[chain] = before;
-        before += (blocks + BLOCKS - 1 - chain) / BLOCKS;
-    }
+    let blocks = places.len();
     let mut chunks = [const { Chunk::ZERO }; LANES];
     for c in 0..blocks.div_ceil(BLOCKS) {
         let here = BLOCKS.min(blocks - c * BLOCKS);
-        for half in 0..COLUMNS / LANES {
+        for half in 0..S::BYTES_COLUMNS / LANES {
             for (j, chunk) in chunks.iter_mut().enumerate() {
                 match start(half * LANES + j) {
                     Some(start) => chunk.fill::<S, F>(s, chunk::whole::<F>(rows, start, c, &mut room)),
@@ -74,14 +73,19 @@ pub(super) fn pack<S: Simd, F: Unpack>(
                     chunk.q[..F::LEN].iter_mut().for_each(|q| *q = q.wrapping_sub(F::OFFSET));
                 }
             }
-            for (b, place) in place.iter().enumerate().take(here) {
-                let to = place + c;
-                for (j, chunk) in chunks.iter().enumerate() {
-                    scale[(half * blocks + to) * LANES + j] = chunk.scale[b];
-                    if F::MIN {
-                        min[(half * blocks + to) * LANES + j] = chunk.min[b];
-                    }
+            let place = |b: usize| half * blocks + places[c * BLOCKS + b] as usize;
+            let turned = |of: fn(&Chunk) -> &[f32; BLOCKS], out: &mut [f32]| {
+                let mut rows = [s.zero(); LANES];
+                for (row, chunk) in rows.iter_mut().zip(&chunks) {
+                    *row = s.load(of(chunk));
                 }
+                for (b, row) in s.transpose(rows).into_iter().enumerate().take(here) {
+                    s.store(row, (&mut out[place(b) * LANES..][..LANES]).try_into().expect("sixteen"));
+                }
+            };
+            turned(|chunk| &chunk.scale, scale);
+            if F::MIN {
+                turned(|chunk| &chunk.min, min);
             }
             // sixteen words of each column, turned over
             for w in 0..BLOCKS * F::BLOCK / (4 * LANES) {
@@ -96,7 +100,7 @@ pub(super) fn pack<S: Simd, F: Unpack>(
                         break;
                     }
                     let step = (w * LANES + k) % (F::BLOCK / 4);
-                    let at = ((half * blocks + place[b] + c) * F::BLOCK / 4 + step) * LANES;
+                    let at = (place(b) * F::BLOCK / 4 + step) * LANES;
                     let out: &mut [f32] = bytemuck::cast_slice_mut(&mut panel[4 * at..4 * (at + LANES)]);
                     s.store(*turned, out.try_into().expect("sixteen"));
                 }
@@ -120,15 +124,16 @@ fn words_of(q: &[u8; CHUNK], w: usize) -> &[f32; LANES] {
 pub unsafe fn body<S: Simd>(s: S, t: BytesTile, rows: usize) {
     // SAFETY (all): by the caller's promise.
     unsafe {
-        for half in 0..COLUMNS / LANES {
+        for half in 0..S::BYTES_COLUMNS / LANES {
             for r in 0..rows {
                 let mut tree = Tree::new(s);
                 let mut at = 0;
                 for chain in CHAINS {
                     let mut sum = s.zero();
-                    for b in (chain..t.blocks).step_by(BLOCKS) {
+                    for _ in (chain..t.blocks).step_by(BLOCKS) {
                         let q = t.q.add((half * t.blocks + at) * t.block * LANES);
-                        let x = t.x.add(r * t.x_row + b * t.block);
+                        let row = at * S::BYTES_ROWS + r;
+                        let x = t.x.add(row * t.block);
                         let mut dots = [0i32; LANES];
                         for step in 0..t.block / 4 {
                             let x: [i32; 4] = std::array::from_fn(|i| i32::from(*x.add(4 * step + i)));
@@ -145,7 +150,7 @@ pub unsafe fn body<S: Simd>(s: S, t: BytesTile, rows: usize) {
                                 }
                             }
                         }
-                        let sum_x = *t.x_sum.add(r * t.x_blocks + b);
+                        let sum_x = *t.x_sum.add(row);
                         let mut dots = s.load(&dots.map(|x| x as f32));
                         if !S::SIGNED_BYTES && t.offset != 0 {
                             dots = s.fma(s.splat(-f32::from(t.offset)), s.splat(sum_x), dots);
@@ -155,12 +160,12 @@ pub unsafe fn body<S: Simd>(s: S, t: BytesTile, rows: usize) {
                         if !t.min.is_null() {
                             part = s.fma(vector(t.min), s.splat(sum_x), part);
                         }
-                        sum = s.fma(part, s.splat(*t.x_scale.add(r * t.x_blocks + b)), sum);
+                        sum = s.fma(part, s.splat(*t.x_scale.add(row)), sum);
                         at += 1;
                     }
                     tree.add(s, sum);
                 }
-                s.store(tree.levels[4], &mut *t.out.add(r * COLUMNS + half * LANES).cast());
+                s.store(tree.levels[4], &mut *t.out.add(r * S::BYTES_COLUMNS + half * LANES).cast());
             }
         }
     }
