@@ -34,7 +34,8 @@ def minke(args, model, prefill, decode, depth):
 
 def llama(args, model, prefill, decode, depth):
     lengths = ["-p", str(prefill), "-n", str(decode), "-d", str(depth)]
-    rows, memory = run([args.llama_bench, "-m", model, "-t", str(args.threads), "-r", str(args.runs), "-o", "json", *lengths])
+    options = ["--repack", "0"] if args.no_repack else []
+    rows, memory = run([args.llama_bench, *options, "-m", model, "-t", str(args.threads), "-r", str(args.runs), "-o", "json", *lengths])
     return rows[0]["avg_ts"], memory
 
 
@@ -49,6 +50,8 @@ def main():
     parser.add_argument("--depth", type=int, default=2048, help="tokens before them in the third measurement; 0: none")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--runs", type=int, default=2, help="measurements of each program in a round")
+    parser.add_argument("--no-repack", action="store_true", help="llama.cpp without its own layouts; with latent attention "
+                        "in AMX's it stops (GGML_ASSERT in ggml-backend.cpp)")
     args = parser.parse_args()
     kinds = {
         f"read {args.prefill}": (args.prefill, 0, 0),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use minke_cpu::Cpu;
+use minke_cpu::simd::{Kernel, Simd};
 use minke_cpu::stored::Form;
 use minke_data::gguf::TensorType;
 use minke_model::Config;
@@ -91,7 +92,7 @@ impl<'a> Quantizer<'a> {
         self.cpu.run(tasks.len(), |task| {
             let mut task = tasks[task].lock().expect("no task fails");
             let (x, out, done) = &mut *task;
-            *done = encode_rows(format, x, cols, importance, out, row);
+            *done = self.cpu.dispatch(EncodeRows { format, x, cols, importance, out, row });
         });
         for (number, task) in tasks.into_iter().enumerate() {
             let (_, _, done) = task.into_inner().expect("no task fails");
@@ -105,26 +106,34 @@ impl<'a> Quantizer<'a> {
 }
 
 /// Encodes some rows; gives the squares of what was lost and of what there was, or the row that cannot be.
-fn encode_rows(
+struct EncodeRows<'a> {
     format: BlockFormat,
-    x: &[f32],
+    x: &'a [f32],
     cols: usize,
-    importance: Option<&[f32]>,
-    out: &mut [u8],
+    importance: Option<&'a [f32]>,
+    out: &'a mut [u8],
     row: usize,
-) -> Result<[f64; 2], (usize, EncodeError)> {
-    let mut y = vec![0.0; cols];
-    let mut squares = [0.0; 2];
-    for (at, (x, out)) in x.chunks_exact(cols).zip(out.chunks_exact_mut(row)).enumerate() {
-        encode(format, x, importance, out).map_err(|error| (at, error))?;
-        decode(format, out, &mut y);
-        for (x, y) in x.iter().zip(&y) {
-            let (x, y) = (f64::from(*x), f64::from(*y));
-            squares[0] += (x - y) * (x - y);
-            squares[1] += x * x;
+}
+
+impl Kernel for EncodeRows<'_> {
+    type Out = Result<[f64; 2], (usize, EncodeError)>;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> Self::Out {
+        let Self { format, x, cols, importance, out, row } = self;
+        let mut y = vec![0.0; cols];
+        let mut squares = [0.0; 2];
+        for (at, (x, out)) in x.chunks_exact(cols).zip(out.chunks_exact_mut(row)).enumerate() {
+            encode(format, x, importance, out).map_err(|error| (at, error))?;
+            decode(format, out, &mut y);
+            for (x, y) in x.iter().zip(&y) {
+                let (x, y) = (f64::from(*x), f64::from(*y));
+                squares[0] += (x - y) * (x - y);
+                squares[1] += x * x;
+            }
         }
+        Ok(squares)
     }
-    Ok(squares)
 }
 
 impl Storage for Quantizer<'_> {
@@ -174,5 +183,35 @@ impl Storage for Quantizer<'_> {
             }
         }
         Ok(stored)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use minke_cpu::Level;
+    use minke_num::rng;
+
+    #[test]
+    fn blocks_are_the_same_on_every_level() {
+        let cols = 512;
+        let mut x = vec![0.0; 3 * cols];
+        rng::fill_normal(1, 2, 0.02, &mut x);
+        let importance: Vec<f32> = (0..cols).map(|i| rng::uniform_f64(3, 4, i as u64) as f32).collect();
+        for format in BlockFormat::ALL {
+            for importance in [None, Some(&importance[..])] {
+                let row = format.row_bytes(cols).expect("whole blocks");
+                let encoded = |level| {
+                    let mut out = vec![0; 3 * row];
+                    let rows = EncodeRows { format, x: &x, cols, importance, out: &mut out, row };
+                    let squares = Cpu::with_level(level, 1).dispatch(rows).expect("finite numbers");
+                    (out, squares)
+                };
+                let expected = encoded(Level::SCALAR);
+                for level in Level::available() {
+                    assert_eq!(encoded(level), expected, "{format:?} {}", level.name());
+                }
+            }
+        }
     }
 }

@@ -40,11 +40,14 @@ pub enum EncodeError {
 /// where numbers are large. A block whose importance is all zero is encoded as if there were none. Numbers too large for
 /// a format are encoded as its largest.
 ///
+/// Inlined, so that it is compiled for the instructions of its caller; no bit depends on them.
+///
 /// # Errors
 /// A number is not finite, or an importance is negative or not finite; `out` is then undefined.
 ///
 /// # Panics
 /// When `importance` or `out` are not as long as `x` asks for.
+#[inline(always)]
 pub fn encode(
     format: BlockFormat,
     x: &[f32],
@@ -77,6 +80,7 @@ pub fn encode(
     Ok(())
 }
 
+#[inline(always)]
 fn q4_0(p: Points<'_, 32>, block: &mut [u8; 18]) {
     let spans = steps(-9.5, 0.25, 9).chain(steps(6.75, 0.25, 8));
     let (scale, codes) = scaled(p, Whole { low: -8.0, high: 7.0 }, spans);
@@ -84,6 +88,7 @@ fn q4_0(p: Points<'_, 32>, block: &mut [u8; 18]) {
     pack(&codes.map(|code| (code + 8.0) as u8), 4, 16, 0, &mut block[2..]);
 }
 
+#[inline(always)]
 fn q5_0(p: Points<'_, 32>, block: &mut [u8; 22]) {
     let spans = steps(-17.5, 0.25, 9).chain(steps(14.5, 0.25, 8));
     let (scale, codes) = scaled(p, Whole { low: -16.0, high: 15.0 }, spans);
@@ -93,6 +98,7 @@ fn q5_0(p: Points<'_, 32>, block: &mut [u8; 22]) {
     pack(&codes, 4, 16, 0, &mut block[6..]);
 }
 
+#[inline(always)]
 fn q8_0(p: Points<'_, 32>, block: &mut [u8; 34]) {
     let spans = steps(-128.5, 0.25, 7).chain(steps(126.0, 0.25, 7));
     let (scale, codes) = scaled(p, Whole { low: -128.0, high: 127.0 }, spans);
@@ -102,6 +108,7 @@ fn q8_0(p: Points<'_, 32>, block: &mut [u8; 34]) {
     }
 }
 
+#[inline(always)]
 fn q4_1(p: Points<'_, 32>, block: &mut [u8; 20]) {
     let (line, codes) = offset(p, 15.0, steps(14.0, 0.25, 11));
     put(block, 0, line[0]);
@@ -109,6 +116,7 @@ fn q4_1(p: Points<'_, 32>, block: &mut [u8; 20]) {
     pack(&codes, 4, 16, 0, &mut block[4..]);
 }
 
+#[inline(always)]
 fn q5_1(p: Points<'_, 32>, block: &mut [u8; 24]) {
     let (line, codes) = offset(p, 31.0, steps(29.75, 0.25, 12));
     put(block, 0, line[0]);
@@ -117,6 +125,7 @@ fn q5_1(p: Points<'_, 32>, block: &mut [u8; 24]) {
     pack(&codes, 4, 16, 0, &mut block[8..]);
 }
 
+#[inline(always)]
 fn q2_k(p: Points<'_, 256>, block: &mut [u8; 84]) {
     let Pairs { scale, min, scales, mins, codes } = Pairs::<16, 16>::find(p, 3.0, 15.0);
     for j in 0..16 {
@@ -127,6 +136,7 @@ fn q2_k(p: Points<'_, 256>, block: &mut [u8; 84]) {
     put(block, 82, min);
 }
 
+#[inline(always)]
 fn q4_k(p: Points<'_, 256>, block: &mut [u8; 144]) {
     let found = Pairs::<32, 8>::find(p, 15.0, 63.0);
     put(block, 0, found.scale);
@@ -135,6 +145,7 @@ fn q4_k(p: Points<'_, 256>, block: &mut [u8; 144]) {
     pack(&found.codes, 4, 32, 0, &mut block[16..]);
 }
 
+#[inline(always)]
 fn q5_k(p: Points<'_, 256>, block: &mut [u8; 176]) {
     let found = Pairs::<32, 8>::find(p, 31.0, 63.0);
     put(block, 0, found.scale);
@@ -144,6 +155,7 @@ fn q5_k(p: Points<'_, 256>, block: &mut [u8; 176]) {
     pack(&found.codes, 4, 32, 0, &mut block[48..]);
 }
 
+#[inline(always)]
 fn q3_k(p: Points<'_, 256>, block: &mut [u8; 110]) {
     let spans = steps(-5.0, 0.25, 8).chain(steps(2.5, 0.25, 7));
     let found = Singles::<16, 16>::find(p, Whole { low: -4.0, high: 3.0 }, &spans, 32);
@@ -155,6 +167,7 @@ fn q3_k(p: Points<'_, 256>, block: &mut [u8; 110]) {
     put(block, 108, found.scale);
 }
 
+#[inline(always)]
 fn q6_k(p: Points<'_, 256>, block: &mut [u8; 210]) {
     let spans = steps(-33.0, 0.25, 8).chain(steps(30.0, 0.25, 7));
     let found = Singles::<16, 16>::find(p, Whole { low: -32.0, high: 31.0 }, &spans, 128);
@@ -167,12 +180,14 @@ fn q6_k(p: Points<'_, 256>, block: &mut [u8; 210]) {
     put(block, 208, found.scale);
 }
 
+#[inline(always)]
 fn iq4_nl(p: Points<'_, 32>, block: &mut [u8; 18]) {
     let (scale, levels) = scaled(p, Iq4, iq4_spans());
     put(block, 0, scale);
     pack(&levels.map(iq4_code), 4, 16, 0, &mut block[2..]);
 }
 
+#[inline(always)]
 fn iq4_xs(p: Points<'_, 256>, block: &mut [u8; 136]) {
     let found = Singles::<32, 8>::find(p, Iq4, &iq4_spans(), 32);
     put(block, 0, found.scale);
@@ -182,10 +197,12 @@ fn iq4_xs(p: Points<'_, 256>, block: &mut [u8; 136]) {
     pack(&found.levels.map(iq4_code), 4, 16, 0, &mut block[8..]);
 }
 
+#[inline(always)]
 fn iq4_spans() -> impl Iterator<Item = f32> + Clone {
     steps(-144.0, 4.0, 9).chain(steps(97.0, 4.0, 9))
 }
 
+#[inline(always)]
 fn iq4_code(level: f32) -> u8 {
     IQ4_LEVELS.iter().filter(|other| f32::from(**other) < level).count() as u8
 }
@@ -208,6 +225,7 @@ fn each<const B: usize, const N: usize>(
 }
 
 /// What an error of each number weighs; at most 1.
+#[inline(always)]
 fn weights<const N: usize>(x: &[f32; N], importance: Option<&[f32; N]>) -> [f32; N] {
     let largest = |w: &[f32; N]| w.iter().fold(0.0f32, |most, &w| if w > most { w } else { most });
     if let Some(w) = importance {
@@ -249,16 +267,19 @@ fn offset<const N: usize>(
 }
 
 /// The nearest scale that blocks can hold.
+#[inline(always)]
 pub(super) fn scale(x: f32) -> f16 {
     f16::from_f32(clamp(x, -LARGEST_SCALE, LARGEST_SCALE))
 }
 
 /// The reciprocal, or 0 where there is none.
+#[inline(always)]
 pub(super) fn inverse(x: f32) -> f32 {
     let inverse = 1.0 / x;
     if inverse.is_finite() { inverse } else { 0.0 }
 }
 
+#[inline(always)]
 fn put(block: &mut [u8], at: usize, scale: f16) {
     block[at..at + 2].copy_from_slice(&scale.to_le_bytes());
 }

@@ -157,7 +157,7 @@ impl<const N: usize> Points<'_, N> {
     }
 
     /// The scale of levels. `spans` are the levels at which the number of largest magnitude is tried.
-    #[inline]
+    #[inline(always)]
     pub fn scale(self, levels: impl Levels, spans: impl Iterator<Item = f32>) -> f32 {
         let largest = self.x.iter().fold(0.0f32, |most, &x| if x.abs() > most.abs() { x } else { most });
         let mut best = (0.0, f32::INFINITY);
@@ -198,7 +198,7 @@ impl<const N: usize> Points<'_, N> {
 
     /// The scale and the minimum of codes from 0 to `high`; the minimum is not `above`. `spans` are lengths of the range, in
     /// steps, that are tried.
-    #[inline]
+    #[inline(always)]
     pub fn line(self, high: f32, above: f32, spans: impl Iterator<Item = f32> + Clone) -> (f32, f32) {
         let codes = Whole { low: 0.0, high };
         let (low, top) = self.x.iter().fold((above, f32::NEG_INFINITY), |(low, top), &x| {

@@ -31,19 +31,21 @@ pub(super) struct Singles<const N: usize, const J: usize> {
 }
 
 /// The sub-blocks of a super-block.
+#[inline(always)]
 fn parts<const N: usize, const J: usize>(p: Points<'_, SUPER>) -> [Points<'_, N>; J] {
     let (x, w) = (p.x.as_chunks::<N>().0, p.w.as_chunks::<N>().0);
     std::array::from_fn(|j| Points { x: &x[j], w: &w[j] })
 }
 
 /// `x` in whole steps from `least` to `most`.
+#[inline(always)]
 fn whole(x: f32, step: f16, least: f32, most: f32) -> f32 {
     clamp(x * inverse(step.to_f32()), least, most).round()
 }
 
 impl<const N: usize, const J: usize> Pairs<N, J> {
     /// Codes up to `high`, scales and minima of sub-blocks up to `most`.
-    #[inline]
+    #[inline(always)]
     pub fn find(p: Points<'_, SUPER>, high: f32, most: f32) -> Self {
         let (parts, codes) = (parts::<N, J>(p), Whole { low: 0.0, high });
         let lines = parts.map(|p| p.line(high, 0.0, steps(high - 1.0, 0.25, 12)));
@@ -92,6 +94,7 @@ impl<const N: usize, const J: usize> Pairs<N, J> {
     }
 
     /// The common scale and minimum of least error for the codes that the present ones give.
+    #[inline(always)]
     fn fit(
         parts: &[Points<'_, N>; J],
         codes: Whole,
@@ -120,7 +123,7 @@ impl<const N: usize, const J: usize> Pairs<N, J> {
 
 impl<const N: usize, const J: usize> Singles<N, J> {
     /// Scales of sub-blocks from `-most` to `most - 1`; `spans` as [`Points::scale`] has them.
-    #[inline]
+    #[inline(always)]
     pub fn find(
         p: Points<'_, SUPER>,
         levels: impl Levels,
@@ -169,6 +172,7 @@ impl<const N: usize, const J: usize> Singles<N, J> {
     }
 
     /// The common scale of least error for the codes that the present one gives.
+    #[inline(always)]
     fn fit(parts: &[Points<'_, N>; J], levels: impl Levels, (common, scales): (f16, [f32; J])) -> f16 {
         let common = common.to_f32();
         let (mut squares, mut rests) = (0.0f32, 0.0f32);
