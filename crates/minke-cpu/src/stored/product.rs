@@ -158,6 +158,7 @@ fn few<S: Simd, F: Unpack, const M: usize>(s: S, task: &Task<'_>) {
     };
     let ends = x.map(|x| End::new::<F>(x, whole, BLOCKS / together));
     let mut room = [0; STORED_CHUNK];
+    task.bytes.iter().take(AHEAD).step_by(LINE).for_each(|at| s.prefetch(at));
     let all = task.bytes.len() / task.row_bytes;
     for first in (0..all).step_by(ROWS) {
         let width = ROWS.min(all - first);
