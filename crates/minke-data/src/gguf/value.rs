@@ -136,6 +136,11 @@ impl Value<'_> {
         self.count == Some(0)
     }
 
+    /// Bytes that it takes in a file, without type and count.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
     fn number_at(&self, at: usize) -> Option<Number> {
         let size = self.kind.size()?;
         let bytes = self.bytes.get(at * size..)?.get(..size)?;

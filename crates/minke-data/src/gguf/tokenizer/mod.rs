@@ -14,6 +14,7 @@ mod tests;
 mod to;
 
 pub use from::{Ends, end_ids, ends, template, tokenizer_json};
+pub(crate) use from::{Frame, Parts, parts};
 pub use to::{Endings, metadata};
 
 /// Types of tokens.
