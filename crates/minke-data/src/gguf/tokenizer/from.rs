@@ -43,7 +43,7 @@ impl<'f> Vocabulary<'f> {
                 tokens.type_name(),
             ));
         }
-        if tokens.as_strings().is_none() {
+        if tokens.as_raw_strings().is_none() {
             return Err(file.wrong(format!("key `{key}`"), "an array of strings", tokens.type_name()));
         }
         let count = tokens.len().unwrap_or(0);
@@ -152,8 +152,10 @@ pub fn end_ids(file: &GgufFile) -> Result<Vec<u32>> {
         ids.extend(id(file, name, tokens)?);
     }
     if let Some((_, vocabulary)) = Vocabulary::of(file)? {
-        let named = |(_, token, kind): &(u32, &str, i64)| *kind == kind::CONTROL && END_NAMES.contains(token);
-        ids.extend(vocabulary.entries().filter(named).map(|(id, ..)| id));
+        let tokens = vocabulary.tokens.as_raw_strings().into_iter().flatten();
+        let is_end = |token: &[u8]| END_NAMES.iter().any(|name| name.as_bytes() == token);
+        let named = |(_, (token, kind)): &(u32, (&[u8], &i64))| **kind == kind::CONTROL && is_end(token);
+        ids.extend((0..).zip(tokens.zip(&vocabulary.kinds)).filter(named).map(|(id, _)| id));
     }
     ids.sort_unstable();
     ids.dedup();
@@ -170,13 +172,13 @@ pub fn template(file: &GgufFile) -> Result<Option<ChatTemplate>> {
         ChatTemplate::new(&format!("{}, key `tokenizer.chat_template`", file.path().display()), &source)?;
     let key = "tokenizer.ggml.tokens";
     let tokens = file.value(key).unwrap_or(gguf::Value::strings::<&str>([]));
-    if tokens.as_strings().is_none() {
+    if tokens.as_raw_strings().is_none() {
         return Err(file.wrong(format!("key `{key}`"), "an array of strings", tokens.type_name()));
     }
     let name = |which: &str| -> Result<String> {
         let id = id(file, which, tokens.len().unwrap_or(0))?;
-        let token = id.and_then(|id| tokens.as_strings()?.nth(id as usize));
-        Ok(token.unwrap_or_default().to_owned())
+        let token = id.and_then(|id| tokens.as_raw_strings()?.nth(id as usize));
+        Ok(String::from_utf8_lossy(token.unwrap_or_default()).into_owned())
     };
     template.set_names(name("bos")?, name("eos")?, name("padding")?, name("unknown")?);
     Ok(Some(template))
