@@ -9,7 +9,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use super::pieces::{Index, Pieces};
+use super::pieces::{AT_ONCE, Index, Pieces};
 
 /// Joints that are longer are not made by scores: no trainer makes any.
 const MAX_JOINT_BYTES: usize = 512;
@@ -40,9 +40,17 @@ impl Merges {
     /// Of a pair that comes twice, the second place holds.
     pub(crate) fn new(list: Vec<[u32; 3]>) -> Self {
         let mut index = Index::new(list.len());
-        for (rank, &[left, right, _]) in list.iter().enumerate() {
-            let is = |other: u32| list[other as usize][..2] == [left, right];
-            index.put(index.hash_pair(left, right), rank as u32, is);
+        let mut rank = 0;
+        for some in list.chunks(AT_ONCE) {
+            let mut hashes = [0; AT_ONCE];
+            for (hash, &[left, right, _]) in hashes.iter_mut().zip(some) {
+                *hash = index.hash_pair(left, right);
+            }
+            index.touch(&hashes[..some.len()]);
+            for (hash, &[left, right, _]) in hashes.iter().zip(some) {
+                index.put(*hash, rank, |other| list[other as usize][..2] == [left, right]);
+                rank += 1;
+            }
         }
         Self { list, index }
     }

@@ -5,6 +5,9 @@ use std::hash::{BuildHasher, RandomState};
 /// No id.
 const ABSENT: u32 = u32::MAX;
 
+/// Entries whose slots are read together.
+pub(super) const AT_ONCE: usize = 32;
+
 /// A hash table of numbers; what they stand for is known to whoever asks.
 #[derive(Debug)]
 pub(super) struct Index {
@@ -40,6 +43,12 @@ impl Index {
 
     pub(super) fn hash_pair(&self, left: u32, right: u32) -> u64 {
         Self::mix(self.seeds[0] ^ (u64::from(left) << 32 | u64::from(right)), self.seeds[1])
+    }
+
+    /// Reads the slots of hashes that are asked for next, all at once: one by one, each would wait for memory.
+    pub(super) fn touch(&self, hashes: &[u64]) {
+        let mask = self.slots.len() - 1;
+        std::hint::black_box(hashes.iter().fold(0, |all, hash| all | self.slots[*hash as usize & mask]));
     }
 
     /// The slot of what `is` says yes to, or the empty one where it belongs.
@@ -121,12 +130,20 @@ impl Gathered {
             let (start, end) = self.spans[id as usize];
             &self.text.as_bytes()[start as usize..end as usize]
         };
-        for (id, span) in self.spans.iter().enumerate().filter(|(_, span)| span.0 != ABSENT) {
-            let bytes = text(id as u32);
-            longest = longest.max((span.1 - span.0) as usize);
-            let hash = index.hash_bytes(bytes);
-            if let Some(first) = index.put(hash, id as u32, |other| text(other) == bytes) {
-                return Err(NotPieces::SameText(first, id as u32));
+        let present = |id: &u32| self.spans[*id as usize].0 != ABSENT;
+        let ids: Vec<u32> = (0..self.spans.len() as u32).filter(present).collect();
+        for ids in ids.chunks(AT_ONCE) {
+            let mut hashes = [0; AT_ONCE];
+            for (hash, id) in hashes.iter_mut().zip(ids) {
+                *hash = index.hash_bytes(text(*id));
+            }
+            index.touch(&hashes[..ids.len()]);
+            for (hash, &id) in hashes.iter().zip(ids) {
+                let bytes = text(id);
+                longest = longest.max(bytes.len());
+                if let Some(first) = index.put(*hash, id, |other| text(other) == bytes) {
+                    return Err(NotPieces::SameText(first, id));
+                }
             }
         }
         Ok(Pieces { text: self.text, spans: self.spans, count: self.count, longest, index })
