@@ -88,7 +88,8 @@ pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
 pub(crate) fn read_bounded(path: &Path, limit_bytes: u64) -> Result<Vec<u8>> {
     use std::io::Read;
     let file = File::open(path).map_err(Error::io("open", path))?;
-    let mut bytes = Vec::new();
+    let length = file.metadata().map_or(0, |metadata| metadata.len()).min(limit_bytes);
+    let mut bytes = Vec::with_capacity(length as usize + 1);
     file.take(limit_bytes + 1).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
     if bytes.len() as u64 > limit_bytes {
         let reason = format!("larger than the {limit_bytes} bytes that such a file may have");

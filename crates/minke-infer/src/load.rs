@@ -90,6 +90,8 @@ pub struct Loaded {
     pub notes: Vec<String>,
     /// Where it was found: a folder, or a GGUF file.
     pub folder: PathBuf,
+    /// What was opened there; none for a model that was made.
+    pub files: Option<ModelFiles>,
 }
 
 impl Loaded {
@@ -98,7 +100,10 @@ impl Loaded {
     /// # Errors
     /// There is one, and it is broken.
     pub fn template(&self) -> Result<Option<ChatTemplate>, LoadModelError> {
-        files::template(&self.folder)
+        match &self.files {
+            Some(files) => files.template(),
+            None => files::template(&self.folder),
+        }
     }
 
     /// The tokens that end an answer: those of config, generation config and tokenizer, each once, ascending.
@@ -135,14 +140,21 @@ pub fn load_model(
     purpose: Purpose<'_>,
 ) -> Result<Loaded, LoadModelError> {
     let files = ModelFiles::find(argument)?;
-    let (generation, tokenizer) = (files.generation()?, files.tokenizer()?);
+    let generation = files.generation()?;
     let (config, weights) = match purpose {
         Purpose::Run(_) => files.to_run()?,
         Purpose::Train => (files.config.clone(), files.weights()?),
     };
     let folder = files.path.clone();
-    let (model, mut notes) = Model::load(config, precision, &weights, purpose)
-        .map_err(|source| LoadModelError::Weights { folder: folder.clone(), source })?;
+    // a vocabulary takes about as long as weights that are converted
+    let (tokenizer, model) = std::thread::scope(|scope| {
+        let tokenizer = scope.spawn(|| files.tokenizer());
+        let model = Model::load(config, precision, &weights, purpose);
+        (tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), model)
+    });
+    let tokenizer = tokenizer?;
+    let (model, mut notes) =
+        model.map_err(|source| LoadModelError::Weights { folder: folder.clone(), source })?;
     if let Some(tokenizer) = &tokenizer
         && tokenizer.vocab_size() > model.config.vocab_size
     {
@@ -152,7 +164,7 @@ pub fn load_model(
             model.config.vocab_size
         ));
     }
-    Ok(Loaded { model, tokenizer, generation, notes, folder })
+    Ok(Loaded { model, tokenizer, generation, notes, folder, files: Some(files) })
 }
 
 /// Reads and checks the `config.json` of a folder.

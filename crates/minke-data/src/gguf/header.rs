@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ops::Range;
 
-use super::value::{ARRAY, Kind, Value};
+use super::value::{ARRAY, Kind, Value, raw_strings};
 use super::{DEFAULT_ALIGNMENT, MAX_AXES, TensorType, type_name};
 
 /// The format's cap on keys.
@@ -142,12 +142,26 @@ impl<'a> Cursor<'a> {
         match kind.size() {
             Some(size) if kind != Kind::Bool => _ = self.take(count * size, &place, "an array")?,
             _ => {
-                for _ in 0..count {
+                let good = if kind == Kind::String { self.skip_strings(count) } else { 0 };
+                for _ in good..count {
                     self.skip(kind, &place)?;
                 }
             }
         }
         Ok(Item { kind, count: Some(count), range: start..self.at })
+    }
+
+    /// Checks strings and goes behind those before the first that is broken, which [`Cursor::skip`] names; gives how many.
+    fn skip_strings(&mut self, count: usize) -> usize {
+        let mut good = 0;
+        for text in raw_strings(&self.file[self.at..]).take(count) {
+            if std::str::from_utf8(text).is_err() {
+                break;
+            }
+            self.at += 8 + text.len();
+            good += 1;
+        }
+        good
     }
 
     /// Checks one value and goes behind it.

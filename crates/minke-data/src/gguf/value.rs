@@ -136,6 +136,11 @@ impl Value<'_> {
         self.count == Some(0)
     }
 
+    /// Bytes that it takes in a file, without type and count.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
     fn number_at(&self, at: usize) -> Option<Number> {
         let size = self.kind.size()?;
         let bytes = self.bytes.get(at * size..)?.get(..size)?;
@@ -195,8 +200,18 @@ impl Value<'_> {
         (self.kind == Kind::String && self.count.is_some()).then(|| strings(&self.bytes))
     }
 
+    /// The same elements as bytes, for whoever looks at few of many.
+    pub(super) fn as_raw_strings(&self) -> Option<impl Iterator<Item = &[u8]>> {
+        (self.kind == Kind::String && self.count.is_some()).then(|| raw_strings(&self.bytes))
+    }
+
     /// The elements of an array of integers; those that do not fit are `None`.
     pub fn as_i64s(&self) -> Option<Vec<i64>> {
+        let fours = self.bytes.as_chunks::<4>().0;
+        // a vocabulary has a quarter of a million of them
+        if self.kind == Kind::I32 && self.count.is_some() {
+            return Some(fours.iter().map(|four| i64::from(i32::from_le_bytes(*four))).collect());
+        }
         (0..self.count?)
             .map(|at| match self.number_at(at)? {
                 Number::Unsigned(x) => i64::try_from(x).ok(),
@@ -208,6 +223,10 @@ impl Value<'_> {
 
     /// The elements of an array of numbers.
     pub fn as_f32s(&self) -> Option<Vec<f32>> {
+        let fours = self.bytes.as_chunks::<4>().0;
+        if self.kind == Kind::F32 && self.count.is_some() {
+            return Some(fours.iter().map(|four| f32::from_le_bytes(*four)).collect());
+        }
         (0..self.count?)
             .map(|at| {
                 Some(match self.number_at(at)? {
@@ -227,12 +246,17 @@ impl Value<'_> {
 }
 
 /// Strings with their lengths in front, in bytes that were checked.
-fn strings(mut bytes: &[u8]) -> impl Iterator<Item = &str> {
+fn strings(bytes: &[u8]) -> impl Iterator<Item = &str> {
+    raw_strings(bytes).map_while(|text| std::str::from_utf8(text).ok())
+}
+
+/// The same strings as bytes; looking at them costs a part of reading them.
+pub(super) fn raw_strings(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let (length, rest) = bytes.split_first_chunk::<8>()?;
         let (text, rest) = rest.split_at_checked(usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
         bytes = rest;
-        std::str::from_utf8(text).ok()
+        Some(text)
     })
 }
 

@@ -4,7 +4,39 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
-use super::Tokenizer;
+use super::model::Library;
+use super::{Tokenizer, stream};
+
+/// The bytes of each id of a byte-level vocabulary, one behind the other.
+#[derive(Debug)]
+pub(super) struct ByteTable {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl ByteTable {
+    pub(super) fn new(library: &Library, vocab_size: usize) -> Self {
+        let byte_of = stream::bytes_of_letters();
+        let added = library.get_added_vocabulary().get_added_tokens_decoder();
+        let (mut bytes, mut ends) = (Vec::new(), Vec::with_capacity(vocab_size));
+        for id in 0..vocab_size as u32 {
+            if let Some(token) = added.get(&id) {
+                bytes.extend_from_slice(token.content.as_bytes());
+            } else if let Some(token) = library.get_model().text(id) {
+                stream::push_token_bytes(&token, &byte_of, &mut bytes);
+            }
+            ends.push(bytes.len());
+        }
+        bytes.shrink_to_fit();
+        Self { bytes, ends }
+    }
+
+    /// Nothing for an id that is not there.
+    pub(super) fn get(&self, at: usize) -> &[u8] {
+        let begin = at.checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or(0);
+        self.ends.get(at).map(|&end| &self.bytes[begin..end]).unwrap_or_default()
+    }
+}
 
 /// How a vocabulary without a table of bytes spells them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -9,11 +9,14 @@
 //! alternative of the cut that takes a line end stops there, whatever follows.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
-use serde_json::Value;
+use tokenizers::PreTokenizerWrapper;
 
+use super::bpe::Bpe;
+use super::model::{Library, Model};
 use super::stream::byte_table;
-use super::train::{PairMap, skeleton};
+use super::train::skeleton;
 use crate::Result;
 
 /// Longer words are merged by the library, whose queue does not grow with the square of the length.
@@ -33,42 +36,28 @@ pub(super) struct Words(HashMap<Box<[u8]>, Box<[u32]>>);
 pub(super) struct FastBpe {
     digits: u8,
     letters: Box<[u32; 256]>,
-    /// Pair to (rank, merged id).
-    merges: PairMap<(u32, u32)>,
+    bpe: Arc<Bpe>,
 }
 
 impl FastBpe {
-    /// None unless the file cuts as [`skeleton`] does and its model is plain BPE over all bytes.
-    pub(super) fn new(file: &Value, vocabulary: &HashMap<String, u32>) -> Option<Self> {
-        let digits = (1..=3u8).find(|&digits| file["pre_tokenizer"] == skeleton(digits)["pre_tokenizer"])?;
-        let model = &file["model"];
-        let off = |key: &str| matches!(model.get(key), None | Some(Value::Null | Value::Bool(false)));
-        let keys = [
-            "dropout",
-            "unk_token",
-            "continuing_subword_prefix",
-            "end_of_word_suffix",
-            "byte_fallback",
-            "ignore_merges",
-        ];
-        if !file["normalizer"].is_null() || model["type"] != "BPE" || !keys.into_iter().all(off) {
+    /// None unless the tokenizer cuts as [`skeleton`] does and its model is plain BPE over all bytes.
+    pub(super) fn new(library: &Library) -> Option<Self> {
+        let Model::Own(bpe) = library.get_model() else { return None };
+        let cut = serde_json::to_value(library.get_pre_tokenizer()?).ok()?;
+        let digits = (1..=3u8).find(|&digits| {
+            let ours =
+                serde_json::from_value::<PreTokenizerWrapper>(skeleton(digits)["pre_tokenizer"].clone());
+            ours.is_ok_and(|ours| serde_json::to_value(ours).is_ok_and(|ours| ours == cut))
+        })?;
+        let is_plain = bpe.unknown.is_none() && !bpe.byte_fallback && !bpe.ignore_merges;
+        if library.get_normalizer().is_some() || !is_plain {
             return None;
         }
         let mut letters = Box::new([0; 256]);
         for (letter, byte) in byte_table() {
-            letters[byte as usize] = *vocabulary.get(letter.encode_utf8(&mut [0; 4]) as &str)?;
+            letters[byte as usize] = bpe.pieces.id(letter.encode_utf8(&mut [0; 4]))?;
         }
-        let mut merges = PairMap::default();
-        for (rank, merge) in model["merges"].as_array()?.iter().enumerate() {
-            // older files write a pair as one string
-            let (a, b) = match merge {
-                Value::String(pair) => pair.split_once(' ')?,
-                pair => (pair.get(0)?.as_str()?, pair.get(1)?.as_str()?),
-            };
-            let id = |name: &str| vocabulary.get(name).copied();
-            merges.insert((id(a)?, id(b)?), (rank as u32, id(&format!("{a}{b}"))?));
-        }
-        Some(Self { digits, letters, merges })
+        Some(Self { digits, letters, bpe: bpe.clone() })
     }
 
     /// Appends the ids of one ASCII part; `long` merges words that are too long for here.
@@ -104,9 +93,10 @@ impl FastBpe {
     fn merge(&self, word: &[u8]) -> Vec<u32> {
         let mut ids: Vec<u32> = word.iter().map(|&byte| self.letters[byte as usize]).collect();
         loop {
-            let ranked = ids.windows(2).enumerate().filter_map(|(at, pair)| {
-                self.merges.get(&(pair[0], pair[1])).map(|&(rank, id)| (rank, at, id))
-            });
+            let ranked = ids
+                .windows(2)
+                .enumerate()
+                .filter_map(|(at, pair)| self.bpe.merge(pair[0], pair[1]).map(|(rank, id)| (rank, at, id)));
             let Some((_, at, id)) = ranked.min() else { return ids };
             ids[at] = id;
             ids.remove(at + 1);

@@ -105,8 +105,24 @@ pub(super) fn byte_letters() -> [char; 256] {
     letters
 }
 
-/// The bytes that a token stands for; added tokens and tokens outside the table stand for themselves.
-pub(super) fn token_bytes(token: &str, is_added: bool, table: &HashMap<char, u8>) -> Box<[u8]> {
-    let mapped = || token.chars().map(|c| table.get(&c).copied()).collect::<Option<Box<[u8]>>>();
-    if is_added { token.as_bytes().into() } else { mapped().unwrap_or_else(|| token.as_bytes().into()) }
+/// The same table from the character's number to byte.
+pub(super) fn bytes_of_letters() -> [Option<u8>; 512] {
+    let mut bytes = [None; 512];
+    for (letter, byte) in byte_table() {
+        bytes[letter as usize] = Some(byte);
+    }
+    bytes
+}
+
+/// Appends the bytes that a token stands for; one with characters outside the table stands for itself.
+pub(super) fn push_token_bytes(token: &str, byte_of: &[Option<u8>; 512], out: &mut Vec<u8>) {
+    let begin = out.len();
+    for letter in token.chars() {
+        let Some(byte) = byte_of.get(letter as usize).copied().flatten() else {
+            out.truncate(begin);
+            out.extend_from_slice(token.as_bytes());
+            return;
+        };
+        out.push(byte);
+    }
 }

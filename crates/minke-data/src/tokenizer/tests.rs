@@ -30,7 +30,7 @@ fn training_is_the_same_on_every_run_and_thread_count() {
     texts.reverse();
     for threads in [1, 2, 5] {
         let again = Tokenizer::train(&texts, &TrainOptions { vocab_size: 700, digits: 3, threads }).unwrap();
-        assert_eq!(again.shared.json, first.shared.json, "{threads} threads");
+        assert_eq!(again.json(), first.json(), "{threads} threads");
     }
 }
 
@@ -136,7 +136,7 @@ fn bad_files_are_errors_with_the_place() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tokenizer.json");
     assert!(Tokenizer::load(&path).unwrap_err().to_string().contains("tokenizer.json"));
-    let good = String::from_utf8(trained().shared.json.clone()).unwrap();
+    let good = String::from_utf8(trained().json().to_owned()).unwrap();
     let mut huge: Value = serde_json::from_str(&good).unwrap();
     huge["model"]["vocab"]["whaaale"] = json!(4_000_000_000u32);
     let mut orphan: Value = serde_json::from_str(&good).unwrap();
@@ -208,10 +208,9 @@ proptest! {
     fn the_short_way_is_the_librarys(
         text in "([ -~\t\n\r\u{b}\u{c}\u{0}\u{1f}\u{7f}]|[ \n]{1,3}|[a-c]{1,4}|[0-9]{1,5}|[-_.]{1,3}|é|鲸|\u{a0}|\u{2028}|🐋){0,80}",
     ) {
-        for tokenizer in trained_for_digits() {
-            prop_assert!(tokenizer.shared.fast.is_some());
-            let library = ids_of(&tokenizer.shared.plain, &text).unwrap();
-            prop_assert_eq!(tokenizer.encode(&text).unwrap(), library);
+        for (tokenizer, library) in trained_for_digits() {
+            prop_assert!(tokenizer.shared.fast.is_some() && library.shared.fast.is_none());
+            prop_assert_eq!(tokenizer.encode(&text).unwrap(), library.encode(&text).unwrap());
         }
     }
 
@@ -232,14 +231,17 @@ fn trained_once() -> &'static Tokenizer {
     ONCE.get_or_init(trained)
 }
 
-fn trained_for_digits() -> &'static [Tokenizer] {
-    static ONCE: std::sync::OnceLock<Vec<Tokenizer>> = std::sync::OnceLock::new();
+fn trained_for_digits() -> &'static [(Tokenizer, Tokenizer)] {
+    static ONCE: std::sync::OnceLock<Vec<(Tokenizer, Tokenizer)>> = std::sync::OnceLock::new();
     ONCE.get_or_init(|| {
         let mut texts = sample();
         texts.push("aa bb 12 345 -- ... __\n\n\n  abc\t\tcab \n ".repeat(30));
         [1, 2, 3]
             .map(|digits| {
-                Tokenizer::train(&texts, &TrainOptions { vocab_size: 450, digits, threads: 1 }).unwrap()
+                let options = TrainOptions { vocab_size: 450, digits, threads: 1 };
+                let tokenizer = Tokenizer::train(&texts, &options).unwrap();
+                let library = tokenizer.of_library();
+                (tokenizer, library)
             })
             .to_vec()
     })
@@ -254,5 +256,5 @@ fn source_code_and_long_words_go_the_short_way_too() {
     text.push_str(&"whale".repeat(40));
     text.push_str(&"\n".repeat(200));
     text.push_str(&" ".repeat(200));
-    assert_eq!(tokenizer.encode(&text).unwrap(), ids_of(&tokenizer.shared.plain, &text).unwrap());
+    assert_eq!(tokenizer.encode(&text).unwrap(), tokenizer.of_library().encode(&text).unwrap());
 }

@@ -148,6 +148,7 @@ fn open(
             generation: GenerationDefaults::default(),
             notes: Vec::new(),
             folder: setup.run.out.clone().into(),
+            files: None,
         })
     })
 }

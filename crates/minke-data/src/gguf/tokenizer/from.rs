@@ -1,81 +1,99 @@
 //! A `tokenizer.json` from the metadata of a file.
 
-use std::collections::HashMap;
-
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 use serde_json::{Value, json};
+use tokenizers::{AddedToken, AddedVocabulary};
 
 use super::{SPACE, kind, pre};
-use crate::gguf::GgufFile;
+use crate::gguf::{self, GgufFile};
 use crate::template::ChatTemplate;
+use crate::tokenizer::bpe::{Bpe, Merges, Rule};
+use crate::tokenizer::pieces::{Gathered, NotPieces, Pieces};
 use crate::{Error, Result};
 
 /// No published vocabulary has a million tokens.
 const MAX_TOKENS: usize = 4 << 20;
-/// Longer pieces are not looked at for merges: no trainer makes any, and looking costs the square of the length.
-const MAX_PIECE_BYTES: usize = 512;
+/// No published vocabulary has a million merges.
+const MAX_MERGES: usize = 16 << 20;
 /// How tokens that end an answer are called, where a file only says how a document ends.
 const END_NAMES: [&str; 6] =
     ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|eom_id|>", "<|endoftext|>"];
 
-/// The vocabulary of a file.
-struct Vocabulary {
-    tokens: Vec<String>,
+/// The vocabulary of a file, where it lies.
+struct Vocabulary<'f> {
+    tokens: gguf::Value<'f>,
     kinds: Vec<i64>,
 }
 
-impl Vocabulary {
+impl<'f> Vocabulary<'f> {
     /// None where a file has no tokenizer.
-    fn of(file: &GgufFile) -> Result<Option<(String, Self)>> {
+    fn of(file: &'f GgufFile) -> Result<Option<(String, Self)>> {
         let key = "tokenizer.ggml.tokens";
         let Some(model) = file.text("tokenizer.ggml.model")? else { return Ok(None) };
         if model == "none" || model == "no_vocab" {
             return Ok(None);
         }
-        let value =
+        let tokens =
             file.value(key).ok_or_else(|| file.wrong(format!("key `{key}`"), "tokens", "no such key"))?;
-        if value.len().is_some_and(|len| len > MAX_TOKENS) {
+        if tokens.len().is_some_and(|len| len > MAX_TOKENS) {
             return Err(file.wrong(
                 format!("key `{key}`"),
                 format!("at most {MAX_TOKENS} tokens"),
-                value.type_name(),
+                tokens.type_name(),
             ));
         }
-        let mut tokens = file.strings(key)?.unwrap_or_default();
-        for (id, token) in tokens.iter_mut().enumerate().filter(|(_, token)| token.is_empty()) {
-            *token = format!("[EMPTY_{id}]");
+        if tokens.as_raw_strings().is_none() {
+            return Err(file.wrong(format!("key `{key}`"), "an array of strings", tokens.type_name()));
         }
+        let count = tokens.len().unwrap_or(0);
         let kinds = match file.ints("tokenizer.ggml.token_type")? {
-            None => vec![kind::NORMAL; tokens.len()],
-            Some(kinds) if kinds.len() == tokens.len() => kinds,
+            None => vec![kind::NORMAL; count],
+            Some(kinds) if kinds.len() == count => kinds,
             Some(kinds) => {
-                return Err(per_token(file, "tokenizer.ggml.token_type", tokens.len(), kinds.len()));
+                return Err(per_token(file, "tokenizer.ggml.token_type", count, kinds.len()));
             }
         };
         Ok(Some((model, Self { tokens, kinds })))
     }
 
     fn entries(&self) -> impl Iterator<Item = (u32, &str, i64)> {
-        self.tokens
-            .iter()
-            .zip(&self.kinds)
-            .enumerate()
-            .map(|(id, (token, kind))| (id as u32, token.as_str(), *kind))
+        let tokens = self.tokens.as_strings().into_iter().flatten();
+        (0..).zip(tokens.zip(&self.kinds)).map(|(id, (token, kind))| (id, token, *kind))
+    }
+
+    /// All tokens; those that are empty get a name.
+    fn pieces(&self, file: &GgufFile) -> Result<Pieces> {
+        let mut gathered = Gathered::with_capacity(self.kinds.len(), self.tokens.bytes());
+        let done = self.entries().try_for_each(|(id, token, _)| {
+            if token.is_empty() {
+                gathered.push(id, &format!("[EMPTY_{id}]"))
+            } else {
+                gathered.push(id, token)
+            }
+        });
+        done.and_then(|()| gathered.finish()).map_err(|why| {
+            let (expected, got) = match why {
+                NotPieces::SameText(first, second) => {
+                    let token = self.entries().nth(second as usize).map_or("", |(_, token, _)| token);
+                    ("each token once", format!("`{}` as {first} and {second}", token.escape_debug()))
+                }
+                NotPieces::SameId(_) | NotPieces::TooLarge => {
+                    ("less than 4 GiB of tokens", "more".to_owned())
+                }
+            };
+            file.wrong("key `tokenizer.ggml.tokens`", expected, got)
+        })
     }
 
     /// Tokens that are found in text before it is cut.
-    fn added(&self) -> Vec<Value> {
-        let added = self
-            .entries()
-            .filter(|(_, _, kind)| matches!(*kind, kind::CONTROL | kind::UNKNOWN | kind::USER_DEFINED));
-        let entry = |(id, content, kind): (u32, &str, i64)| {
-            json!({
-                "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
-                "normalized": false, "special": kind != kind::USER_DEFINED,
-            })
+    fn added(&self, pieces: &Pieces) -> Vec<AddedToken> {
+        let added = |kind: i64| matches!(kind, kind::CONTROL | kind::UNKNOWN | kind::USER_DEFINED);
+        let token = |(id, kind): (u32, i64)| {
+            let content = pieces.text(id).unwrap_or_default();
+            AddedToken::from(content, kind != kind::USER_DEFINED).normalized(false)
         };
-        added.map(entry).collect()
+        (0..).zip(self.kinds.iter().copied()).filter(|(_, kind)| added(*kind)).map(token).collect()
     }
 }
 
@@ -134,8 +152,10 @@ pub fn end_ids(file: &GgufFile) -> Result<Vec<u32>> {
         ids.extend(id(file, name, tokens)?);
     }
     if let Some((_, vocabulary)) = Vocabulary::of(file)? {
-        let named = |(_, token, kind): &(u32, &str, i64)| *kind == kind::CONTROL && END_NAMES.contains(token);
-        ids.extend(vocabulary.entries().filter(named).map(|(id, ..)| id));
+        let tokens = vocabulary.tokens.as_raw_strings().into_iter().flatten();
+        let is_end = |token: &[u8]| END_NAMES.iter().any(|name| name.as_bytes() == token);
+        let named = |(_, (token, kind)): &(u32, (&[u8], &i64))| **kind == kind::CONTROL && is_end(token);
+        ids.extend((0..).zip(tokens.zip(&vocabulary.kinds)).filter(named).map(|(id, _)| id));
     }
     ids.sort_unstable();
     ids.dedup();
@@ -150,31 +170,47 @@ pub fn template(file: &GgufFile) -> Result<Option<ChatTemplate>> {
     let Some(source) = file.text("tokenizer.chat_template")? else { return Ok(None) };
     let mut template =
         ChatTemplate::new(&format!("{}, key `tokenizer.chat_template`", file.path().display()), &source)?;
-    let tokens = file.strings("tokenizer.ggml.tokens")?.unwrap_or_default();
+    let key = "tokenizer.ggml.tokens";
+    let tokens = file.value(key).unwrap_or(gguf::Value::strings::<&str>([]));
+    if tokens.as_raw_strings().is_none() {
+        return Err(file.wrong(format!("key `{key}`"), "an array of strings", tokens.type_name()));
+    }
     let name = |which: &str| -> Result<String> {
-        Ok(id(file, which, tokens.len())?.map(|id| tokens[id as usize].clone()).unwrap_or_default())
+        let id = id(file, which, tokens.len().unwrap_or(0))?;
+        let token = id.and_then(|id| tokens.as_raw_strings()?.nth(id as usize));
+        Ok(String::from_utf8_lossy(token.unwrap_or_default()).into_owned())
     };
     template.set_names(name("bos")?, name("eos")?, name("padding")?, name("unknown")?);
     Ok(Some(template))
 }
 
-/// The content of the `tokenizer.json` that cuts text as the file says; None where the file has no tokenizer.
+/// What a tokenizer of a file is made of.
+pub(crate) struct Parts {
+    pub(crate) bpe: Bpe,
+    /// Tokens that are found in text before it is cut.
+    pub(crate) added: Vec<AddedToken>,
+    pub(crate) frame: Frame,
+}
+
+/// The small parts of a `tokenizer.json`.
+pub(crate) struct Frame {
+    pub(crate) normalizer: Value,
+    pub(crate) pre_tokenizer: Value,
+    post_processor: Value,
+    pub(crate) decoder: Value,
+}
+
+/// The tokenizer of a file; None where it has none.
 ///
 /// # Errors
 /// Keys that are missing, of another type or that contradict each other, a kind of vocabulary or a cut that is not known,
 /// a token that comes twice.
-pub fn tokenizer_json(file: &GgufFile) -> Result<Option<Vec<u8>>> {
+pub(crate) fn parts(file: &GgufFile) -> Result<Option<Parts>> {
     let Some((model, vocabulary)) = Vocabulary::of(file)? else { return Ok(None) };
-    let mut by_token = HashMap::with_capacity(vocabulary.tokens.len());
-    for (id, token, _) in vocabulary.entries() {
-        if let Some(first) = by_token.insert(token, id) {
-            let got = format!("`{}` as {first} and {id}", token.escape_debug());
-            return Err(file.wrong("key `tokenizer.ggml.tokens`", "each token once", got));
-        }
-    }
+    let pieces = vocabulary.pieces(file)?;
     match model.as_str() {
-        "gpt2" => byte_level(file, &vocabulary).map(Some),
-        "llama" => sentence_piece(file, &vocabulary, &by_token).map(Some),
+        "gpt2" => byte_level(file, &vocabulary, pieces).map(Some),
+        "llama" => sentence_piece(file, &vocabulary, pieces).map(Some),
         other => {
             let got = format!("\"{}\"", other.escape_debug());
             Err(file.wrong("key `tokenizer.ggml.model`", "\"gpt2\" or \"llama\"", got))
@@ -182,32 +218,55 @@ pub fn tokenizer_json(file: &GgufFile) -> Result<Option<Vec<u8>>> {
     }
 }
 
-fn byte_level(file: &GgufFile, vocabulary: &Vocabulary) -> Result<Vec<u8>> {
+/// The content of the `tokenizer.json` that cuts text as the file says; None where the file has no tokenizer.
+///
+/// # Errors
+/// As [`Tokenizer::from_gguf`](crate::Tokenizer::from_gguf).
+pub fn tokenizer_json(file: &GgufFile) -> Result<Option<Vec<u8>>> {
+    Ok(crate::Tokenizer::from_gguf(file)?.map(|tokenizer| tokenizer.json().to_owned()))
+}
+
+fn byte_level(file: &GgufFile, vocabulary: &Vocabulary<'_>, pieces: Pieces) -> Result<Parts> {
     let name = file.text("tokenizer.ggml.pre")?.unwrap_or_else(|| "default".to_owned());
     let Some(cut) = pre::named(&name) else {
         let got = format!("\"{}\", whose cut of text is not known here", name.escape_debug());
         return Err(file.wrong("key `tokenizer.ggml.pre`", format!("one of {}", pre::known()), got));
     };
-    let key = "tokenizer.ggml.merges";
-    let merges =
-        file.strings(key)?.ok_or_else(|| file.wrong(format!("key `{key}`"), "merges", "no such key"))?;
-    let pairs: Option<Vec<(&str, &str)>> = merges.iter().map(|merge| split_merge(merge)).collect();
-    let pairs = pairs
-        .ok_or_else(|| file.wrong(format!("key `{key}`"), "two tokens with a space between", "another"))?;
-    let bytes =
-        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
-    let document = Document {
-        version: "1.0",
-        truncation: None,
-        padding: None,
-        added_tokens: vocabulary.added(),
+    let frame = Frame {
         normalizer: if cut.compose { json!({"type": "NFC"}) } else { Value::Null },
         pre_tokenizer: cut.json(),
-        post_processor: framed(file, vocabulary)?,
-        decoder: bytes,
-        model: Bpe { ignore_merges: cut.ignore_merges, ..Bpe::new(vocabulary, pairs) },
+        post_processor: framed(file, &pieces)?,
+        decoder: json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}),
     };
-    Ok(document.bytes())
+    let added = vocabulary.added(&pieces);
+    let rule = Rule::Listed(Merges::new(merges(file, &pieces)?));
+    let ignore_merges = cut.ignore_merges;
+    let bpe = Bpe { pieces, rule, unknown: None, fuse_unknown: false, byte_fallback: false, ignore_merges };
+    Ok(Parts { bpe, added, frame })
+}
+
+fn merges(file: &GgufFile, pieces: &Pieces) -> Result<Vec<[u32; 3]>> {
+    let key = "tokenizer.ggml.merges";
+    let wrong = |expected: &str, got: &str| file.wrong(format!("key `{key}`"), expected, got);
+    let value = file.value(key).ok_or_else(|| wrong("merges", "no such key"))?;
+    let merges = value.as_strings().ok_or_else(|| wrong("an array of strings", &value.type_name()))?;
+    let count = value.len().unwrap_or(0);
+    if count > MAX_MERGES {
+        return Err(wrong(&format!("at most {MAX_MERGES} merges"), &value.type_name()));
+    }
+    let mut list = Vec::with_capacity(count);
+    for merge in merges {
+        let (left, right) =
+            split_merge(merge).ok_or_else(|| wrong("two tokens with a space between", "another"))?;
+        let missing = |token: &str| {
+            wrong("merges of tokens", &format!("`{}`, which is out of vocabulary", token.escape_debug()))
+        };
+        let id = |token: &str| pieces.id(token).ok_or_else(|| missing(token));
+        let (left_id, right_id) = (id(left)?, id(right)?);
+        let joint = pieces.joint(left_id, right_id).ok_or_else(|| missing(&[left, right].concat()))?;
+        list.push([left_id, right_id, joint]);
+    }
+    Ok(list)
 }
 
 /// `a b` at its first space behind the first character.
@@ -218,12 +277,12 @@ fn split_merge(merge: &str) -> Option<(&str, &str)> {
     (!right.is_empty()).then_some((left, right))
 }
 
-fn sentence_piece(file: &GgufFile, vocabulary: &Vocabulary, ids: &HashMap<&str, u32>) -> Result<Vec<u8>> {
+fn sentence_piece(file: &GgufFile, vocabulary: &Vocabulary<'_>, pieces: Pieces) -> Result<Parts> {
     let key = "tokenizer.ggml.scores";
     let scores =
         file.floats(key)?.ok_or_else(|| file.wrong(format!("key `{key}`"), "scores", "no such key"))?;
-    if scores.len() != vocabulary.tokens.len() {
-        return Err(per_token(file, key, vocabulary.tokens.len(), scores.len()));
+    if scores.len() != vocabulary.kinds.len() {
+        return Err(per_token(file, key, vocabulary.kinds.len(), scores.len()));
     }
     if let Some(at) = scores.iter().position(|score| score.is_nan()) {
         return Err(file.wrong(format!("key `{key}`"), "numbers", format!("NaN for token {at}")));
@@ -241,65 +300,35 @@ fn sentence_piece(file: &GgufFile, vocabulary: &Vocabulary, ids: &HashMap<&str, 
     } else {
         spaces
     };
-    let unknown = vocabulary.entries().find(|(_, _, kind)| *kind == kind::UNKNOWN).map(|(id, ..)| id);
+    let unknown = vocabulary.kinds.iter().position(|kind| *kind == kind::UNKNOWN);
     let unknown = match unknown {
-        Some(id) => Some(id),
-        None => id(file, "unknown", vocabulary.tokens.len())?,
+        Some(id) => Some(id as u32),
+        None => id(file, "unknown", vocabulary.kinds.len())?,
     };
-    let document = Document {
-        version: "1.0",
-        truncation: None,
-        padding: None,
-        added_tokens: vocabulary.added(),
+    let frame = Frame {
         normalizer,
         pre_tokenizer: Value::Null,
-        post_processor: framed(file, vocabulary)?,
+        post_processor: framed(file, &pieces)?,
         decoder: json!({"type": "Sequence", "decoders": decoders}),
-        model: Bpe {
-            unk_token: unknown.map(|id| vocabulary.tokens[id as usize].as_str()),
-            fuse_unk: true,
-            byte_fallback: true,
-            ..Bpe::new(vocabulary, merges_by_score(vocabulary, ids, &scores))
-        },
     };
-    Ok(document.bytes())
-}
-
-/// Every way to join two tokens into a third that text may hold, the highest score first, then the lowest ids.
-fn merges_by_score<'a>(
-    vocabulary: &'a Vocabulary,
-    ids: &HashMap<&str, u32>,
-    scores: &[f32],
-) -> Vec<(&'a str, &'a str)> {
-    let in_text = |kind: i64| {
-        !matches!(kind, kind::CONTROL | kind::UNKNOWN | kind::USER_DEFINED | kind::UNUSED | kind::BYTE)
+    let in_text = |kind: &i64| {
+        !matches!(*kind, kind::CONTROL | kind::UNKNOWN | kind::USER_DEFINED | kind::UNUSED | kind::BYTE)
     };
-    let part = |text: &str| ids.get(text).copied().filter(|id| in_text(vocabulary.kinds[*id as usize]));
-    let mut merges = Vec::new();
-    for (id, token, kind) in vocabulary.entries() {
-        if !in_text(kind) || token.len() > MAX_PIECE_BYTES {
-            continue;
-        }
-        for (at, _) in token.char_indices().skip(1) {
-            let (left, right) = token.split_at(at);
-            if let (Some(l), Some(r)) = (part(left), part(right)) {
-                merges.push((scores[id as usize], id, l, r, left, right));
-            }
-        }
-    }
-    merges.sort_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2, a.3).cmp(&(b.1, b.2, b.3))));
-    merges.into_iter().map(|(.., left, right)| (left, right)).collect()
+    let merged = vocabulary.kinds.iter().map(in_text).collect();
+    let (added, rule) = (vocabulary.added(&pieces), Rule::Scored { scores, merged });
+    let bpe = Bpe { pieces, rule, unknown, fuse_unknown: true, byte_fallback: true, ignore_merges: false };
+    Ok(Parts { bpe, added, frame })
 }
 
 /// What puts bos and eos around a text, for other programs.
-fn framed(file: &GgufFile, vocabulary: &Vocabulary) -> Result<Value> {
+fn framed(file: &GgufFile, pieces: &Pieces) -> Result<Value> {
     let ends = ends(file)?;
     let add_eos = file.flag("tokenizer.ggml.add_eos_token")?.unwrap_or(false);
     let (bos, eos) = (ends.bos, ends.eos.filter(|_| add_eos));
     if bos.is_none() && eos.is_none() {
         return Ok(Value::Null);
     }
-    let token = |id: u32| vocabulary.tokens[id as usize].as_str();
+    let token = |id: u32| pieces.text(id).unwrap_or_default();
     let special =
         |id: Option<u32>, kind: u32| id.map(|id| json!({"SpecialToken": {"id": token(id), "type_id": kind}}));
     let sequence = |name: &str, kind: u32| -> Vec<Value> {
@@ -319,6 +348,43 @@ fn framed(file: &GgufFile, vocabulary: &Vocabulary) -> Result<Value> {
     }))
 }
 
+impl Frame {
+    /// The `tokenizer.json` that says the same.
+    pub(crate) fn json(&self, bpe: &Bpe, added: &AddedVocabulary) -> Vec<u8> {
+        let mut tokens: Vec<(&u32, &AddedToken)> = added.get_added_tokens_decoder().iter().collect();
+        tokens.sort_unstable_by_key(|(id, _)| **id);
+        let entry = |(id, token): (&u32, &AddedToken)| {
+            json!({
+                "id": id, "content": token.content, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": token.special,
+            })
+        };
+        let document = Document {
+            version: "1.0",
+            truncation: None,
+            padding: None,
+            added_tokens: tokens.into_iter().map(entry).collect(),
+            normalizer: &self.normalizer,
+            pre_tokenizer: &self.pre_tokenizer,
+            post_processor: &self.post_processor,
+            decoder: &self.decoder,
+            model: Model {
+                r#type: "BPE",
+                dropout: None,
+                unk_token: bpe.unknown.and_then(|id| bpe.pieces.text(id)),
+                continuing_subword_prefix: None,
+                end_of_word_suffix: None,
+                fuse_unk: bpe.fuse_unknown,
+                byte_fallback: bpe.byte_fallback,
+                ignore_merges: bpe.ignore_merges,
+                vocab: Tokens(&bpe.pieces),
+                merges: bpe.merges(),
+            },
+        };
+        serde_json::to_vec(&document).expect("JSON values serialise")
+    }
+}
+
 /// A `tokenizer.json`; its large parts are written from where they are.
 #[derive(Serialize)]
 struct Document<'a> {
@@ -326,15 +392,15 @@ struct Document<'a> {
     truncation: Option<()>,
     padding: Option<()>,
     added_tokens: Vec<Value>,
-    normalizer: Value,
-    pre_tokenizer: Value,
-    post_processor: Value,
-    decoder: Value,
-    model: Bpe<'a>,
+    normalizer: &'a Value,
+    pre_tokenizer: &'a Value,
+    post_processor: &'a Value,
+    decoder: &'a Value,
+    model: Model<'a>,
 }
 
 #[derive(Serialize)]
-struct Bpe<'a> {
+struct Model<'a> {
     r#type: &'static str,
     dropout: Option<f32>,
     unk_token: Option<&'a str>,
@@ -347,38 +413,15 @@ struct Bpe<'a> {
     merges: Vec<(&'a str, &'a str)>,
 }
 
-impl<'a> Bpe<'a> {
-    fn new(vocabulary: &'a Vocabulary, merges: Vec<(&'a str, &'a str)>) -> Self {
-        Self {
-            r#type: "BPE",
-            dropout: None,
-            unk_token: None,
-            continuing_subword_prefix: None,
-            end_of_word_suffix: None,
-            fuse_unk: false,
-            byte_fallback: false,
-            ignore_merges: false,
-            vocab: Tokens(&vocabulary.tokens),
-            merges,
-        }
-    }
-}
-
 /// Tokens as an object of ids.
-struct Tokens<'a>(&'a [String]);
+struct Tokens<'a>(&'a Pieces);
 
 impl Serialize for Tokens<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(self.0.len()))?;
-        for (id, token) in self.0.iter().enumerate() {
+        let mut map = serializer.serialize_map(Some(self.0.count()))?;
+        for (id, token) in self.0.iter() {
             map.serialize_entry(token, &id)?;
         }
         map.end()
-    }
-}
-
-impl Document<'_> {
-    fn bytes(&self) -> Vec<u8> {
-        serde_json::to_vec(self).expect("JSON values serialise")
     }
 }

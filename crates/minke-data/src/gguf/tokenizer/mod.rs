@@ -2,7 +2,8 @@
 //!
 //! Two kinds of vocabulary are known. `gpt2` is byte-level BPE: tokens in GPT-2's letters, merges in order, and the name of
 //! a cut ([`pre`]). `llama` is SentencePiece's BPE: tokens with `▁` for a space, a score for each, bytes as `<0x0A>` for
-//! what is no token; the pair whose joint has the highest score is merged first, so scores become merges in order.
+//! what is no token; the pair whose joint has the highest score is merged first. Text is encoded by that rule itself; only
+//! where a `tokenizer.json` is asked for do scores become merges in order.
 //!
 //! Types of tokens (`tokenizer.ggml.token_type`): 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte. Control
 //! tokens are special, text cannot write them; user-defined ones are found in text before all else.
@@ -14,6 +15,7 @@ mod tests;
 mod to;
 
 pub use from::{Ends, end_ids, ends, template, tokenizer_json};
+pub(crate) use from::{Frame, Parts, parts};
 pub use to::{Endings, metadata};
 
 /// Types of tokens.
