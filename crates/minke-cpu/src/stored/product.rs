@@ -18,7 +18,7 @@ use crate::view::ViewMut;
 
 /// Rows up to which each row of the weight is unpacked for itself and multiplied with all of them; with more, columns of the
 /// output are unpacked together and multiplied by tiles. No bit depends on it.
-const FEW: usize = 6;
+const FEW: usize = 12;
 
 /// Stored rows that a few rows are multiplied with at a time.
 const ROWS: usize = 4;
