@@ -14,6 +14,9 @@ pub(super) const CHUNK: usize = 32 * BLOCKS;
 /// Bytes of the longest chunk as it is stored, and of what a read past its end may touch.
 pub(super) const STORED_CHUNK: usize = 16 * 34;
 
+/// Bytes by which memory is read ahead.
+pub(super) const LINE: usize = 64;
+
 /// How rows of a format are unpacked.
 pub(super) trait Unpack {
     /// Elements that share a scale, 16 or 32.

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use minke_num::blocks::BlockFormat;
 
-use super::chunk::{self, BLOCKS, Blocks, CHUNK, OfRows, STORED_CHUNK, Unpack};
+use super::chunk::{self, BLOCKS, Blocks, CHUNK, LINE, OfRows, STORED_CHUNK, Unpack};
 use super::inputs::{Inputs, Span};
 use super::tile::{self, BytesTile, COLUMNS};
 use super::{Form, StoredWeight};
@@ -23,9 +23,8 @@ const FEW: usize = 12;
 /// Stored rows that a few rows are multiplied with at a time.
 const ROWS: usize = 4;
 
-/// How far ahead of them memory is read, in bytes, and what it is read by: the hardware's own reading ahead ends at each page.
+/// How far ahead of them memory is read, in bytes: the hardware's own reading ahead ends at each page.
 const AHEAD: usize = 4096;
-const LINE: usize = 64;
 
 /// Bytes of the weight of a task, about: as stored, and unpacked for many rows, which all go through them.
 const TASK_BYTES: usize = 64 * 1024;
@@ -291,10 +290,9 @@ fn many<S: Simd, F: Unpack>(s: S, task: &Task<'_>) {
     let mut scale = scratch::take::<f32>(panels * width * blocks);
     let mut min = scratch::take::<f32>(if F::MIN { scale.len() } else { 0 });
     for (p, q) in q.chunks_exact_mut(width * task.cols).enumerate() {
-        let start = |j: usize| (p * width + j < columns).then(|| (p * width + j) * task.row_bytes);
         let part = p * width * blocks..(p + 1) * width * blocks;
         let min = if F::MIN { &mut min[part.clone()] } else { &mut [] };
-        tile::pack::<S, F>(s, task.bytes, start, &places, q, &mut scale[part], min);
+        tile::pack::<S, F>(s, task.bytes, task.row_bytes, p * width, &places, q, &mut scale[part], min);
     }
     let mut sums = [0.0f32; tile::ROWS * COLUMNS];
     for first in (0..task.span.rows.len()).step_by(S::BYTES_ROWS) {

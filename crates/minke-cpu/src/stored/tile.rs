@@ -4,7 +4,7 @@
 //! [`Simd::sum`] adds its lanes. So a few rows, which have a chain in each lane, and a tile, which walks one chain after the
 //! other, give the same bits. Sums within a block are whole numbers below 2^24: their order is free.
 
-use super::chunk::{self, BLOCKS, CHUNK, Chunk, STORED_CHUNK, Unpack};
+use super::chunk::{self, BLOCKS, CHUNK, Chunk, LINE, STORED_CHUNK, Unpack};
 use crate::simd::{LANES, Simd};
 
 /// Most columns of a panel ([`Simd::BYTES_COLUMNS`]), and most rows of a tile ([`Simd::BYTES_ROWS`]).
@@ -46,13 +46,13 @@ pub struct BytesTile {
     pub out: *mut f32,
 }
 
-/// Unpacks the stored rows that begin at `start(i)` of `rows`, one for each column of a panel; columns that are not there are
-/// zero.
+/// Unpacks the stored rows from `first` on, one for each column of a panel; columns that are not there are zero.
 #[inline(always)]
 pub(super) fn pack<S: Simd, F: Unpack>(
     s: S,
     rows: &[u8],
-    start: impl Fn(usize) -> Option<usize>,
+    row_bytes: usize,
+    first: usize,
     places: &[u32],
     panel: &mut [u8],
     scale: &mut [f32],
@@ -65,10 +65,15 @@ pub(super) fn pack<S: Simd, F: Unpack>(
         let here = BLOCKS.min(blocks - c * BLOCKS);
         for half in 0..S::BYTES_COLUMNS / LANES {
             for (j, chunk) in chunks.iter_mut().enumerate() {
-                match start(half * LANES + j) {
-                    Some(start) => chunk.fill::<S, F>(s, chunk::whole::<F>(rows, start, c, &mut room)),
-                    None => *chunk = Chunk::ZERO,
+                let start = (first + half * LANES + j) * row_bytes;
+                if start >= rows.len() {
+                    *chunk = Chunk::ZERO;
+                    continue;
                 }
+                // the same of a row that comes later: these steps are too long for the hardware's reading ahead
+                let later = rows.get(start + LANES * row_bytes + c * F::BYTES..).unwrap_or_default();
+                later.iter().take(F::BYTES).step_by(LINE).for_each(|at| s.prefetch(at));
+                chunk.fill::<S, F>(s, chunk::whole::<F>(rows, start, c, &mut room));
                 if S::SIGNED_BYTES && F::OFFSET != 0 {
                     chunk.q[..F::LEN].iter_mut().for_each(|q| *q = q.wrapping_sub(F::OFFSET));
                 }
