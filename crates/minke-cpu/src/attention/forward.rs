@@ -37,10 +37,11 @@ pub enum Keys<'a> {
 }
 
 impl Keys<'_> {
-    fn are_bf16(&self) -> bool {
+    /// Whether products may take them as bf16.
+    fn are_half(&self) -> bool {
         match self {
             Keys::Rows { k, v } => k.dtype() == DType::Bf16 && v.dtype() == DType::Bf16,
-            Keys::Cache(cache) => cache.dtype() == DType::Bf16,
+            Keys::Cache(cache) => !cache.format().is_f32(),
         }
     }
 }
@@ -75,7 +76,7 @@ pub fn run<'a>(
     lse: Option<SharedMut<f32>>,
 ) {
     let group = shape.group();
-    let halves = (0..sequences).all(|i| sequence(i).keys.are_bf16());
+    let halves = (0..sequences).all(|i| sequence(i).keys.are_half());
     let compute = compute(cpu, halves && q.dtype() == DType::Bf16);
     let (_, tile_rows) = layout(cpu.level(), compute, shape.qk_dim);
     let step = if tile_rows == GRID_ROWS { GRID_ROWS } else { TASK_STEP };
@@ -320,8 +321,8 @@ impl Task<'_> {
             }
             Keys::Cache(cache) => {
                 let (head, stored) = (cache.head(block, self.kv_head), cache.key_panel());
+                cache.prefetch_after(engine.simd(), block, self.kv_head, first_block);
                 if let Some((words, values)) = head.words(engine) {
-                    cache.prefetch_after(engine.simd(), block, self.kv_head, first_block);
                     if steps * PANEL <= stored {
                         return (words.as_ptr(), stored, values.as_ptr());
                     }
@@ -332,7 +333,7 @@ impl Task<'_> {
                     }
                     return (keys.as_ptr(), panel, values.as_ptr());
                 }
-                head.widen(qk_dim, keys, values);
+                head.unpack(engine, qk_dim, count, keys, values);
             }
         }
         (keys.as_ptr(), panel, values.as_ptr())
