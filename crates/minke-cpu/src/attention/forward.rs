@@ -20,6 +20,9 @@ const TASK_ROWS: usize = 640;
 /// Rows of a sequence and key head up to which all its heads are one task.
 const FEW_ROWS: usize = 16;
 
+/// Positions of a sequence from which its heads are worth a task each, where there are fewer sequences than threads.
+const FAR: usize = 512;
+
 /// Pieces are multiples of this: whole tiles of vector registers on every level.
 const TASK_STEP: usize = 84;
 
@@ -81,10 +84,12 @@ pub fn run<'a>(
     let (_, tile_rows) = layout(cpu.level(), compute, shape.qk_dim);
     let step = if tile_rows == GRID_ROWS { GRID_ROWS } else { TASK_STEP };
     let most = (0..sequences).map(|i| pieces(sequence(i).len * group, step).0).max().unwrap_or(0);
-    // few rows (decoding): a task is all heads of a sequence, so that it knows what it will read next; with many sequences
-    // too, since heads lie side by side
+    // few rows (decoding): a task is all heads of a sequence, so that it knows what it will read next, unless a thread would
+    // read much while others wait; with many sequences too, since heads lie side by side
     let few = (0..sequences).all(|i| sequence(i).len * group <= FEW_ROWS);
-    let heads = if few { shape.kv_heads } else { heads_of_task(cpu, shape, sequences) };
+    let far = (0..sequences).any(|i| sequence(i).before >= FAR);
+    let whole = few && (sequences >= cpu.threads() || !far);
+    let heads = if whole { shape.kv_heads } else { heads_of_task(cpu, shape, sequences) };
     let per_piece = sequences * shape.kv_heads / heads;
     cpu.run(per_piece * most, |task| {
         let piece = most - 1 - task / per_piece;

@@ -526,6 +526,22 @@ proptest! {
     }
 }
 
+/// Single tokens behind so many that the heads of a sequence are tasks of their own.
+#[test]
+fn far_tokens_are_the_forward() {
+    for format in [KvFormat::F32, KvFormat::Int8] {
+        for look in [(None, None), (Some(70), None)] {
+            let case = Case::new((4, 4, 8, 8), &[600], DType::F32, 80).looking(look);
+            let (out, _) = held(&case, format, Level::detect()).forward(&Cpu::detect(1));
+            for threads in [1, 3] {
+                let step = |_, done: usize, _| if done == 0 { 590 } else { 1 };
+                let got = through_caches(&case, &Cpu::detect(threads), format, step);
+                assert_same_bits(&format!("{format:?} {look:?} {threads} threads"), &got, &out.f32());
+            }
+        }
+    }
+}
+
 /// Rounding when appended is the rounding of a bf16 tensor; an f32 cache keeps what it is given.
 #[test]
 fn caches_convert() {
