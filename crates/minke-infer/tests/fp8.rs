@@ -6,7 +6,9 @@ use minke_cpu::Cpu;
 use minke_data::hf::{Dtype, SafetensorsWriter, TensorSpec, scales_name};
 use minke_infer::{Engine, Loaded, Request, Sampling, load_model};
 use minke_model::config::{Config, Quantization};
-use minke_model::{Cache, Coded, DType, Fp8, Model, Precision, Purpose, Step, TrainBatch, Want};
+use minke_model::{
+    Cache, CacheKind, Coded, DType, Fp8, KvFormat, Model, Precision, Purpose, Step, TrainBatch, Want,
+};
 use minke_num::bf16;
 use minke_num::fp8::Quantized;
 use minke_num::tolerance::assert_same_bits;
@@ -130,7 +132,8 @@ fn stored_codes_run_with_the_bits_of_masters_that_are_coded_again() {
             assert_same_bits(&format!("{name}, {threads} threads, {chunks:?}"), &got, &whole);
         }
         // the absorbed form reads numbers of `kv_b_proj`
-        if let (Some(of_codes), Some(of_masters)) = (Cache::latent(&runs), Cache::latent(&trains)) {
+        let latent = |model: &Model| Cache::of_kind(model, CacheKind::Latent(KvFormat::F32));
+        if let (Some(of_codes), Some(of_masters)) = (latent(&runs), latent(&trains)) {
             let got = logits(&mut runs, &cpu, Some(of_codes), &[9, 1, 5]);
             assert_same_bits(name, &got, &logits(&mut trains, &cpu, Some(of_masters), &[9, 1, 5]));
         }

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use minke_cpu::attention::{AttentionShape, BLOCK, KvCache, KvPage};
+use minke_cpu::attention::{AttentionShape, BLOCK, KvCache, KvFormat, KvPage};
 use minke_cpu::{Cpu, DType, copy};
 use minke_tensor::{Context, Tensor, ops};
 
-use crate::config::AttentionKind;
+use crate::config::{AttentionKind, Config};
 use crate::forward::{Model, Pass, Source};
+use crate::params::Precision;
 
 /// Positions of a [`Page`].
 pub const PAGE: usize = BLOCK;
@@ -18,11 +19,30 @@ pub enum CacheKind {
     /// Keys and values in the dtype that the model's attention computes in: the bits of training.
     #[default]
     Model,
-    /// Keys and values in this dtype. Another one than the model's is another model, and may give other bits.
-    Expanded(DType),
-    /// Latents in f32, read by the absorbed form of latent attention: much smaller, and equal to the expanded form up to
-    /// rounding. Only for models with latent attention.
-    Latent,
+    /// Keys and values in this format. Another one than the model's is another model, and may give other bits.
+    Expanded(KvFormat),
+    /// Latents in this format, read by the absorbed form of latent attention: much smaller, and in f32 equal to the
+    /// expanded form up to rounding. Only for models with latent attention.
+    Latent(KvFormat),
+}
+
+impl CacheKind {
+    /// The heads that a cache of this kind holds, and in which format; `None` for latents of a model without latent
+    /// attention.
+    fn layout(self, config: &Config, precision: &Precision) -> Option<(AttentionShape, KvFormat)> {
+        let full = config.attention_shape();
+        match self {
+            CacheKind::Model => Some((full, precision.attention.into())),
+            CacheKind::Expanded(format) => Some((full, format)),
+            CacheKind::Latent(format) => Some((latent_shape(config)?, format)),
+        }
+    }
+
+    /// Memory that [`PAGE`] positions take in all layers; `None` for latents of a model without latent attention.
+    pub fn page_bytes(self, config: &Config, precision: &Precision) -> Option<usize> {
+        let (shape, format) = self.layout(config, precision)?;
+        Some(KvCache::block_bytes(&shape, format) * config.num_hidden_layers)
+    }
 }
 
 /// Keys and values of one sequence, for every layer. Copies share their full pages.
@@ -44,42 +64,16 @@ impl Page {
 }
 
 impl Cache {
-    /// An empty cache of expanded keys and values: with it, inference gives the bits of training.
+    /// An empty cache of the model's own keys and values: with it, inference gives the bits of training.
     pub fn new(model: &Model) -> Self {
-        Self::expanded(model, model.precision.attention)
-    }
-
-    fn expanded(model: &Model, dtype: DType) -> Self {
-        let shape = &model.config.attention_shape();
-        Self { layers: model.net.layers.iter().map(|_| KvCache::new(shape, dtype)).collect(), latent: false }
+        Self::of_kind(model, CacheKind::Model).expect("every model has keys and values")
     }
 
     /// An empty cache of a kind; `None` for latents of a model without latent attention.
     pub fn of_kind(model: &Model, kind: CacheKind) -> Option<Self> {
-        match kind {
-            CacheKind::Model => Some(Self::new(model)),
-            CacheKind::Expanded(dtype) => Some(Self::expanded(model, dtype)),
-            CacheKind::Latent => Self::latent(model),
-        }
-    }
-
-    /// An empty cache of latents, read by the absorbed form of latent attention: much smaller, and equal to the
-    /// expanded form up to rounding. `None` for models without latent attention.
-    pub fn latent(model: &Model) -> Option<Self> {
-        let shape = latent_shape(model)?;
-        let layers = model.net.layers.iter().map(|_| KvCache::new(&shape, DType::F32)).collect();
-        Some(Self { layers, latent: true })
-    }
-
-    /// Memory that [`PAGE`] positions take in all layers; `None` for latents of a model without latent attention.
-    pub fn page_bytes(model: &Model, kind: CacheKind) -> Option<usize> {
-        let full = model.config.attention_shape();
-        let block = match kind {
-            CacheKind::Model => KvCache::block_bytes(&full, model.precision.attention),
-            CacheKind::Expanded(dtype) => KvCache::block_bytes(&full, dtype),
-            CacheKind::Latent => KvCache::block_bytes(&latent_shape(model)?, DType::F32),
-        };
-        Some(block * model.net.layers.len())
+        let (shape, format) = kind.layout(&model.config, &model.precision)?;
+        let layers = model.net.layers.iter().map(|_| KvCache::new(&shape, format)).collect();
+        Some(Self { layers, latent: matches!(kind, CacheKind::Latent(_)) })
     }
 
     /// Page `index`, if it is full.
@@ -130,11 +124,11 @@ impl Cache {
 }
 
 /// The shape of attention over latents: one key head for all, whose values are the first part of its keys.
-fn latent_shape(model: &Model) -> Option<AttentionShape> {
-    let AttentionKind::Mla { kv_lora_rank: c, qk_rope_head_dim: r, .. } = model.config.attention else {
+fn latent_shape(config: &Config) -> Option<AttentionShape> {
+    let AttentionKind::Mla { kv_lora_rank: c, qk_rope_head_dim: r, .. } = config.attention else {
         return None;
     };
-    Some(AttentionShape { kv_heads: 1, qk_dim: c + r, v_dim: c, ..model.config.attention_shape() })
+    Some(AttentionShape { kv_heads: 1, qk_dim: c + r, v_dim: c, ..config.attention_shape() })
 }
 
 /// Which rows of a step need logits.
@@ -194,7 +188,7 @@ impl Model {
     /// As [`Model::infer`].
     pub fn infer_whole(&mut self, cpu: &Cpu, steps: &mut [Step<'_>], states: bool) -> Inferred {
         let (mut tokens, mut positions, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
-        let kind = |cache: &Cache| (cache.latent, cache.layers.first().map(KvCache::dtype));
+        let kind = |cache: &Cache| (cache.latent, cache.layers.first().map(KvCache::format));
         let all = steps.first().map(|s| kind(s.cache)).unwrap_or_default();
         let latent = all.0;
         let mut sequences = Vec::new();

@@ -24,6 +24,7 @@ pub use forward::{Model, Recompute};
 pub use infer::{Cache, CacheKind, Inferred, PAGE, Page, Step, Want};
 pub use load::{LoadError, Purpose, StoredCodes, WeightSource};
 pub use minke_cpu::DType;
+pub use minke_cpu::attention::KvFormat;
 pub use minke_cpu::attention::Segment;
 pub use minke_cpu::fp8::Fp8;
 pub use minke_cpu::policy::{Divergence, Kept, Teacher};

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use minke_cpu::Cpu;
 use minke_cpu::loss::{Scales, cross_entropy};
 use minke_model::{
-    Cache, Config, DType, DraftCache, DraftStep, Fp8, IGNORE, LossOptions, Model, MtpTargets, PolicyBatch,
-    Precision, Purpose, Recompute, Segment, Step, TrainBatch, Want, WeightSource,
+    Cache, CacheKind, Config, DType, DraftCache, DraftStep, Fp8, IGNORE, KvFormat, LossOptions, Model,
+    MtpTargets, PolicyBatch, Precision, Purpose, Recompute, Segment, Step, TrainBatch, Want, WeightSource,
 };
 use minke_num::tolerance::assert_same_bits;
 use safetensors::SafeTensors;
@@ -281,7 +281,8 @@ fn absorbed_attention_agrees_with_expanded() {
     for folder in folders() {
         let mut case = load(&folder, None);
         let whole = infer_all(&mut case, &cpu);
-        let Some(mut cache) = Cache::latent(&case.model) else { continue };
+        let kind = CacheKind::Latent(KvFormat::F32);
+        let Some(mut cache) = Cache::of_kind(&case.model, kind) else { continue };
         let (first, rest) = case.ids[..case.len].split_at(20);
         let mut logits =
             case.model.infer(&cpu, &mut [Step { tokens: first, cache: &mut cache, want: Want::All }]);
@@ -292,6 +293,43 @@ fn absorbed_attention_agrees_with_expanded() {
         tried += 1;
     }
     assert!(tried >= 8);
+}
+
+/// A row has the same bits however its sequence is cut, and is close to what it is over the model's own cache.
+#[test]
+fn caches_in_8_bits_are_cut_anywhere_and_close() {
+    let mut tried = [0, 0];
+    for folder in folders() {
+        for dtype in [DType::F32, DType::Bf16] {
+            let mut case = load(&folder, Some(Precision::uniform(dtype)));
+            let ids = case.ids[..case.len].to_vec();
+            let mut run = |kind, cpu: &Cpu, chunk: usize| {
+                let mut cache = Cache::of_kind(&case.model, kind)?;
+                let step = |tokens| {
+                    case.model.infer(cpu, &mut [Step { tokens, cache: &mut cache, want: Want::All }])
+                };
+                Some(ids.chunks(chunk).flat_map(step).collect::<Vec<f32>>())
+            };
+            let whole = run(CacheKind::Model, &Cpu::detect(1), ids.len()).expect("every model has them");
+            for (i, kind) in [CacheKind::Expanded, CacheKind::Latent].into_iter().enumerate() {
+                let kind = kind(KvFormat::Int8);
+                let Some(coded) = run(kind, &Cpu::detect(1), ids.len()) else { continue };
+                let what = format!("{} {dtype:?} {kind:?}", case.name);
+                let off = worst(&coded, &whole);
+                let mean =
+                    coded.iter().zip(&whole).map(|(a, b)| (a - b).abs()).sum::<f32>() / whole.len() as f32;
+                println!("{what}: logits differ by {mean:.1e}, at most {off:.1e}");
+                // the most is not bounded: another expert may be chosen
+                assert!(off > 0.0 && mean < 0.05, "{what}: logits differ by {mean}");
+                for (threads, chunk) in [(2, 1), (3, 7)] {
+                    let cut = run(kind, &Cpu::detect(threads), chunk).expect("as before");
+                    assert_same_bits(&format!("{what} in chunks of {chunk}"), &cut, &coded);
+                }
+                tried[i] += 1;
+            }
+        }
+    }
+    assert!(tried[0] >= 30 && tried[1] >= 16, "{tried:?}");
 }
 
 /// A file whose query and key rows are turned from halves to neighbours, as GGUF files have them.

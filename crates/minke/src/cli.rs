@@ -48,6 +48,7 @@ pub enum Command {
         minke chat runs/tiny-r1 --think 200 --verbose\n  \
         minke chat Qwen/Qwen3-0.6B --system 'Answer in one sentence.' --temperature 0.6\n  \
         minke chat runs/tiny-r1 --load talk.json\n  \
+        minke chat Qwen/Qwen3-0.6B --cache int8\n  \
         echo 'fn main() {' | minke chat runs/quickstart\n\n\
         While talking: /help lists the commands, Ctrl-C stops the answer, Ctrl-D leaves.\n\
         A model without a chat template is a base model: it continues what is typed.")]
@@ -58,13 +59,13 @@ pub enum Command {
         minke generate Qwen/Qwen3-0.6B --system 'Answer in one word.' --think off -p 'A whale is a...'\n  \
         minke generate runs/quickstart -p 'fn main() {' -n 100\n  \
         minke generate runs/quickstart -p 'use std::' --temperature 0 --stop ';' --json\n  \
-        minke generate runs/quickstart -p - < notes.md\n\n\
+        minke generate runs/quickstart -p - --cache int8 < notes.md\n\n\
         The same arguments give the same text, at any number of threads.")]
     Generate(Generate),
     /// Answer requests over HTTP, as OpenAI's API does
     #[command(after_help = "Examples:\n  \
         minke serve runs/tiny-r1\n  \
-        minke serve runs/tiny-r1 --addr 127.0.0.1:9000 --parallel 8 --cache-gib 4\n  \
+        minke serve runs/tiny-r1 --addr 127.0.0.1:9000 --parallel 8 --cache-gib 4 --cache int8\n  \
         curl -s localhost:8080/v1/chat/completions -H 'content-type: application/json' \\\n    \
         -d '{\"messages\": [{\"role\": \"user\", \"content\": \"2+3=?\"}]}'\n\n\
         Any client of that API works, with the base URL http://localhost:8080/v1 and any key.\n\
@@ -132,7 +133,8 @@ pub enum Command {
         minke eval runs/tiny-r1 core\n  \
         minke eval runs/tiny-r1 addition:1-3 sort --samples 8 --k 1,4,8\n  \
         minke eval runs/tiny-r1 my-tasks.jsonl --out answers.jsonl --resume --json\n  \
-        minke eval runs/quickstart notes.md\n\n\
+        minke eval runs/quickstart notes.md\n  \
+        minke eval runs/quickstart notes.md --against runs/quickstart --cache int8\n\n\
         A SUITE is gym, core, a family (minke gym list), a family with levels such as chain:2 or sort:1-4,\n\
         a .jsonl file of tasks, or a text file, whose perplexity is measured.\n\
         A task is {\"prompt\": \"1/2+1/4=?\", \"answer\": \"3/4\"}, with a \"verifier\" if equality is not enough:\n\
@@ -173,7 +175,8 @@ pub enum Bench {
     /// Reading prompts and writing answers
     #[command(after_help = "Examples:\n  \
         minke bench infer runs/quickstart\n  \
-        minke bench infer recipes/bench-b.toml --prefill 256 --decode 64 --batch 8 --json\n\n\
+        minke bench infer recipes/bench-b.toml --prefill 256 --decode 64 --batch 8 --json\n  \
+        minke bench infer runs/quickstart --prefill 2048 --cache int8\n\n\
         A recipe is measured with random weights.")]
     Infer(BenchInfer),
     /// Training steps
@@ -357,6 +360,8 @@ pub struct Chat {
     #[arg(long)]
     pub verbose: bool,
     #[command(flatten)]
+    pub cache: CacheArgs,
+    #[command(flatten)]
     pub sampling: SamplingArgs,
 }
 
@@ -380,22 +385,31 @@ pub struct Serve {
     /// Memory of all caches of keys and values
     #[arg(long, value_name = "GIB", default_value_t = 2.0)]
     pub cache_gib: f64,
-    /// What is kept of texts: keys and values as the model computes them, in another type, or latents (slow, and only
-    /// of models that have them)
-    #[arg(long, value_enum, default_value_t = KeptAs::Model)]
-    pub cache: KeptAs,
+    #[command(flatten)]
+    pub cache: CacheArgs,
     /// Seconds from a request to the end of its answer
     #[arg(long, value_name = "S", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
     pub timeout: u64,
 }
 
 /// What a cache keeps.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct CacheArgs {
+    /// What is kept of texts: keys and values as the model computes them, in another type (int8 takes half of bf16), or
+    /// latents (slow, and only of models that have them)
+    #[arg(long, value_name = "HOW", value_enum, default_value_t = KeptAs::Model)]
+    pub cache: KeptAs,
+}
+
+/// In which form it keeps it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum KeptAs {
     Model,
     F32,
     Bf16,
+    Int8,
     Latent,
+    LatentInt8,
 }
 
 /// What a request says about its tokens, beside how they are chosen.
@@ -473,6 +487,8 @@ pub struct Generate {
     #[arg(long, value_name = "HOW")]
     pub think: Option<String>,
     #[command(flatten)]
+    pub cache: CacheArgs,
+    #[command(flatten)]
     pub sampling: SamplingArgs,
     #[command(flatten)]
     pub steering: SteeringArgs,
@@ -539,6 +555,8 @@ pub struct BenchInfer {
     /// Read this text instead of random tokens
     #[arg(long, value_name = "TEXT")]
     pub prompt: Option<String>,
+    #[command(flatten)]
+    pub cache: CacheArgs,
     /// Measurements, of which the median counts
     #[arg(long, value_name = "R", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub runs: u32,
@@ -678,6 +696,9 @@ pub struct Eval {
     /// Measure also, on the texts, how far the model is from this one: KL divergence and the same likeliest token
     #[arg(long, value_name = "MODEL")]
     pub against: Option<String>,
+    /// How the model, and not the one of --against, keeps keys and values when they are compared
+    #[arg(long, value_name = "HOW", value_enum, default_value_t = KeptAs::Model, requires = "against")]
+    pub cache: KeptAs,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

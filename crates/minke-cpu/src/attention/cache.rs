@@ -12,7 +12,7 @@ use crate::scratch::Block;
 use crate::simd::{GRID_STEPS, Kernel, Simd};
 use crate::view::{DType, View};
 
-use super::{AttentionShape, BLOCK};
+use super::{AttentionShape, BLOCK, codes};
 
 /// Words of a cache line.
 const LINE: usize = 16;
@@ -20,12 +20,43 @@ const LINE: usize = 16;
 /// Panels of a block's keys.
 const KEY_PANELS: usize = BLOCK / PANEL;
 
+/// How a cache stores keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KvFormat {
+    /// IEEE single precision.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// 8-bit codes with a bf16 scale for each 32 elements of a position and head.
+    Int8,
+}
+
+impl KvFormat {
+    /// Whether f32 numbers that it holds are f32.
+    pub(super) fn is_f32(self) -> bool {
+        match self {
+            KvFormat::F32 => true,
+            KvFormat::Bf16 | KvFormat::Int8 => false,
+        }
+    }
+}
+
+impl From<DType> for KvFormat {
+    fn from(dtype: DType) -> Self {
+        match dtype {
+            DType::F32 => KvFormat::F32,
+            DType::Bf16 => KvFormat::Bf16,
+        }
+    }
+}
+
 /// The keys and values of one sequence in one layer.
 ///
 /// Blocks of [`BLOCK`] positions, each with, per key head, the keys as columns of two panels `[2][qk][32]` and the
 /// values as rows of panels `[ceil(v / 32)][64][32]`, as words of a product's right operand: f32, or pairs of bf16
 /// along the depth (neighbours of a key; neighbouring positions of a value). In a bf16 cache values are rounded when
-/// they are appended: to the same that a bf16 training step holds.
+/// they are appended: to the same that a bf16 training step holds. In 8 bits (`codes.rs`) the panels hold codes and their
+/// scales, from which a block is unpacked to such words when it is read.
 ///
 /// Tile registers read pairs in blocks of [`GRID_STEPS`], those of few rows in half blocks. So (on every level: a cache
 /// does not know its machine) a key is whole half blocks, filled with zeros, and values up to the next block are zeros.
@@ -38,7 +69,7 @@ pub struct KvCache {
     blocks: Vec<Arc<Block>>,
 }
 
-/// A full block of a cache, which other caches of the same shape and dtype may hold as well.
+/// A full block of a cache, which other caches of the same shape and format may hold as well.
 #[derive(Clone)]
 pub struct KvPage(Arc<Block>);
 
@@ -55,42 +86,35 @@ struct Layout {
     kv_heads: usize,
     qk_dim: usize,
     v_dim: usize,
-    dtype: DType,
+    format: KvFormat,
 }
 
 impl Layout {
-    /// Words that hold a depth of `k`.
-    fn steps(&self, k: usize) -> usize {
-        match self.dtype {
-            DType::F32 => k,
-            DType::Bf16 => k.div_ceil(2).next_multiple_of(GRID_STEPS / 2),
-        }
-    }
-
-    /// Steps of values that hold something, or the zeros behind it, when there are `count` in a block.
-    fn value_steps(&self, count: usize) -> usize {
-        match self.dtype {
-            DType::F32 => count,
-            DType::Bf16 => count.div_ceil(2).next_multiple_of(GRID_STEPS),
-        }
-    }
-
-    /// The step at which depth `i` is.
-    fn step(&self, i: usize) -> usize {
-        match self.dtype {
-            DType::F32 => i,
-            DType::Bf16 => i / 2,
-        }
-    }
-
     /// Words of one panel of keys.
     fn key_panel(&self) -> usize {
-        self.steps(self.qk_dim) * PANEL
+        match self.format {
+            KvFormat::F32 => self.qk_dim * PANEL,
+            KvFormat::Bf16 => self.qk_dim.div_ceil(2).next_multiple_of(GRID_STEPS / 2) * PANEL,
+            KvFormat::Int8 => codes::key_panel(self.qk_dim),
+        }
     }
 
     /// Words of one panel of values.
     fn value_panel(&self) -> usize {
-        self.steps(BLOCK) * PANEL
+        match self.format {
+            KvFormat::F32 => BLOCK * PANEL,
+            KvFormat::Bf16 => BLOCK / 2 * PANEL,
+            KvFormat::Int8 => codes::VALUE_PANEL,
+        }
+    }
+
+    /// Words of a panel of values in which the first `count` are, and the zeros behind them.
+    fn value_words(&self, count: usize) -> usize {
+        match self.format {
+            KvFormat::F32 => count * PANEL,
+            KvFormat::Bf16 => count.div_ceil(2).next_multiple_of(GRID_STEPS) * PANEL,
+            KvFormat::Int8 => codes::VALUE_PANEL,
+        }
     }
 
     /// Words of the keys of one head in one block.
@@ -110,7 +134,7 @@ impl Layout {
     /// Zeros for tile registers, before the first of the positions from `i` on that they read at once: what its keys
     /// have more than their width, and its values.
     fn clear(&self, block: &mut [u32], i: usize) {
-        if self.dtype == DType::F32 {
+        if self.format != KvFormat::Bf16 {
             return;
         }
         let (key_panel, real) = (self.key_panel(), self.qk_dim.div_ceil(2) * PANEL);
@@ -126,7 +150,7 @@ impl Layout {
     /// Makes values from position `i` on zeros that tile registers read together with those before: they are multiplied
     /// with a probability of zero, so they must be numbers.
     fn cut(&self, block: &mut [u32], i: usize) {
-        let (from, to) = (i.div_ceil(2) * PANEL, self.value_steps(i) * PANEL);
+        let (from, to) = (i.div_ceil(2) * PANEL, self.value_words(i));
         for head in block.chunks_mut(self.head_words()) {
             for panel in head[self.key_words()..].chunks_mut(self.value_panel()) {
                 if i % 2 == 1 {
@@ -140,7 +164,7 @@ impl Layout {
     /// A block with the first `count` positions of another; what else lies in it is not copied.
     fn copy(&self, from: &[u32], count: usize) -> Block {
         let key_words = count.div_ceil(PANEL) * self.key_panel();
-        let value_words = self.value_steps(count) * PANEL;
+        let value_words = self.value_words(count);
         let mut to = Block::new(self.block_words());
         for (from, to) in from.chunks(self.head_words()).zip(to.chunks_mut(self.head_words())) {
             to[..key_words].copy_from_slice(&from[..key_words]);
@@ -154,33 +178,48 @@ impl Layout {
 
     /// Writes position `i` of a head.
     fn put(&self, words: &mut [u32], i: usize, k: View, v: View) {
-        let (key_panel, value_panel, step) = (self.key_panel(), self.value_panel(), self.step(i));
         let (keys, values) = words.split_at_mut(self.key_words());
-        let column = keys[i / PANEL * key_panel + i % PANEL..].iter_mut().step_by(PANEL);
-        match (self.dtype, k) {
-            (DType::F32, View::F32(k)) => column.zip(k).for_each(|(w, k)| *w = k.to_bits()),
-            (DType::F32, View::Bf16(k)) => column.zip(k).for_each(|(w, k)| *w = k.to_f32().to_bits()),
-            (DType::Bf16, View::F32(k)) => {
+        match self.format {
+            KvFormat::F32 => self.put_f32(keys, values, i, k, v),
+            KvFormat::Bf16 => self.put_pairs(keys, values, i, k, v),
+            KvFormat::Int8 => codes::put(keys, values, i, k, v),
+        }
+    }
+
+    fn put_f32(&self, keys: &mut [u32], values: &mut [u32], i: usize, k: View, v: View) {
+        let column = keys[i / PANEL * self.key_panel() + i % PANEL..].iter_mut().step_by(PANEL);
+        match k {
+            View::F32(k) => column.zip(k).for_each(|(w, k)| *w = k.to_bits()),
+            View::Bf16(k) => column.zip(k).for_each(|(w, k)| *w = k.to_f32().to_bits()),
+        }
+        for panel in 0..v.len().div_ceil(PANEL) {
+            let line = values[panel * self.value_panel() + i * PANEL..].iter_mut();
+            match v.slice(panel * PANEL, v.len().min((panel + 1) * PANEL)) {
+                View::F32(v) => line.zip(v).for_each(|(w, v)| *w = v.to_bits()),
+                View::Bf16(v) => line.zip(v).for_each(|(w, v)| *w = v.to_f32().to_bits()),
+            }
+        }
+    }
+
+    fn put_pairs(&self, keys: &mut [u32], values: &mut [u32], i: usize, k: View, v: View) {
+        let column = keys[i / PANEL * self.key_panel() + i % PANEL..].iter_mut().step_by(PANEL);
+        match k {
+            View::F32(k) => {
                 let pair = |k: &[f32]| {
                     pair(bf16::from_f32(k[0]), k.get(1).map_or(bf16::ZERO, |&k| bf16::from_f32(k)))
                 };
                 column.zip(k.chunks(2)).for_each(|(w, k)| *w = pair(k));
             }
-            (DType::Bf16, View::Bf16(k)) => {
+            View::Bf16(k) => {
                 let pair = |k: &[bf16]| pair(k[0], k.get(1).copied().unwrap_or_default());
                 column.zip(k.chunks(2)).for_each(|(w, k)| *w = pair(k));
             }
         }
         for panel in 0..v.len().div_ceil(PANEL) {
-            let v = v.slice(panel * PANEL, v.len().min((panel + 1) * PANEL));
-            let line = values[panel * value_panel + step * PANEL..].iter_mut();
-            match (self.dtype, v) {
-                (DType::F32, View::F32(v)) => line.zip(v).for_each(|(w, v)| *w = v.to_bits()),
-                (DType::F32, View::Bf16(v)) => line.zip(v).for_each(|(w, v)| *w = v.to_f32().to_bits()),
-                (DType::Bf16, View::F32(v)) => {
-                    line.zip(v).for_each(|(w, &v)| *w = joined(*w, i, bf16::from_f32(v)));
-                }
-                (DType::Bf16, View::Bf16(v)) => line.zip(v).for_each(|(w, &v)| *w = joined(*w, i, v)),
+            let line = values[panel * self.value_panel() + i / 2 * PANEL..].iter_mut();
+            match v.slice(panel * PANEL, v.len().min((panel + 1) * PANEL)) {
+                View::F32(v) => line.zip(v).for_each(|(w, &v)| *w = joined(*w, i, bf16::from_f32(v))),
+                View::Bf16(v) => line.zip(v).for_each(|(w, &v)| *w = joined(*w, i, v)),
             }
         }
     }
@@ -188,9 +227,10 @@ impl Layout {
 
 impl KvCache {
     /// An empty cache for the key heads of `shape`.
-    pub fn new(shape: &AttentionShape, dtype: DType) -> Self {
+    pub fn new(shape: &AttentionShape, format: impl Into<KvFormat>) -> Self {
         let AttentionShape { kv_heads, qk_dim, v_dim, .. } = *shape;
-        Self { layout: Layout { kv_heads, qk_dim, v_dim, dtype }, len: 0, blocks: Vec::new() }
+        let layout = Layout { kv_heads, qk_dim, v_dim, format: format.into() };
+        Self { layout, len: 0, blocks: Vec::new() }
     }
 
     /// Positions held.
@@ -204,8 +244,8 @@ impl KvCache {
     }
 
     /// The storage format.
-    pub fn dtype(&self) -> DType {
-        self.layout.dtype
+    pub fn format(&self) -> KvFormat {
+        self.layout.format
     }
 
     /// Memory held, blocks that are shared included.
@@ -214,8 +254,8 @@ impl KvCache {
     }
 
     /// Memory that one block of [`BLOCK`] positions takes.
-    pub fn block_bytes(shape: &AttentionShape, dtype: DType) -> usize {
-        Self::new(shape, dtype).layout.block_words() * size_of::<u32>()
+    pub fn block_bytes(shape: &AttentionShape, format: impl Into<KvFormat>) -> usize {
+        Self::new(shape, format).layout.block_words() * size_of::<u32>()
     }
 
     /// Words of one panel of keys.
@@ -235,7 +275,7 @@ impl KvCache {
         let layout = self.layout;
         let words = &self.blocks[block][kv_head * layout.head_words()..];
         let (keys, values) = words[..layout.head_words()].split_at(layout.key_words());
-        HeadBlock { dtype: layout.dtype, keys, values }
+        HeadBlock { format: layout.format, keys, values }
     }
 
     /// Asks for what is read after this head's part of a block: its next block, or block `first` of the next head.
@@ -251,7 +291,7 @@ impl KvCache {
         let keys = &keys[..count.div_ceil(PANEL) * self.key_panel()];
         keys.iter().step_by(LINE).for_each(|at| s.prefetch(at));
         for panel in values.chunks(self.layout.value_panel()) {
-            panel[..self.layout.steps(count) * PANEL].iter().step_by(LINE).for_each(|at| s.prefetch(at));
+            panel[..self.layout.value_words(count)].iter().step_by(LINE).for_each(|at| s.prefetch(at));
         }
     }
 
@@ -313,7 +353,7 @@ impl KvCache {
         self.len = len;
         self.blocks.truncate(len.div_ceil(BLOCK));
         let i = len % BLOCK;
-        if self.layout.dtype == DType::Bf16 && !i.is_multiple_of(2 * GRID_STEPS) {
+        if self.layout.format == KvFormat::Bf16 && !i.is_multiple_of(2 * GRID_STEPS) {
             let layout = self.layout;
             layout.cut(self.last_block(), i);
         }
@@ -387,14 +427,19 @@ impl Kernel for Ahead<'_> {
             return;
         }
         let layout = cache.layout;
-        let step = layout.step(i);
+        // words between those of a position's key, and where its values are
+        let (pitch, [value, scale]) = match layout.format {
+            KvFormat::F32 => (PANEL, [i * PANEL, i * PANEL + LINE]),
+            KvFormat::Bf16 => (PANEL, [i / 2 * PANEL, i / 2 * PANEL + LINE]),
+            KvFormat::Int8 => (LINE, codes::value_words(i)),
+        };
         for head in 0..layout.kv_heads {
             let HeadBlock { keys, values, .. } = cache.head(block, head);
-            let column = &keys[i / PANEL * cache.key_panel() + i % PANEL..];
-            let lines = layout.step(layout.qk_dim - 1) + 1;
-            column.iter().step_by(PANEL).take(lines).for_each(|at| s.prefetch(at));
+            let keys = &keys[i / PANEL * cache.key_panel()..][..cache.key_panel()];
+            keys[i % pitch..].iter().step_by(pitch).for_each(|at| s.prefetch(at));
             for panel in values.chunks(layout.value_panel()) {
-                panel[step * PANEL..][..PANEL].iter().step_by(LINE).for_each(|at| s.prefetch(at));
+                s.prefetch(&panel[value]);
+                s.prefetch(&panel[scale]);
             }
         }
     }
@@ -415,7 +460,7 @@ fn joined(word: u32, i: usize, value: bf16) -> u32 {
 
 /// Keys and values of one head in one block.
 pub(super) struct HeadBlock<'a> {
-    dtype: DType,
+    format: KvFormat,
     keys: &'a [u32],
     values: &'a [u32],
 }
@@ -424,12 +469,29 @@ impl<'a> HeadBlock<'a> {
     /// Keys and values, where they are words of this engine.
     #[inline(always)]
     pub fn words<S: Simd>(&self, engine: Engine<S>) -> Option<(&'a [u32], &'a [u32])> {
-        ((self.dtype == DType::Bf16) == engine.pairs()).then_some((self.keys, self.values))
+        let are_words = match self.format {
+            KvFormat::F32 => !engine.pairs(),
+            KvFormat::Bf16 => engine.pairs(),
+            KvFormat::Int8 => false,
+        };
+        are_words.then_some((self.keys, self.values))
     }
 
-    /// Pairs of bf16 as the f32 words of `keys` and `values`.
+    /// What is not words of this engine as such, in panels as it packs them: pairs of bf16, or codes, of which it reads the
+    /// first `count` positions.
     #[inline(always)]
-    pub fn widen(&self, qk_dim: usize, keys: &mut [u32], values: &mut [u32]) {
+    pub fn unpack<S: Simd>(
+        &self,
+        engine: Engine<S>,
+        qk_dim: usize,
+        count: usize,
+        keys: &mut [u32],
+        values: &mut [u32],
+    ) {
+        if self.format == KvFormat::Int8 {
+            codes::unpack(engine, qk_dim, count, (self.keys, self.values), keys, values);
+            return;
+        }
         // a panel may have steps beyond the width
         let panel = self.keys.len() / KEY_PANELS;
         for (from, to) in self.keys.chunks(panel).zip(keys.chunks_mut(qk_dim * PANEL)) {

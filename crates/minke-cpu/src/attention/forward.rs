@@ -20,6 +20,9 @@ const TASK_ROWS: usize = 640;
 /// Rows of a sequence and key head up to which all its heads are one task.
 const FEW_ROWS: usize = 16;
 
+/// Positions of a sequence from which its heads are worth a task each, where there are fewer sequences than threads.
+const FAR: usize = 512;
+
 /// Pieces are multiples of this: whole tiles of vector registers on every level.
 const TASK_STEP: usize = 84;
 
@@ -37,10 +40,11 @@ pub enum Keys<'a> {
 }
 
 impl Keys<'_> {
-    fn are_bf16(&self) -> bool {
+    /// Whether products may take them as bf16.
+    fn are_half(&self) -> bool {
         match self {
             Keys::Rows { k, v } => k.dtype() == DType::Bf16 && v.dtype() == DType::Bf16,
-            Keys::Cache(cache) => cache.dtype() == DType::Bf16,
+            Keys::Cache(cache) => !cache.format().is_f32(),
         }
     }
 }
@@ -75,15 +79,17 @@ pub fn run<'a>(
     lse: Option<SharedMut<f32>>,
 ) {
     let group = shape.group();
-    let halves = (0..sequences).all(|i| sequence(i).keys.are_bf16());
+    let halves = (0..sequences).all(|i| sequence(i).keys.are_half());
     let compute = compute(cpu, halves && q.dtype() == DType::Bf16);
     let (_, tile_rows) = layout(cpu.level(), compute, shape.qk_dim);
     let step = if tile_rows == GRID_ROWS { GRID_ROWS } else { TASK_STEP };
     let most = (0..sequences).map(|i| pieces(sequence(i).len * group, step).0).max().unwrap_or(0);
-    // few rows (decoding): a task is all heads of a sequence, so that it knows what it will read next; with many sequences
-    // too, since heads lie side by side
+    // few rows (decoding): a task is all heads of a sequence, so that it knows what it will read next, unless a thread would
+    // read much while others wait; with many sequences too, since heads lie side by side
     let few = (0..sequences).all(|i| sequence(i).len * group <= FEW_ROWS);
-    let heads = if few { shape.kv_heads } else { heads_of_task(cpu, shape, sequences) };
+    let far = (0..sequences).any(|i| sequence(i).before >= FAR);
+    let whole = few && (sequences >= cpu.threads() || !far);
+    let heads = if whole { shape.kv_heads } else { heads_of_task(cpu, shape, sequences) };
     let per_piece = sequences * shape.kv_heads / heads;
     cpu.run(per_piece * most, |task| {
         let piece = most - 1 - task / per_piece;
@@ -320,8 +326,8 @@ impl Task<'_> {
             }
             Keys::Cache(cache) => {
                 let (head, stored) = (cache.head(block, self.kv_head), cache.key_panel());
+                cache.prefetch_after(engine.simd(), block, self.kv_head, first_block);
                 if let Some((words, values)) = head.words(engine) {
-                    cache.prefetch_after(engine.simd(), block, self.kv_head, first_block);
                     if steps * PANEL <= stored {
                         return (words.as_ptr(), stored, values.as_ptr());
                     }
@@ -332,7 +338,7 @@ impl Task<'_> {
                     }
                     return (keys.as_ptr(), panel, values.as_ptr());
                 }
-                head.widen(qk_dim, keys, values);
+                head.unpack(engine, qk_dim, count, keys, values);
             }
         }
         (keys.as_ptr(), panel, values.as_ptr())

@@ -32,6 +32,7 @@
 
 mod backward;
 mod cache;
+mod codes;
 mod forward;
 mod math;
 mod pack;
@@ -54,7 +55,7 @@ use crate::view::{View, ViewMut};
 use forward::{Keys, Sequence};
 use pack::SharedRows;
 
-pub use cache::{KvCache, KvPage, append_all};
+pub use cache::{KvCache, KvFormat, KvPage, append_all};
 
 /// Keys of a block: the unit in which every row walks its keys.
 pub const BLOCK: usize = 64;
@@ -198,7 +199,8 @@ pub fn forward(
 /// Causal attention of new rows over cached keys and values: prefill chunks, single tokens, or both in one batch.
 ///
 /// `q` `[n, h * qk]`, `out` `[n, h * v]`; f32 or bf16 each. Every row has the bits that [`forward`] over the whole
-/// sequence gives it when that reads keys and values of the cache's dtype.
+/// sequence gives it when that reads keys and values of the cache's dtype. What a cache holds in 8 bits is read as the bf16
+/// numbers, or the f32 ones, that are nearest to what its codes stand for.
 ///
 /// # Panics
 /// When lengths contradict the shape, a cache has another shape or fewer positions than its rows, or segments are

@@ -401,6 +401,35 @@ fn hostile_numbers_end_and_stay_in_their_sequence() {
     }
 }
 
+/// What is read of `x`, in rows of `width` for each head, from a cache of 8 bits.
+fn decoded(x: &Tensor, width: usize) -> Vec<f32> {
+    let mut x = x.f32();
+    for x in x.chunks_mut(width).flat_map(|row| row.chunks_mut(32)) {
+        let most = x.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+        let scale = bf16::from_f32(most / 127.0).to_f32();
+        for x in x {
+            let code = (*x * (1.0 / scale)).round_ties_even();
+            assert!(
+                code.abs() <= 127.0 && (code * scale - *x).abs() <= 0.502 * most / 127.0,
+                "{x} is {code}"
+            );
+            *x = code * scale;
+        }
+    }
+    x
+}
+
+/// A case with the keys and values that products on a level read from a cache of this format.
+fn held(case: &Case, format: KvFormat, level: Level) -> Case {
+    if format != KvFormat::Int8 {
+        return case.clone();
+    }
+    let dtype = if level.has_bf16_dot() { case.dtype } else { DType::F32 };
+    let AttentionShape { qk_dim, v_dim, .. } = case.shape;
+    let read = |x: &Tensor, width| Tensor::from(&decoded(x, width), dtype);
+    Case { k: read(&case.k, qk_dim), v: read(&case.v, v_dim), ..case.clone() }
+}
+
 fn append(cache: &mut KvCache, case: &Case, segment: Segment, from: usize, to: usize) {
     let rows = |x: &'_ Tensor| x.view().len() / case.tokens;
     let (k_width, v_width) = (rows(&case.k), rows(&case.v));
@@ -413,11 +442,11 @@ fn append(cache: &mut KvCache, case: &Case, segment: Segment, from: usize, to: u
 fn through_caches(
     case: &Case,
     cpu: &Cpu,
-    dtype: DType,
+    format: impl Into<KvFormat>,
     mut step: impl FnMut(usize, usize, usize) -> usize,
 ) -> Vec<f32> {
-    let x = &case.shape;
-    let mut caches: Vec<KvCache> = case.segments.iter().map(|_| KvCache::new(x, dtype)).collect();
+    let (x, format) = (&case.shape, format.into());
+    let mut caches: Vec<KvCache> = case.segments.iter().map(|_| KvCache::new(x, format)).collect();
     let (q_width, o_width) = (x.heads * x.qk_dim, x.heads * x.v_dim);
     let (q, mut out) = (case.q.f32(), vec![0.0; case.tokens * o_width]);
     loop {
@@ -462,9 +491,12 @@ fn one_token_at_a_time_is_the_forward() {
                 let look = LOOKS[look % LOOKS.len()];
                 let case = Case::new(dims, &[130, 1, 67], dtype, 200 + i as u64).looking(look);
                 let cpu = Cpu::with_level(level, 2);
-                let (out, _) = case.forward(&cpu);
-                let got = through_caches(&case, &cpu, dtype, |_, _, _| 1);
-                assert_same_bits(&format!("{} {dims:?} {dtype:?} {look:?}", level.name()), &got, &out.f32());
+                for format in [dtype.into(), KvFormat::Int8] {
+                    let (out, _) = held(&case, format, level).forward(&cpu);
+                    let got = through_caches(&case, &cpu, format, |_, _, _| 1);
+                    let what = format!("{} {dims:?} {dtype:?} in {format:?} {look:?}", level.name());
+                    assert_same_bits(&what, &got, &out.f32());
+                }
             }
         }
     }
@@ -479,16 +511,34 @@ proptest! {
         lengths in prop::collection::vec(1usize..220, 1..4),
         most in 1u64..150,
         half in any::<bool>(),
+        coded in any::<bool>(),
         threads in 1usize..4,
         window in prop::option::of(1usize..200),
         capped in any::<bool>(),
     ) {
         let dtype = if half { DType::Bf16 } else { DType::F32 };
         let case = Case::new(DIMS[dims], &lengths, dtype, seed).looking((window, capped.then_some(2.5)));
-        let (out, _) = case.forward(&Cpu::detect(1));
+        let format = if coded { KvFormat::Int8 } else { dtype.into() };
+        let (out, _) = held(&case, format, Level::detect()).forward(&Cpu::detect(1));
         let chunk = |i: usize, done: usize, _| 1 + rng::below(seed, i as u64, done as u64, most) as usize;
-        let got = through_caches(&case, &Cpu::detect(threads), dtype, chunk);
+        let got = through_caches(&case, &Cpu::detect(threads), format, chunk);
         assert_same_bits("chunks", &got, &out.f32());
+    }
+}
+
+/// Single tokens behind so many that the heads of a sequence are tasks of their own.
+#[test]
+fn far_tokens_are_the_forward() {
+    for format in [KvFormat::F32, KvFormat::Int8] {
+        for look in [(None, None), (Some(70), None)] {
+            let case = Case::new((4, 4, 8, 8), &[600], DType::F32, 80).looking(look);
+            let (out, _) = held(&case, format, Level::detect()).forward(&Cpu::detect(1));
+            for threads in [1, 3] {
+                let step = |_, done: usize, _| if done == 0 { 590 } else { 1 };
+                let got = through_caches(&case, &Cpu::detect(threads), format, step);
+                assert_same_bits(&format!("{format:?} {look:?} {threads} threads"), &got, &out.f32());
+            }
+        }
     }
 }
 
@@ -517,19 +567,26 @@ fn caches_convert() {
 fn chunks_around_a_tile_are_the_forward() {
     for dims in [DIMS[0], DIMS[1], DIMS[4], DIMS[5]] {
         for level in Level::available() {
-            for (dtype, window) in
-                [(DType::F32, None), (DType::Bf16, None), (DType::Bf16, Some(20)), (DType::Bf16, Some(65))]
-            {
+            for (dtype, format, window) in [
+                (DType::F32, KvFormat::F32, None),
+                (DType::F32, KvFormat::Int8, Some(65)),
+                (DType::Bf16, KvFormat::Bf16, None),
+                (DType::Bf16, KvFormat::Bf16, Some(20)),
+                (DType::Bf16, KvFormat::Bf16, Some(65)),
+                (DType::Bf16, KvFormat::Int8, None),
+                (DType::Bf16, KvFormat::Int8, Some(20)),
+            ] {
                 let case = Case::new(dims, &[130, 66, 34], dtype, 300).looking((window, None));
                 let cpu = Cpu::with_level(level, 2);
-                let (out, _) = case.forward(&cpu);
+                let (out, _) = held(&case, format, level).forward(&cpu);
                 for chunk in [3, 5, 8, 15, 16, 17, 31, 32, 33, 64, 65] {
                     let x = &case.shape;
                     let junk = |width: usize| Tensor::filled(512 * width, f32::NAN, dtype);
                     let (k, v) = (junk(x.kv_heads * x.qk_dim), junk(x.kv_heads * x.v_dim));
-                    KvCache::new(x, dtype).append(k.view(), v.view());
-                    let got = through_caches(&case, &cpu, dtype, |_, _, _| chunk);
-                    let what = format!("{} {dims:?} {dtype:?} {window:?} chunks of {chunk}", level.name());
+                    KvCache::new(x, format).append(k.view(), v.view());
+                    let got = through_caches(&case, &cpu, format, |_, _, _| chunk);
+                    let kind = format!("{dtype:?} in {format:?}");
+                    let what = format!("{} {dims:?} {kind} {window:?} chunks of {chunk}", level.name());
                     assert_same_bits(&what, &got, &out.f32());
                 }
             }
@@ -541,19 +598,27 @@ fn chunks_around_a_tile_are_the_forward() {
 fn forgotten_positions_leave_no_trace() {
     for kept in [31, 32, 33, 40, 47, 63, 64, 65, 70, 71] {
         for level in Level::available() {
-            for dtype in [DType::F32, DType::Bf16] {
-                forget(&Cpu::with_level(level, 1), dtype, kept);
+            for (dtype, format) in FORMATS {
+                forget(&Cpu::with_level(level, 1), dtype, format, kept);
             }
         }
     }
 }
 
+/// Formats, and the dtype of what is appended and computed.
+const FORMATS: [(DType, KvFormat); 4] = [
+    (DType::F32, KvFormat::F32),
+    (DType::Bf16, KvFormat::Bf16),
+    (DType::F32, KvFormat::Int8),
+    (DType::Bf16, KvFormat::Int8),
+];
+
 /// Positions from `kept` on are NaN, forgotten, and appended again: by the cache and by a copy of it.
-fn forget(cpu: &Cpu, dtype: DType, kept: usize) {
+fn forget(cpu: &Cpu, dtype: DType, format: KvFormat, kept: usize) {
     let case = Case::new((3, 3, 20, 12), &[100], dtype, 70);
     let x = &case.shape;
-    let (out, _) = case.forward(cpu);
-    let mut cache = KvCache::new(x, dtype);
+    let (out, _) = held(&case, format, cpu.level()).forward(cpu);
+    let mut cache = KvCache::new(x, format);
     append(&mut cache, &case, case.segments[0], 0, kept);
     let junk = |width: usize| Tensor::filled(70 * width, f32::NAN, dtype);
     cache.append(junk(3 * 20).view(), junk(3 * 12).view());
@@ -563,7 +628,7 @@ fn forget(cpu: &Cpu, dtype: DType, kept: usize) {
     cache.truncate(kept);
     assert_eq!((cache.len(), cache.is_empty()), (kept, false));
     assert!(cache.bytes() < before);
-    assert_eq!(cache.bytes(), kept.div_ceil(BLOCK) * KvCache::block_bytes(x, dtype));
+    assert_eq!(cache.bytes(), kept.div_ceil(BLOCK) * KvCache::block_bytes(x, format));
     // the copy gets memory that was full of NaN
     drop(copy_of_junk);
     let q = case.q.f32();
@@ -576,7 +641,7 @@ fn forget(cpu: &Cpu, dtype: DType, kept: usize) {
             let mut got = Tensor::filled(36, 0.0, dtype);
             let batch = [CachedSegment { start: 0, len: 1, cache: &cache }];
             forward_cached(cpu, x, row.view(), &batch, got.part(0, 36));
-            let what = format!("{} {dtype:?} after truncation to {kept}", cpu.level().name());
+            let what = format!("{} {dtype:?} in {format:?} after truncation to {kept}", cpu.level().name());
             assert_same_bits(&what, &got.f32(), &out.f32()[at * 36..(at + 1) * 36]);
         }
     }
@@ -586,22 +651,22 @@ fn forget(cpu: &Cpu, dtype: DType, kept: usize) {
 #[test]
 fn copies_share_blocks_and_write_apart() {
     for level in Level::available() {
-        for dtype in [DType::F32, DType::Bf16] {
+        for (dtype, format) in FORMATS {
             for common in [5, 64, 75, 128] {
-                share(&Cpu::with_level(level, 1), dtype, common);
+                share(&Cpu::with_level(level, 1), dtype, format, common);
             }
         }
     }
 }
 
-fn share(cpu: &Cpu, dtype: DType, common: usize) {
+fn share(cpu: &Cpu, dtype: DType, format: KvFormat, common: usize) {
     let case = Case::new((3, 3, 20, 12), &[150], dtype, 71);
     let (x, segment) = (&case.shape, case.segments[0]);
-    let (out, _) = case.forward(cpu);
-    let mut first = KvCache::new(x, dtype);
+    let (out, _) = held(&case, format, cpu.level()).forward(cpu);
+    let mut first = KvCache::new(x, format);
     append(&mut first, &case, segment, 0, common);
     let mut second = first.clone();
-    let mut pages = KvCache::new(x, dtype);
+    let mut pages = KvCache::new(x, format);
     let junk = |width: usize| Tensor::filled(70 * width, f32::NAN, dtype);
     second.append(junk(3 * 20).view(), junk(3 * 12).view());
     let mut third = second.clone();
@@ -624,8 +689,48 @@ fn share(cpu: &Cpu, dtype: DType, common: usize) {
         let mut got = Tensor::filled(36, 0.0, dtype);
         let batch = [CachedSegment { start: 0, len: 1, cache: &cache }];
         forward_cached(cpu, x, row.view(), &batch, got.part(0, 36));
-        let what = format!("{} {dtype:?}, {common} positions in common", cpu.level().name());
+        let what = format!("{} {dtype:?} in {format:?}, {common} positions in common", cpu.level().name());
         assert_same_bits(&what, &got.f32(), &out.f32()[149 * 36..]);
+    }
+}
+
+/// Half of bf16, and a scale of two bytes for 32 elements.
+#[test]
+fn eight_bits_are_eight_and_a_half() {
+    let shape = shape((8, 2, 128, 96));
+    let elements = BLOCK * 2 * (128 + 96);
+    assert_eq!(KvCache::block_bytes(&shape, DType::Bf16), 2 * elements);
+    assert_eq!(KvCache::block_bytes(&shape, KvFormat::Int8), elements + elements / 16);
+}
+
+/// What is too small for a code is zero; among numbers that share a scale with one that is none, none is left.
+#[test]
+fn codes_of_hostile_numbers_are_numbers_or_none() {
+    let inputs = [0.0, -0.0, 1e-45, -1e-37, f32::MAX, -f32::MAX, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
+    for (bad, level) in
+        inputs.into_iter().flat_map(|bad| Level::available().into_iter().map(move |level| (bad, level)))
+    {
+        for dtype in [DType::F32, DType::Bf16] {
+            let x = shape((1, 1, 40, 40));
+            let mut v = vec![1.0; 40];
+            v[3] = bad;
+            v[17] = bad / 2.0;
+            let mut cache = KvCache::new(&x, KvFormat::Int8);
+            let one = Tensor::filled(40, 1.0, dtype);
+            cache.append(one.view(), Tensor::from(&v, dtype).view());
+            let mut got = Tensor::filled(40, 5.0, DType::F32);
+            let batch = [CachedSegment { start: 0, len: 1, cache: &cache }];
+            forward_cached(&Cpu::with_level(level, 1), &x, one.view(), &batch, got.part(0, 40));
+            let (got, what) = (got.f32(), format!("{} {dtype:?} {bad}", level.name()));
+            let finite = Tensor::from(&[bad], dtype).f32()[0].is_finite();
+            assert_eq!(got[..32].iter().any(|x| x.is_nan()), !finite, "{what}");
+            assert_eq!(got[..32].iter().all(|x| x.is_nan()), !finite, "{what}");
+            assert!(got[32..].iter().all(|x| (x - 1.0).abs() < 0.005), "{what}: {:?}", &got[32..]);
+            if finite {
+                let least = bad.abs().max(1.0) / 127.0;
+                assert!((got[3] - bad).abs() <= least && (got[17] - bad / 2.0).abs() <= least, "{what}");
+            }
+        }
     }
 }
 

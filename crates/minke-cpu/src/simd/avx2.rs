@@ -88,6 +88,14 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn load_i8(self, x: &[i8; LANES]) -> V {
+        // SAFETY: sixteen bytes are readable.
+        unsafe {
+            let half = |p: *const i8| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())));
+            V(half(x.as_ptr()), half(x.as_ptr().add(8)))
+        }
+    }
+    #[inline(always)]
     fn load_bf16(self, x: &[bf16; LANES]) -> V {
         // SAFETY: thirty-two bytes are readable.
         unsafe {

@@ -138,9 +138,10 @@ impl<const PRODUCTS: u8> Simd for Avx512<PRODUCTS> {
             unreachable!("bf16 pairs on a level without their product");
         }
         unsafe {
-            let low = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(low));
-            let high = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(high));
-            interleaved(low, high)
+            // low in the lower half, high in the upper one, then each beside the other
+            let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+            let order = _mm512_loadu_si512(ACROSS.as_ptr().cast());
+            _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, both))
         }
     }
     #[inline(always)]
@@ -296,6 +297,11 @@ impl<const PRODUCTS: u8> Simd for Avx512<PRODUCTS> {
             _mm_storeu_si128(out.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(whole));
             _mm512_reduce_add_epi32(whole)
         }
+    }
+
+    #[inline(always)]
+    fn load_i8(self, x: &[i8; LANES]) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast()))) }
     }
 
     #[inline(always)]
@@ -599,6 +605,17 @@ unsafe fn rounded_bits(x: __m512) -> __m512i {
         _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x0040_0000))
     }
 }
+
+/// Words i and i + 16 of a vector's 32 beside each other.
+const ACROSS: [u16; 2 * LANES] = {
+    let mut order = [0; 2 * LANES];
+    let mut i = 0;
+    while i < LANES {
+        (order[2 * i], order[2 * i + 1]) = (i as u16, (i + LANES) as u16);
+        i += 1;
+    }
+    order
+};
 
 /// Words of `low[i]` and `high[i]`.
 #[inline(always)]

@@ -249,6 +249,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
         out.iter().map(|&x| i32::from(x)).sum()
     }
 
+    /// Sixteen signed bytes as numbers.
+    #[inline(always)]
+    fn load_i8(self, x: &[i8; LANES]) -> Self::V {
+        self.load(&x.map(f32::from))
+    }
+
     /// Sixteen f16, exactly.
     #[inline(always)]
     fn load_f16(self, x: &[u16; LANES]) -> Self::V {

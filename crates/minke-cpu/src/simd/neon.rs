@@ -68,6 +68,21 @@ impl Simd for Neon {
         }
     }
     #[inline(always)]
+    fn load_i8(self, x: &[i8; LANES]) -> V {
+        // SAFETY: the witness says that NEON exists; sixteen bytes are readable.
+        unsafe {
+            let x = vld1q_s8(x.as_ptr());
+            let (low, high) = (vmovl_s8(vget_low_s8(x)), vmovl_high_s8(x));
+            [
+                vmovl_s16(vget_low_s16(low)),
+                vmovl_high_s16(low),
+                vmovl_s16(vget_low_s16(high)),
+                vmovl_high_s16(high),
+            ]
+            .map(|x| vcvtq_f32_s32(x))
+        }
+    }
+    #[inline(always)]
     fn load_bf16(self, x: &[bf16; LANES]) -> V {
         per_quarter!(|i| vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(x.as_ptr().add(4 * i).cast()))))
     }

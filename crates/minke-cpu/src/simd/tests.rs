@@ -55,6 +55,8 @@ impl Kernel for Everything<'_> {
         // the sign of a zero apart
         bits.extend(back.map(|x| (x + 0.0).to_bits()));
         bits.extend(rounded.map(|x| (x + 0.0).to_bits()));
+        s.store(s.load_i8(&self.0.map(|x| x as i8)), &mut back);
+        bits.extend(back.map(f32::to_bits));
         let mut half = [bf16::ZERO; LANES];
         s.store_bf16(a, &mut half);
         bits.extend(half.map(|x| if x.is_nan() { 0x7fc0 } else { u32::from(x.to_bits()) }));

@@ -16,9 +16,11 @@ use std::ops::ControlFlow;
 use minke_cpu::Cpu;
 use minke_data::template::thinking::OPEN;
 use minke_data::{ChatTemplate, Message, RenderOptions, Role, Tokenizer};
-use minke_model::{Precision, Purpose};
+use minke_model::{CacheKind, Precision, Purpose};
 
-use crate::{Engine, Generation, Loaded, Request, Session, StopReason, ThinkingBudget, Timing, load_model};
+use crate::{
+    Engine, EngineError, Generation, Loaded, Request, Session, StopReason, ThinkingBudget, Timing, load_model,
+};
 
 pub use error::AssistantError;
 pub use pieces::Piece;
@@ -197,6 +199,15 @@ impl Assistant {
             notes,
             loaded,
         })
+    }
+
+    /// Keeps something else of the conversation than the model's own keys and values.
+    ///
+    /// # Errors
+    /// Latents of a model that has none.
+    pub fn with_cache(self, cache: CacheKind) -> Result<Self, AssistantError> {
+        let session = Session::of_kind(&self.loaded.model, cache).ok_or(EngineError::NoLatent)?;
+        Ok(Self { session, ..self })
     }
 
     /// Whether the model only continues text: it has no chat template.

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 
 use minke_cpu::Cpu;
 use minke_data::Tokenizer;
-use minke_model::{Cache, Model, PAGE};
+use minke_model::{Model, PAGE};
 
 use crate::constrain::STACK_BYTES;
 use crate::engine::{Engine, EngineError, Request};
@@ -78,7 +78,8 @@ impl Service {
         tokenizer: Option<Tokenizer>,
         options: ServiceOptions,
     ) -> Result<Self, ServiceError> {
-        let page = Cache::page_bytes(&model, options.cache).ok_or(EngineError::NoLatent)?.max(1);
+        let page =
+            options.cache.page_bytes(&model.config, &model.precision).ok_or(EngineError::NoLatent)?.max(1);
         let most_pages = options.cache_bytes / page;
         if most_pages < FEWEST_PAGES {
             let (got, needed) = (options.cache_bytes, FEWEST_PAGES * page);

@@ -7,7 +7,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use minke_cpu::Cpu;
-use minke_model::{Config, DType, Model, Precision};
+use minke_model::{Config, DType, KvFormat, Model, Precision};
 use proptest::prelude::*;
 use proptest::test_runner::{Config as Runs, TestRunner};
 
@@ -428,10 +428,13 @@ fn other_caches_are_served_too_and_bad_options_are_refused() {
         Ok::<_, ServiceError>(tokens(&one))
     };
     let model_s = run("v3_groups_published", CacheKind::Model).unwrap();
-    assert_eq!(run("v3_groups_published", CacheKind::Expanded(DType::Bf16)).unwrap(), model_s);
-    assert_ne!(run("v3_groups_published", CacheKind::Expanded(DType::F32)).unwrap(), model_s);
-    assert_ne!(run("v3_groups_published", CacheKind::Latent).unwrap(), model_s);
-    let refused = run("llama_gqa", CacheKind::Latent).unwrap_err().to_string();
+    assert_eq!(run("v3_groups_published", CacheKind::Expanded(KvFormat::Bf16)).unwrap(), model_s);
+    assert_ne!(run("v3_groups_published", CacheKind::Expanded(KvFormat::F32)).unwrap(), model_s);
+    for format in [KvFormat::F32, KvFormat::Bf16, KvFormat::Int8] {
+        assert_ne!(run("v3_groups_published", CacheKind::Latent(format)).unwrap(), model_s);
+    }
+    assert_ne!(run("v3_groups_published", CacheKind::Expanded(KvFormat::Int8)).unwrap(), model_s);
+    let refused = run("llama_gqa", CacheKind::Latent(KvFormat::F32)).unwrap_err().to_string();
     assert_eq!(refused, "a cache of latents needs a model with latent attention, and this one has none");
     let options = ServiceOptions { cache_bytes: 100, ..ServiceOptions::default() };
     let refused =

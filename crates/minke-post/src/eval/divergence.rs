@@ -5,7 +5,8 @@ use std::path::Path;
 
 use minke_cpu::Cpu;
 use minke_data::Tokenizer;
-use minke_model::{Cache, Model, Step, Want};
+use minke_infer::EngineError;
+use minke_model::{Cache, CacheKind, Model, Step, Want};
 use serde::Serialize;
 
 use super::perplexity::{Text, window};
@@ -106,15 +107,17 @@ impl Row {
 }
 
 /// Compares two models of one vocabulary on a text, in the windows of [`perplexity`](super::perplexity()), both at once, so that only
-/// the logits of a few rows exist at any time.
+/// the logits of a few rows exist at any time. The model reads them through a cache of the kind given, the reference
+/// through its own.
 ///
 /// `on_progress` gets tokens done and all tokens, and may end it: then there is no report.
 ///
 /// # Errors
-/// The vocabularies differ, or the file cannot be read, is no UTF-8, too large, or has nothing to foretell.
+/// The vocabularies differ, the cache is of latents that the model does not have, or the file cannot be read, is no UTF-8, too large, or has nothing to foretell.
 pub fn divergence(
     model: &mut Model,
     reference: &mut Model,
+    kind: CacheKind,
     cpu: &Cpu,
     tokenizer: &Tokenizer,
     bos: Option<u32>,
@@ -140,7 +143,8 @@ pub fn divergence(
     let mut start = 0;
     while rows.len() < tokens.len() - 1 {
         let end = (start + window).min(tokens.len());
-        let mut caches = [Cache::new(model), Cache::new(reference)];
+        let Some(own) = Cache::of_kind(model, kind) else { return Err(EngineError::NoLatent.into()) };
+        let mut caches = [own, Cache::new(reference)];
         for from in (start..end - 1).step_by(chunk) {
             if on_progress(rows.len(), tokens.len() - 1).is_break() {
                 return Ok(None);

@@ -9,7 +9,7 @@ use minke_data::Tokenizer;
 use minke_data::template::{ChatTemplate, Thinking};
 use minke_data::tokenizer::TrainOptions;
 use minke_gym::{Split, Suite, Task};
-use minke_model::{Config, DType, Model, Precision};
+use minke_model::{CacheKind, Config, DType, KvFormat, Model, Precision};
 use serde_json::Value;
 
 use super::*;
@@ -281,15 +281,18 @@ fn a_model_is_no_distance_from_itself() {
     let ((mut model, tokenizer), (mut same, _)) = (model(), model());
     let cpu = Cpu::detect(2);
     let bos = tokenizer.bos();
-    let mut against = |other: &mut Model| {
+    let mut through = |other: &mut Model, kind| {
         let mut last = (0, 0);
-        let found = divergence(&mut model, other, &cpu, &tokenizer, bos, &path, &mut |done, all| {
+        let found = divergence(&mut model, other, kind, &cpu, &tokenizer, bos, &path, &mut |done, all| {
             assert!(done >= last.0 && done <= all);
             last = (done, all);
             ControlFlow::Continue(())
         });
         found.map(|found| found.unwrap())
     };
+    let close = through(&mut same, CacheKind::Expanded(KvFormat::Int8)).unwrap();
+    assert!(close.kl_mean > 0.0 && close.kl_mean < 1e-3, "{}", close.line());
+    let mut against = |other: &mut Model| through(other, CacheKind::Model);
     let nothing = against(&mut same).unwrap();
     assert_eq!((nothing.kl_mean, nothing.kl_max, nothing.same_top), (0.0, 0.0, 1.0));
     assert!(nothing.tokens > 2 * nothing.window);

@@ -12,7 +12,7 @@ use minke_model::{Model, Param, Purpose};
 use minke_num::rng;
 use serde::Serialize;
 
-use super::{is_recipe, precision, precision_name, rate, resolve, speculation, threads};
+use super::{cache, is_recipe, precision, precision_name, rate, resolve, speculation, threads, value_name};
 use crate::cli::{BenchInfer, Drafts};
 use crate::failure::Failure;
 use crate::output::{self, bytes, percent};
@@ -36,6 +36,7 @@ struct Report {
     decode_tok_s: f64,
     peak_rss_bytes: Option<u64>,
     kv_cache_bytes: usize,
+    kv_cache: String,
     prefill_gflops: f64,
     gemm_peak_gflops: f64,
     prefill_share_of_gemm_peak: f64,
@@ -107,7 +108,7 @@ pub fn run(args: &BenchInfer) -> Result<(), Failure> {
     let random = |b| (0..prefill as u64).map(|i| rng::below(SEED, b, i, w) as u32).collect();
     let prompts: Vec<Vec<u32>> =
         (0..batch as u64).map(|b| read.clone().unwrap_or_else(|| random(b))).collect();
-    let mut engine = Engine::new(&mut model, &cpu, None);
+    let mut engine = Engine::new(&mut model, &cpu, None).with_cache(cache(args.cache.cache))?;
     let (mut reading, mut writing) = (Vec::new(), Vec::new());
     let (mut kv_cache_bytes, mut speculated) = (0, Speculated::default());
     // the first run packs weights and touches memory: it does not count
@@ -143,6 +144,7 @@ pub fn run(args: &BenchInfer) -> Result<(), Failure> {
         decode_tok_s,
         peak_rss_bytes,
         kv_cache_bytes,
+        kv_cache: value_name(&args.cache.cache),
         prefill_gflops,
         gemm_peak_gflops,
         prefill_share_of_gemm_peak: prefill_gflops / gemm_peak_gflops,
@@ -172,7 +174,7 @@ fn measure(
     decode: usize,
     speculation: Speculation,
 ) -> Result<(f64, f64, usize, Speculated), Failure> {
-    let mut sessions: Vec<Session> = prompts.iter().map(|_| Session::new(engine.model())).collect();
+    let mut sessions: Vec<Session> = prompts.iter().map(|_| engine.empty_session()).collect();
     let requests = |prompts: &[Vec<u32>], max_tokens| -> Vec<Request> {
         let request = |prompt: &Vec<u32>| Request {
             prompt: prompt.clone(),
@@ -311,6 +313,6 @@ fn text(report: &Report) -> String {
         ("drafts", drafts),
         ("where time goes", most(&report.profile)),
         ("peak memory", report.peak_rss_bytes.map_or("unknown".to_owned(), |n| bytes(n as f64))),
-        ("keys and values", bytes(report.kv_cache_bytes as f64)),
+        ("keys and values", format!("{} ({})", bytes(report.kv_cache_bytes as f64), report.kv_cache)),
     ])
 }

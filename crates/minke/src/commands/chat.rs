@@ -17,7 +17,7 @@ use minke_data::Transcript;
 use minke_infer::{Answer, Assistant, AssistantError, Piece, StopReason};
 use paint::Painter;
 
-use super::{precision, rate, sampling, think, threads};
+use super::{cache, precision, rate, sampling, think, threads};
 use crate::cli::Chat;
 use crate::failure::Failure;
 use crate::interrupt::{self, Work};
@@ -31,7 +31,8 @@ pub fn run(args: &Chat) -> Result<(), Failure> {
     let mut assistant = Assistant::builder()
         .threads(threads(args.model.threads))
         .precision(precision(args.model.precision))
-        .load(&args.model.model)?;
+        .load(&args.model.model)?
+        .with_cache(cache(args.cache.cache))?;
     for note in assistant.notes() {
         output::note(&format!("note: {note}"));
     }

@@ -14,7 +14,7 @@ use minke_post::eval::{
 use serde::Serialize;
 
 use super::progress::Bar;
-use super::{open, rate, threads};
+use super::{cache, open, rate, threads};
 use crate::cli::{Eval, Half, ModelArgs, TaskForm};
 use crate::failure::Failure;
 use crate::interrupt::{self, Work};
@@ -110,11 +110,12 @@ pub fn run(args: &Eval) -> Result<(), Failure> {
         read.extend(one);
     }
     let mut distances = Vec::new();
+    let kind = cache(args.cache);
     if let Some(reference) = &mut reference {
         for path in &texts {
             let mut bar = Bar::new("tokens of both", args.json);
             let (one, other) = (&mut loaded.model, &mut reference.model);
-            let found = divergence(one, other, &cpu, &tokenizer, bos, path, &mut |done, total| {
+            let found = divergence(one, other, kind, &cpu, &tokenizer, bos, path, &mut |done, total| {
                 bar.set(done as u64, total as u64, String::new);
                 flow()
             })?;

@@ -9,7 +9,7 @@ use minke_data::Message;
 use minke_infer::{Constraint, Engine, Request, Settings, ThinkingBudget, Thought};
 use serde::Serialize;
 
-use super::{open, rate, read_file, sampling, speculation, threads};
+use super::{cache, open, rate, read_file, sampling, speculation, threads};
 use crate::cli::{self, Generate, ModelArgs, SteeringArgs};
 use crate::failure::Failure;
 use crate::interrupt::{self, Work};
@@ -160,7 +160,8 @@ pub fn run(args: &Generate) -> Result<(), Failure> {
         ..Request::default()
     };
     let terminal = std::io::stdout().is_terminal();
-    let mut engine = Engine::new(&mut loaded.model, &cpu, Some(&tokenizer));
+    let mut engine =
+        Engine::new(&mut loaded.model, &cpu, Some(&tokenizer)).with_cache(cache(args.cache.cache))?;
     if let Some(draft) = &mut draft {
         engine = engine.with_draft(&mut draft.model, draft.tokenizer.as_ref())?;
     }

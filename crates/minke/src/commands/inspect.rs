@@ -5,9 +5,9 @@ use minke_data::gguf::TensorType;
 use minke_data::hf::weight_of_scales;
 use minke_infer::gguf::GgufWeights;
 use minke_infer::{ModelFiles, Weights, machine};
-use minke_model::config::{AttentionKind, Config};
+use minke_model::config::Config;
 use minke_model::spec::{self, Role};
-use minke_model::{DType, Precision, WeightSource};
+use minke_model::{CacheKind, DType, KvFormat, PAGE, Precision, WeightSource};
 use minke_num::fp8::BLOCK;
 use minke_train::recipe::{self, Optimizer, Resolved};
 use minke_train::{optim, plan};
@@ -47,8 +47,11 @@ struct Memory {
     kv_cache_bytes_per_token: u64,
     /// Of `context` tokens.
     kv_cache_bytes: u64,
+    /// Of one token, in 8 bits.
+    kv_int8_bytes_per_token: u64,
     /// The same as latents, where attention has them.
     kv_latent_bytes_per_token: Option<u64>,
+    kv_latent_int8_bytes_per_token: Option<u64>,
     /// Masters, gradients and optimizer state, without activations.
     training_state_bytes: u64,
 }
@@ -224,16 +227,9 @@ fn describe(
         };
         t.numel() as u64 * if by_muon { 12 } else { 8 + moments }
     });
-    let layers = config.num_hidden_layers as u64;
-    let (kv_heads, latent) = match config.attention {
-        AttentionKind::Mla { kv_lora_rank, qk_rope_head_dim, .. } => {
-            let latent = (kv_lora_rank + qk_rope_head_dim) as u64 * layers * size(DType::F32);
-            (config.num_attention_heads, Some(latent))
-        }
-        AttentionKind::Gqa { num_key_value_heads, .. } => (num_key_value_heads, None),
-    };
-    let widths = (kv_heads * (config.qk_head_dim() + config.v_head_dim())) as u64;
-    let kv_cache_bytes_per_token = layers * widths * size(precision.attention);
+    let cached = |kind: CacheKind| kind.page_bytes(config, &precision).map(|page| page.div_ceil(PAGE) as u64);
+    let expanded = |kind| cached(kind).expect("every model has keys and values");
+    let kv_cache_bytes_per_token = expanded(CacheKind::Model);
     let trunk = spec::flops_per_token(config, context, false);
     Report {
         what,
@@ -260,7 +256,9 @@ fn describe(
             running_weights_bytes: running_bytes(config, precision, |_| false),
             kv_cache_bytes_per_token,
             kv_cache_bytes: kv_cache_bytes_per_token.saturating_mul(context as u64),
-            kv_latent_bytes_per_token: latent,
+            kv_int8_bytes_per_token: expanded(CacheKind::Expanded(KvFormat::Int8)),
+            kv_latent_bytes_per_token: cached(CacheKind::Latent(KvFormat::F32)),
+            kv_latent_int8_bytes_per_token: cached(CacheKind::Latent(KvFormat::Int8)),
             training_state_bytes: state.sum(),
         },
         tensors: groups(&tensors),
@@ -504,8 +502,10 @@ fn text(report: &Report) -> String {
         report.context
     );
     rows.push(("  keys and values", cache));
-    if let Some(latent) = m.kv_latent_bytes_per_token {
-        rows.push(("  as latents", format!("{} per token", bytes(latent as f64))));
+    let per_token = |n: u64| format!("{} per token", bytes(n as f64));
+    rows.push(("  in 8 bits", per_token(m.kv_int8_bytes_per_token)));
+    if let (Some(latent), Some(coded)) = (m.kv_latent_bytes_per_token, m.kv_latent_int8_bytes_per_token) {
+        rows.push(("  as latents", format!("{}, {} in 8 bits", per_token(latent), bytes(coded as f64))));
     }
     let state =
         format!("{} with {}, without activations", bytes(m.training_state_bytes as f64), report.optimizer);

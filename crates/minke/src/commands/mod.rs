@@ -20,13 +20,14 @@ mod train;
 use std::io::Read;
 use std::path::Path;
 
+use clap::ValueEnum;
 use minke_cpu::Cpu;
 use minke_data::Thinking;
 use minke_infer::{Loaded, Sampling, Settings, Speculation, load_model};
-use minke_model::{DType, Fp8, Precision, Purpose};
+use minke_model::{CacheKind, DType, Fp8, KvFormat, Precision, Purpose};
 use minke_train::recipe::{Recipe, Resolved};
 
-use crate::cli::{Bench, Command, Drafts, ModelArgs, SamplingArgs, Threads, Word};
+use crate::cli::{Bench, Command, Drafts, KeptAs, ModelArgs, SamplingArgs, Threads, Word};
 use crate::failure::Failure;
 use crate::output;
 
@@ -104,6 +105,23 @@ fn speculation(drafts: Drafts) -> Speculation {
         Drafts::Mtp => Speculation::Mtp,
         Drafts::Draft => Speculation::Draft,
     }
+}
+
+/// What a cache keeps.
+fn cache(kept: KeptAs) -> CacheKind {
+    match kept {
+        KeptAs::Model => CacheKind::Model,
+        KeptAs::F32 => CacheKind::Expanded(KvFormat::F32),
+        KeptAs::Bf16 => CacheKind::Expanded(KvFormat::Bf16),
+        KeptAs::Int8 => CacheKind::Expanded(KvFormat::Int8),
+        KeptAs::Latent => CacheKind::Latent(KvFormat::F32),
+        KeptAs::LatentInt8 => CacheKind::Latent(KvFormat::Int8),
+    }
+}
+
+/// The name of an argument's value.
+fn value_name(value: &impl ValueEnum) -> String {
+    value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }
 
 /// Sets whether and how long a model thinks: `on`, `off`, `auto` or a number of tokens.

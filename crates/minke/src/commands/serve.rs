@@ -6,11 +6,10 @@ use std::time::Duration;
 
 use minke_cpu::Cpu;
 use minke_infer::{Sampling, Service, ServiceOptions, TEMPERATURE};
-use minke_model::{CacheKind, DType};
 use minke_serve::{Limits, Served, serve};
 
 use super::{open, threads};
-use crate::cli::{KeptAs, Serve};
+use crate::cli::Serve;
 use crate::failure::Failure;
 use crate::interrupt::{self, Work};
 use crate::output;
@@ -95,12 +94,7 @@ fn options(args: &Serve) -> Result<ServiceOptions, Failure> {
         // who is answered takes a token of each call, and there shall be room for prompts beside
         tokens_per_call: plain.tokens_per_call.max(2 * max_running),
         cache_bytes: (args.cache_gib * GIB) as usize,
-        cache: match args.cache {
-            KeptAs::Model => CacheKind::Model,
-            KeptAs::F32 => CacheKind::Expanded(DType::F32),
-            KeptAs::Bf16 => CacheKind::Expanded(DType::Bf16),
-            KeptAs::Latent => CacheKind::Latent,
-        },
+        cache: super::cache(args.cache.cache),
         ..plain
     })
 }
