@@ -44,6 +44,7 @@ pub mod tokenizer;
 
 pub use error::{Error, Result};
 pub use loader::{Batch, Evaluation, Loader, LoaderOptions, NO_LABEL, Packing, Segment};
+pub use map::MappedFile;
 pub use paths::expand_path;
 pub use prepare::{DataSettings, Prepared, TokenizerSpec, prepare};
 pub use progress::{Progress, Stage};

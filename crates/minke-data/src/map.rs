@@ -11,12 +11,9 @@ use std::path::Path;
 
 use crate::{Error, Result};
 
-/// Bytes that several hold.
-pub type SharedBytes = std::sync::Arc<dyn AsRef<[u8]> + Send + Sync>;
-
 /// The bytes of a file, read-only.
 #[derive(Debug)]
-pub(crate) struct MappedFile {
+pub struct MappedFile {
     // an empty file cannot be mapped everywhere
     map: Option<memmap2::Mmap>,
 }
@@ -39,7 +36,7 @@ impl MappedFile {
 
     /// Lets go of the pages of some bytes: they no longer count as memory of this process, and come back from the file
     /// if they are read again. A hint that changes no byte.
-    pub(crate) fn forget(&self, bytes: std::ops::Range<usize>) {
+    pub fn forget(&self, bytes: std::ops::Range<usize>) {
         #[cfg(unix)]
         if let Some(map) = &self.map {
             let advice = memmap2::UncheckedAdvice::DontNeed;

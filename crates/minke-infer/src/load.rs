@@ -2,17 +2,20 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use minke_cpu::stored::{Bytes, Form, Stored};
 use minke_data::hf::{Dtype, QuantizedView, TensorView, WeightFiles};
-use minke_data::{ChatTemplate, Tokenizer};
+use minke_data::{ChatTemplate, MappedFile, Tokenizer};
 use minke_model::config::{Config, ConfigError};
 use minke_model::{DType, LoadError, Model, Precision, Purpose, StoredCodes, WeightSource};
 use minke_num::{bf16, f16};
 use serde_json::Value;
 
 use crate::files::{self, ModelFiles};
+use crate::machine;
 
 /// The largest of the small JSON files that is read.
 const MAX_JSON_BYTES: u64 = 16 << 20;
@@ -153,8 +156,13 @@ pub fn load_model(
         (tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), model)
     });
     let tokenizer = tokenizer?;
-    let (model, mut notes) =
+    let (mut model, mut notes) =
         model.map_err(|source| LoadModelError::Weights { folder: folder.clone(), source })?;
+    // the copy, and as much again for whatever else runs
+    let copied = 2 * model.mapped_bytes() as u64;
+    if matches!(purpose, Purpose::Run(_)) && machine::available_bytes().is_some_and(|free| free > copied) {
+        model.copy_mapped_weights();
+    }
     if let Some(tokenizer) = &tokenizer
         && tokenizer.vocab_size() > model.config.vocab_size
     {
@@ -346,10 +354,16 @@ impl WeightSource for WeightFolder {
         };
         let [rows, cols] = *view.shape else { return None };
         let (owner, range) = self.0.shared(name)?;
-        Some(Stored::new(form, rows, cols, Bytes::new(owner, range)))
+        Some(Stored::new(form, rows, cols, mapped_bytes(owner, range)))
     }
 
     fn done(&self, name: &str) {
         self.0.forget(name);
     }
+}
+
+/// Bytes of a map, whose pages may go when they have been copied.
+pub(crate) fn mapped_bytes(file: Arc<MappedFile>, range: Range<usize>) -> Bytes {
+    let map = file.clone();
+    Bytes::new(file, range).forgetting(move |bytes| map.forget(bytes))
 }

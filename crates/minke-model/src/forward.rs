@@ -12,6 +12,7 @@ use minke_tensor::ops::{self, AttentionWeights, HeadWeights, Keys, Linear, MlaWe
 use minke_tensor::{Context, Timers, Var, WeightId};
 
 use crate::config::Config;
+use crate::near::Near;
 use crate::params::{Keep, Layout, Params, Precision};
 use crate::rotary::{Rotaries, Tables};
 use crate::train::ExpertLoad;
@@ -39,6 +40,7 @@ pub struct Model {
     /// What its training passes compute twice; no bit depends on it.
     pub recompute: Recompute,
     pub(crate) net: Net,
+    pub(crate) near: Near,
 }
 
 /// The handles of all weights, in the order of their use.
@@ -168,6 +170,7 @@ impl Model {
             timers: Timers::default(),
             recompute: Recompute::None,
             net,
+            near: Near::default(),
         }
     }
 

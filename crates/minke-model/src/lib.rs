@@ -12,6 +12,7 @@ mod draft;
 mod forward;
 mod infer;
 pub mod load;
+mod near;
 mod params;
 mod policy;
 mod rotary;

@@ -141,6 +141,11 @@ impl Store {
         id
     }
 
+    /// All weights that run from where they lie in files.
+    pub fn all_stored(&self) -> impl Iterator<Item = (WeightId, &StoredWeight)> {
+        (0..self.weights.len()).map(WeightId).filter_map(|id| Some((id, self.stored(id)?)))
+    }
+
     /// The weight as it lies in a file, if it runs from there.
     pub fn stored(&self, id: WeightId) -> Option<&StoredWeight> {
         match &self.weights[id.0].packed[0] {

@@ -1,15 +1,12 @@
 //! Matrices as they lie in a file, row by row: what a model that only runs reads, without a copy.
 
+mod bytes;
 mod chunk;
 mod inputs;
 mod product;
 #[cfg(test)]
 mod tests;
 pub(crate) mod tile;
-
-use std::fmt;
-use std::ops::{Deref, Range};
-use std::sync::Arc;
 
 use minke_num::blocks::{self, BlockFormat};
 use minke_num::{bf16, f16};
@@ -18,50 +15,7 @@ use crate::cpu::Cpu;
 use crate::gemm::{self, ByRow, Compute, Operand};
 use crate::view::{View, ViewMut};
 
-/// Bytes that somebody owns, such as a mapped file; cloning shares them.
-#[derive(Clone)]
-pub struct Bytes {
-    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
-    range: Range<usize>,
-}
-
-impl Bytes {
-    /// The bytes `range` of `owner`.
-    ///
-    /// # Panics
-    /// When there are fewer.
-    pub fn new(owner: Arc<dyn AsRef<[u8]> + Send + Sync>, range: Range<usize>) -> Self {
-        let len = (*owner).as_ref().len();
-        assert!(range.start <= range.end && range.end <= len, "bytes {range:?} of {len}");
-        Self { owner, range }
-    }
-
-    /// A part of them.
-    ///
-    /// # Panics
-    /// When there are fewer.
-    pub fn slice(&self, range: Range<usize>) -> Self {
-        assert!(range.start <= range.end && range.end <= self.len(), "bytes {range:?} of {}", self.len());
-        Self {
-            owner: self.owner.clone(),
-            range: self.range.start + range.start..self.range.start + range.end,
-        }
-    }
-}
-
-impl Deref for Bytes {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &(*self.owner).as_ref()[self.range.clone()]
-    }
-}
-
-impl fmt::Debug for Bytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} bytes", self.len())
-    }
-}
+pub use bytes::{Bytes, bring_near};
 
 /// What the elements of a stored matrix are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

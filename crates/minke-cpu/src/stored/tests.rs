@@ -1,5 +1,8 @@
 //! Products with stored blocks against plain arithmetic, and their bits against each other.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
 use super::*;
 use crate::gemm::Packed;
 use crate::simd::Level;
@@ -193,4 +196,27 @@ fn numbers_multiply_as_packed_ones() {
             );
         }
     }
+}
+
+#[test]
+fn bytes_that_come_near_are_the_same() {
+    static FORGOTTEN: AtomicUsize = AtomicUsize::new(0);
+    let file: Arc<Vec<u8>> = Arc::new((0..3000u32).map(|i| (i * i) as u8).collect());
+    let forget = |range: std::ops::Range<usize>| {
+        FORGOTTEN.fetch_add(range.len(), Ordering::Relaxed);
+    };
+    let first = Bytes::new(file.clone(), 100..1100).forgetting(forget);
+    let second = Bytes::new(file.clone(), 1107..2999).forgetting(forget);
+    let part = first.slice(10..30);
+    let before = part.as_ptr();
+    bring_near(&[first.clone(), second.clone()], &AtomicBool::new(true));
+    assert_eq!(part.as_ptr(), before, "stopped before it began");
+    bring_near(&[first.clone(), second.clone()], &AtomicBool::new(false));
+    assert_ne!(part.as_ptr(), before);
+    assert_eq!((&*first, &*second, &*part), (&file[100..1100], &file[1107..2999], &file[110..130]));
+    assert_eq!(&*part.slice(5..20), &file[115..130]);
+    // a second time nothing is copied
+    let after = part.as_ptr();
+    bring_near(&[first, second], &AtomicBool::new(false));
+    assert_eq!((part.as_ptr(), FORGOTTEN.load(Ordering::Relaxed)), (after, 2 * (1000 + 1892)));
 }

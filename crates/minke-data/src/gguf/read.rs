@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::TensorType;
 use super::header::{self, Entry, Item};
 use super::value::Value;
-use crate::map::{MappedFile, SharedBytes};
+use crate::map::MappedFile;
 use crate::{Error, Result};
 
 /// More parts than anybody cuts a model into.
@@ -238,7 +238,7 @@ impl GgufFile {
     }
 
     /// Where a tensor's bytes are, for whoever keeps the map alive beyond this struct.
-    pub fn shared(&self, name: &str) -> Option<(SharedBytes, Range<usize>)> {
+    pub fn shared(&self, name: &str) -> Option<(Arc<MappedFile>, Range<usize>)> {
         let (part, entry) = self.tensors.get(name)?;
         Some((self.parts[*part].1.clone(), entry.range.clone()))
     }

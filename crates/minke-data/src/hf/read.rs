@@ -9,7 +9,7 @@ use minke_num::{bf16, f16};
 
 use super::header::{self, Dtype, Entry, MAX_HEADER_BYTES, Pairs};
 use crate::files::read_bounded;
-use crate::map::{MappedFile, SharedBytes};
+use crate::map::MappedFile;
 use crate::{Error, Result};
 
 /// A tensor as it lies in its file.
@@ -130,7 +130,7 @@ impl WeightFiles {
     }
 
     /// Where a tensor's bytes are, for whoever keeps the map alive beyond this struct.
-    pub fn shared(&self, name: &str) -> Option<(SharedBytes, Range<usize>)> {
+    pub fn shared(&self, name: &str) -> Option<(Arc<MappedFile>, Range<usize>)> {
         let (file, entry) = self.tensors.get(name)?;
         Some((self.files[*file].1.clone(), entry.start..entry.end))
     }

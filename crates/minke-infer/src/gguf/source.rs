@@ -3,13 +3,14 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use minke_cpu::stored::{Bytes, Form, Stored};
+use minke_cpu::stored::{Form, Stored};
 use minke_data::gguf::{GgufFile, GgufTensor, TensorType};
 use minke_model::spec::{self, Role, TensorSpec};
 use minke_model::{Config, DType, WeightSource};
 use minke_num::{bf16, blocks, f16};
 
 use super::names::{self, Arch, Place};
+use crate::load::mapped_bytes;
 
 /// How rows of queries and keys lie, where a file has them in another order than a folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -265,7 +266,7 @@ impl WeightSource for GgufWeights {
         let row = kind.row_bytes(cols)?;
         let (owner, range) = self.file.shared(tensor)?;
         let start = range.start + first * row;
-        Some(Stored::new(form(kind), rows, cols, Bytes::new(owner, start..start + rows * row)))
+        Some(Stored::new(form(kind), rows, cols, mapped_bytes(owner, start..start + rows * row)))
     }
 
     fn done(&self, name: &str) {

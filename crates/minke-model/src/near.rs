@@ -1,0 +1,70 @@
+//! Weights that run from a map of their file: copied into memory in huge pages, beside the model's work, once it is in use.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use minke_cpu::stored::{Bytes, Stored, bring_near};
+
+use crate::forward::Model;
+
+/// Calls after which a copy pays: one reads the weights once, a copy reads and writes them on one core.
+const CALLS: usize = 64;
+
+/// How far a model's weights are on their way.
+#[derive(Default)]
+pub(crate) enum Near {
+    /// They stay in their file.
+    #[default]
+    Never,
+    /// They are copied after so many calls.
+    After(usize),
+    /// They are being copied, or have been.
+    Coming(#[expect(dead_code, reason = "ends the copy when the model goes")] Stop),
+}
+
+/// Ends a copy.
+pub(crate) struct Stop(Arc<AtomicBool>);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Model {
+    /// Bytes of the weights that products read from a map of their file.
+    pub fn mapped_bytes(&self) -> usize {
+        self.mapped().map(|part| part.bytes.len()).sum()
+    }
+
+    /// Lets the weights that products read from a map of their file be copied, a while after the model began to be used, if
+    /// there is memory for them: huge pages are read faster. No bit depends on it.
+    pub fn copy_mapped_weights(&mut self) {
+        self.near = Near::After(CALLS);
+    }
+
+    /// A call of the model.
+    pub(crate) fn come_near(&mut self) {
+        match &mut self.near {
+            Near::Never | Near::Coming(_) => {}
+            Near::After(0) => {
+                let all: Vec<Bytes> = self.mapped().map(|part| part.bytes.clone()).collect();
+                let stop = Arc::new(AtomicBool::new(false));
+                self.near = Near::Coming(Stop(stop.clone()));
+                if !all.is_empty() {
+                    // (without a thread they stay where they are)
+                    let thread = std::thread::Builder::new().name("weights".to_owned());
+                    let _ = thread.spawn(move || bring_near(&all, &stop));
+                }
+            }
+            Near::After(calls) => *calls -= 1,
+        }
+    }
+
+    /// The matrices that products read from a map: all but an embedding that is not the head, of which a call reads few rows.
+    fn mapped(&self) -> impl Iterator<Item = &Stored> {
+        let looked_up = (self.net.embedding != self.net.head.w).then_some(self.net.embedding);
+        let weights = self.params.all_stored().filter(move |(id, _)| Some(*id) != looked_up);
+        weights.flat_map(|(_, weight)| weight.parts())
+    }
+}
