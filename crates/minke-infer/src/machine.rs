@@ -7,6 +7,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use minke_cpu::gemm::{Compute, Operand, Packed, matmul};
+use minke_cpu::scratch::AlignedBuf;
 use minke_cpu::{Cpu, DType, View, ViewMut};
 use minke_num::{bf16, rng};
 
@@ -44,8 +45,11 @@ pub fn gemm_peak_gflops(cpu: &Cpu, dtype: DType) -> f64 {
 
 /// How fast all threads together read memory, in GB/s (1e9 bytes).
 pub fn read_bandwidth_gb_s(cpu: &Cpu) -> f64 {
-    // written once, so that every page is really there
-    let data: Vec<u64> = (0..READ_BYTES as u64 / 8).map(|i| i ^ 0x5555).collect();
+    // in huge pages, where the system has them, and written once, so that every page is really there
+    let mut memory = AlignedBuf::default();
+    let data = memory.get::<u64>(READ_BYTES / 8);
+    (0..).zip(&mut *data).for_each(|(i, word)| *word = i ^ 0x5555);
+    let data = &*data;
     let parts = cpu.threads() * 8;
     let part = data.len().div_ceil(parts);
     let best = (0..ATTEMPTS)
