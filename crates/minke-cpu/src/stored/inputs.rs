@@ -18,12 +18,12 @@ const SHARE: usize = 32;
 ///
 /// Scales and sums are kept per block of the right operand, 16 or 32 elements, and rows are filled with zeros to whole chunks.
 /// Few rows lie one after the other. Of many, as many as a tile has lie together, as the tile walks through them: block after
-/// block of the [`tile::Walk`], each with the block of the first row, of the second and so on.
+/// block in the order of [`tile::places`], each with the block of the first row, of the second and so on.
 pub(super) struct Inputs {
     /// Elements of a block.
-    pub block: usize,
+    block: usize,
     /// Elements of a row, filled up.
-    pub stride: usize,
+    stride: usize,
     codes: Scratch<i8>,
     /// Scales, and the sums of the blocks' codes.
     scales: Scratch<f32>,
@@ -31,7 +31,6 @@ pub(super) struct Inputs {
 }
 
 /// The rows of one group: where they come from, and where they lie.
-#[derive(Clone)]
 pub(super) struct Span {
     /// Rows of the operand.
     pub rows: Range<usize>,

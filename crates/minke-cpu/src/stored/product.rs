@@ -155,7 +155,7 @@ fn few<S: Simd, F: Unpack, const M: usize>(s: S, task: &Task<'_>) {
         8 => 2,
         _ => 1,
     };
-    let ends = x.map(|x| End::new::<F>(x, whole, BLOCKS / together));
+    let ends = (together > 1).then(|| x.map(|x| End::new::<F>(x, whole, BLOCKS / together)));
     let mut room = [0; STORED_CHUNK];
     task.bytes.iter().take(AHEAD).step_by(LINE).for_each(|at| s.prefetch(at));
     let all = task.bytes.len() / task.row_bytes;
@@ -179,9 +179,9 @@ fn few<S: Simd, F: Unpack, const M: usize>(s: S, task: &Task<'_>) {
         let row_ends: [_; ROWS] = std::array::from_fn(|r| {
             if r < width { &task.bytes[(first + r) * task.row_bytes + whole * F::BYTES..] } else { &[] }
         });
-        match together {
-            4 => add_ends::<S, F, M, 4>(s, row_ends, &ends[..m], &mut sums),
-            2 => add_ends::<S, F, M, 2>(s, row_ends, &ends[..m], &mut sums),
+        match (together, &ends) {
+            (4, Some(ends)) => add_ends::<S, F, M, 4>(s, row_ends, &ends[..m], &mut sums),
+            (2, Some(ends)) => add_ends::<S, F, M, 2>(s, row_ends, &ends[..m], &mut sums),
             _ => {}
         }
         for (j, sums) in sums[..m].iter().enumerate() {
@@ -228,21 +228,17 @@ struct End {
 }
 
 impl End {
-    /// What lies behind `whole` chunks, up to `blocks` blocks.
+    /// The `blocks` blocks behind `whole` chunks.
     #[inline(always)]
     fn new<F: Unpack>((codes, scales, sums): (&[i8], &[f32], &[f32]), whole: usize, blocks: usize) -> Self {
         let mut end = Self { codes: [0; CHUNK], sums: [0.0; LANES], scales: [0.0; LANES] };
-        if let (Some(codes), Some(scales)) = (codes.get(whole * F::LEN..), scales.get(whole * BLOCKS..))
-            && !codes.is_empty()
-        {
-            for copy in end.codes[..F::LEN].chunks_exact_mut(blocks * F::BLOCK) {
-                copy.copy_from_slice(&codes[..blocks * F::BLOCK]);
-            }
-            for copy in end.sums.chunks_exact_mut(blocks) {
-                copy.copy_from_slice(&sums[whole * BLOCKS..][..blocks]);
-            }
-            end.scales.copy_from_slice(&scales[..LANES]);
+        for copy in end.codes[..F::LEN].chunks_exact_mut(blocks * F::BLOCK) {
+            copy.copy_from_slice(&codes[whole * F::LEN..][..blocks * F::BLOCK]);
         }
+        for copy in end.sums.chunks_exact_mut(blocks) {
+            copy.copy_from_slice(&sums[whole * BLOCKS..][..blocks]);
+        }
+        end.scales.copy_from_slice(array(scales, whole));
         end
     }
 }
