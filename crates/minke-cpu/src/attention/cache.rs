@@ -438,8 +438,8 @@ impl Kernel for Ahead<'_> {
             let keys = &keys[i / PANEL * cache.key_panel()..][..cache.key_panel()];
             keys[i % pitch..].iter().step_by(pitch).for_each(|at| s.prefetch(at));
             for panel in values.chunks(layout.value_panel()) {
-                s.prefetch(&panel[value]);
-                s.prefetch(&panel[scale]);
+                s.prefetch(&raw const panel[value]);
+                s.prefetch(&raw const panel[scale]);
             }
         }
     }

@@ -453,8 +453,8 @@ impl Task<'_> {
                 let first = from + tile * share;
                 let next = self.b.panel(panel + 1);
                 for step in first..to.min(first + share) {
-                    s.prefetch(&next[step * PANEL]);
-                    s.prefetch(&next[step * PANEL + LANES]);
+                    s.prefetch(&raw const next[step * PANEL]);
+                    s.prefetch(&raw const next[step * PANEL + LANES]);
                 }
             }
             // SAFETY: rows i.. of the left operand exist; the tile writes either rows of `edge`, or rows of the

@@ -25,7 +25,7 @@ use std::sync::OnceLock;
 
 use super::{GRID_ROWS, GRID_STEPS, LANES};
 use crate::gemm::tile::{DotTile, PANEL};
-use crate::stored::tile::{BytesTile, CHAINS};
+use crate::stored::tile::{BytesTile, CHAINS, SIDE};
 
 /// Rows of a tile register.
 const HALF: usize = GRID_ROWS / 2;
@@ -361,18 +361,19 @@ pub fn has_bytes() -> bool {
     *HAS.get_or_init(|| allowed() && __cpuid_count(7, 0).edx & 1 << 25 != 0)
 }
 
-/// Sets the registers for products of bytes: sums in 0, `rows` of the left operand in 4, `block / 4` of the right in 6.
+/// Sets the registers for products of bytes: sums in 0, sixteen rows of `block` bytes in 4, `block / 4` of the other operand
+/// in 6.
 ///
 /// # Safety
 /// [`allowed`].
 #[inline]
-unsafe fn configure_bytes(rows: usize, block: usize) {
+unsafe fn configure_bytes(block: usize) {
     // no configuration of the others has so many rows
-    let wanted = [0x80 | rows as u8, block as u8];
+    let wanted = [0x80, block as u8];
     if CONFIGURED.get() == wanted {
         return;
     }
-    let (r, b) = (rows as u8, block as u8 / 4);
+    let (r, b) = (SIDE as u8, block as u8 / 4);
     let config = Config {
         row_bytes: [64, 0, 0, 0, block as u16, 0, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0],
         rows: [r, 0, 0, 0, r, 0, b, 0, 0, 0, 0, 0, 0, 0, 0, 0],
@@ -383,57 +384,45 @@ unsafe fn configure_bytes(rows: usize, block: usize) {
     CONFIGURED.set(wanted);
 }
 
-/// A tile of a product of bytes, up to [`BYTES_ROWS`] rows; see [`crate::stored::tile`].
+/// A tile of a product of bytes; see [`crate::stored::tile`].
 ///
 /// # Safety
 /// [`has_bytes`], and as for [`crate::simd::Simd::bytes_tile`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-pub unsafe fn bytes_tile(t: BytesTile, rows: usize) {
-    macro_rules! of_rows {
-        ($($n:literal)*) => {
-            match (rows.next_multiple_of(4), t.min.is_null()) {
-                // SAFETY (all): by the caller's promise.
-                $(($n, true) => unsafe {
-                    configure_bytes($n, t.block);
-                    bytes_rows::<$n, false>(t);
-                },
-                ($n, false) => unsafe {
-                    configure_bytes($n, t.block);
-                    bytes_rows::<$n, true>(t);
-                },)*
-                _ => unreachable!("a tile of bytes has 1 to {BYTES_ROWS} rows"),
-            }
-        };
+pub unsafe fn bytes_tile(t: BytesTile) {
+    // SAFETY: by the caller's promise.
+    unsafe {
+        configure_bytes(t.block);
+        if t.min.is_null() {
+            bytes_run::<false>(t);
+        } else {
+            bytes_run::<true>(t);
+        }
     }
-    of_rows!(4 8 12 16);
 }
-
-/// Rows of the largest tile of bytes.
-pub const BYTES_ROWS: usize = HALF;
 
 /// Blocks whose sums are on their way from tile registers to vectors.
 const AHEAD: usize = 2;
 
-/// `M` rows; the sums of those that are not there may be anything.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-unsafe fn bytes_rows<const M: usize, const MIN: bool>(t: BytesTile) {
+unsafe fn bytes_run<const MIN: bool>(t: BytesTile) {
     let zero = _mm512_setzero_ps();
-    let mut passing = [const { Passing([0; HALF * LANES]) }; AHEAD + 1];
+    let mut passing = [const { Passing([0; SIDE * LANES]) }; AHEAD + 1];
     let (mut x_scale, mut x_sum) = (t.x_scale, t.x_sum);
     let (mut scale, mut min) = (t.scale, t.min);
-    // SAFETY (all): by the caller's promise; registers are configured for `M` rows.
+    // SAFETY (all): by the caller's promise; registers are configured.
     unsafe {
         let issue = |at: usize, passing: &mut Passing| {
             asm!(
                 "tilezero tmm0",
-                "tileloadd tmm4, [{x} + {x_row}*1]",
-                "tileloadd tmm6, [{q} + {q_row}*1]",
+                "tileloadd tmm4, [{q} + {q_row}*1]",
+                "tileloadd tmm6, [{x} + {line}*1]",
                 "tdpbssd tmm0, tmm4, tmm6",
-                "tilestored [{sums} + {q_row}*1], tmm0",
-                x = in(reg) t.x.add(at * BYTES_ROWS * t.block),
-                x_row = in(reg) t.block,
-                q = in(reg) t.q.add(at * LANES * t.block),
-                q_row = in(reg) 4 * LANES,
+                "tilestored [{sums} + {line}*1], tmm0",
+                q = in(reg) t.q.add(at * SIDE * t.block),
+                q_row = in(reg) t.block,
+                x = in(reg) t.x.add(at * SIDE * t.block),
+                line = in(reg) 4 * LANES,
                 sums = in(reg) passing.0.as_mut_ptr(),
                 options(nostack)
             );
@@ -441,27 +430,27 @@ unsafe fn bytes_rows<const M: usize, const MIN: bool>(t: BytesTile) {
         for at in 0..AHEAD.min(t.blocks) {
             issue(at, &mut passing[at % (AHEAD + 1)]);
         }
-        let mut levels = [[zero; M]; 5];
+        let mut levels = [[zero; SIDE]; 5];
         let mut at = 0;
         for (count, chain) in CHAINS.into_iter().enumerate() {
-            let mut sums = [zero; M];
+            let mut sums = [zero; SIDE];
             for _ in (chain..t.blocks).step_by(LANES) {
                 if at + AHEAD < t.blocks {
                     issue(at + AHEAD, &mut passing[(at + AHEAD) % (AHEAD + 1)]);
                 }
                 let dots = passing[at % (AHEAD + 1)].0.as_ptr();
-                let block_scale = _mm512_loadu_ps(scale);
-                let block_min = if MIN { _mm512_loadu_ps(min) } else { zero };
-                for (m, sum) in sums.iter_mut().enumerate() {
-                    let dots = _mm512_loadu_si512(dots.add(m * LANES).cast());
-                    let mut part = _mm512_mul_ps(_mm512_cvtepi32_ps(dots), block_scale);
+                let block_scale = _mm512_loadu_ps(x_scale);
+                let block_sum = if MIN { _mm512_loadu_ps(x_sum) } else { zero };
+                for (r, sum) in sums.iter_mut().enumerate() {
+                    let dots = _mm512_loadu_si512(dots.add(r * LANES).cast());
+                    let mut part = _mm512_mul_ps(_mm512_cvtepi32_ps(dots), _mm512_set1_ps(*scale.add(r)));
                     if MIN {
-                        part = _mm512_fmadd_ps(block_min, _mm512_set1_ps(*x_sum.add(m)), part);
+                        part = _mm512_fmadd_ps(_mm512_set1_ps(*min.add(r)), block_sum, part);
                     }
-                    *sum = _mm512_fmadd_ps(part, _mm512_set1_ps(*x_scale.add(m)), *sum);
+                    *sum = _mm512_fmadd_ps(part, block_scale, *sum);
                 }
-                (scale, min) = (scale.add(LANES), min.wrapping_add(LANES));
-                (x_scale, x_sum) = (x_scale.add(BYTES_ROWS), x_sum.add(BYTES_ROWS));
+                (scale, min) = (scale.add(SIDE), min.wrapping_add(SIDE));
+                (x_scale, x_sum) = (x_scale.add(SIDE), x_sum.add(SIDE));
                 at += 1;
             }
             let mut level = 0;
@@ -473,14 +462,14 @@ unsafe fn bytes_rows<const M: usize, const MIN: bool>(t: BytesTile) {
             }
             levels[level] = sums;
         }
-        for (m, sum) in levels[4].iter().enumerate() {
-            _mm512_storeu_ps(t.out.add(m * LANES), *sum);
+        for (r, sum) in levels[4].iter().enumerate() {
+            _mm512_storeu_ps(t.out.add(r * SIDE), *sum);
         }
     }
 }
 
 #[repr(align(64))]
-struct Passing([i32; HALF * LANES]);
+struct Passing([i32; SIDE * LANES]);
 
 /// Room for sums on their way to bf16.
 #[repr(align(64))]

@@ -226,6 +226,17 @@ impl<const PRODUCTS: u8> Simd for Avx512<PRODUCTS> {
         unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), x) }
     }
     #[inline(always)]
+    fn store_half<const HIGH: bool>(self, x: __m512i, out: &mut [u8; 32]) {
+        unsafe {
+            let half = if HIGH { _mm512_extracti64x4_epi64::<1>(x) } else { _mm512_castsi512_si256(x) };
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), half);
+        }
+    }
+    #[inline(always)]
+    fn sub_bytes(self, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_sub_epi8(a, b) }
+    }
+    #[inline(always)]
     fn and_bytes(self, a: __m512i, b: __m512i) -> __m512i {
         unsafe { _mm512_and_si512(a, b) }
     }
@@ -268,24 +279,19 @@ impl<const PRODUCTS: u8> Simd for Avx512<PRODUCTS> {
         unsafe { _mm512_mask_mov_ps(_mm512_set1_ps(low), 0xff00, _mm512_set1_ps(high)) }
     }
 
-    const BYTES_ROWS: usize = match PRODUCTS {
-        PLAIN => 4,
-        DOT => vnni::ROWS,
-        _ => amx::BYTES_ROWS,
-    };
-    const BYTES_COLUMNS: usize = if PRODUCTS >= GRID { 16 } else { 32 };
+    const FEW_ROWS: usize = if PRODUCTS >= GRID { 8 } else { 12 };
     const SIGNED_BYTES: bool = PRODUCTS >= GRID;
 
     #[inline(always)]
-    unsafe fn bytes_tile(self, tile: BytesTile, rows: usize) {
+    unsafe fn bytes_tile(self, tile: BytesTile) {
         // SAFETY: by the caller's promise; the witness says that the instructions exist.
         unsafe {
             if PRODUCTS >= GRID {
-                amx::bytes_tile(tile, rows);
+                amx::bytes_tile(tile);
             } else if PRODUCTS >= DOT {
-                vnni::tile(tile, rows);
+                vnni::tile(tile);
             } else {
-                crate::stored::tile::body(self, tile, rows);
+                crate::stored::tile::body(self, tile);
             }
         }
     }
@@ -305,8 +311,11 @@ impl<const PRODUCTS: u8> Simd for Avx512<PRODUCTS> {
     }
 
     #[inline(always)]
-    fn load_f16(self, x: &[u16; LANES]) -> __m512 {
-        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())) }
+    fn load_f16(self, x: [u64; 4]) -> __m512 {
+        unsafe {
+            let [a, b, c, d] = x.map(u64::cast_signed);
+            _mm512_cvtph_ps(_mm256_setr_epi64x(a, b, c, d))
+        }
     }
 
     #[inline(always)]
@@ -387,9 +396,9 @@ impl<const PRODUCTS: u8> Simd for Avx512<PRODUCTS> {
         unsafe { f32::from_bits(_mm512_reduce_max_epu32(_mm512_castps_si512(most))) }
     }
     #[inline(always)]
-    fn prefetch<T>(self, at: &T) {
+    fn prefetch<T>(self, at: *const T) {
         // SAFETY: a hint reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(at).cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {

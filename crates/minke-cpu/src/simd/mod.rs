@@ -31,6 +31,13 @@ macro_rules! plain_bytes {
             }
         }
         #[inline(always)]
+        fn sub_bytes(self, a: [u64; 8], b: [u64; 8]) -> [u64; 8] {
+            std::array::from_fn(|i| {
+                let (a, b) = (a[i].to_le_bytes(), b[i].to_le_bytes());
+                u64::from_le_bytes(std::array::from_fn(|i| a[i].wrapping_sub(b[i])))
+            })
+        }
+        #[inline(always)]
         fn and_bytes(self, a: [u64; 8], b: [u64; 8]) -> [u64; 8] {
             std::array::from_fn(|i| a[i] & b[i])
         }
@@ -193,6 +200,15 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn load_quarters(self, low: &[u8; 16], high: &[u8; 16]) -> Self::B;
     /// 64 bytes.
     fn store_bytes(self, x: Self::B, out: &mut [u8; 64]);
+    /// The low or the high half.
+    #[inline(always)]
+    fn store_half<const HIGH: bool>(self, x: Self::B, out: &mut [u8; 32]) {
+        let mut all = [0; 64];
+        self.store_bytes(x, &mut all);
+        out.copy_from_slice(if HIGH { &all[32..] } else { &all[..32] });
+    }
+    /// `a - b`, modulo 256.
+    fn sub_bytes(self, a: Self::B, b: Self::B) -> Self::B;
     /// `a & b`
     fn and_bytes(self, a: Self::B, b: Self::B) -> Self::B;
     /// `a | b`
@@ -221,21 +237,19 @@ pub trait Simd: Copy + Send + Sync + 'static {
         self.load(&std::array::from_fn(|i| if i < 8 { low } else { high }))
     }
 
-    /// Rows of a tile of bytes.
-    const BYTES_ROWS: usize = 4;
-    /// Columns of its panel, 16 or 32.
-    const BYTES_COLUMNS: usize = 32;
-    /// Whether such tiles read signed bytes in the panel, from which the offset was subtracted.
+    /// Rows of a product of bytes up to which each stored row is unpacked for itself; no bit depends on it.
+    const FEW_ROWS: usize = 12;
+    /// Whether tiles of bytes read signed ones, from which the offset was subtracted.
     const SIGNED_BYTES: bool = false;
 
-    /// A tile of a product of bytes, up to [`Simd::BYTES_ROWS`] rows by a panel; see [`crate::stored::tile`].
+    /// A tile of a product of bytes; see [`crate::stored::tile`].
     ///
     /// # Safety
     /// All that the tile addresses must be readable, `out` writable.
     #[inline(always)]
-    unsafe fn bytes_tile(self, tile: BytesTile, rows: usize) {
+    unsafe fn bytes_tile(self, tile: BytesTile) {
         // SAFETY: by the caller's promise.
-        unsafe { crate::stored::tile::body(self, tile, rows) }
+        unsafe { crate::stored::tile::body(self, tile) }
     }
 
     /// Sixteen numbers of magnitude up to 127.5, rounded (ties to even), as bytes; returns their sum.
@@ -257,8 +271,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// Sixteen f16, exactly.
     #[inline(always)]
-    fn load_f16(self, x: &[u16; LANES]) -> Self::V {
-        self.load(&x.map(|x| minke_num::f16::from_bits(x).to_f32()))
+    fn load_f16(self, x: [u64; 4]) -> Self::V {
+        let bits = |i: usize| (x[i / 4] >> (16 * (i % 4))) as u16;
+        self.load(&std::array::from_fn(|i| minke_num::f16::from_bits(bits(i)).to_f32()))
     }
 
     /// Sixteen values of magnitude up to 448 as E4M3 codes (nearest, ties to even); see [`fp8`].
@@ -370,9 +385,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// The largest lane.
     fn max_lane(self, a: Self::V) -> f32;
 
-    /// Hints that the cache line of `at` will be read soon; does nothing where there is no such hint.
+    /// Hints that the cache line of `at`, which may be any address, will be read soon; does nothing where there is no such hint.
     #[inline(always)]
-    fn prefetch<T>(self, _at: &T) {}
+    fn prefetch<T>(self, _at: *const T) {}
 
     /// All lanes zero.
     #[inline(always)]

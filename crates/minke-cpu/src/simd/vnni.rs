@@ -3,10 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::LANES;
-use crate::stored::tile::{BytesTile, CHAINS, COLUMNS};
-
-/// Rows of the largest tile.
-pub const ROWS: usize = 6;
+use crate::stored::tile::{BytesTile, CHAINS, SIDE};
 
 /// Blocks that a chain skips.
 const BLOCKS: usize = LANES;
@@ -57,92 +54,76 @@ pub unsafe fn block_dots(q: [__m512i; 8], x: &[i8]) -> __m512 {
     }
 }
 
-/// A tile of up to [`ROWS`] rows; see [`crate::stored::tile`].
+/// A tile; see [`crate::stored::tile`].
 ///
 /// # Safety
 /// AVX-512 with VNNI must exist, and as for [`crate::simd::Simd::bytes_tile`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
-pub unsafe fn tile(t: BytesTile, rows: usize) {
-    macro_rules! of_rows {
-        ($($n:literal)*) => {
-            match (rows, t.block, t.min.is_null()) {
-                // SAFETY: by the caller's promise.
-                $(($n, 32, true) => unsafe { run::<$n, 8, false>(t) },
-                ($n, 32, false) => unsafe { run::<$n, 8, true>(t) },
-                ($n, _, true) => unsafe { run::<$n, 4, false>(t) },
-                ($n, _, false) => unsafe { run::<$n, 4, true>(t) },)*
-                _ => unreachable!("a tile of bytes has 1 to {ROWS} rows"),
-            }
-        };
+pub unsafe fn tile(t: BytesTile) {
+    // SAFETY: by the caller's promise.
+    unsafe {
+        match (t.block, t.min.is_null()) {
+            (32, true) => run::<8, false>(t),
+            (32, false) => run::<8, true>(t),
+            (_, true) => run::<4, false>(t),
+            (_, false) => run::<4, true>(t),
+        }
     }
-    of_rows!(1 2 3 4 5 6);
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
-unsafe fn run<const M: usize, const STEPS: usize, const MIN: bool>(t: BytesTile) {
-    const VECS: usize = COLUMNS / LANES;
+unsafe fn run<const STEPS: usize, const MIN: bool>(t: BytesTile) {
     let zero = _mm512_setzero_ps();
-    let mut levels = [[[zero; VECS]; M]; 5];
+    let mut levels = [[zero; SIDE]; 5];
     let (mut q, mut scale, mut min) = (t.q, t.scale, t.min);
     let (mut x, mut x_scale, mut x_sum) = (t.x, t.x_scale, t.x_sum);
-    // scales from one half of the columns to the other
-    let half = t.blocks * LANES;
     // SAFETY (all): by the caller's promise.
     unsafe {
         for (count, chain) in CHAINS.into_iter().enumerate() {
-            let mut sums = [[zero; VECS]; M];
+            let mut sums = [zero; SIDE];
             for _ in (chain..t.blocks).step_by(BLOCKS) {
-                let mut dots = [[_mm512_setzero_si512(); VECS]; M];
-                if t.offset != 0 {
-                    for (m, dots) in dots.iter_mut().enumerate() {
-                        let start = -(f32::from(t.offset) * *x_sum.add(m));
-                        *dots = [_mm512_set1_epi32(start as i32); VECS];
-                    }
-                }
-                for step in 0..STEPS {
-                    let q = [0, 1]
-                        .map(|v| _mm512_loadu_si512(q.add(v * half * 4 * STEPS + step * LANES * 4).cast()));
-                    for (m, dots) in dots.iter_mut().enumerate() {
-                        let x = x.add((m * STEPS + step) * 4).cast::<i32>().read_unaligned();
-                        let x = _mm512_set1_epi32(x);
-                        for (dots, q) in dots.iter_mut().zip(q) {
-                            *dots = _mm512_dpbusd_epi32(*dots, q, x);
+                let words: [_; STEPS] =
+                    std::array::from_fn(|step| _mm512_loadu_si512(x.add(step * 4 * LANES).cast()));
+                let (block_sum, block_scale) = (_mm512_loadu_ps(x_sum), _mm512_loadu_ps(x_scale));
+                let offset = _mm512_mul_ps(_mm512_set1_ps(-f32::from(t.offset)), block_sum);
+                let start = _mm512_cvtps_epi32(offset);
+                // a few stored rows at a time, since each step of a dot waits for the one before it; written out, so that
+                // sums stay in registers
+                macro_rules! of_rows {
+                    ($([$($r:literal)*])*) => {$({
+                        let mut dots = [$($r),*].map(|_| start);
+                        for (step, &words) in words.iter().enumerate() {
+                            for (dots, r) in dots.iter_mut().zip([$($r),*]) {
+                                let q = q.add(4 * (r * STEPS + step));
+                                let q = _mm512_set1_epi32(q.cast::<i32>().read_unaligned());
+                                *dots = _mm512_dpbusd_epi32(*dots, q, words);
+                            }
                         }
-                    }
-                }
-                for v in 0..VECS {
-                    let scale = _mm512_loadu_ps(scale.add(v * half));
-                    for m in 0..M {
-                        let mut part = _mm512_mul_ps(_mm512_cvtepi32_ps(dots[m][v]), scale);
-                        if MIN {
-                            let min = _mm512_loadu_ps(min.add(v * half));
-                            part = _mm512_fmadd_ps(min, _mm512_set1_ps(*x_sum.add(m)), part);
+                        for (dots, r) in dots.into_iter().zip([$($r),*]) {
+                            let scale = _mm512_set1_ps(*scale.add(r));
+                            let mut part = _mm512_mul_ps(_mm512_cvtepi32_ps(dots), scale);
+                            if MIN {
+                                part = _mm512_fmadd_ps(_mm512_set1_ps(*min.add(r)), block_sum, part);
+                            }
+                            sums[r] = _mm512_fmadd_ps(part, block_scale, sums[r]);
                         }
-                        sums[m][v] = _mm512_fmadd_ps(part, _mm512_set1_ps(*x_scale.add(m)), sums[m][v]);
-                    }
+                    })*};
                 }
-                q = q.add(4 * STEPS * LANES);
-                scale = scale.add(LANES);
-                (x, x_scale, x_sum) = (x.add(ROWS * 4 * STEPS), x_scale.add(ROWS), x_sum.add(ROWS));
-                if MIN {
-                    min = min.add(LANES);
-                }
+                of_rows!([0 1 2 3] [4 5 6 7] [8 9 10 11] [12 13 14 15]);
+                (q, scale, min) = (q.add(4 * STEPS * SIDE), scale.add(SIDE), min.wrapping_add(SIDE));
+                (x, x_scale, x_sum) = (x.add(4 * STEPS * SIDE), x_scale.add(SIDE), x_sum.add(SIDE));
             }
             let mut level = 0;
             while count >> level & 1 == 1 {
-                for (sums, before) in sums.iter_mut().zip(&levels[level]) {
-                    for (sum, before) in sums.iter_mut().zip(before) {
-                        *sum = _mm512_add_ps(*before, *sum);
-                    }
+                for (sum, before) in sums.iter_mut().zip(&levels[level]) {
+                    *sum = _mm512_add_ps(*before, *sum);
                 }
                 level += 1;
             }
             levels[level] = sums;
         }
-        for (m, sums) in levels[4].iter().enumerate() {
-            for (v, sum) in sums.iter().enumerate() {
-                _mm512_storeu_ps(t.out.add(m * COLUMNS + v * LANES), *sum);
-            }
+        for (r, sum) in levels[4].iter().enumerate() {
+            _mm512_storeu_ps(t.out.add(r * SIDE), *sum);
         }
     }
 }

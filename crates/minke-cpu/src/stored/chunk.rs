@@ -82,33 +82,6 @@ impl<const ROWS: usize> Blocks for OfRows<'_, ROWS> {
     }
 }
 
-/// A chunk, unpacked.
-#[repr(C, align(64))]
-pub(super) struct Chunk {
-    /// The integers, block after block.
-    pub q: [u8; CHUNK],
-    /// A scale for each block.
-    pub scale: [f32; BLOCKS],
-    /// What is added to each element of a block.
-    pub min: [f32; BLOCKS],
-}
-
-impl Chunk {
-    /// All zero.
-    pub const ZERO: Self = Self { q: [0; CHUNK], scale: [0.0; BLOCKS], min: [0.0; BLOCKS] };
-
-    /// Unpacks a whole chunk.
-    #[inline(always)]
-    pub fn fill<S: Simd, F: Unpack>(&mut self, s: S, blocks: impl Blocks) {
-        let [scale, min] = F::scales(s, blocks);
-        s.store(scale, &mut self.scale);
-        s.store(min, &mut self.min);
-        for (i, out) in self.q.as_chunks_mut::<64>().0.iter_mut().enumerate().take(F::LEN / 64) {
-            s.store_bytes(F::vector(s, blocks, i), out);
-        }
-    }
-}
-
 /// Chunk `i` of the row that begins at `start` of stored rows, as a whole one: what lies behind a short row is read where
 /// something lies there, and multiplied by nothing.
 #[inline(always)]
@@ -155,7 +128,10 @@ fn word(bytes: &[u8], at: usize) -> u32 {
 /// Scales in f16 of sixteen stored blocks, at `AT` of each.
 #[inline(always)]
 fn half_scales<S: Simd, const BYTES: usize, const AT: usize>(s: S, blocks: impl Blocks) -> S::V {
-    s.load_f16(&std::array::from_fn(|i| u16::from_le_bytes(*array(blocks.block::<BYTES>(i), AT))))
+    // in numbers of eight bytes: a vector is slow to read where its elements were just stored one by one
+    let scale = |i: usize| u64::from(u16::from_le_bytes(*array(blocks.block::<BYTES>(i), AT)));
+    let four = |i: usize| scale(i) | scale(i + 1) << 16 | scale(i + 2) << 32 | scale(i + 3) << 48;
+    s.load_f16([four(0), four(4), four(8), four(12)])
 }
 
 /// The nibbles of two blocks with sixteen bytes each: of each the low ones, then the high ones.

@@ -17,8 +17,8 @@ const SHARE: usize = 32;
 /// Rows of the same weight, coded: `x = scale q`, q from -127 to 127, `scale = max |x| / 127` of 32 elements.
 ///
 /// Scales and sums are kept per block of the right operand, 16 or 32 elements, and rows are filled with zeros to whole chunks.
-/// Few rows lie one after the other. Of many, as many as a tile has lie together, as the tile walks through them: block after
-/// block in the order of [`tile::places`], each with the block of the first row, of the second and so on.
+/// Few rows lie one after the other. Of many, [`tile::SIDE`] lie together, as a tile walks through them: block after block in
+/// the order of [`tile::places`], each with four elements of every row, the next four of every row and so on.
 pub(super) struct Inputs {
     /// Elements of a block.
     block: usize,
@@ -41,12 +41,12 @@ pub(super) struct Span {
 }
 
 impl Span {
-    /// Spans for groups of rows, of which up to `few` lie one after the other, and more in tiles of `tall`.
-    pub fn all(offsets: &[u32], few: usize, tall: usize) -> Vec<Self> {
+    /// Spans for groups of rows, of which up to `few` lie one after the other, and more in tiles.
+    pub fn all(offsets: &[u32], few: usize) -> Vec<Self> {
         let mut first = 0;
         let span = |ends: &[u32]| {
             let rows = ends[0] as usize..ends[1] as usize;
-            let tall = if rows.len() <= few { 1 } else { tall };
+            let tall = if rows.len() <= few { 1 } else { tile::SIDE };
             let span = Self { rows, tall, first };
             first += span.rows.len().next_multiple_of(tall);
             span
@@ -87,7 +87,7 @@ impl Inputs {
             for (r, row) in rows.enumerate() {
                 let from = x.index.map_or(row, |index| index[row] as usize);
                 let x = x.view.slice(from * cols, (from + 1) * cols);
-                let room = Room { places, tall: span.tall, r, block, codes, scales, sums };
+                let room = Room { places, r, block, codes, scales, sums };
                 cpu.dispatch(Code { x, cols, room });
             }
         });
@@ -102,11 +102,10 @@ impl Inputs {
     }
 }
 
-/// Where row `r` of `tall` goes.
+/// Where row `r` goes, of a tile or alone.
 struct Room<'a> {
-    /// Which block of the walk each is; its own number where there is none.
+    /// Which block of the walk each is; nothing where the row lies alone.
     places: &'a [u32],
-    tall: usize,
     r: usize,
     block: usize,
     codes: &'a mut [i8],
@@ -115,10 +114,20 @@ struct Room<'a> {
 }
 
 impl Room<'_> {
-    /// Where block `b` goes, in blocks.
+    /// Puts block `b` where it goes.
     #[inline(always)]
-    fn at(&self, b: usize) -> usize {
-        self.places.get(b).map_or(b, |&place| place as usize * self.tall + self.r)
+    fn put(&mut self, b: usize, codes: &[i8], scale: f32, sum: f32) {
+        let at = if let Some(&place) = self.places.get(b) {
+            let words = &mut self.codes[place as usize * self.block * tile::SIDE..];
+            for (word, out) in codes.as_chunks::<4>().0.iter().zip(words.chunks_exact_mut(4 * tile::SIDE)) {
+                out[4 * self.r..][..4].copy_from_slice(word);
+            }
+            place as usize * tile::SIDE + self.r
+        } else {
+            self.codes[b * self.block..][..self.block].copy_from_slice(codes);
+            b
+        };
+        (self.scales[at], self.sums[at]) = (scale, sum);
     }
 }
 
@@ -126,6 +135,7 @@ kernel! {
     /// One row; numbers that are none, or infinite, make the scale of their 32 elements NaN.
     Code<'a>(s: S, x: View<'a>, cols: usize, room: Room<'a>) {
         let per_share = SHARE / room.block;
+        let mut room = room;
         for i in 0..cols / SHARE {
             let (low, high) = (load(s, x, SHARE * i, LANES), load(s, x, SHARE * i + LANES, LANES));
             let max = s.max_size_lane(s.max_size(s.max_size(s.zero(), low), high));
@@ -142,11 +152,9 @@ kernel! {
                     s.store_i8(s.mul(high, factor), second.try_into().expect("sixteen")),
                 ];
             }
-            for part in 0..per_share {
-                let at = room.at(i * per_share + part);
-                room.codes[at * room.block..][..room.block].copy_from_slice(&codes[part * room.block..][..room.block]);
-                room.scales[at] = scale;
-                room.sums[at] = (if per_share == 2 { sums[part] } else { sums[0] + sums[1] }) as f32;
+            for (part, codes) in codes.chunks_exact(room.block).enumerate() {
+                let sum = if per_share == 2 { sums[part] } else { sums[0] + sums[1] };
+                room.put(i * per_share + part, codes, scale, sum as f32);
             }
         }
         if room.places.is_empty() {

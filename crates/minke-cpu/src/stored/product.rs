@@ -7,7 +7,7 @@ use minke_num::blocks::BlockFormat;
 
 use super::chunk::{self, BLOCKS, Blocks, CHUNK, LINE, OfRows, STORED_CHUNK, Unpack};
 use super::inputs::{Inputs, Span};
-use super::tile::{self, BytesTile, COLUMNS};
+use super::tile::{self, BytesTile, SIDE};
 use super::{Form, StoredWeight};
 use crate::cpu::Cpu;
 use crate::gemm::Operand;
@@ -16,12 +16,15 @@ use crate::scratch;
 use crate::simd::{Kernel, LANES, Simd};
 use crate::view::ViewMut;
 
-/// Rows up to which each row of the weight is unpacked for itself and multiplied with all of them; with more, columns of the
-/// output are unpacked together and multiplied by tiles. No bit depends on it.
+/// The most rows of any level ([`Simd::FEW_ROWS`]) that each row of the weight is unpacked for by itself; for more, sixteen
+/// are unpacked together and multiplied by tiles.
 const FEW: usize = 12;
 
 /// Stored rows that a few rows are multiplied with at a time.
 const ROWS: usize = 4;
+
+/// Panels that are unpacked together where there is one tile of rows.
+const PANELS: usize = 8;
 
 /// How far ahead of them memory is read, in bytes: the hardware's own reading ahead ends at each page.
 const AHEAD: usize = 4096;
@@ -61,7 +64,7 @@ struct Task<'a> {
 
 /// As [`super::matmul_stored`], for weights in blocks; shapes are checked there.
 pub(super) fn matmul(cpu: &Cpu, a: Operand<'_>, offsets: &[u32], w: &StoredWeight, c: ViewMut<'_>) {
-    let spans = Span::all(offsets, FEW, cpu.level().dispatch_product(TileRows));
+    let spans = Span::all(offsets, cpu.level().dispatch_product(FewRows));
     let mut inputs: [Option<Inputs>; 2] = [None, None];
     for part in w.parts() {
         let Form::Blocks(format) = part.form else { unreachable!("a weight in blocks") };
@@ -77,7 +80,7 @@ pub(super) fn matmul(cpu: &Cpu, a: Operand<'_>, offsets: &[u32], w: &StoredWeigh
             let most =
                 if span.tall == 1 { TASK_BYTES / row_bytes.max(1) } else { PANEL_BYTES / w.cols.max(1) };
             // enough tasks for all threads, where a matrix is small
-            let each = most.min(part.rows.div_ceil(4 * cpu.threads())).max(1).next_multiple_of(COLUMNS);
+            let each = most.min(part.rows.div_ceil(4 * cpu.threads())).max(1).next_multiple_of(SIDE);
             let stored = group * w.parts_per_group() + p;
             for first in (0..part.rows).step_by(each) {
                 tasks.push((stored, span, first..part.rows.min(first + each)));
@@ -134,10 +137,10 @@ impl<F: Unpack> Kernel for Run<'_, F> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        match self.task.span.rows.len() {
-            1 => few::<S, F, 1>(s, &self.task),
-            ..=FEW => few::<S, F, FEW>(s, &self.task),
-            _ => many::<S, F>(s, &self.task),
+        match self.task.span {
+            Span { tall: SIDE, .. } => many::<S, F>(s, &self.task),
+            span if span.rows.len() == 1 => few::<S, F, 1>(s, &self.task),
+            _ => few::<S, F, FEW>(s, &self.task),
         }
     }
 }
@@ -165,10 +168,9 @@ fn few<S: Simd, F: Unpack, const M: usize>(s: S, task: &Task<'_>) {
         let mut sums = [[s.zero(); ROWS]; M];
         for r in 0..width {
             let start = (first + r) * task.row_bytes;
-            for ahead in task.bytes[start..].iter().skip(AHEAD).take(task.row_bytes).step_by(LINE) {
-                s.prefetch(ahead);
-            }
+            let ahead = task.bytes.as_ptr().wrapping_add(start + AHEAD);
             for c in 0..whole + usize::from(end > 0 && together == 1) {
+                (0..F::BYTES).step_by(LINE).for_each(|at| s.prefetch(ahead.wrapping_add(c * F::BYTES + at)));
                 let product = Product::new::<F>(s, chunk::whole::<F>(task.bytes, start, c, &mut room));
                 for (sums, &(codes, scales, block_sums)) in sums[..m].iter_mut().zip(&x) {
                     let part = product.with::<F>(s, &codes[c * F::LEN..][..F::LEN], array(block_sums, c));
@@ -275,63 +277,77 @@ fn array(x: &[f32], i: usize) -> &[f32; LANES] {
     x[i * LANES..][..LANES].try_into().expect("sixteen")
 }
 
-/// Columns of the output unpacked as panels, and tiles of rows that go through all of them.
+/// Sixteen stored rows at a time unpacked as a panel, and tiles of rows that go through all of a few panels.
 #[inline(always)]
 fn many<S: Simd, F: Unpack>(s: S, task: &Task<'_>) {
     let places = tile::places(task.cols / F::BLOCK);
-    let (blocks, width) = (places.len(), S::BYTES_COLUMNS);
+    let blocks = task.cols / F::BLOCK;
+    // of a panel: a block more, see `pack`
+    let (codes, numbers) = (SIDE * (task.cols + F::BLOCK), SIDE * (blocks + 1));
     let columns = task.bytes.len() / task.row_bytes;
-    let panels = columns.div_ceil(width);
-    let mut q = scratch::take::<u8>(panels * width * task.cols);
-    let mut scale = scratch::take::<f32>(panels * width * blocks);
+    // one tile of rows has nothing to read a panel again for, but takes a few in turn: tile registers wake slowly
+    let all = columns.div_ceil(SIDE);
+    let together = if task.span.rows.len() <= SIDE { all.min(PANELS) } else { all };
+    let mut q = scratch::take::<u8>(together * codes);
+    let mut scale = scratch::take::<f32>(together * numbers);
     let mut min = scratch::take::<f32>(if F::MIN { scale.len() } else { 0 });
-    for (p, q) in q.chunks_exact_mut(width * task.cols).enumerate() {
-        let part = p * width * blocks..(p + 1) * width * blocks;
-        let min = if F::MIN { &mut min[part.clone()] } else { &mut [] };
-        tile::pack::<S, F>(s, task.bytes, task.row_bytes, p * width, &places, q, &mut scale[part], min);
-    }
-    let mut sums = [0.0f32; tile::ROWS * COLUMNS];
-    for first in (0..task.span.rows.len()).step_by(S::BYTES_ROWS) {
-        let rows = (task.span.rows.len() - first).min(S::BYTES_ROWS);
-        let (x, x_scale, x_sum) = task.x.from(task.span.first + first);
-        for p in 0..panels {
-            let t = BytesTile {
-                q: q[p * width * task.cols..].as_ptr(),
-                scale: scale[p * width * blocks..].as_ptr(),
-                min: if F::MIN { min[p * width * blocks..].as_ptr() } else { std::ptr::null() },
-                offset: F::OFFSET,
-                block: F::BLOCK,
-                blocks,
-                x: x.as_ptr(),
-                x_scale: x_scale.as_ptr(),
-                x_sum: x_sum.as_ptr(),
-                out: sums.as_mut_ptr(),
-            };
-            // SAFETY: panel, rows and their scales have `blocks` blocks, `sums` room for the largest tile.
-            unsafe { s.bytes_tile(t, rows) };
-            let here = width.min(columns - p * width);
-            for r in 0..rows {
-                let at = (task.span.rows.start + first + r) * task.n + task.column + p * width;
-                // SAFETY: rows and columns of this task alone.
-                let mut out = unsafe { task.out.slice(at, here) };
-                for lane in (0..here).step_by(LANES) {
-                    let n = LANES.min(here - lane);
-                    let sum: &[f32; LANES] = sums[r * width + lane..][..LANES].try_into().expect("sixteen");
-                    store(s, s.load(sum), &mut out, lane, n);
+    let mut sums = [0.0f32; SIDE * SIDE];
+    for from in (0..columns).step_by(together * SIDE) {
+        let panels = together.min((columns - from).div_ceil(SIDE));
+        for (p, q) in q.chunks_exact_mut(codes).enumerate().take(panels) {
+            let part = p * numbers..(p + 1) * numbers;
+            let min = if F::MIN { &mut min[part.clone()] } else { &mut [] };
+            tile::pack::<S, F>(
+                s,
+                task.bytes,
+                task.row_bytes,
+                from + p * SIDE,
+                &places,
+                q,
+                &mut scale[part],
+                min,
+            );
+        }
+        for first in (0..task.span.rows.len()).step_by(SIDE) {
+            let rows = (task.span.rows.len() - first).min(SIDE);
+            let (x, x_scale, x_sum) = task.x.from(task.span.first + first);
+            for p in 0..panels {
+                let t = BytesTile {
+                    q: q[p * codes..].as_ptr(),
+                    scale: scale[p * numbers..].as_ptr(),
+                    min: if F::MIN { min[p * numbers..].as_ptr() } else { std::ptr::null() },
+                    offset: if S::SIGNED_BYTES { 0 } else { F::OFFSET },
+                    block: F::BLOCK,
+                    blocks,
+                    x: x.as_ptr(),
+                    x_scale: x_scale.as_ptr(),
+                    x_sum: x_sum.as_ptr(),
+                    out: sums.as_mut_ptr(),
+                };
+                // SAFETY: panel, rows and their scales have `blocks` blocks, `sums` room for a tile.
+                unsafe { s.bytes_tile(t) };
+                let column = from + p * SIDE;
+                let here = SIDE.min(columns - column);
+                let turned = s.transpose(std::array::from_fn(|r| s.load(array(&sums, r))));
+                for (r, sums) in turned.into_iter().enumerate().take(rows) {
+                    let at = (task.span.rows.start + first + r) * task.n + task.column + column;
+                    // SAFETY: rows and columns of this task alone.
+                    let mut out = unsafe { task.out.slice(at, here) };
+                    store(s, sums, &mut out, 0, here);
                 }
             }
         }
     }
 }
 
-/// How many rows of many lie together: those of a tile.
-struct TileRows;
+/// [`Simd::FEW_ROWS`]
+struct FewRows;
 
-impl Kernel for TileRows {
+impl Kernel for FewRows {
     type Out = usize;
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) -> usize {
-        S::BYTES_ROWS
+        S::FEW_ROWS
     }
 }

@@ -1,22 +1,21 @@
-//! A tile of a product of bytes: rows coded in 8 bits by columns unpacked from blocks.
+//! A tile of a product of bytes: stored rows unpacked from blocks, by rows of the left operand coded in 8 bits.
 //!
 //! A sum is cut into sixteen chains: block b of the depth belongs to chain `b % 16`, and the chains are added as
 //! [`Simd::sum`] adds its lanes. So a few rows, which have a chain in each lane, and a tile, which walks one chain after the
 //! other, give the same bits. Sums within a block are whole numbers below 2^24: their order is free.
 
-use super::chunk::{self, BLOCKS, CHUNK, Chunk, LINE, STORED_CHUNK, Unpack};
+use super::chunk::{self, BLOCKS, LINE, STORED_CHUNK, Unpack};
 use crate::simd::{LANES, Simd};
 
-/// Most columns of a panel ([`Simd::BYTES_COLUMNS`]), and most rows of a tile ([`Simd::BYTES_ROWS`]).
-pub const COLUMNS: usize = 32;
-pub const ROWS: usize = 16;
+/// Rows of either side of a tile.
+pub const SIDE: usize = LANES;
 
 /// The order in which chains are walked: after it, adding neighbours, then neighbours of these, adds as [`Simd::sum`].
 pub const CHAINS: [usize; BLOCKS] = [0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15];
 
-/// Which block of the walk each of `blocks` blocks is: chain after chain.
+/// Which block of the walk each of `blocks` blocks is: chain after chain. Those that fill the last sixteen are behind all.
 pub(super) fn places(blocks: usize) -> Vec<u32> {
-    let mut places = vec![0; blocks];
+    let mut places = vec![blocks as u32; blocks.next_multiple_of(BLOCKS)];
     let walk = CHAINS.into_iter().flat_map(|chain| (chain..blocks).step_by(BLOCKS));
     walk.zip(0..).for_each(|(block, place)| places[block] = place);
     places
@@ -25,28 +24,29 @@ pub(super) fn places(blocks: usize) -> Vec<u32> {
 /// What a tile reads and writes; blocks are in the order in which they are walked.
 #[derive(Clone, Copy)]
 pub struct BytesTile {
-    /// The panel: for each 16 of the columns the blocks, each `[block / 4][16][4]`.
+    /// Sixteen stored rows, `[blocks][16][block]`.
     pub q: *const u8,
-    /// A scale for each block and column, `[columns / 16][blocks][16]`.
+    /// A scale for each block of each, `[blocks][16]`.
     pub scale: *const f32,
     /// Likewise, or null.
     pub min: *const f32,
-    /// What was added to the integers of the panel; zero where they are signed ([`Simd::SIGNED_BYTES`]).
+    /// What was added to their integers; zero where they are signed ([`Simd::SIGNED_BYTES`]).
     pub offset: u8,
     /// Elements of a block, 16 or 32.
     pub block: usize,
     /// Blocks of the depth.
     pub blocks: usize,
-    /// Codes of the rows, `[blocks][BYTES_ROWS][block]`; those of rows that are not there may be anything.
+    /// Codes of sixteen rows of the left operand, four of each at a time, `[blocks][block / 4][16][4]`.
     pub x: *const i8,
-    /// A scale for each block of the rows, and the sum of its codes, `[blocks][BYTES_ROWS]`.
+    /// A scale for each block of each, and the sum of its codes, `[blocks][16]`.
     pub x_scale: *const f32,
     pub x_sum: *const f32,
-    /// `[rows][BYTES_COLUMNS]`
+    /// `[16 stored rows][16]`
     pub out: *mut f32,
 }
 
-/// Unpacks the stored rows from `first` on, one for each column of a panel; columns that are not there are zero.
+/// Unpacks sixteen stored rows from `first` on; those that are not there are zero. There is room for one block more than they
+/// have.
 #[inline(always)]
 pub(super) fn pack<S: Simd, F: Unpack>(
     s: S,
@@ -59,66 +59,55 @@ pub(super) fn pack<S: Simd, F: Unpack>(
     min: &mut [f32],
 ) {
     let mut room = [0; STORED_CHUNK];
-    let blocks = places.len();
-    let mut chunks = [const { Chunk::ZERO }; LANES];
-    for c in 0..blocks.div_ceil(BLOCKS) {
-        let here = BLOCKS.min(blocks - c * BLOCKS);
-        for half in 0..S::BYTES_COLUMNS / LANES {
-            for (j, chunk) in chunks.iter_mut().enumerate() {
-                let start = (first + half * LANES + j) * row_bytes;
-                if start >= rows.len() {
-                    *chunk = Chunk::ZERO;
-                    continue;
-                }
-                // the same of a row that comes later: these steps are too long for the hardware's reading ahead
-                let later = rows.get(start + LANES * row_bytes + c * F::BYTES..).unwrap_or_default();
-                later.iter().take(F::BYTES).step_by(LINE).for_each(|at| s.prefetch(at));
-                chunk.fill::<S, F>(s, chunk::whole::<F>(rows, start, c, &mut room));
+    let offset = s.bytes_of(F::OFFSET);
+    let numbers = SIDE * (1 + places.iter().max().map_or(0, |&most| most as usize));
+    assert!(panel.len() >= numbers * F::BLOCK && scale.len() >= numbers && (!F::MIN || min.len() >= numbers));
+    for (c, places) in places.as_chunks::<BLOCKS>().0.iter().enumerate() {
+        let (mut scales, mut mins) = ([s.zero(); SIDE], [s.zero(); SIDE]);
+        for j in 0..SIDE {
+            // SAFETY (here and below): there is room for every place, by the assertion.
+            let mut panel =
+                |b: usize| unsafe { panel.as_mut_ptr().add((places[b] as usize * SIDE + j) * F::BLOCK) };
+            let start = (first + j) * row_bytes;
+            if start >= rows.len() {
+                (0..BLOCKS).for_each(|b| unsafe { panel(b).write_bytes(0, F::BLOCK) });
+                continue;
+            }
+            // the same of a row that comes later: these steps are too long for the hardware's reading ahead
+            let later = rows.as_ptr().wrapping_add(start + SIDE * row_bytes + c * F::BYTES);
+            (0..F::BYTES).step_by(LINE).for_each(|at| s.prefetch(later.wrapping_add(at)));
+            let blocks = chunk::whole::<F>(rows, start, c, &mut room);
+            [scales[j], mins[j]] = F::scales(s, blocks);
+            for i in 0..F::LEN / 64 {
+                let mut q = F::vector(s, blocks, i);
                 if S::SIGNED_BYTES && F::OFFSET != 0 {
-                    chunk.q[..F::LEN].iter_mut().for_each(|q| *q = q.wrapping_sub(F::OFFSET));
+                    q = s.sub_bytes(q, offset);
                 }
-            }
-            let place = |b: usize| half * blocks + places[c * BLOCKS + b] as usize;
-            let turned = |of: fn(&Chunk) -> &[f32; BLOCKS], out: &mut [f32]| {
-                let mut rows = [s.zero(); LANES];
-                for (row, chunk) in rows.iter_mut().zip(&chunks) {
-                    *row = s.load(of(chunk));
-                }
-                for (b, row) in s.transpose(rows).into_iter().enumerate().take(here) {
-                    s.store(row, (&mut out[place(b) * LANES..][..LANES]).try_into().expect("sixteen"));
-                }
-            };
-            turned(|chunk| &chunk.scale, scale);
-            if F::MIN {
-                turned(|chunk| &chunk.min, min);
-            }
-            // sixteen words of each column, turned over
-            for w in 0..BLOCKS * F::BLOCK / (4 * LANES) {
-                let mut words = [s.zero(); LANES];
-                for (word, chunk) in words.iter_mut().zip(&chunks) {
-                    *word = s.load(words_of(&chunk.q, w));
-                }
-                let turned = s.transpose(words);
-                for (k, turned) in turned.iter().enumerate() {
-                    let b = (w * LANES + k) * 4 / F::BLOCK;
-                    if b >= here {
-                        break;
+                if F::BLOCK == 32 {
+                    s.store_half::<false>(q, unsafe { &mut *panel(2 * i).cast() });
+                    s.store_half::<true>(q, unsafe { &mut *panel(2 * i + 1).cast() });
+                } else {
+                    let mut all = [0; 64];
+                    s.store_bytes(q, &mut all);
+                    for (b, block) in all.as_chunks::<16>().0.iter().enumerate() {
+                        unsafe { *panel(4 * i + b).cast() = *block };
                     }
-                    let step = (w * LANES + k) % (F::BLOCK / 4);
-                    let at = (place(b) * F::BLOCK / 4 + step) * LANES;
-                    let out: &mut [f32] = bytemuck::cast_slice_mut(&mut panel[4 * at..4 * (at + LANES)]);
-                    s.store(*turned, out.try_into().expect("sixteen"));
                 }
             }
+        }
+        turn(s, scales, places, scale);
+        if F::MIN {
+            turn(s, mins, places, min);
         }
     }
 }
 
-/// Sixteen words of four bytes each, which vectors move as they are.
+/// Stores numbers of sixteen blocks of each row at the places of the blocks.
 #[inline(always)]
-fn words_of(q: &[u8; CHUNK], w: usize) -> &[f32; LANES] {
-    let all: &[f32] = bytemuck::cast_slice(q);
-    all[w * LANES..][..LANES].try_into().expect("sixteen")
+fn turn<S: Simd>(s: S, rows: [S::V; SIDE], places: &[u32; BLOCKS], out: &mut [f32]) {
+    for (&place, row) in places.iter().zip(s.transpose(rows)) {
+        s.store(row, (&mut out[place as usize * SIDE..][..SIDE]).try_into().expect("sixteen"));
+    }
 }
 
 /// The tile in plain vectors.
@@ -126,52 +115,47 @@ fn words_of(q: &[u8; CHUNK], w: usize) -> &[f32; LANES] {
 /// # Safety
 /// All that the tile addresses must be readable, `out` writable.
 #[inline(always)]
-pub unsafe fn body<S: Simd>(s: S, t: BytesTile, rows: usize) {
+pub unsafe fn body<S: Simd>(s: S, t: BytesTile) {
     // SAFETY (all): by the caller's promise.
     unsafe {
-        for half in 0..S::BYTES_COLUMNS / LANES {
-            for r in 0..rows {
-                let mut tree = Tree::new(s);
-                let mut at = 0;
-                for chain in CHAINS {
-                    let mut sum = s.zero();
-                    for _ in (chain..t.blocks).step_by(BLOCKS) {
-                        let q = t.q.add((half * t.blocks + at) * t.block * LANES);
-                        let row = at * S::BYTES_ROWS + r;
-                        let x = t.x.add(row * t.block);
-                        let mut dots = [0i32; LANES];
-                        for step in 0..t.block / 4 {
-                            let x: [i32; 4] = std::array::from_fn(|i| i32::from(*x.add(4 * step + i)));
-                            let q = q.add(step * LANES * 4);
-                            for (j, dot) in dots.iter_mut().enumerate() {
-                                for (i, x) in x.iter().enumerate() {
-                                    let q = *q.add(4 * j + i);
-                                    let q = if S::SIGNED_BYTES {
-                                        i32::from(q.cast_signed())
-                                    } else {
-                                        i32::from(q)
-                                    };
-                                    *dot += q * x;
-                                }
+        let vector = |p: *const f32, at: usize| s.load(&*p.add(at * LANES).cast());
+        for r in 0..SIDE {
+            let mut tree = Tree::new(s);
+            let mut at = 0;
+            for chain in CHAINS {
+                let mut sum = s.zero();
+                for _ in (chain..t.blocks).step_by(BLOCKS) {
+                    let row = at * SIDE + r;
+                    let q = t.q.add(row * t.block);
+                    let x = t.x.add(at * SIDE * t.block);
+                    let mut dots = [0i32; LANES];
+                    for step in 0..t.block / 4 {
+                        let q: [i32; 4] = std::array::from_fn(|i| {
+                            let q = *q.add(4 * step + i);
+                            if S::SIGNED_BYTES { i32::from(q.cast_signed()) } else { i32::from(q) }
+                        });
+                        let x = x.add(step * LANES * 4);
+                        for (j, dot) in dots.iter_mut().enumerate() {
+                            for (i, q) in q.iter().enumerate() {
+                                *dot += q * i32::from(*x.add(4 * j + i));
                             }
                         }
-                        let sum_x = *t.x_sum.add(row);
-                        let mut dots = s.load(&dots.map(|x| x as f32));
-                        if !S::SIGNED_BYTES && t.offset != 0 {
-                            dots = s.fma(s.splat(-f32::from(t.offset)), s.splat(sum_x), dots);
-                        }
-                        let vector = |p: *const f32| s.load(&*p.add((half * t.blocks + at) * LANES).cast());
-                        let mut part = s.mul(dots, vector(t.scale));
-                        if !t.min.is_null() {
-                            part = s.fma(vector(t.min), s.splat(sum_x), part);
-                        }
-                        sum = s.fma(part, s.splat(*t.x_scale.add(row)), sum);
-                        at += 1;
                     }
-                    tree.add(s, sum);
+                    let sums = vector(t.x_sum, at);
+                    let mut dots = s.load(&dots.map(|x| x as f32));
+                    if t.offset != 0 {
+                        dots = s.fma(s.splat(-f32::from(t.offset)), sums, dots);
+                    }
+                    let mut part = s.mul(dots, s.splat(*t.scale.add(row)));
+                    if !t.min.is_null() {
+                        part = s.fma(s.splat(*t.min.add(row)), sums, part);
+                    }
+                    sum = s.fma(part, vector(t.x_scale, at), sum);
+                    at += 1;
                 }
-                s.store(tree.levels[4], &mut *t.out.add(r * S::BYTES_COLUMNS + half * LANES).cast());
+                tree.add(s, sum);
             }
+            s.store(tree.levels[4], &mut *t.out.add(r * SIDE).cast());
         }
     }
 }
