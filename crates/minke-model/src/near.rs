@@ -43,6 +43,14 @@ impl Model {
         self.near = Near::After(CALLS);
     }
 
+    /// Begins to copy at once what would be copied after a while: for a program that will run the model for long.
+    pub fn copy_mapped_weights_now(&mut self) {
+        if let Near::After(calls) = &mut self.near {
+            *calls = 0;
+            self.come_near();
+        }
+    }
+
     /// A call of the model.
     pub(crate) fn come_near(&mut self) {
         match &mut self.near {

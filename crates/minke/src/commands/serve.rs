@@ -18,7 +18,8 @@ use crate::output;
 pub fn run(args: &Serve) -> Result<(), Failure> {
     let addr = address(&args.addr)?;
     let cpu = Cpu::detect(threads(args.model.threads));
-    let loaded = open(&args.model, &cpu)?;
+    let mut loaded = open(&args.model, &cpu)?;
+    loaded.model.copy_mapped_weights_now();
     let Some(tokenizer) = loaded.tokenizer.clone() else {
         return Err(Failure::user(format!(
             "{} has no tokenizer.json, so it cannot read text",
