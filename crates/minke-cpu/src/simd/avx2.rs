@@ -6,11 +6,12 @@ use minke_num::bf16;
 
 use crate::gemm::tile::Tile;
 
-use super::{Kernel, LANES, RECIPROCAL, Simd};
+use super::{Kernel, LANES, RECIPROCAL, Simd, bytes256};
+use crate::stored::tile::BytesTile;
 
-/// The witness: made by [`run`] alone.
+/// The witness, and whether it answers for products of bytes (`vpdpbusd`): made by [`run`] and [`run_vnni`] alone.
 #[derive(Clone, Copy)]
-pub struct Avx2(());
+pub struct Avx2<const VNNI: bool>(());
 
 /// Runs a kernel with AVX2, FMA and F16C-free code.
 ///
@@ -18,11 +19,20 @@ pub struct Avx2(());
 /// The machine must have `avx2` and `fma`.
 #[target_feature(enable = "avx2,fma")]
 pub unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
-    kernel.run(Avx2(()))
+    kernel.run(Avx2::<false>(()))
+}
+
+/// Runs a kernel with AVX2 and its products of bytes.
+///
+/// # Safety
+/// As for [`run`], and the machine must have `avxvnni`.
+#[target_feature(enable = "avx2,fma,avxvnni")]
+pub unsafe fn run_vnni<K: Kernel>(kernel: K) -> K::Out {
+    kernel.run(Avx2::<true>(()))
 }
 
 #[derive(Clone, Copy)]
-pub struct V(__m256, __m256);
+pub struct V(pub __m256, pub __m256);
 
 /// Rounds eight floats to bf16 in the low halves of eight words (nearest, ties to even; NaN made quiet).
 #[inline(always)]
@@ -49,12 +59,12 @@ macro_rules! per_half {
 #[target_feature(enable = "avx2,fma")]
 unsafe fn product_tile(tile: Tile, rows: usize, vecs: usize) {
     // SAFETY: by the promise of the caller of `tile`.
-    unsafe { crate::gemm::tile::body(Avx2(()), tile, rows, vecs) }
+    unsafe { crate::gemm::tile::body(Avx2::<false>(()), tile, rows, vecs) }
 }
 
-impl Simd for Avx2 {
+impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type V = V;
-    type B = [u64; 8];
+    type B = [__m256i; 2];
     const TILE_ROWS: usize = 6;
     const TILE_VECS: usize = 1;
 
@@ -193,7 +203,132 @@ impl Simd for Avx2 {
         unsafe { max8(_mm256_max_ps(a.0, a.1)) }
     }
 
-    plain_bytes!();
+    #[inline(always)]
+    fn bytes_of(self, x: u8) -> [__m256i; 2] {
+        // SAFETY (here and below): the witness says that AVX2 exists; references are readable or writable.
+        unsafe { [_mm256_set1_epi8(x.cast_signed()); 2] }
+    }
+    #[inline(always)]
+    fn load_halves(self, low: &[u8; 32], high: &[u8; 32]) -> [__m256i; 2] {
+        unsafe { [_mm256_loadu_si256(low.as_ptr().cast()), _mm256_loadu_si256(high.as_ptr().cast())] }
+    }
+    #[inline(always)]
+    fn load_quarters(self, low: &[u8; 16], high: &[u8; 16]) -> [__m256i; 2] {
+        unsafe { [twice(low), twice(high)] }
+    }
+    #[inline(always)]
+    fn store_bytes(self, x: [__m256i; 2], out: &mut [u8; 64]) {
+        let (low, high) = out.split_at_mut(32);
+        self.store_half::<false>(x, low.try_into().expect("a half"));
+        self.store_half::<true>(x, high.try_into().expect("a half"));
+    }
+    #[inline(always)]
+    fn store_half<const HIGH: bool>(self, x: [__m256i; 2], out: &mut [u8; 32]) {
+        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), x[usize::from(HIGH)]) }
+    }
+    #[inline(always)]
+    fn sub_bytes(self, a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+        unsafe { [_mm256_sub_epi8(a[0], b[0]), _mm256_sub_epi8(a[1], b[1])] }
+    }
+    #[inline(always)]
+    fn and_bytes(self, a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+        unsafe { [_mm256_and_si256(a[0], b[0]), _mm256_and_si256(a[1], b[1])] }
+    }
+    #[inline(always)]
+    fn or_bytes(self, a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+        unsafe { [_mm256_or_si256(a[0], b[0]), _mm256_or_si256(a[1], b[1])] }
+    }
+    #[inline(always)]
+    fn xor_bytes(self, a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+        unsafe { [_mm256_xor_si256(a[0], b[0]), _mm256_xor_si256(a[1], b[1])] }
+    }
+    #[inline(always)]
+    fn shift_quarters(self, x: [__m256i; 2], by: [u32; 4]) -> [__m256i; 2] {
+        unsafe {
+            let [a, b, c, d] = by.map(i64::from);
+            [
+                _mm256_srlv_epi64(x[0], _mm256_setr_epi64x(a, a, b, b)),
+                _mm256_srlv_epi64(x[1], _mm256_setr_epi64x(c, c, d, d)),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn shift_left(self, x: [__m256i; 2], by: u32) -> [__m256i; 2] {
+        unsafe {
+            let by = _mm256_set1_epi64x(i64::from(by));
+            [_mm256_sllv_epi64(x[0], by), _mm256_sllv_epi64(x[1], by)]
+        }
+    }
+    #[inline(always)]
+    fn bytes_where(self, bits: u64, x: u8) -> [__m256i; 2] {
+        unsafe {
+            // byte i sees the eight bits among which its own is
+            let order =
+                _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
+            let own = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64.cast_signed());
+            let (low, high) = (_mm256_set1_epi32(bits as i32), _mm256_set1_epi32((bits >> 32) as i32));
+            let (low, high) = (_mm256_shuffle_epi8(low, order), _mm256_shuffle_epi8(high, order));
+            let low = _mm256_cmpeq_epi8(_mm256_and_si256(low, own), own);
+            let high = _mm256_cmpeq_epi8(_mm256_and_si256(high, own), own);
+            let x = _mm256_set1_epi8(x.cast_signed());
+            [_mm256_and_si256(low, x), _mm256_and_si256(high, x)]
+        }
+    }
+    #[inline(always)]
+    fn lookup(self, table: &[u8; 16], x: [__m256i; 2]) -> [__m256i; 2] {
+        unsafe {
+            let table = twice(table);
+            [_mm256_shuffle_epi8(table, x[0]), _mm256_shuffle_epi8(table, x[1])]
+        }
+    }
+
+    #[inline(always)]
+    fn load_u8(self, x: [u64; 2]) -> V {
+        unsafe {
+            let half = |x: u64| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(x.cast_signed())));
+            V(half(x[0]), half(x[1]))
+        }
+    }
+    #[inline(always)]
+    fn halves(self, low: f32, high: f32) -> V {
+        unsafe { V(_mm256_set1_ps(low), _mm256_set1_ps(high)) }
+    }
+    #[inline(always)]
+    fn store_i8(self, x: V, out: &mut [i8; LANES]) -> i32 {
+        unsafe {
+            let (low, high) = (_mm256_cvtps_epi32(x.0), _mm256_cvtps_epi32(x.1));
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(low, high));
+            let bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_storeu_si128(out.as_mut_ptr().cast(), bytes);
+            let sums = _mm256_madd_epi16(words, _mm256_set1_epi16(1));
+            let sums = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums));
+            let sums = _mm_add_epi32(sums, _mm_shuffle_epi32::<0b01_00_11_10>(sums));
+            _mm_cvtsi128_si32(_mm_add_epi32(sums, _mm_shuffle_epi32::<0b10_11_00_01>(sums)))
+        }
+    }
+
+    const FEW_ROWS: usize = 7;
+
+    fn signed_bytes(offset: u8) -> bool {
+        !VNNI && offset == 128
+    }
+    #[inline(always)]
+    fn block_dots(self, q: [[__m256i; 2]; 8], x: &[i8], offset: u8, sums: V) -> V {
+        // SAFETY: the witness says that the instructions exist.
+        unsafe { bytes256::block_dots::<VNNI>(q, x, offset, sums) }
+    }
+    #[inline(always)]
+    unsafe fn bytes_tile(self, tile: BytesTile) {
+        // SAFETY: by the caller's promise; the witness says that the instructions exist.
+        unsafe { if VNNI { bytes256::tile_vnni(tile) } else { bytes256::tile(tile) } }
+    }
+}
+
+/// Sixteen bytes in both halves.
+#[inline(always)]
+unsafe fn twice(x: &[u8; 16]) -> __m256i {
+    // SAFETY: by the caller's promise that AVX2 exists.
+    unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(x.as_ptr().cast())) }
 }
 
 /// Adds lanes i + (i+4), then + 2, then + 1.

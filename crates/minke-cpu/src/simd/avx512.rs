@@ -4,8 +4,8 @@ use std::arch::x86_64::*;
 
 use minke_num::bf16;
 
-use super::avx2::{max8, sum8};
-use super::{Kernel, LANES, RECIPROCAL, Simd, amx, block_dots, vnni};
+use super::avx2::{V, max8, sum8};
+use super::{Kernel, LANES, RECIPROCAL, Simd, amx, bytes256, vnni};
 use crate::gemm::tile::{DotTile, PANEL, Tile};
 use crate::stored::tile::BytesTile;
 
@@ -15,10 +15,12 @@ pub struct Avx512<const PRODUCTS: u8>(());
 
 /// f32 products.
 const PLAIN: u8 = 0;
+/// Those, and products of bytes (`vpdpbusd`).
+const VNNI: u8 = 1;
 /// Those, and products of bf16 pairs (`vdpbf16ps`).
-const DOT: u8 = 1;
+const DOT: u8 = 2;
 /// Those, and tile registers (AMX).
-const GRID: u8 = 2;
+const GRID: u8 = 3;
 
 /// Runs a kernel with AVX-512.
 ///
@@ -27,6 +29,15 @@ const GRID: u8 = 2;
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 pub unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
     kernel.run(Avx512::<PLAIN>(()))
+}
+
+/// Runs a kernel with AVX-512 and its products of bytes.
+///
+/// # Safety
+/// As for [`run`], and the machine must have `avx512vnni`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
+pub unsafe fn run_vnni<K: Kernel>(kernel: K) -> K::Out {
+    kernel.run(Avx512::<VNNI>(()))
 }
 
 /// Runs a kernel with AVX-512 and its bf16 dot product.
@@ -195,12 +206,26 @@ impl<const PRODUCTS: u8> Simd for Avx512<PRODUCTS> {
         }
     }
     #[inline(always)]
-    fn block_dots(self, q: [__m512i; 8], x: &[i8]) -> __m512 {
-        if PRODUCTS >= DOT {
-            // SAFETY: the witness says that the instructions exist.
-            return unsafe { vnni::block_dots(q, x) };
+    fn block_dots(self, q: [__m512i; 8], x: &[i8], offset: u8, sums: __m512) -> __m512 {
+        // SAFETY: the witness says that the instructions exist.
+        unsafe {
+            if PRODUCTS >= VNNI {
+                let dots = vnni::block_dots(q, x);
+                let offset = -f32::from(offset);
+                return if offset == 0.0 {
+                    dots
+                } else {
+                    _mm512_fmadd_ps(_mm512_set1_ps(offset), sums, dots)
+                };
+            }
+            let mut halves = [[_mm256_setzero_si256(); 2]; 8];
+            for (x, halves) in q.iter().zip(&mut halves) {
+                *halves = [_mm512_castsi512_si256(*x), _mm512_extracti64x4_epi64::<1>(*x)];
+            }
+            let sums = V(_mm512_castps512_ps256(sums), _mm512_extractf32x8_ps::<1>(sums));
+            let V(low, high) = bytes256::block_dots::<false>(halves, x, offset, sums);
+            _mm512_insertf32x8::<1>(_mm512_castps256_ps512(low), high)
         }
-        block_dots(self, q, x)
     }
     #[inline(always)]
     fn bytes_of(self, x: u8) -> __m512i {
@@ -280,18 +305,23 @@ impl<const PRODUCTS: u8> Simd for Avx512<PRODUCTS> {
     }
 
     const FEW_ROWS: usize = if PRODUCTS >= GRID { 8 } else { 12 };
-    const SIGNED_BYTES: bool = PRODUCTS >= GRID;
+
+    fn signed_bytes(offset: u8) -> bool {
+        match PRODUCTS {
+            PLAIN => offset == 128,
+            VNNI | DOT => false,
+            _ => true,
+        }
+    }
 
     #[inline(always)]
     unsafe fn bytes_tile(self, tile: BytesTile) {
         // SAFETY: by the caller's promise; the witness says that the instructions exist.
         unsafe {
-            if PRODUCTS >= GRID {
-                amx::bytes_tile(tile);
-            } else if PRODUCTS >= DOT {
-                vnni::tile(tile);
-            } else {
-                crate::stored::tile::body(self, tile);
+            match PRODUCTS {
+                PLAIN => bytes256::tile(tile),
+                VNNI | DOT => vnni::tile(tile),
+                _ => amx::bytes_tile(tile),
             }
         }
     }

@@ -78,6 +78,8 @@ mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod bytes256;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
@@ -183,13 +185,14 @@ pub trait Simd: Copy + Send + Sync + 'static {
     }
 
     /// Sums of products within sixteen blocks of sixteen or 32 elements each, as whole numbers; see [`crate::stored`]. Blocks of
-    /// sixteen are in the first four vectors.
+    /// sixteen are in the first four vectors. `offset` times the blocks' `sums` of `x` is subtracted: bytes are below 64, or
+    /// their offset is 128.
     ///
     /// # Panics
     /// When `x` has neither 256 nor 512 elements.
     #[inline(always)]
-    fn block_dots(self, q: [Self::B; 8], x: &[i8]) -> Self::V {
-        block_dots(self, q, x)
+    fn block_dots(self, q: [Self::B; 8], x: &[i8], offset: u8, sums: Self::V) -> Self::V {
+        block_dots(self, q, x, offset, sums)
     }
 
     /// All bytes `x`.
@@ -239,8 +242,10 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// Rows of a product of bytes up to which each stored row is unpacked for itself; no bit depends on it.
     const FEW_ROWS: usize = 12;
-    /// Whether tiles of bytes read signed ones, from which the offset was subtracted.
-    const SIGNED_BYTES: bool = false;
+    /// Whether tiles of bytes read signed ones, from which this offset was subtracted.
+    fn signed_bytes(_offset: u8) -> bool {
+        false
+    }
 
     /// A tile of a product of bytes; see [`crate::stored::tile`].
     ///
@@ -517,7 +522,7 @@ const RECIPROCAL: u32 = 0x7ef3_11c7;
 
 /// [`Simd::block_dots`] in plain arithmetic.
 #[inline(always)]
-fn block_dots<S: Simd>(s: S, q: [S::B; 8], x: &[i8]) -> S::V {
+fn block_dots<S: Simd>(s: S, q: [S::B; 8], x: &[i8], offset: u8, sums: S::V) -> S::V {
     let block = x.len() / LANES;
     assert!((block == 16 || block == 32) && x.len() == LANES * block);
     let mut all = [[0; 64]; 8];
@@ -528,7 +533,7 @@ fn block_dots<S: Simd>(s: S, q: [S::B; 8], x: &[i8]) -> S::V {
     for ((dot, q), x) in dots.iter_mut().zip(all.as_flattened().chunks(block)).zip(x.chunks(block)) {
         *dot = q.iter().zip(x).map(|(&q, &x)| i32::from(q) * i32::from(x)).sum::<i32>() as f32;
     }
-    s.load(&dots)
+    s.fma(s.splat(-f32::from(offset)), sums, s.load(&dots))
 }
 
 /// An algorithm over [`Simd`], with its arguments as fields. `run` must be `#[inline(always)]`, and so must all that
@@ -550,7 +555,11 @@ enum Kind {
     #[cfg(target_arch = "x86_64")]
     Avx2,
     #[cfg(target_arch = "x86_64")]
+    Avx2Vnni,
+    #[cfg(target_arch = "x86_64")]
     Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni,
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16,
     #[cfg(target_arch = "x86_64")]
@@ -571,16 +580,22 @@ impl Level {
         {
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
                 levels.push(Level(Kind::Avx2));
+                if is_x86_feature_detected!("avxvnni") {
+                    levels.push(Level(Kind::Avx2Vnni));
+                }
                 let wide = is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl");
                 if wide {
                     levels.push(Level(Kind::Avx512));
-                    if is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512vnni") {
-                        levels.push(Level(Kind::Avx512Bf16));
-                        if amx::allowed() && amx::has_bytes() {
-                            levels.push(Level(Kind::Amx));
+                    if is_x86_feature_detected!("avx512vnni") {
+                        levels.push(Level(Kind::Avx512Vnni));
+                        if is_x86_feature_detected!("avx512bf16") {
+                            levels.push(Level(Kind::Avx512Bf16));
+                            if amx::allowed() && amx::has_bytes() {
+                                levels.push(Level(Kind::Amx));
+                            }
                         }
                     }
                 }
@@ -605,7 +620,11 @@ impl Level {
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
+            Kind::Avx2Vnni => "avx2-vnni",
+            #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512Vnni => "avx512-vnni",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512Bf16 => "avx512-bf16",
             #[cfg(target_arch = "x86_64")]
@@ -621,7 +640,7 @@ impl Level {
         match self.0 {
             Kind::Scalar => false,
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx2 | Kind::Avx512 => false,
+            Kind::Avx2 | Kind::Avx2Vnni | Kind::Avx512 | Kind::Avx512Vnni => false,
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512Bf16 | Kind::Amx => true,
             #[cfg(target_arch = "aarch64")]
@@ -644,9 +663,9 @@ impl Level {
             Kind::Scalar => kernel.run(scalar::Scalar),
             // SAFETY (all below): the level came from detection, so its instructions exist.
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx2 => unsafe { avx2::run(kernel) },
+            Kind::Avx2 | Kind::Avx2Vnni => unsafe { avx2::run(kernel) },
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx512 | Kind::Avx512Bf16 | Kind::Amx => unsafe { avx512::run(kernel) },
+            Kind::Avx512 | Kind::Avx512Vnni | Kind::Avx512Bf16 | Kind::Amx => unsafe { avx512::run(kernel) },
             #[cfg(target_arch = "aarch64")]
             Kind::Neon => unsafe { neon::run(kernel) },
         }
@@ -663,12 +682,16 @@ impl Level {
         }
     }
 
-    /// Like [`Level::dispatch`], for matrix products: with the bf16 dot product where there is one.
+    /// Like [`Level::dispatch`], for matrix products: with the dot products of bf16 and of bytes where they exist.
     #[inline]
     pub fn dispatch_product<K: Kernel>(self, kernel: K) -> K::Out {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY (both): the level came from detection, so its instructions exist.
+            // SAFETY (all): the level came from detection, so its instructions exist.
+            Kind::Avx2Vnni => unsafe { avx2::run_vnni(kernel) },
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512Vnni => unsafe { avx512::run_vnni(kernel) },
+            #[cfg(target_arch = "x86_64")]
             Kind::Avx512Bf16 => unsafe { avx512::run_dot(kernel) },
             #[cfg(target_arch = "x86_64")]
             Kind::Amx => unsafe { avx512::run_grid(kernel) },

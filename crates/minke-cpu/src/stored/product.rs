@@ -262,11 +262,8 @@ impl<S: Simd> Product<S> {
     /// Its product with codes, for each block: `scale (q . x) + min sum(x)`.
     #[inline(always)]
     fn with<F: Unpack>(&self, s: S, codes: &[i8], sums: &[f32; LANES]) -> S::V {
-        let (mut dots, sums) = (s.block_dots(self.q, codes), s.load(sums));
-        if F::OFFSET != 0 {
-            dots = s.fma(s.splat(-f32::from(F::OFFSET)), sums, dots);
-        }
-        let part = s.mul(dots, self.scale);
+        let sums = s.load(sums);
+        let part = s.mul(s.block_dots(self.q, codes, F::OFFSET, sums), self.scale);
         if F::MIN { s.fma(self.min, sums, part) } else { part }
     }
 }
@@ -284,6 +281,7 @@ fn many<S: Simd, F: Unpack>(s: S, task: &Task<'_>) {
     let blocks = task.cols / F::BLOCK;
     // of a panel: a block more, see `pack`
     let (codes, numbers) = (SIDE * (task.cols + F::BLOCK), SIDE * (blocks + 1));
+    let signed = S::signed_bytes(F::OFFSET);
     let columns = task.bytes.len() / task.row_bytes;
     // one tile of rows has nothing to read a panel again for, but takes a few in turn: tile registers wake slowly
     let all = columns.div_ceil(SIDE);
@@ -316,7 +314,8 @@ fn many<S: Simd, F: Unpack>(s: S, task: &Task<'_>) {
                     q: q[p * codes..].as_ptr(),
                     scale: scale[p * numbers..].as_ptr(),
                     min: if F::MIN { min[p * numbers..].as_ptr() } else { std::ptr::null() },
-                    offset: if S::SIGNED_BYTES { 0 } else { F::OFFSET },
+                    offset: if signed { 0 } else { F::OFFSET },
+                    signed,
                     block: F::BLOCK,
                     blocks,
                     x: x.as_ptr(),

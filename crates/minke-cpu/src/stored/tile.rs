@@ -30,8 +30,9 @@ pub struct BytesTile {
     pub scale: *const f32,
     /// Likewise, or null.
     pub min: *const f32,
-    /// What was added to their integers; zero where they are signed ([`Simd::SIGNED_BYTES`]).
+    /// What was added to their integers, and is zero where they are signed ([`Simd::signed_bytes`]).
     pub offset: u8,
+    pub signed: bool,
     /// Elements of a block, 16 or 32.
     pub block: usize,
     /// Blocks of the depth.
@@ -80,7 +81,7 @@ pub(super) fn pack<S: Simd, F: Unpack>(
             [scales[j], mins[j]] = F::scales(s, blocks);
             for i in 0..F::LEN / 64 {
                 let mut q = F::vector(s, blocks, i);
-                if S::SIGNED_BYTES && F::OFFSET != 0 {
+                if S::signed_bytes(F::OFFSET) && F::OFFSET != 0 {
                     q = s.sub_bytes(q, offset);
                 }
                 if F::BLOCK == 32 {
@@ -132,7 +133,7 @@ pub unsafe fn body<S: Simd>(s: S, t: BytesTile) {
                     for step in 0..t.block / 4 {
                         let q: [i32; 4] = std::array::from_fn(|i| {
                             let q = *q.add(4 * step + i);
-                            if S::SIGNED_BYTES { i32::from(q.cast_signed()) } else { i32::from(q) }
+                            if t.signed { i32::from(q.cast_signed()) } else { i32::from(q) }
                         });
                         let x = x.add(step * LANES * 4);
                         for (j, dot) in dots.iter_mut().enumerate() {
