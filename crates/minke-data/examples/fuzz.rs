@@ -2,12 +2,14 @@
 //!
 //! ```text
 //! cargo run --release --example fuzz -p minke-data -- [safetensors|gguf|tokenizer|template|transcript] [--seconds N]
-//!     [--seed S] [--file FILE]
+//!     [--seed S] [--file FILE] [--corpus FOLDER]
 //! ```
 //!
 //! A file that makes a panic, takes too much memory or too long is written to `fuzz-TARGET-SEED-CASE` in the folder for
-//! temporary files; `--file` runs one.
+//! temporary files; `--file` runs one. `--corpus` damages nothing: it writes the valid files, and a dictionary
+//! of the formats' words, for a fuzzer with coverage (`fuzz/run`).
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -50,6 +52,10 @@ fn main() -> ExitCode {
             continue;
         }
         let seeds = (target.seeds)();
+        if let Some(folder) = value("--corpus") {
+            write_corpus(Path::new(folder), target, &seeds).expect("the folder can be written");
+            continue;
+        }
         let (begin, mut number, mut taken) = (Instant::now(), 0, 0_u64);
         let (mut peak, mut slowest) = (0, Duration::ZERO);
         while begin.elapsed() < Duration::from_secs(seconds) {
@@ -75,4 +81,16 @@ fn main() -> ExitCode {
         );
     }
     if faults == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Valid files, and words with every byte written as `\xNN`, which libFuzzer reads.
+fn write_corpus(folder: &Path, target: &Target, seeds: &[Vec<u8>]) -> std::io::Result<()> {
+    let files = folder.join(target.name);
+    std::fs::create_dir_all(&files)?;
+    for (i, seed) in seeds.iter().enumerate() {
+        std::fs::write(files.join(format!("valid-{i}")), seed)?;
+    }
+    let escaped = |word: &str| word.bytes().map(|byte| format!("\\x{byte:02x}")).collect::<String>();
+    let lines: String = target.words.iter().map(|word| format!("\"{}\"\n", escaped(word))).collect();
+    std::fs::write(folder.join(format!("{}.dict", target.name)), lines)
 }
