@@ -129,9 +129,14 @@ fn word(bytes: &[u8], at: usize) -> u32 {
 #[inline(always)]
 fn half_scales<S: Simd, const BYTES: usize, const AT: usize>(s: S, blocks: impl Blocks) -> S::V {
     // in numbers of eight bytes: a vector is slow to read where its elements were just stored one by one
-    let scale = |i: usize| u64::from(u16::from_le_bytes(*array(blocks.block::<BYTES>(i), AT)));
-    let four = |i: usize| scale(i) | scale(i + 1) << 16 | scale(i + 2) << 32 | scale(i + 3) << 48;
-    s.load_f16([four(0), four(4), four(8), four(12)])
+    let mut words = [0; 4];
+    for (i, word) in words.iter_mut().enumerate() {
+        for j in 0..4 {
+            let scale = u16::from_le_bytes(*array(blocks.block::<BYTES>(4 * i + j), AT));
+            *word |= u64::from(scale) << (16 * j);
+        }
+    }
+    s.load_f16(words)
 }
 
 /// The nibbles of two blocks with sixteen bytes each: of each the low ones, then the high ones.
