@@ -236,6 +236,34 @@ pub struct Delta<'a> {
     pub tokens: usize,
 }
 
+/// Whether there is what drafts shall come from: a prediction module of the model, or another model.
+///
+/// # Errors
+/// There is not.
+pub fn can_draft(model: &Model, has_draft_model: bool, speculation: Speculation) -> Result<(), EngineError> {
+    let (what, hint) = match speculation {
+        Speculation::Mtp if model.config.num_nextn_predict_layers == 0 => {
+            ("mtp", "the model has no prediction module; ngram and draft need none")
+        }
+        Speculation::Draft if !has_draft_model => ("draft", "no draft model was given"),
+        _ => return Ok(()),
+    };
+    Err(EngineError::CannotDraft { what, hint })
+}
+
+/// Whether tokens of one mean the same to the other.
+pub(crate) fn check_vocabularies(
+    ours: Option<&Tokenizer>,
+    theirs: Option<&Tokenizer>,
+) -> Result<(), EngineError> {
+    let same = match (ours, theirs) {
+        (Some(ours), Some(theirs)) => speculate::same_vocabulary(ours, theirs),
+        (None, None) => Ok(()),
+        _ => Err("only one of the two has a tokenizer".to_owned()),
+    };
+    same.map_err(|reason| EngineError::DraftVocabulary { reason })
+}
+
 /// Runs a model: borrows it, so the weights may be a trainer's.
 pub struct Engine<'a> {
     pub(crate) model: &'a mut Model,
@@ -296,12 +324,7 @@ impl<'a> Engine<'a> {
         model: &'a mut Model,
         tokenizer: Option<&Tokenizer>,
     ) -> Result<Self, EngineError> {
-        let same = match (self.tokenizer, tokenizer) {
-            (Some(ours), Some(theirs)) => speculate::same_vocabulary(ours, theirs),
-            (None, None) => Ok(()),
-            _ => Err("only one of the two has a tokenizer".to_owned()),
-        };
-        same.map_err(|reason| EngineError::DraftVocabulary { reason })?;
+        check_vocabularies(self.tokenizer, tokenizer)?;
         Ok(Self { other: Some(model), ..self })
     }
 
@@ -468,18 +491,7 @@ impl<'a> Engine<'a> {
         if self.traced && (request.sampling.has_penalties() || request.has_bias()) {
             return Err(EngineError::TracedPenalties);
         }
-        match request.speculation {
-            Speculation::Mtp if self.model.config.num_nextn_predict_layers == 0 => {
-                return Err(EngineError::CannotDraft {
-                    what: "mtp",
-                    hint: "the model has no prediction module; ngram and draft need none",
-                });
-            }
-            Speculation::Draft if self.other.is_none() => {
-                return Err(EngineError::CannotDraft { what: "draft", hint: "no draft model was given" });
-            }
-            _ => {}
-        }
+        can_draft(self.model, self.other.is_some(), request.speculation)?;
         if request.prompt.is_empty() {
             return Err(EngineError::EmptyPrompt);
         }

@@ -41,7 +41,7 @@ mod thinking;
 
 pub use assistant::{Answer, Assistant, AssistantError, Builder, Piece, Settings, TEMPERATURE};
 pub use constrain::{Constraint, ConstraintError};
-pub use engine::{Delta, Engine, EngineError, Generation, Request, StopReason, Timing, Trace};
+pub use engine::{Delta, Engine, EngineError, Generation, Request, StopReason, Timing, Trace, can_draft};
 pub use files::{ModelFiles, Weights};
 pub use load::{GenerationDefaults, LoadModelError, Loaded, WeightFolder, load_model, read_config};
 pub use sampling::{Sampling, SettingError};

@@ -30,6 +30,8 @@ pub struct Served {
     pub bos: Option<u32>,
     /// How tokens are chosen where a request does not say it.
     pub defaults: Sampling,
+    /// What is drafted ahead.
+    pub speculation: Speculation,
 }
 
 /// What a server puts up with.
@@ -127,7 +129,7 @@ impl App {
                 });
                 let request = Request {
                     thinking,
-                    speculation: Speculation::Auto,
+                    speculation: self.served.speculation,
                     prompt: tokens.clone(),
                     max_tokens,
                     sequence: answer as u64,

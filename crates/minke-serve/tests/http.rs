@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use minke_cpu::Cpu;
 use minke_data::tokenizer::TrainOptions;
 use minke_data::{ChatTemplate, Tokenizer};
-use minke_infer::{Handle, Sampling, Service, ServiceOptions};
+use minke_infer::{Handle, Sampling, Service, ServiceOptions, Speculation};
 use minke_model::{Config, DType, Model, Precision};
 use minke_serve::{Limits, Served, serve};
 use serde_json::{Value, json};
@@ -45,8 +45,9 @@ impl Server {
     fn start(options: ServiceOptions, limits: Limits) -> Self {
         let tokenizer = tokenizer();
         let model = model(tokenizer.vocab_size());
-        let service = Service::start(model, Cpu::detect(2), Some(tokenizer.clone()), options).unwrap();
+        let service = Service::start(model, Cpu::detect(2), Some(tokenizer.clone()), None, options).unwrap();
         let served = Served {
+            speculation: Speculation::Auto,
             name: "whale".to_owned(),
             bos: tokenizer.bos(),
             stop_ids: tokenizer.eos().into_iter().collect(),

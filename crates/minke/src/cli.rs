@@ -387,6 +387,8 @@ pub struct Serve {
     pub cache_gib: f64,
     #[command(flatten)]
     pub cache: CacheArgs,
+    #[command(flatten)]
+    pub speculation: SpeculationArgs,
     /// Seconds from a request to the end of its answer
     #[arg(long, value_name = "S", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
     pub timeout: u64,

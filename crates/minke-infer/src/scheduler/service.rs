@@ -11,7 +11,7 @@ use minke_data::Tokenizer;
 use minke_model::{Model, PAGE};
 
 use crate::constrain::STACK_BYTES;
-use crate::engine::{Engine, EngineError, Request};
+use crate::engine::{Engine, EngineError, Request, check_vocabularies};
 
 use super::job::{Event, Job, Order, Sink, Turn};
 use super::{Scheduler, ServiceOptions, Stats};
@@ -68,16 +68,21 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts the thread that owns the model; without a tokenizer answers are ids only.
+    /// Starts the thread that owns the model; without a tokenizer answers are ids only. A smaller model may draft, which comes
+    /// with its own.
     ///
     /// # Errors
-    /// The options ask for what the model or the system does not have.
+    /// The options ask for what the model or the system does not have, or the draft model's vocabulary is another.
     pub fn start(
         mut model: Model,
         cpu: Cpu,
         tokenizer: Option<Tokenizer>,
+        mut draft: Option<(Model, Option<Tokenizer>)>,
         options: ServiceOptions,
     ) -> Result<Self, ServiceError> {
+        if let Some((_, theirs)) = &draft {
+            check_vocabularies(tokenizer.as_ref(), theirs.as_ref())?;
+        }
         let page =
             options.cache.page_bytes(&model.config, &model.precision).ok_or(EngineError::NoLatent)?.max(1);
         let most_pages = options.cache_bytes / page;
@@ -100,7 +105,11 @@ impl Service {
         let thread = thread.spawn(move || {
             let _alive = alive;
             let engine = Engine::new(&mut model, &cpu, tokenizer.as_ref());
-            let engine = engine.with_cache(options.cache).expect("its pages were counted");
+            let mut engine = engine.with_cache(options.cache).expect("its pages were counted");
+            if let Some((model, tokenizer)) = &mut draft {
+                engine =
+                    engine.with_draft(model, tokenizer.as_ref()).expect("the vocabularies were compared");
+            }
             serve(Scheduler::new(engine, options, most_pages), &inbox, &stats);
         })?;
         Ok(Self { handle, thread: Some(thread) })

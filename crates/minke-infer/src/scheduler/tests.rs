@@ -356,7 +356,7 @@ fn pages_go_by_least_recent_use_and_from_the_end() {
 }
 
 fn service(options: ServiceOptions) -> Service {
-    Service::start(model("v3_groups_published", DType::Bf16), Cpu::detect(2), None, options).unwrap()
+    Service::start(model("v3_groups_published", DType::Bf16), Cpu::detect(2), None, None, options).unwrap()
 }
 
 fn order(request: Request) -> Order {
@@ -385,6 +385,32 @@ fn a_service_answers_many_threads() {
             });
         }
     });
+}
+
+#[test]
+fn a_draft_model_makes_the_same_answers_with_fewer_calls() {
+    let name = "v3_groups_published";
+    let (mut reference, cpu) = (model(name, DType::Bf16), Cpu::detect(2));
+    let all = requests();
+    let alone = alone(&mut reference, &cpu, &all);
+    // the same model drafts what it will say itself, where it says the likeliest
+    let draft = Some((model(name, DType::Bf16), None));
+    let service =
+        Service::start(model(name, DType::Bf16), Cpu::detect(2), None, draft, ServiceOptions::default())
+            .unwrap();
+    let mut accepted = 0;
+    for (request, alone) in all.iter().zip(&alone) {
+        let drafted = Request { speculation: Speculation::Draft, ..request.clone() };
+        let events: Vec<Event> = service.handle().stream(order(drafted)).unwrap().collect();
+        let Some(Event::Done(done)) = events.last() else { panic!("{events:?}") };
+        accepted += done.speculated.accepted;
+        let tokens = events.iter().filter_map(|event| match event {
+            Event::Token(token) => Some((token.id, token.log_prob.unwrap().to_bits())),
+            _ => None,
+        });
+        assert_eq!(tokens.collect::<Vec<_>>(), expected(alone));
+    }
+    assert!(accepted > 0, "no draft came");
 }
 
 #[test]
@@ -418,7 +444,7 @@ fn other_caches_are_served_too_and_bad_options_are_refused() {
     let prompt = || request(text(1, 90), 6, 1);
     let run = |name, cache| {
         let options = ServiceOptions { cache, ..ServiceOptions::default() };
-        let service = Service::start(model(name, DType::Bf16), Cpu::detect(1), None, options)?;
+        let service = Service::start(model(name, DType::Bf16), Cpu::detect(1), None, None, options)?;
         let one: Vec<Event> = service.handle().stream(order(prompt())).unwrap().collect();
         let two: Vec<Event> = service.handle().stream(order(prompt())).unwrap().collect();
         let tokens = |events: &[Event]| -> Vec<Event> {
@@ -438,7 +464,7 @@ fn other_caches_are_served_too_and_bad_options_are_refused() {
     assert_eq!(refused, "a cache of latents needs a model with latent attention, and this one has none");
     let options = ServiceOptions { cache_bytes: 100, ..ServiceOptions::default() };
     let refused =
-        Service::start(model("llama_gqa", DType::F32), Cpu::detect(1), None, options).err().unwrap();
+        Service::start(model("llama_gqa", DType::F32), Cpu::detect(1), None, None, options).err().unwrap();
     assert!(
         refused.to_string().starts_with("100 bytes of memory for caches are too few: 2 pages of 64 tokens")
     );

@@ -9,8 +9,8 @@ use minke_data::Message;
 use minke_infer::{Constraint, Engine, Request, Settings, ThinkingBudget, Thought};
 use serde::Serialize;
 
-use super::{cache, open, rate, read_file, sampling, speculation, threads};
-use crate::cli::{self, Generate, ModelArgs, SteeringArgs};
+use super::{cache, draft_model, open, rate, read_file, sampling, speculation, threads};
+use crate::cli::{Generate, SteeringArgs};
 use crate::failure::Failure;
 use crate::interrupt::{self, Work};
 use crate::output;
@@ -129,18 +129,7 @@ pub fn run(args: &Generate) -> Result<(), Failure> {
     };
     let prompt_tokens = tokens.len();
     let constraint = constraint(&args.steering)?;
-    if args.speculation.draft_model.is_some()
-        && !matches!(args.speculation.speculate, cli::Drafts::Auto | cli::Drafts::Draft)
-    {
-        output::note("note: --draft-model has no effect without --speculate draft or auto");
-    }
-    let mut draft = match &args.speculation.draft_model {
-        Some(model) => {
-            let args = ModelArgs { model: model.clone(), ..args.model.clone() };
-            Some(open(&args, &cpu)?)
-        }
-        None => None,
-    };
+    let mut draft = draft_model(&args.speculation, &args.model, &cpu)?;
     let budget = args.steering.think_budget.map(|n| n as usize).or(settings.thinking_budget);
     let request = Request {
         prompt: tokens,

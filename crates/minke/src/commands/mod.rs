@@ -27,7 +27,7 @@ use minke_infer::{Loaded, Sampling, Settings, Speculation, load_model};
 use minke_model::{CacheKind, DType, Fp8, KvFormat, Precision, Purpose};
 use minke_train::recipe::{Recipe, Resolved};
 
-use crate::cli::{Bench, Command, Drafts, KeptAs, ModelArgs, SamplingArgs, Threads, Word};
+use crate::cli::{Bench, Command, Drafts, KeptAs, ModelArgs, SamplingArgs, SpeculationArgs, Threads, Word};
 use crate::failure::Failure;
 use crate::output;
 
@@ -105,6 +105,17 @@ fn speculation(drafts: Drafts) -> Speculation {
         Drafts::Mtp => Speculation::Mtp,
         Drafts::Draft => Speculation::Draft,
     }
+}
+
+/// The model that drafts, if one is named.
+fn draft_model(args: &SpeculationArgs, model: &ModelArgs, cpu: &Cpu) -> Result<Option<Loaded>, Failure> {
+    let Some(draft) = &args.draft_model else {
+        return Ok(None);
+    };
+    if !matches!(args.speculate, Drafts::Auto | Drafts::Draft) {
+        output::note("note: --draft-model has no effect without --speculate draft or auto");
+    }
+    open(&ModelArgs { model: draft.clone(), ..model.clone() }, cpu).map(Some)
 }
 
 /// What a cache keeps.

@@ -5,10 +5,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use minke_cpu::Cpu;
-use minke_infer::{Sampling, Service, ServiceOptions, TEMPERATURE};
+use minke_infer::{Sampling, Service, ServiceOptions, TEMPERATURE, can_draft};
 use minke_serve::{Limits, Served, serve};
 
-use super::{open, threads};
+use super::{draft_model, open, speculation, threads};
 use crate::cli::Serve;
 use crate::failure::Failure;
 use crate::interrupt::{self, Work};
@@ -54,10 +54,20 @@ pub fn run(args: &Serve) -> Result<(), Failure> {
         stop_ids,
         bos: loaded.bos(),
         defaults,
+        speculation: speculation(args.speculation.speculate),
     };
-    let context = loaded.model.config.max_position_embeddings;
-    let service = Service::start(loaded.model, cpu, Some(tokenizer), options(args)?)
+    let draft = draft_model(&args.speculation, &args.model, &cpu)?;
+    can_draft(&loaded.model, draft.is_some(), served.speculation)
         .map_err(|error| Failure::user(error.to_string()))?;
+    let context = loaded.model.config.max_position_embeddings;
+    let service = Service::start(
+        loaded.model,
+        cpu,
+        Some(tokenizer),
+        draft.map(|draft| (draft.model, draft.tokenizer)),
+        options(args)?,
+    )
+    .map_err(|error| Failure::user(error.to_string()))?;
     let handle = service.handle();
     if handle.context() < context {
         output::note(&format!(
