@@ -1,10 +1,5 @@
 #![no_main]
-#![allow(dead_code, reason = "one target of several")]
 
-#[path = "../../crates/minke-data/tests/hostile/targets.rs"]
-mod targets;
+mod entry;
 
-libfuzzer_sys::fuzz_target!(|file: &[u8]| {
-    let target = targets::TARGETS.iter().find(|target| target.name == "transcript").expect("it is listed");
-    (target.run)(file);
-});
+libfuzzer_sys::fuzz_target!(init: entry::begin(), |file: &[u8]| entry::run("transcript", file));

@@ -4,6 +4,7 @@
 //! in the same run, it says how much is left to gain.
 
 use std::hint::black_box;
+use std::path::Path;
 use std::time::Instant;
 
 use minke_cpu::gemm::{Compute, Operand, Packed, matmul};
@@ -75,14 +76,32 @@ pub fn peak_rss_bytes() -> Option<u64> {
 }
 
 /// Memory that new allocations can take without swapping, where the system tells: what is free or can be freed, at most
-/// what the process's control group may hold.
+/// what the process's control groups may hold.
 pub fn available_bytes() -> Option<u64> {
     let info = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
-    let limit = limit.and_then(|text| text.trim().parse().ok()).unwrap_or(u64::MAX);
-    Some((kib * 1024).min(limit))
+    Some((kib * 1024).min(group_limit_bytes().unwrap_or(u64::MAX)))
+}
+
+/// The least limit of the process's control group and those around it, of either version (`cgroups(7)`).
+fn group_limit_bytes() -> Option<u64> {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let limits = groups.lines().filter_map(|line| {
+        let mut fields = line.splitn(3, ':');
+        let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+        let (root, file) = match controllers {
+            "" => ("/sys/fs/cgroup", "memory.max"),
+            _ if controllers.split(',').any(|name| name == "memory") => {
+                ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+            }
+            _ => return None,
+        };
+        let own = Path::new(root).join(path.trim_start_matches('/'));
+        let around = own.ancestors().take_while(|group| group.starts_with(root));
+        around.filter_map(|group| std::fs::read_to_string(group.join(file)).ok()?.trim().parse().ok()).min()
+    });
+    limits.min()
 }
 
 /// The middle of some measurements; the upper of two middles.

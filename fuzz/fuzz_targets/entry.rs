@@ -1,0 +1,16 @@
+//! What the targets have in common.
+#![allow(dead_code, reason = "one target of several")]
+
+#[path = "../../crates/minke-data/tests/hostile/targets.rs"]
+mod targets;
+
+/// A panic that the entry functions catch, such as one of a library, is none; libFuzzer's own hook ends the process at any.
+pub fn begin() {
+    std::panic::set_hook(Box::new(|_| {}));
+}
+
+/// Takes a file in as a format.
+pub fn run(name: &str, file: &[u8]) {
+    let target = targets::TARGETS.iter().find(|target| target.name == name).expect("it is listed");
+    (target.run)(file);
+}
