@@ -55,6 +55,39 @@ fn sdot_word<const WORD: usize>(mut sums: int32x4_t, a: int8x16_t, b: int8x16_t)
     sums
 }
 
+/// Products of eight signed bytes, the low ones, added to sums. (What the compiler knows of bytes, that they are small or the
+/// same in both halves, makes it write its own as more instructions.)
+#[inline(always)]
+unsafe fn add_low(mut sums: int16x8_t, a: int8x16_t, b: int8x16_t) -> int16x8_t {
+    // SAFETY: NEON exists by the caller's promise; nothing but the operands is touched.
+    unsafe {
+        asm!(
+            "smlal {sums:v}.8h, {a:v}.8b, {b:v}.8b",
+            sums = inout(vreg) sums,
+            a = in(vreg) a,
+            b = in(vreg) b,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    sums
+}
+
+/// Likewise of the high ones.
+#[inline(always)]
+unsafe fn add_high(mut sums: int16x8_t, a: int8x16_t, b: int8x16_t) -> int16x8_t {
+    // SAFETY: as above.
+    unsafe {
+        asm!(
+            "smlal2 {sums:v}.8h, {a:v}.16b, {b:v}.16b",
+            sums = inout(vreg) sums,
+            a = in(vreg) a,
+            b = in(vreg) b,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    sums
+}
+
 /// See [`crate::simd::Simd::block_dots`].
 ///
 /// # Safety
@@ -108,8 +141,7 @@ unsafe fn block<const SDOT: bool>(
                 sums = vpadalq_s16(sums, pairs);
                 pairs = vdupq_n_s16(0);
             }
-            pairs = vmlal_s8(pairs, vget_low_s8(q), vget_low_s8(x));
-            pairs = vmlal_high_s8(pairs, q, x);
+            pairs = add_high(add_low(pairs, q, x), q, x);
         }
         if SDOT { sums } else { vpadalq_s16(sums, pairs) }
     }
@@ -258,8 +290,8 @@ unsafe fn dots<const WIDE: bool, const ROWS: usize>(
                 for w in 0..words {
                     let x = vld1q_s8(x.add((from + 4 * w) * SIDE + 16 * i));
                     for (row, pairs) in rows.iter().zip(&mut pairs) {
-                        pairs[0] = vmlal_s8(pairs[0], vget_low_s8(x), vget_low_s8(row[w]));
-                        pairs[1] = vmlal_high_s8(pairs[1], x, row[w]);
+                        pairs[0] = add_low(pairs[0], x, row[w]);
+                        pairs[1] = add_high(pairs[1], x, row[w]);
                     }
                 }
                 for (halves, pairs) in halves.iter_mut().zip(&pairs) {
