@@ -98,19 +98,39 @@ pub unsafe fn block_dots<const SDOT: bool>(q: [B; 8], x: &[i8], offset: u8, sums
     // SAFETY: in bounds by the assertion; the instructions exist by the caller's promise.
     unsafe {
         let (vectors, wide) = (x.len() / 256, offset == 128);
-        let mut all = sums;
-        for (quarter, out) in all.iter_mut().enumerate() {
-            let mut dots = [vdupq_n_s32(0); 4];
-            for (i, dots) in dots.iter_mut().enumerate() {
-                *dots = block::<SDOT>(&q, x.as_ptr(), (4 * quarter + i) * vectors, vectors, wide);
-            }
-            let dots = vpaddq_s32(vpaddq_s32(dots[0], dots[1]), vpaddq_s32(dots[2], dots[3]));
-            *out = vcvtq_f32_s32(dots);
-            if !wide && offset != 0 {
-                *out = vfmaq_f32(*out, vdupq_n_f32(-f32::from(offset)), sums[quarter]);
+        let (at, four) = (x.as_ptr(), 4 * vectors);
+        // written out, so that bytes stay in registers
+        let mut all = [
+            four_blocks::<SDOT>(&q, at, 0, vectors, wide),
+            four_blocks::<SDOT>(&q, at, four, vectors, wide),
+            four_blocks::<SDOT>(&q, at, 2 * four, vectors, wide),
+            four_blocks::<SDOT>(&q, at, 3 * four, vectors, wide),
+        ];
+        if !wide && offset != 0 {
+            for (dots, sums) in all.iter_mut().zip(sums) {
+                *dots = vfmaq_f32(*dots, vdupq_n_f32(-f32::from(offset)), sums);
             }
         }
         all
+    }
+}
+
+/// Sums of four blocks of `count` vectors each, from vector `first` on.
+#[inline(always)]
+unsafe fn four_blocks<const SDOT: bool>(
+    q: &[B; 8],
+    x: *const i8,
+    first: usize,
+    count: usize,
+    wide: bool,
+) -> float32x4_t {
+    // SAFETY: by the caller's promise.
+    unsafe {
+        let a = block::<SDOT>(q, x, first, count, wide);
+        let b = block::<SDOT>(q, x, first + count, count, wide);
+        let c = block::<SDOT>(q, x, first + 2 * count, count, wide);
+        let d = block::<SDOT>(q, x, first + 3 * count, count, wide);
+        vcvtq_f32_s32(vpaddq_s32(vpaddq_s32(a, b), vpaddq_s32(c, d)))
     }
 }
 
