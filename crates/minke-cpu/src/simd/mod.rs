@@ -81,6 +81,8 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod bytes256;
 #[cfg(target_arch = "aarch64")]
+mod bytes_neon;
+#[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
@@ -566,6 +568,8 @@ enum Kind {
     Amx,
     #[cfg(target_arch = "aarch64")]
     Neon,
+    #[cfg(target_arch = "aarch64")]
+    NeonDot,
 }
 
 impl Level {
@@ -604,6 +608,9 @@ impl Level {
         #[cfg(target_arch = "aarch64")]
         if std::arch::is_aarch64_feature_detected!("neon") {
             levels.push(Level(Kind::Neon));
+            if std::arch::is_aarch64_feature_detected!("dotprod") {
+                levels.push(Level(Kind::NeonDot));
+            }
         }
         levels
     }
@@ -631,6 +638,8 @@ impl Level {
             Kind::Amx => "amx-bf16",
             #[cfg(target_arch = "aarch64")]
             Kind::Neon => "neon",
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonDot => "neon-dot",
         }
     }
 
@@ -644,7 +653,7 @@ impl Level {
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512Bf16 | Kind::Amx => true,
             #[cfg(target_arch = "aarch64")]
-            Kind::Neon => false,
+            Kind::Neon | Kind::NeonDot => false,
         }
     }
 
@@ -667,7 +676,7 @@ impl Level {
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 | Kind::Avx512Vnni | Kind::Avx512Bf16 | Kind::Amx => unsafe { avx512::run(kernel) },
             #[cfg(target_arch = "aarch64")]
-            Kind::Neon => unsafe { neon::run(kernel) },
+            Kind::Neon | Kind::NeonDot => unsafe { neon::run(kernel) },
         }
     }
 
@@ -695,6 +704,8 @@ impl Level {
             Kind::Avx512Bf16 => unsafe { avx512::run_dot(kernel) },
             #[cfg(target_arch = "x86_64")]
             Kind::Amx => unsafe { avx512::run_grid(kernel) },
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonDot => unsafe { neon::run_dot(kernel) },
             _ => self.dispatch(kernel),
         }
     }

@@ -1,16 +1,19 @@
 //! Four 128-bit NEON registers as sixteen lanes.
 
 use std::arch::aarch64::*;
+use std::arch::asm;
 
 use minke_num::bf16;
 
 use crate::gemm::tile::Tile;
 
+use super::bytes_neon::{self, B};
 use super::{Kernel, LANES, RECIPROCAL, Simd};
+use crate::stored::tile::BytesTile;
 
-/// The witness: made by [`run`] alone.
+/// The witness, and whether it answers for products of bytes (`sdot`): made by [`run`] and [`run_dot`] alone.
 #[derive(Clone, Copy)]
-pub struct Neon(());
+pub struct Neon<const SDOT: bool>(());
 
 /// Runs a kernel with NEON.
 ///
@@ -18,10 +21,20 @@ pub struct Neon(());
 /// The machine must have `neon`.
 #[target_feature(enable = "neon")]
 pub unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
-    kernel.run(Neon(()))
+    kernel.run(Neon::<false>(()))
 }
 
-type V = [float32x4_t; 4];
+/// Runs a kernel with NEON and its products of bytes.
+///
+/// # Safety
+/// The machine must have `neon` and `dotprod`.
+#[target_feature(enable = "neon,dotprod")]
+pub unsafe fn run_dot<K: Kernel>(kernel: K) -> K::Out {
+    kernel.run(Neon::<true>(()))
+}
+
+/// Sixteen lanes.
+pub type V = [float32x4_t; 4];
 
 macro_rules! per_quarter {
     (|$i:ident| $e:expr) => {{
@@ -37,12 +50,12 @@ macro_rules! per_quarter {
 #[target_feature(enable = "neon")]
 unsafe fn product_tile(tile: Tile, rows: usize, vecs: usize) {
     // SAFETY: by the promise of the caller of `tile`.
-    unsafe { crate::gemm::tile::body(Neon(()), tile, rows, vecs) }
+    unsafe { crate::gemm::tile::body(Neon::<false>(()), tile, rows, vecs) }
 }
 
-impl Simd for Neon {
+impl<const SDOT: bool> Simd for Neon<SDOT> {
     type V = V;
-    type B = [u64; 8];
+    type B = B;
     const TILE_ROWS: usize = 6;
     const TILE_VECS: usize = 1;
 
@@ -52,6 +65,13 @@ impl Simd for Neon {
         unsafe { product_tile(tile, rows, vecs) }
     }
 
+    #[inline(always)]
+    fn prefetch<T>(self, at: *const T) {
+        // SAFETY: a hint reads nothing.
+        unsafe {
+            asm!("prfm pldl2keep, [{at}]", at = in(reg) at, options(readonly, nostack, preserves_flags));
+        }
+    }
     #[inline(always)]
     fn splat(self, x: f32) -> V {
         per_quarter!(|_i| vdupq_n_f32(x))
@@ -170,5 +190,209 @@ impl Simd for Neon {
         lanes.into_iter().fold(f32::NEG_INFINITY, |m, x| if x > m { x } else { m })
     }
 
-    plain_bytes!();
+    #[inline(always)]
+    fn max_size(self, most: V, x: V) -> V {
+        per_quarter!(|i| {
+            let size = vreinterpretq_u32_f32(vabsq_f32(x[i]));
+            vreinterpretq_f32_u32(vmaxq_u32(vreinterpretq_u32_f32(most[i]), size))
+        })
+    }
+    #[inline(always)]
+    fn max_size_lane(self, most: V) -> f32 {
+        // SAFETY: the witness says that NEON exists.
+        unsafe {
+            let mut largest = vreinterpretq_u32_f32(most[0]);
+            for most in &most[1..] {
+                largest = vmaxq_u32(largest, vreinterpretq_u32_f32(*most));
+            }
+            f32::from_bits(vmaxvq_u32(largest))
+        }
+    }
+    #[inline(always)]
+    fn portion<const OF: usize>(self, x: V, i: usize) -> V {
+        const { assert!(OF == 1 || OF == 2 || OF == 4, "whole vectors") };
+        let mut part = self.zero();
+        part[..4 / OF].copy_from_slice(&x[i * (4 / OF)..][..4 / OF]);
+        part
+    }
+    #[inline(always)]
+    fn transpose(self, rows: [V; LANES]) -> [V; LANES] {
+        let mut out = rows;
+        for high in 0..4 {
+            for wide in 0..4 {
+                let four = &rows[4 * high..];
+                let from = [four[0][wide], four[1][wide], four[2][wide], four[3][wide]];
+                // SAFETY: the witness says that NEON exists.
+                let turned = unsafe { turn(from) };
+                for (i, turned) in turned.into_iter().enumerate() {
+                    out[4 * wide + i][high] = turned;
+                }
+            }
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn bytes_of(self, x: u8) -> B {
+        // SAFETY (here and below): the witness says that NEON exists; references are readable or writable.
+        unsafe { [vdupq_n_u8(x); 4] }
+    }
+    #[inline(always)]
+    fn load_halves(self, low: &[u8; 32], high: &[u8; 32]) -> B {
+        unsafe {
+            let (low, high) = (low.as_ptr(), high.as_ptr());
+            [vld1q_u8(low), vld1q_u8(low.add(16)), vld1q_u8(high), vld1q_u8(high.add(16))]
+        }
+    }
+    #[inline(always)]
+    fn load_quarters(self, low: &[u8; 16], high: &[u8; 16]) -> B {
+        unsafe {
+            let (low, high) = (vld1q_u8(low.as_ptr()), vld1q_u8(high.as_ptr()));
+            [low, low, high, high]
+        }
+    }
+    #[inline(always)]
+    fn store_bytes(self, x: B, out: &mut [u8; 64]) {
+        for (i, x) in x.into_iter().enumerate() {
+            unsafe { vst1q_u8(out.as_mut_ptr().add(16 * i), x) }
+        }
+    }
+    #[inline(always)]
+    fn store_half<const HIGH: bool>(self, x: B, out: &mut [u8; 32]) {
+        let first = if HIGH { 2 } else { 0 };
+        unsafe {
+            vst1q_u8(out.as_mut_ptr(), x[first]);
+            vst1q_u8(out.as_mut_ptr().add(16), x[first + 1]);
+        }
+    }
+    #[inline(always)]
+    fn sub_bytes(self, a: B, b: B) -> B {
+        per_quarter!(|i| vsubq_u8(a[i], b[i]))
+    }
+    #[inline(always)]
+    fn and_bytes(self, a: B, b: B) -> B {
+        per_quarter!(|i| vandq_u8(a[i], b[i]))
+    }
+    #[inline(always)]
+    fn or_bytes(self, a: B, b: B) -> B {
+        per_quarter!(|i| vorrq_u8(a[i], b[i]))
+    }
+    #[inline(always)]
+    fn xor_bytes(self, a: B, b: B) -> B {
+        per_quarter!(|i| veorq_u8(a[i], b[i]))
+    }
+    #[inline(always)]
+    fn shift_quarters(self, x: B, by: [u32; 4]) -> B {
+        per_quarter!(|i| shifted(x[i], -i64::from(by[i])))
+    }
+    #[inline(always)]
+    fn shift_left(self, x: B, by: u32) -> B {
+        per_quarter!(|i| shifted(x[i], i64::from(by)))
+    }
+    #[inline(always)]
+    fn bytes_where(self, bits: u64, x: u8) -> B {
+        per_quarter!(|i| {
+            // byte i sees the eight bits among which its own is
+            let order = vcombine_u8(vdup_n_u8(2 * i as u8), vdup_n_u8(2 * i as u8 + 1));
+            let own = vreinterpretq_u8_u64(vdupq_n_u64(0x8040_2010_0804_0201));
+            let bits = vqtbl1q_u8(vreinterpretq_u8_u64(vdupq_n_u64(bits)), order);
+            vandq_u8(vtstq_u8(bits, own), vdupq_n_u8(x))
+        })
+    }
+    #[inline(always)]
+    fn lookup(self, table: &[u8; 16], x: B) -> B {
+        per_quarter!(|i| vqtbl1q_u8(vld1q_u8(table.as_ptr()), x[i]))
+    }
+
+    #[inline(always)]
+    fn load_u8(self, x: [u64; 2]) -> V {
+        unsafe {
+            let x = vcombine_u8(vcreate_u8(x[0]), vcreate_u8(x[1]));
+            let (low, high) = (vmovl_u8(vget_low_u8(x)), vmovl_high_u8(x));
+            [
+                vcvtq_f32_u32(vmovl_u16(vget_low_u16(low))),
+                vcvtq_f32_u32(vmovl_high_u16(low)),
+                vcvtq_f32_u32(vmovl_u16(vget_low_u16(high))),
+                vcvtq_f32_u32(vmovl_high_u16(high)),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn halves(self, low: f32, high: f32) -> V {
+        unsafe {
+            let (low, high) = (vdupq_n_f32(low), vdupq_n_f32(high));
+            [low, low, high, high]
+        }
+    }
+    #[inline(always)]
+    fn store_i8(self, x: V, out: &mut [i8; LANES]) -> i32 {
+        unsafe {
+            let half = |a, b| {
+                let (a, b) = (vcvtnq_s32_f32(a), vcvtnq_s32_f32(b));
+                vqmovn_s16(vcombine_s16(vqmovn_s32(a), vqmovn_s32(b)))
+            };
+            let bytes = vcombine_s8(half(x[0], x[1]), half(x[2], x[3]));
+            vst1q_s8(out.as_mut_ptr(), bytes);
+            i32::from(vaddlvq_s8(bytes))
+        }
+    }
+    #[inline(always)]
+    fn load_f16(self, x: [u64; 4]) -> V {
+        per_quarter!(|i| widened(vcreate_u16(x[i])))
+    }
+
+    /// Not measured on any machine, but counted: where `sdot` makes tiles cheap, they pay sooner.
+    const FEW_ROWS: usize = if SDOT { 8 } else { 12 };
+
+    fn signed_bytes(offset: u8) -> bool {
+        if SDOT { offset != 0 } else { offset == 128 }
+    }
+    #[inline(always)]
+    fn block_dots(self, q: [B; 8], x: &[i8], offset: u8, sums: V) -> V {
+        // SAFETY: the witness says that the instructions exist.
+        unsafe { bytes_neon::block_dots::<SDOT>(q, x, offset, sums) }
+    }
+    #[inline(always)]
+    unsafe fn bytes_tile(self, tile: BytesTile) {
+        // SAFETY: by the caller's promise; the witness says that the instructions exist.
+        unsafe { if SDOT { bytes_neon::tile_sdot(tile) } else { bytes_neon::tile(tile) } }
+    }
+}
+
+/// Numbers of eight bytes shifted left, or right by less than nothing.
+#[inline(always)]
+unsafe fn shifted(x: uint8x16_t, by: i64) -> uint8x16_t {
+    // SAFETY: by the caller's promise that NEON exists.
+    unsafe { vreinterpretq_u8_u64(vshlq_u64(vreinterpretq_u64_u8(x), vdupq_n_s64(by))) }
+}
+
+/// Four f16, exactly. (The compiler's own is not stable everywhere yet.)
+#[inline(always)]
+unsafe fn widened(x: uint16x4_t) -> float32x4_t {
+    let out: float32x4_t;
+    // SAFETY: by the caller's promise that NEON exists; nothing but the operands is touched.
+    unsafe {
+        asm!(
+            "fcvtl {out:v}.4s, {x:v}.4h",
+            out = lateout(vreg) out,
+            x = in(vreg) x,
+            options(pure, nomem, nostack),
+        );
+    }
+    out
+}
+
+/// Four rows of four turned over.
+#[inline(always)]
+unsafe fn turn(x: [float32x4_t; 4]) -> [float32x4_t; 4] {
+    // SAFETY: by the caller's promise that NEON exists.
+    unsafe {
+        let (a, b) = (vtrn1q_f32(x[0], x[1]), vtrn2q_f32(x[0], x[1]));
+        let (c, d) = (vtrn1q_f32(x[2], x[3]), vtrn2q_f32(x[2], x[3]));
+        let low =
+            |x, y| vreinterpretq_f32_f64(vzip1q_f64(vreinterpretq_f64_f32(x), vreinterpretq_f64_f32(y)));
+        let high =
+            |x, y| vreinterpretq_f32_f64(vzip2q_f64(vreinterpretq_f64_f32(x), vreinterpretq_f64_f32(y)));
+        [low(a, c), low(b, d), high(a, c), high(b, d)]
+    }
 }

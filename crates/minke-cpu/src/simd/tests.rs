@@ -204,7 +204,7 @@ fn levels_that_this_machine_lacks_are_said() {
     let known: &[&str] = if cfg!(target_arch = "x86_64") {
         &["scalar", "avx2", "avx2-vnni", "avx512", "avx512-vnni", "avx512-bf16", "amx-bf16"]
     } else if cfg!(target_arch = "aarch64") {
-        &["scalar", "neon"]
+        &["scalar", "neon", "neon-dot"]
     } else {
         &["scalar"]
     };

@@ -8,8 +8,8 @@ use crate::gemm::Packed;
 use crate::simd::Level;
 use minke_num::rng;
 
-/// Random stored rows: any bits, but scales in f16 that are small numbers.
-fn random_rows(format: BlockFormat, rows: usize, cols: usize, seed: u64) -> Vec<u8> {
+/// Random stored rows: any bits, or those of one byte, but scales in f16 that are small numbers.
+fn random_rows(format: BlockFormat, rows: usize, cols: usize, seed: u64, byte: Option<u8>) -> Vec<u8> {
     let row_bytes = format.row_bytes(cols).unwrap();
     let count = rows * row_bytes;
     let mut bytes: Vec<u8> = (0..count.div_ceil(16) as u64)
@@ -17,6 +17,9 @@ fn random_rows(format: BlockFormat, rows: usize, cols: usize, seed: u64) -> Vec<
         .flat_map(u32::to_le_bytes)
         .take(count)
         .collect();
+    if let Some(byte) = byte {
+        bytes.fill(byte);
+    }
     let halves: &[usize] = match format {
         BlockFormat::Q4_0
         | BlockFormat::Q5_0
@@ -38,7 +41,11 @@ fn random_rows(format: BlockFormat, rows: usize, cols: usize, seed: u64) -> Vec<
 }
 
 fn stored(format: BlockFormat, rows: usize, cols: usize, seed: u64) -> Stored {
-    let bytes = random_rows(format, rows, cols, seed);
+    stored_of(format, rows, cols, seed, None)
+}
+
+fn stored_of(format: BlockFormat, rows: usize, cols: usize, seed: u64, byte: Option<u8>) -> Stored {
+    let bytes = random_rows(format, rows, cols, seed, byte);
     let len = bytes.len();
     Stored::new(Form::Blocks(format), rows, cols, Bytes::new(Arc::new(bytes), 0..len))
 }
@@ -117,6 +124,30 @@ fn every_level_every_batch_and_any_threads_give_the_same_bits() {
                         );
                         assert_eq!(y.len(), rows * n);
                     }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn sums_of_the_largest_numbers_do_not_overflow() {
+    for format in BlockFormat::ALL {
+        for byte in [0x00, 0x7f, 0x80, 0xff] {
+            let (n, m, cols) = (18, 17, 3 * format.block_len());
+            let w = StoredWeight::new(1, vec![stored_of(format, n, cols, 3, Some(byte))]);
+            let mut x = vec![1.0; m * cols];
+            x[cols..2 * cols].fill(-1.0);
+            let expected = product(&Cpu::with_level(Level::SCALAR, 1), &x, None, &[0, m as u32], &w);
+            for level in Level::available() {
+                for rows in [1, 2, m] {
+                    let cpu = Cpu::with_level(level, 1);
+                    let y = product(&cpu, &x[..rows * cols], None, &[0, rows as u32], &w);
+                    assert!(
+                        y.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits()),
+                        "{format:?} of {byte:#x} on {}, {rows} rows",
+                        level.name()
+                    );
                 }
             }
         }

@@ -1,0 +1,331 @@
+//! Products of bytes in NEON registers: with `sdot` where the machine has it, else as numbers of 16 bits that are widened
+//! before they overflow.
+//!
+//! All bytes are taken as signed. Sixteen bits hold four products where the stored ones are below 64 (at most 4 · 63 · 127),
+//! and two where they are any (at most 2 · 128 · 127).
+
+use std::arch::aarch64::*;
+use std::arch::asm;
+
+use super::LANES;
+use super::neon::V;
+use crate::stored::tile::{BytesTile, CHAINS, SIDE};
+
+/// 64 bytes.
+pub type B = [uint8x16_t; 4];
+
+/// Blocks that a chain skips.
+const BLOCKS: usize = LANES;
+
+/// Vectors that sixteen rows are.
+const QUARTERS: usize = 4;
+
+/// Products of signed bytes, those of four neighbours added to a sum. (The compiler's own is not stable yet.)
+#[target_feature(enable = "neon,dotprod")]
+#[inline]
+fn sdot(mut sums: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
+    // SAFETY: the instruction exists and touches nothing but its operands.
+    unsafe {
+        asm!(
+            "sdot {sums:v}.4s, {a:v}.16b, {b:v}.16b",
+            sums = inout(vreg) sums,
+            a = in(vreg) a,
+            b = in(vreg) b,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    sums
+}
+
+/// Likewise of four bytes each with the same four of `b`.
+#[target_feature(enable = "neon,dotprod")]
+#[inline]
+fn sdot_word<const WORD: usize>(mut sums: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
+    // SAFETY: as above.
+    unsafe {
+        asm!(
+            "sdot {sums:v}.4s, {a:v}.16b, {b:v}.4b[{word}]",
+            sums = inout(vreg) sums,
+            a = in(vreg) a,
+            b = in(vreg) b,
+            word = const WORD,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    sums
+}
+
+/// Products of eight signed bytes, the low ones, added to sums. (What the compiler knows of bytes, that they are small or the
+/// same in both halves, makes it write its own as more instructions.)
+#[inline(always)]
+unsafe fn add_low(mut sums: int16x8_t, a: int8x16_t, b: int8x16_t) -> int16x8_t {
+    // SAFETY: NEON exists by the caller's promise; nothing but the operands is touched.
+    unsafe {
+        asm!(
+            "smlal {sums:v}.8h, {a:v}.8b, {b:v}.8b",
+            sums = inout(vreg) sums,
+            a = in(vreg) a,
+            b = in(vreg) b,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    sums
+}
+
+/// Likewise of the high ones.
+#[inline(always)]
+unsafe fn add_high(mut sums: int16x8_t, a: int8x16_t, b: int8x16_t) -> int16x8_t {
+    // SAFETY: as above.
+    unsafe {
+        asm!(
+            "smlal2 {sums:v}.8h, {a:v}.16b, {b:v}.16b",
+            sums = inout(vreg) sums,
+            a = in(vreg) a,
+            b = in(vreg) b,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    sums
+}
+
+/// See [`crate::simd::Simd::block_dots`].
+///
+/// # Safety
+/// NEON must exist, and `sdot` if `SDOT` says so.
+#[inline(always)]
+pub unsafe fn block_dots<const SDOT: bool>(q: [B; 8], x: &[i8], offset: u8, sums: V) -> V {
+    assert!(x.len() == 256 || x.len() == 512);
+    // SAFETY: in bounds by the assertion; the instructions exist by the caller's promise.
+    unsafe {
+        let (vectors, wide) = (x.len() / 256, offset == 128);
+        let (at, four) = (x.as_ptr(), 4 * vectors);
+        // written out, so that bytes stay in registers
+        let mut all = [
+            four_blocks::<SDOT>(&q, at, 0, vectors, wide),
+            four_blocks::<SDOT>(&q, at, four, vectors, wide),
+            four_blocks::<SDOT>(&q, at, 2 * four, vectors, wide),
+            four_blocks::<SDOT>(&q, at, 3 * four, vectors, wide),
+        ];
+        if !wide && offset != 0 {
+            for (dots, sums) in all.iter_mut().zip(sums) {
+                *dots = vfmaq_f32(*dots, vdupq_n_f32(-f32::from(offset)), sums);
+            }
+        }
+        all
+    }
+}
+
+/// Sums of four blocks of `count` vectors each, from vector `first` on.
+#[inline(always)]
+unsafe fn four_blocks<const SDOT: bool>(
+    q: &[B; 8],
+    x: *const i8,
+    first: usize,
+    count: usize,
+    wide: bool,
+) -> float32x4_t {
+    // SAFETY: by the caller's promise.
+    unsafe {
+        let a = block::<SDOT>(q, x, first, count, wide);
+        let b = block::<SDOT>(q, x, first + count, count, wide);
+        let c = block::<SDOT>(q, x, first + 2 * count, count, wide);
+        let d = block::<SDOT>(q, x, first + 3 * count, count, wide);
+        vcvtq_f32_s32(vpaddq_s32(vpaddq_s32(a, b), vpaddq_s32(c, d)))
+    }
+}
+
+/// Products of a block, which is `count` vectors from `first` on: the sum is that of four lanes. Bytes that are `wide` have 128
+/// added.
+#[inline(always)]
+unsafe fn block<const SDOT: bool>(
+    q: &[B; 8],
+    x: *const i8,
+    first: usize,
+    count: usize,
+    wide: bool,
+) -> int32x4_t {
+    // SAFETY: by the caller's promise.
+    unsafe {
+        let (mut sums, mut pairs) = (vdupq_n_s32(0), vdupq_n_s16(0));
+        for i in first..first + count {
+            let mut q = q[i / 4][i % 4];
+            if wide {
+                q = veorq_u8(q, vdupq_n_u8(128));
+            }
+            let (q, x) = (vreinterpretq_s8_u8(q), vld1q_s8(x.add(16 * i)));
+            if SDOT {
+                sums = sdot(sums, q, x);
+                continue;
+            }
+            if wide && i > first {
+                sums = vpadalq_s16(sums, pairs);
+                pairs = vdupq_n_s16(0);
+            }
+            pairs = add_high(add_low(pairs, q, x), q, x);
+        }
+        if SDOT { sums } else { vpadalq_s16(sums, pairs) }
+    }
+}
+
+/// A tile; see [`crate::stored::tile`].
+///
+/// # Safety
+/// NEON must exist, and as for [`crate::simd::Simd::bytes_tile`].
+#[target_feature(enable = "neon")]
+pub unsafe fn tile(t: BytesTile) {
+    // SAFETY: by the caller's promise.
+    unsafe { if t.signed { run::<false, true, 2>(t) } else { run::<false, false, 2>(t) } }
+}
+
+/// A tile with `sdot`; all bytes that are not signed must be below 128.
+///
+/// # Safety
+/// As for [`tile`], and `sdot` must exist.
+#[target_feature(enable = "neon,dotprod")]
+pub unsafe fn tile_sdot(t: BytesTile) {
+    // SAFETY: by the caller's promise.
+    unsafe { run::<true, true, 4>(t) }
+}
+
+/// A tile, `ROWS` stored rows at a time. Bytes that are not `WIDE` are below 64.
+#[inline(always)]
+unsafe fn run<const SDOT: bool, const WIDE: bool, const ROWS: usize>(t: BytesTile) {
+    // SAFETY (all): by the caller's promise.
+    unsafe {
+        let zero = vdupq_n_f32(0.0);
+        let mut levels = [[[zero; QUARTERS]; SIDE]; 5];
+        let mut at = 0;
+        for (count, chain) in CHAINS.into_iter().enumerate() {
+            let mut sums = [[zero; QUARTERS]; SIDE];
+            for _ in (chain..t.blocks).step_by(BLOCKS) {
+                let (q, x) = (t.q.add(at * SIDE * t.block), t.x.add(at * SIDE * t.block));
+                let (x_scale, x_sum) = (numbers(t.x_scale.add(at * SIDE)), numbers(t.x_sum.add(at * SIDE)));
+                for (rows, sums) in sums.as_chunks_mut::<ROWS>().0.iter_mut().enumerate() {
+                    let q = q.add(rows * ROWS * t.block);
+                    let dots = if SDOT {
+                        dots_sdot::<ROWS>(q, x, t.block)
+                    } else {
+                        dots::<WIDE, ROWS>(q, x, t.block)
+                    };
+                    for (r, (dots, sums)) in dots.iter().zip(sums).enumerate() {
+                        let row = at * SIDE + rows * ROWS + r;
+                        let scale = *t.scale.add(row);
+                        for (i, sum) in sums.iter_mut().enumerate() {
+                            let mut dots = vcvtq_f32_s32(dots[i]);
+                            if t.offset != 0 {
+                                dots = vfmaq_n_f32(dots, x_sum[i], -f32::from(t.offset));
+                            }
+                            let mut part = vmulq_n_f32(dots, scale);
+                            if !t.min.is_null() {
+                                part = vfmaq_n_f32(part, x_sum[i], *t.min.add(row));
+                            }
+                            *sum = vfmaq_f32(*sum, part, x_scale[i]);
+                        }
+                    }
+                }
+                at += 1;
+            }
+            let mut level = 0;
+            while count >> level & 1 == 1 {
+                for (sums, before) in sums.iter_mut().zip(&levels[level]) {
+                    for (sum, before) in sums.iter_mut().zip(before) {
+                        *sum = vaddq_f32(*before, *sum);
+                    }
+                }
+                level += 1;
+            }
+            levels[level] = sums;
+        }
+        for (r, sums) in levels[4].iter().enumerate() {
+            for (i, sum) in sums.iter().enumerate() {
+                vst1q_f32(t.out.add(r * SIDE + 4 * i), *sum);
+            }
+        }
+    }
+}
+
+/// Sixteen numbers.
+#[inline(always)]
+unsafe fn numbers(p: *const f32) -> V {
+    // SAFETY: by the caller's promise.
+    unsafe { [vld1q_f32(p), vld1q_f32(p.add(4)), vld1q_f32(p.add(8)), vld1q_f32(p.add(12))] }
+}
+
+/// Sums within a block of a few stored rows with sixteen others.
+#[inline(always)]
+unsafe fn dots_sdot<const ROWS: usize>(
+    q: *const u8,
+    x: *const i8,
+    block: usize,
+) -> [[int32x4_t; QUARTERS]; ROWS] {
+    // SAFETY (all): by the caller's promise.
+    unsafe {
+        let mut dots = [[vdupq_n_s32(0); QUARTERS]; ROWS];
+        for from in (0..block).step_by(16) {
+            let mut rows = [vdupq_n_s8(0); ROWS];
+            for (r, row) in rows.iter_mut().enumerate() {
+                *row = vld1q_s8(q.add(r * block + from).cast());
+            }
+            macro_rules! word {
+                ($word:literal) => {
+                    for i in 0..QUARTERS {
+                        let x = vld1q_s8(x.add((from + 4 * $word) * SIDE + 16 * i));
+                        for (row, dots) in rows.iter().zip(&mut dots) {
+                            dots[i] = sdot_word::<$word>(dots[i], x, *row);
+                        }
+                    }
+                };
+            }
+            word!(0);
+            word!(1);
+            word!(2);
+            word!(3);
+        }
+        dots
+    }
+}
+
+/// Likewise without `sdot`: as many words at a time as 16 bits hold products of one element of each.
+#[inline(always)]
+unsafe fn dots<const WIDE: bool, const ROWS: usize>(
+    q: *const u8,
+    x: *const i8,
+    block: usize,
+) -> [[int32x4_t; QUARTERS]; ROWS] {
+    // SAFETY (all): by the caller's promise.
+    unsafe {
+        let words = if WIDE { 2 } else { 4 };
+        // a row of the left operand is two lanes
+        let mut halves = [[[vdupq_n_s32(0); 2]; QUARTERS]; ROWS];
+        for from in (0..block).step_by(4 * words) {
+            let mut rows = [[vdupq_n_s8(0); 4]; ROWS];
+            for (r, row) in rows.iter_mut().enumerate() {
+                for (w, word) in row.iter_mut().enumerate().take(words) {
+                    let four = q.add(r * block + from + 4 * w).cast::<i32>().read_unaligned();
+                    *word = vreinterpretq_s8_s32(vdupq_n_s32(four));
+                }
+            }
+            for i in 0..QUARTERS {
+                let mut pairs = [[vdupq_n_s16(0); 2]; ROWS];
+                for w in 0..words {
+                    let x = vld1q_s8(x.add((from + 4 * w) * SIDE + 16 * i));
+                    for (row, pairs) in rows.iter().zip(&mut pairs) {
+                        pairs[0] = add_low(pairs[0], x, row[w]);
+                        pairs[1] = add_high(pairs[1], x, row[w]);
+                    }
+                }
+                for (halves, pairs) in halves.iter_mut().zip(&pairs) {
+                    halves[i][0] = vpadalq_s16(halves[i][0], pairs[0]);
+                    halves[i][1] = vpadalq_s16(halves[i][1], pairs[1]);
+                }
+            }
+        }
+        let mut dots = [[vdupq_n_s32(0); QUARTERS]; ROWS];
+        for (dots, halves) in dots.iter_mut().zip(&halves) {
+            for (dots, halves) in dots.iter_mut().zip(halves) {
+                *dots = vpaddq_s32(halves[0], halves[1]);
+            }
+        }
+        dots
+    }
+}
