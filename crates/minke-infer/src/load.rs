@@ -158,10 +158,18 @@ pub fn load_model(
     let tokenizer = tokenizer?;
     let (mut model, mut notes) =
         model.map_err(|source| LoadModelError::Weights { folder: folder.clone(), source })?;
-    // the copy, and as much again for whatever else runs
-    let copied = 2 * model.mapped_bytes() as u64;
-    if matches!(purpose, Purpose::Run(_)) && machine::available_bytes().is_some_and(|free| free > copied) {
-        model.copy_mapped_weights();
+    let mapped = model.mapped_bytes() as u64;
+    match machine::available_bytes() {
+        Some(free) if matches!(purpose, Purpose::Run(_)) => {
+            if free < mapped {
+                notes.push(larger_than_memory(mapped, free));
+            }
+            // the copy, and as much again for whatever else runs
+            if free > 2 * mapped {
+                model.copy_mapped_weights();
+            }
+        }
+        _ => {}
     }
     if let Some(tokenizer) = &tokenizer
         && tokenizer.vocab_size() > model.config.vocab_size
@@ -173,6 +181,16 @@ pub fn load_model(
         ));
     }
     Ok(Loaded { model, tokenizer, generation, notes, folder, files: Some(files) })
+}
+
+fn larger_than_memory(weights: u64, free: u64) -> String {
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    format!(
+        "the weights take {:.1} GiB, and {:.1} GiB of memory are free: much of them is read from the disk again for every \
+         token, which is slow; fewer bits (minke quantize) or less beside it would help",
+        gib(weights),
+        gib(free)
+    )
 }
 
 /// Reads and checks the `config.json` of a folder.
