@@ -90,7 +90,10 @@ fn write_corpus(folder: &Path, target: &Target, seeds: &[Vec<u8>]) -> std::io::R
     for (i, seed) in seeds.iter().enumerate() {
         std::fs::write(files.join(format!("valid-{i}")), seed)?;
     }
-    let escaped = |word: &str| word.bytes().map(|byte| format!("\\x{byte:02x}")).collect::<String>();
-    let lines: String = target.words.iter().map(|word| format!("\"{}\"\n", escaped(word))).collect();
-    std::fs::write(folder.join(format!("{}.dict", target.name)), lines)
+    let line = |word: &&str| {
+        let escaped: Vec<String> = word.bytes().map(|byte| format!("\\x{byte:02x}")).collect();
+        format!("\"{}\"\n", escaped.concat())
+    };
+    let lines: Vec<String> = target.words.iter().map(line).collect();
+    std::fs::write(folder.join(format!("{}.dict", target.name)), lines.concat())
 }
