@@ -309,6 +309,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
 
     const FEW_ROWS: usize = 7;
 
+    #[inline(always)]
     fn signed_bytes(offset: u8) -> bool {
         !VNNI && offset == 128
     }

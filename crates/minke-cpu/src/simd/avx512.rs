@@ -306,6 +306,7 @@ impl<const PRODUCTS: u8> Simd for Avx512<PRODUCTS> {
 
     const FEW_ROWS: usize = if PRODUCTS >= GRID { 8 } else { 12 };
 
+    #[inline(always)]
     fn signed_bytes(offset: u8) -> bool {
         match PRODUCTS {
             PLAIN => offset == 128,

@@ -7,71 +7,6 @@
 //! Invariant: a witness (`Avx512`, `Avx2`, ...) exists only where its instructions do. They are private to this
 //! module and made in [`Level::dispatch`] alone, and a [`Level`] other than `Scalar` comes from detection alone.
 
-/// What [`Simd`] does with bytes where they are eight words of eight.
-macro_rules! plain_bytes {
-    () => {
-        #[inline(always)]
-        fn bytes_of(self, x: u8) -> [u64; 8] {
-            [u64::from_le_bytes([x; 8]); 8]
-        }
-        #[inline(always)]
-        fn load_halves(self, low: &[u8; 32], high: &[u8; 32]) -> [u64; 8] {
-            let (low, high) = (low.as_chunks::<8>().0, high.as_chunks::<8>().0);
-            std::array::from_fn(|i| u64::from_le_bytes(if i < 4 { low[i] } else { high[i - 4] }))
-        }
-        #[inline(always)]
-        fn load_quarters(self, low: &[u8; 16], high: &[u8; 16]) -> [u64; 8] {
-            let (low, high) = (low.as_chunks::<8>().0, high.as_chunks::<8>().0);
-            std::array::from_fn(|i| u64::from_le_bytes(if i < 4 { low[i % 2] } else { high[i % 2] }))
-        }
-        #[inline(always)]
-        fn store_bytes(self, x: [u64; 8], out: &mut [u8; 64]) {
-            for (out, x) in out.as_chunks_mut::<8>().0.iter_mut().zip(x) {
-                *out = x.to_le_bytes();
-            }
-        }
-        #[inline(always)]
-        fn sub_bytes(self, a: [u64; 8], b: [u64; 8]) -> [u64; 8] {
-            std::array::from_fn(|i| {
-                let (a, b) = (a[i].to_le_bytes(), b[i].to_le_bytes());
-                u64::from_le_bytes(std::array::from_fn(|i| a[i].wrapping_sub(b[i])))
-            })
-        }
-        #[inline(always)]
-        fn and_bytes(self, a: [u64; 8], b: [u64; 8]) -> [u64; 8] {
-            std::array::from_fn(|i| a[i] & b[i])
-        }
-        #[inline(always)]
-        fn or_bytes(self, a: [u64; 8], b: [u64; 8]) -> [u64; 8] {
-            std::array::from_fn(|i| a[i] | b[i])
-        }
-        #[inline(always)]
-        fn xor_bytes(self, a: [u64; 8], b: [u64; 8]) -> [u64; 8] {
-            std::array::from_fn(|i| a[i] ^ b[i])
-        }
-        #[inline(always)]
-        fn shift_quarters(self, x: [u64; 8], by: [u32; 4]) -> [u64; 8] {
-            std::array::from_fn(|i| x[i] >> by[i / 2])
-        }
-        #[inline(always)]
-        fn shift_left(self, x: [u64; 8], by: u32) -> [u64; 8] {
-            x.map(|x| x << by)
-        }
-        #[inline(always)]
-        fn bytes_where(self, bits: u64, x: u8) -> [u64; 8] {
-            bits.to_le_bytes().map(|bits| {
-                // bit i in byte i, whatever stands there made 1, then x
-                let spread = 0x0101_0101_0101_0101 * u64::from(bits) & 0x8040_2010_0804_0201;
-                ((spread + 0x7f7f_7f7f_7f7f_7f7f) >> 7 & 0x0101_0101_0101_0101) * u64::from(x)
-            })
-        }
-        #[inline(always)]
-        fn lookup(self, table: &[u8; 16], x: [u64; 8]) -> [u64; 8] {
-            x.map(|x| u64::from_le_bytes(x.to_le_bytes().map(|x| table[usize::from(x & 15)])))
-        }
-    };
-}
-
 #[cfg(target_arch = "x86_64")]
 mod amx;
 #[cfg(target_arch = "x86_64")]
@@ -245,6 +180,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Rows of a product of bytes up to which each stored row is unpacked for itself; no bit depends on it.
     const FEW_ROWS: usize = 12;
     /// Whether tiles of bytes read signed ones, from which this offset was subtracted.
+    #[inline(always)]
     fn signed_bytes(_offset: u8) -> bool {
         false
     }

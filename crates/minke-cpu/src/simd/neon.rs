@@ -344,6 +344,7 @@ impl<const SDOT: bool> Simd for Neon<SDOT> {
     /// Not measured on any machine, but counted: where `sdot` makes tiles cheap, they pay sooner.
     const FEW_ROWS: usize = if SDOT { 8 } else { 12 };
 
+    #[inline(always)]
     fn signed_bytes(offset: u8) -> bool {
         if SDOT { offset != 0 } else { offset == 128 }
     }

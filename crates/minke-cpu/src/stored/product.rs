@@ -283,7 +283,8 @@ fn many<S: Simd, F: Unpack>(s: S, task: &Task<'_>) {
     let (codes, numbers) = (SIDE * (task.cols + F::BLOCK), SIDE * (blocks + 1));
     let signed = S::signed_bytes(F::OFFSET);
     let columns = task.bytes.len() / task.row_bytes;
-    // one tile of rows has nothing to read a panel again for, but takes a few in turn: tile registers wake slowly
+    // one tile of rows has nothing to read a panel again for; a few panels in turn are faster all the same where products
+    // are made in tile registers
     let all = columns.div_ceil(SIDE);
     let together = if task.span.rows.len() <= SIDE { all.min(PANELS) } else { all };
     let mut q = scratch::take::<u8>(together * codes);

@@ -30,8 +30,9 @@ pub struct BytesTile {
     pub scale: *const f32,
     /// Likewise, or null.
     pub min: *const f32,
-    /// What was added to their integers, and is zero where they are signed ([`Simd::signed_bytes`]).
+    /// What was added to their integers: zero where it was subtracted again.
     pub offset: u8,
+    /// Whether they are signed ([`Simd::signed_bytes`]).
     pub signed: bool,
     /// Elements of a block, 16 or 32.
     pub block: usize,

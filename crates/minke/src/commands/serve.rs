@@ -19,7 +19,6 @@ pub fn run(args: &Serve) -> Result<(), Failure> {
     let addr = address(&args.addr)?;
     let cpu = Cpu::detect(threads(args.model.threads));
     let mut loaded = open(&args.model, &cpu)?;
-    loaded.model.copy_mapped_weights_now();
     let Some(tokenizer) = loaded.tokenizer.clone() else {
         return Err(Failure::user(format!(
             "{} has no tokenizer.json, so it cannot read text",
@@ -60,6 +59,8 @@ pub fn run(args: &Serve) -> Result<(), Failure> {
     can_draft(&loaded.model, draft.is_some(), served.speculation)
         .map_err(|error| Failure::user(error.to_string()))?;
     let context = loaded.model.config.max_position_embeddings;
+    // who serves will read them often
+    loaded.model.copy_mapped_weights_now();
     let service = Service::start(
         loaded.model,
         cpu,
