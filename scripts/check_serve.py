@@ -224,7 +224,7 @@ def busy(minke, model):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minke", default="target/release/minke")
-    parser.add_argument("--model", type=Path)
+    parser.add_argument("--model", type=Path, help="one with a chat template, whose thoughts are marked [default: a random one]")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model = args.model
@@ -232,13 +232,15 @@ def main():
             model = Path(folder)
             make_model(model)
         server = Server(args.minke, model)
-        client = server.client()
-        chats(client)
-        forms(client)
-        texts(client)
-        errors(server, client)
-        asyncio.run(crowd(server))
-        server.stop()
+        try:
+            client = server.client()
+            chats(client)
+            forms(client)
+            texts(client)
+            errors(server, client)
+            asyncio.run(crowd(server))
+        finally:
+            server.stop()
         busy(args.minke, model)
     print(f"{CHECKS} checks passed with openai {openai.__version__}")
 
