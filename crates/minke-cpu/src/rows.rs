@@ -143,6 +143,7 @@ pub fn dot<S: Simd>(s: S, a: View<'_>, b: View<'_>, len: usize) -> f32 {
 }
 
 /// A mutable slice of either dtype that tasks of one parallel loop share: each writes its own part.
+#[derive(Clone, Copy)]
 pub enum SharedView {
     /// f32 elements.
     F32(SharedMut<f32>),

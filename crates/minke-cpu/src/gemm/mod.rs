@@ -21,12 +21,13 @@ mod nt;
 mod pack;
 pub mod tile;
 mod tn;
+mod unpacked;
 
 pub use fp8::{Elements, Matrix8, Packed8, Weight8, matmul8, matmul8_tn};
-pub(crate) use nt::{ByRow, matmul_unpacked};
 pub use nt::{Target, matmul, matmul_columns, matmul_then};
 pub use pack::Packed;
 pub use tn::matmul_tn;
+pub(crate) use unpacked::{ByRow, matmul_unpacked};
 
 use std::ops::Range;
 

@@ -8,6 +8,7 @@ use super::engine::{AHEAD, Engine, Rows, Words, layout};
 use super::tile::PANEL;
 use super::{Compute, Operand, Packed, RowTiles, check_offsets, chunks, over_panels};
 use crate::cpu::{Cpu, SharedMut};
+use crate::rows::SharedView;
 use crate::scratch;
 use crate::simd::{GRID_ROWS, GRID_STEPS, Kernel, LANES, Simd};
 use crate::view::{DType, View, ViewMut};
@@ -28,7 +29,7 @@ pub fn matmul(cpu: &Cpu, a: Operand<'_>, offsets: &[u32], b: &Packed, c: ViewMut
     check("matmul", cpu, a, offsets, b);
     assert_eq!(c.len(), a.rows() * b.n, "matmul: output of {} x {}", a.rows(), b.n);
     assert!(!accumulate || c.dtype() == DType::F32, "matmul: a bf16 output cannot accumulate");
-    over_columns(cpu, a, offsets, b, 0..b.n, Out::new(c), accumulate);
+    over_columns(cpu, a, offsets, b, 0..b.n, SharedView::new(c), accumulate);
 }
 
 #[track_caller]
@@ -68,7 +69,7 @@ pub fn matmul_then(
         Target::Kept(c) => {
             assert_eq!(c.len(), a.rows() * b.n, "matmul_then: output of {} x {}", a.rows(), b.n);
             let dtype = c.dtype();
-            (Some(Out::new(c)), dtype)
+            (Some(SharedView::new(c)), dtype)
         }
         Target::Passing(dtype) => (None, dtype),
     };
@@ -81,17 +82,17 @@ pub fn matmul_then(
     if tiles.count < 2 * cpu.threads() {
         // too few to go around: threads share the panels of all rows, and then whatever `then` does
         let mut passing = scratch::take::<u32>(if kept.is_some() { 0 } else { words(a.rows()) });
-        let out = kept.unwrap_or_else(|| Out::of_words(&mut passing, dtype));
+        let out = kept.unwrap_or_else(|| of_words(&mut passing, dtype));
         over_columns(cpu, a, offsets, b, 0..b.n, out, false);
         // SAFETY: all tasks have ended.
-        return then(0..a.rows(), unsafe { out.view(0, a.rows() * b.n) });
+        return then(0..a.rows(), unsafe { out.slice(0, a.rows() * b.n) }.as_view());
     }
     cpu.run(tiles.count, |i| {
         let (group, rows) = tiles.tile(i);
         let mut passing = scratch::take::<u32>(if direct { 0 } else { words(rows.len()) });
         let (out, to) = match kept {
             Some(kept) if direct => (kept, rows.start),
-            _ => (Out::of_words(&mut passing, dtype), 0),
+            _ => (of_words(&mut passing, dtype), 0),
         };
         for panels in chunks(b.n.div_ceil(PANEL), chunk) {
             let (first, columns) = (rows.start, 0..b.n);
@@ -100,11 +101,16 @@ pub fn matmul_then(
             cpu.level().dispatch_product(task);
         }
         // SAFETY: the rows are complete, and this task's.
-        let these = unsafe { out.view(to * b.n, rows.len() * b.n) };
-        then(rows.clone(), these);
+        let these = unsafe { out.slice(to * b.n, rows.len() * b.n) };
+        then(rows.clone(), these.as_view());
         if let (Some(kept), false) = (kept, direct) {
             // SAFETY: rows of this task alone.
-            unsafe { kept.put_away(cpu, rows.start * b.n, these) };
+            let kept = unsafe { kept.slice(rows.start * b.n, rows.len() * b.n) };
+            match (these.as_view(), kept) {
+                (View::F32(from), ViewMut::F32(to)) => put_away(cpu, from, to),
+                (View::Bf16(from), ViewMut::Bf16(to)) => put_away(cpu, from, to),
+                (View::F32(_) | View::Bf16(_), _) => unreachable!("rows of one dtype"),
+            }
         }
     });
 }
@@ -124,7 +130,7 @@ pub fn matmul_columns(cpu: &Cpu, a: Operand<'_>, b: &Packed, columns: Range<usiz
     );
     assert_eq!(c.len(), a.rows() * columns.len(), "matmul_columns: output of {} rows", a.rows());
     let rows = a.rows() as u32;
-    over_columns(cpu, a, &[0, rows], b, columns, Out::F32(SharedMut::new(c)), false);
+    over_columns(cpu, a, &[0, rows], b, columns, SharedView::F32(SharedMut::new(c)), false);
 }
 
 /// The product with `columns` of b; rows of the output are as long.
@@ -134,7 +140,7 @@ fn over_columns(
     offsets: &[u32],
     b: &Packed,
     columns: Range<usize>,
-    out: Out,
+    out: SharedView,
     accumulate: bool,
 ) {
     let (_, tile_rows) = layout(cpu.level(), b.compute, b.k);
@@ -149,170 +155,28 @@ fn over_columns(
     });
 }
 
-/// Rows of a task that packs its own columns: they are packed once for all of these.
-const STORED_ROWS: usize = 448;
-
-/// The words of packed columns of such a task.
-const STORED_WORDS: usize = 64 * 1024;
-
-/// A weight [groups, n, k] that is read row by row.
-pub(crate) trait ByRow: Sync {
-    /// Row `i` of a group as numbers, made in the room given (k) if it does not lie in memory as such.
-    fn row<'r>(&'r self, group: usize, i: usize, room: &'r mut [f32]) -> View<'r>;
+/// Copies rows to where they stay; see [`Level::put_away`](crate::Level::put_away).
+fn put_away<T: bytemuck::Pod>(cpu: &Cpu, from: &[T], to: &mut [T]) {
+    cpu.level().put_away(bytemuck::cast_slice(from), bytemuck::cast_slice_mut(to));
 }
 
-/// `c[i] = a[i] W_g(i)ᵀ` like [`matmul`], with rows of W packed on the way: for a weight of which there is no packed copy. Bits
-/// are those of [`matmul`] on the same numbers.
-///
-/// # Panics
-/// When shapes do not fit.
-pub(crate) fn matmul_unpacked(
-    cpu: &Cpu,
-    a: Operand<'_>,
-    offsets: &[u32],
-    n: usize,
-    compute: Compute,
-    w: &dyn ByRow,
-    c: ViewMut<'_>,
-) {
-    check_offsets("matmul_unpacked", offsets, a.rows());
-    assert_eq!(c.len(), a.rows() * n, "matmul_unpacked: output of {} x {n}", a.rows());
-    let (steps, _) = layout(cpu.level(), compute, a.cols);
-    let (panels, words) = (n.div_ceil(PANEL), steps * PANEL);
-    let each = (STORED_WORDS / words.max(1)).min(panels.div_ceil(4 * cpu.threads())).max(1);
-    let mut tasks = Vec::new();
-    for (group, span) in offsets.windows(2).enumerate() {
-        for first in (span[0] as usize..span[1] as usize).step_by(STORED_ROWS) {
-            let rows = first..(first + STORED_ROWS).min(span[1] as usize);
-            tasks.extend((0..panels).step_by(each).map(|panel| (group, rows.clone(), panel)));
-        }
-    }
-    let out = Out::new(c);
-    cpu.run(tasks.len(), |i| {
-        let (group, rows, from) = tasks[i].clone();
-        let panels = from..panels.min(from + each);
-        let mut packed = scratch::take::<u32>(panels.len() * words);
-        for (panel, out) in panels.clone().zip(packed.chunks_exact_mut(words.max(1))) {
-            let span = panel * PANEL..n.min((panel + 1) * PANEL);
-            cpu.level().dispatch_product(PackColumns { compute, group, span, k: a.cols, w, out });
-        }
-        let b = Right { compute, k: a.cols, steps, words: &packed, from };
-        let (first, columns) = (rows.start, 0..n);
-        let task = Task { a, b, first, rows: rows.len(), panels, columns, out, to: first, accumulate: false };
-        cpu.level().dispatch_product(task);
-    });
-}
-
-/// One panel, from rows of the weight.
-struct PackColumns<'a> {
-    compute: Compute,
-    group: usize,
-    span: Range<usize>,
-    k: usize,
-    w: &'a dyn ByRow,
-    out: &'a mut [u32],
-}
-
-/// Rows of a weight, wherever they are.
-struct WeightRows<'a> {
-    rows: &'a [View<'a>],
-    k: usize,
-}
-
-impl<'a> Rows<'a> for WeightRows<'a> {
-    #[inline(always)]
-    fn cols(&self) -> usize {
-        self.k
-    }
-
-    #[inline(always)]
-    fn row(&self, i: usize) -> View<'a> {
-        self.rows[i]
-    }
-}
-
-impl Kernel for PackColumns<'_> {
-    type Out = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let mut room = scratch::take::<f32>(PANEL * self.k);
-        let mut rows = [View::F32(&[]); PANEL];
-        let count = self.span.len();
-        let all = rows.iter_mut().zip(room.chunks_exact_mut(self.k.max(1)));
-        for ((row, room), i) in all.zip(self.span) {
-            *row = self.w.row(self.group, i, room);
-        }
-        let rows = WeightRows { rows: &rows[..count], k: self.k };
-        Engine::new(s, self.compute).pack_columns(&rows, 0..count, self.out);
-    }
-}
-
-#[derive(Clone, Copy)]
-enum Out {
-    F32(SharedMut<f32>),
-    Bf16(SharedMut<bf16>),
-}
-
-impl Out {
-    fn new(c: ViewMut<'_>) -> Self {
-        match c {
-            ViewMut::F32(c) => Out::F32(SharedMut::new(c)),
-            ViewMut::Bf16(c) => Out::Bf16(SharedMut::new(c)),
-        }
-    }
-
-    /// Working memory of one task.
-    fn of_words(words: &mut [u32], dtype: DType) -> Self {
-        Self::new(match dtype {
-            DType::F32 => ViewMut::F32(bytemuck::cast_slice_mut(words)),
-            DType::Bf16 => ViewMut::Bf16(bytemuck::cast_slice_mut(words)),
-        })
-    }
-
-    /// Copies `rows`, of the same dtype, to where they stay; see [`Level::put_away`](crate::Level::put_away).
-    ///
-    /// # Safety
-    /// As for [`SharedMut::slice`].
-    unsafe fn put_away(&self, cpu: &Cpu, start: usize, rows: View<'_>) {
-        // SAFETY: by the caller's promise.
-        let (from, to): (&[u8], &mut [u8]) = unsafe {
-            match (self, rows) {
-                (Out::F32(c), View::F32(x)) => {
-                    (bytemuck::cast_slice(x), bytemuck::cast_slice_mut(c.slice(start, x.len())))
-                }
-                (Out::Bf16(c), View::Bf16(x)) => {
-                    (bytemuck::cast_slice(x), bytemuck::cast_slice_mut(c.slice(start, x.len())))
-                }
-                (Out::F32(_), View::Bf16(_)) | (Out::Bf16(_), View::F32(_)) => {
-                    unreachable!("rows of one dtype")
-                }
-            }
-        };
-        cpu.level().put_away(from, to);
-    }
-
-    /// # Safety
-    /// As for [`SharedMut::slice`]; none writes there while it is read.
-    unsafe fn view(&self, start: usize, len: usize) -> View<'_> {
-        // SAFETY: by the caller's promise.
-        unsafe {
-            match self {
-                Out::F32(c) => View::F32(c.slice(start, len)),
-                Out::Bf16(c) => View::Bf16(c.slice(start, len)),
-            }
-        }
-    }
+/// Working memory of one task, as its output.
+fn of_words(words: &mut [u32], dtype: DType) -> SharedView {
+    SharedView::new(match dtype {
+        DType::F32 => ViewMut::F32(bytemuck::cast_slice_mut(words)),
+        DType::Bf16 => ViewMut::Bf16(bytemuck::cast_slice_mut(words)),
+    })
 }
 
 /// Packed panels of one group.
 #[derive(Clone, Copy)]
-struct Right<'a> {
-    compute: Compute,
-    k: usize,
-    steps: usize,
+pub(super) struct Right<'a> {
+    pub compute: Compute,
+    pub k: usize,
+    pub steps: usize,
     /// The panels from `from` on.
-    words: &'a [u32],
-    from: usize,
+    pub words: &'a [u32],
+    pub from: usize,
 }
 
 impl<'a> Right<'a> {
@@ -327,18 +191,19 @@ impl<'a> Right<'a> {
     }
 }
 
-struct Task<'a> {
-    a: Operand<'a>,
-    b: Right<'a>,
-    first: usize,
-    rows: usize,
-    panels: Range<usize>,
+/// Rows times panels.
+pub(super) struct Task<'a> {
+    pub a: Operand<'a>,
+    pub b: Right<'a>,
+    pub first: usize,
+    pub rows: usize,
+    pub panels: Range<usize>,
     /// Those that the output has.
-    columns: Range<usize>,
-    out: Out,
+    pub columns: Range<usize>,
+    pub out: SharedView,
     /// Row of the output that the first row becomes.
-    to: usize,
-    accumulate: bool,
+    pub to: usize,
+    pub accumulate: bool,
 }
 
 impl Kernel for Task<'_> {
@@ -357,8 +222,8 @@ impl Kernel for Task<'_> {
         let mut packed = scratch::take::<u32>(self.rows * block);
         // sums of several blocks need f32 to stop in
         let halfway = match self.out {
-            Out::Bf16(_) if blocks > 1 => self.rows * n,
-            Out::Bf16(_) | Out::F32(_) => 0,
+            SharedView::Bf16(_) if blocks > 1 => self.rows * n,
+            SharedView::Bf16(_) | SharedView::F32(_) => 0,
         };
         let mut sums = scratch::take::<f32>(halfway);
         for b in 0..blocks {
@@ -381,11 +246,11 @@ impl Kernel for Task<'_> {
                 self.tiles(s, engine, a, stride, from, to, self.out, self.to, go_on);
             } else {
                 // rows of the task are rows of the scratch
-                let out = Out::F32(SharedMut::new(&mut sums));
+                let out = SharedView::F32(SharedMut::new(&mut sums));
                 self.tiles(s, engine, a, stride, from, to, out, 0, go_on);
             }
         }
-        if let (Out::Bf16(out), 1..) = (self.out, halfway) {
+        if let (SharedView::Bf16(out), 1..) = (self.out, halfway) {
             let cols = self.panels.start * PANEL - self.columns.start
                 ..n.min(self.panels.end * PANEL - self.columns.start);
             for r in 0..self.rows {
@@ -423,7 +288,7 @@ impl Task<'_> {
         a_row: usize,
         from: usize,
         to: usize,
-        out: Out,
+        out: SharedView,
         first_row: usize,
         accumulate: bool,
     ) {
@@ -475,14 +340,14 @@ impl Task<'_> {
                 };
                 let row = first_row + i;
                 let c = match out {
-                    Out::F32(c) => c,
-                    Out::Bf16(c) if engine.pairs() && direct => {
+                    SharedView::F32(c) => c,
+                    SharedView::Bf16(c) if engine.pairs() && direct => {
                         let half = c.start().add(row * n + col);
                         let words = words(std::ptr::null_mut(), 0, false);
                         engine.tile(Words { half, half_row: n, ..words }, rows, vecs);
                         continue;
                     }
-                    Out::Bf16(c) => {
+                    SharedView::Bf16(c) => {
                         engine.tile(words(edge.as_mut_ptr(), PANEL, false), rows, vecs);
                         for r in 0..rows {
                             let out = c.slice((row + r) * n + col, width);

@@ -62,6 +62,26 @@ pub struct DotTile {
     pub half_row: usize,
 }
 
+/// A few rows times a weight that lies row by row, turned over: `c[j][i] = sum over pairs p of w[j][p] . x[p][i]`, in tile
+/// registers. Rows of the weight are the rows of the tile, so that they are read where they lie.
+#[derive(Clone, Copy)]
+pub struct RowsTile {
+    /// Length of the sums in pairs, whole blocks of sixteen.
+    pub pairs: usize,
+    /// Pair `p` of row `j` of the weight is at `w + j * pairs + p`; any alignment.
+    pub w: *const u32,
+    /// Rows of the weight, up to [`LANES`].
+    pub rows: usize,
+    /// Pair `p` of row `i` is at `x + p * columns + i`.
+    pub x: *const u32,
+    /// Rows of x, up to [`GRID_ROWS`](crate::simd::GRID_ROWS).
+    pub columns: usize,
+    /// `c[j][i]` is at `c + j * columns + i`.
+    pub c: *mut f32,
+    /// What will be read next, as many bytes as this tile reads: memory is asked for it. Any address.
+    pub next: *const u8,
+}
+
 /// Computes `rows` (at most [`MAX_ROWS`]) by `vecs` vectors (16 columns each; 1 or 2) of a product.
 ///
 /// # Safety

@@ -24,7 +24,7 @@ use std::cell::Cell;
 use std::sync::OnceLock;
 
 use super::{GRID_ROWS, GRID_STEPS, LANES};
-use crate::gemm::tile::{DotTile, PANEL};
+use crate::gemm::tile::{DotTile, PANEL, RowsTile};
 use crate::stored::tile::{BytesTile, CHAINS, SIDE};
 
 /// Rows of a tile register.
@@ -350,6 +350,67 @@ pub unsafe fn tile_of_two(t: DotTile, next: *const u32, rows: usize, vecs: usize
         tile_store!("2", t.c.add(32), t.c_row);
         if vecs == 4 {
             tile_store!("3", t.c.add(48), t.c_row);
+        }
+    }
+}
+
+/// Sets the registers for rows of a weight: `rows` of them in 4, `columns` of the other operand in 6 and 7, sums in 0 and 1.
+///
+/// # Safety
+/// [`allowed`].
+#[inline]
+unsafe fn configure_rows(rows: usize, columns: usize) {
+    // no configuration of the others has so many rows
+    let wanted = [0x40 | rows as u8, columns as u8];
+    if CONFIGURED.get() == wanted {
+        return;
+    }
+    let left = 4 * columns.min(HALF) as u16;
+    let (right, r, all) = (4 * columns as u16 - left, rows as u8, HALF as u8);
+    let (right, right_rows) = if right > 0 { (right, [r, all]) } else { (0, [0, 0]) };
+    let config = Config {
+        row_bytes: [left, right, 0, 0, 64, 0, left, right, 0, 0, 0, 0, 0, 0, 0, 0],
+        rows: [r, right_rows[0], 0, 0, r, 0, all, right_rows[1], 0, 0, 0, 0, 0, 0, 0, 0],
+        ..Config::EMPTY
+    };
+    // SAFETY: the configuration is valid; tile registers hold nothing between calls.
+    unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) };
+    CONFIGURED.set(wanted);
+}
+
+/// A few rows times rows of a weight where they lie; products of two numbers and their order are those of [`tile`].
+///
+/// # Safety
+/// [`allowed`], and as for [`crate::simd::Simd::grid_rows`].
+#[target_feature(enable = "avx512f")]
+pub unsafe fn rows_tile(t: RowsTile) {
+    debug_assert!((1..=HALF).contains(&t.rows) && (1..=GRID_ROWS).contains(&t.columns));
+    debug_assert!(t.pairs.is_multiple_of(GRID_STEPS));
+    let both = t.columns > HALF;
+    // SAFETY: by the caller's promise; registers are configured for the rows and columns that are addressed.
+    unsafe {
+        configure_rows(t.rows, t.columns);
+        tile_zero!("0");
+        if both {
+            tile_zero!("1");
+        }
+        for block in 0..t.pairs / GRID_STEPS {
+            let x = t.x.add(block * GRID_STEPS * t.columns);
+            tile_load!("6", x, t.columns);
+            tile_load!("4", t.w.add(block * GRID_STEPS), t.pairs);
+            asm!("tdpbf16ps tmm0, tmm4, tmm6", options(nostack, nomem));
+            if both {
+                tile_load!("7", x.add(HALF), t.columns);
+                asm!("tdpbf16ps tmm1, tmm4, tmm7", options(nostack, nomem));
+            }
+            let next = t.next.wrapping_add(block * 64 * t.rows);
+            for line in 0..t.rows {
+                _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(line * 64).cast());
+            }
+        }
+        tile_store!("0", t.c, t.columns);
+        if both {
+            tile_store!("1", t.c.add(HALF), t.columns);
         }
     }
 }

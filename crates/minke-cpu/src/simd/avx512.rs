@@ -6,7 +6,7 @@ use minke_num::bf16;
 
 use super::avx2::{V, max8, sum8};
 use super::{Kernel, LANES, RECIPROCAL, Simd, amx, bytes256, vnni};
-use crate::gemm::tile::{DotTile, PANEL, Tile};
+use crate::gemm::tile::{DotTile, PANEL, RowsTile, Tile};
 use crate::stored::tile::BytesTile;
 
 /// The witness, and the products that it answers for: made by [`run`], [`run_dot`] and [`run_grid`] alone.
@@ -129,6 +129,12 @@ impl<const PRODUCTS: u8> Simd for Avx512<PRODUCTS> {
     unsafe fn grid_tile_of_two(self, tile: DotTile, next: *const u32, rows: usize, vecs: usize) {
         // SAFETY: as above.
         unsafe { amx::tile_of_two(tile, next, rows, vecs) }
+    }
+
+    #[inline(always)]
+    unsafe fn grid_rows(self, tile: RowsTile) {
+        // SAFETY: as above.
+        unsafe { amx::rows_tile(tile) }
     }
 
     #[inline(always)]

@@ -25,7 +25,7 @@ mod vnni;
 
 use minke_num::{bf16, fp8};
 
-use crate::gemm::tile::{DotTile, Tile};
+use crate::gemm::tile::{DotTile, RowsTile, Tile};
 use crate::stored::tile::BytesTile;
 
 /// Lanes of a vector, on every level.
@@ -82,6 +82,14 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// As for [`Simd::grid_tile`].
     unsafe fn grid_tile_of_two(self, _tile: DotTile, _next: *const u32, _rows: usize, _vecs: usize) {
+        unreachable!("a product in tile registers on a level without them")
+    }
+
+    /// The product of a few rows with rows of a weight where they lie: the bits of [`Simd::grid_tile`].
+    ///
+    /// # Safety
+    /// As for [`Simd::grid_tile`].
+    unsafe fn grid_rows(self, _tile: RowsTile) {
         unreachable!("a product in tile registers on a level without them")
     }
 

@@ -216,6 +216,12 @@ impl ByRow for StoredWeight {
         part.numbers_into(i, room);
         View::F32(room)
     }
+
+    fn lying(&self, group: usize, i: usize) -> Option<&[bf16]> {
+        let (part, i) = self.place(group, i);
+        let bytes = &part.bytes[i * part.cols * size_of::<bf16>()..];
+        (part.form == Form::Bf16).then(|| bytemuck::try_cast_slice(bytes).ok()).flatten()
+    }
 }
 
 /// `c[i] = a[i] W_g(i)ᵀ` for every row: a [rows, k], W [groups, n, k] as stored, c [rows, n].

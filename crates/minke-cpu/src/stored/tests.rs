@@ -229,6 +229,43 @@ fn numbers_multiply_as_packed_ones() {
     }
 }
 
+/// Rows in f32 and as bf16 in any number, of a weight of two matrices and two groups: the bits of the packed one.
+#[test]
+fn bf16_where_it_lies_multiplies_as_packed() {
+    let ([upper, lower], k) = ([70, 9], 96);
+    let n = upper + lower;
+    let halves: Vec<bf16> = random(2 * n * k, 1).iter().map(|&w| bf16::from_f32(w)).collect();
+    let all =
+        Bytes::new(Arc::new(halves.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>()), 0..4 * n * k);
+    let parts = [(0, upper), (upper, lower), (n, upper), (n + upper, lower)];
+    let parts = parts.map(|(first, rows)| {
+        Stored::new(Form::Bf16, rows, k, all.slice(2 * first * k..2 * (first + rows) * k))
+    });
+    let w = StoredWeight::new(2, parts.to_vec());
+    for level in Level::available() {
+        let cpu = Cpu::with_level(level, 2);
+        let mut packed = Packed::empty();
+        packed.pack_nt(&cpu, View::Bf16(&halves), 2, n, k, Compute::Bf16);
+        for rows in [1, 2, 5, 16, 17, 31, 32, 33, 470] {
+            let x = random(rows * k, 2);
+            let x_halves: Vec<bf16> = x.iter().map(|&x| bf16::from_f32(x)).collect();
+            for first in [0, 1, rows as u32] {
+                for x in [View::F32(&x), View::Bf16(&x_halves)] {
+                    let (a, offsets) = (Operand::new(x, k), [0, first, rows as u32]);
+                    let (mut y, mut expected) = (vec![0.0; rows * n], vec![0.0; rows * n]);
+                    gemm::matmul(&cpu, a, &offsets, &packed, ViewMut::F32(&mut expected), false);
+                    matmul_stored(&cpu, a, &offsets, &w, ViewMut::F32(&mut y));
+                    assert!(y == expected, "{rows} rows, the first {first}, on {}", level.name());
+                    let mut y = vec![bf16::ZERO; rows * n];
+                    matmul_stored(&cpu, a, &offsets, &w, ViewMut::Bf16(&mut y));
+                    let rounded = expected.iter().map(|&y| bf16::from_f32(y));
+                    assert!(y.iter().copied().eq(rounded), "{rows} rows to bf16 on {}", level.name());
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn bytes_that_come_near_are_the_same() {
     static FORGOTTEN: AtomicUsize = AtomicUsize::new(0);
