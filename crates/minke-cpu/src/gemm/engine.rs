@@ -412,24 +412,57 @@ impl<S: Simd> Engine<S> {
     /// a whole vector.
     #[inline(always)]
     pub fn pack_columns<'a>(self, x: &impl Rows<'a>, rows: std::ops::Range<usize>, out: &mut [u32]) {
-        let (s, k, steps) = (self.s, x.cols(), self.steps(x.cols()));
+        let (s, steps) = (self.s, self.steps(x.cols()));
         let (lines, _) =
             bytemuck::cast_slice_mut::<u32, f32>(&mut out[..steps * PANEL]).as_chunks_mut::<PANEL>();
         for (left, first) in (0..PANEL).step_by(LANES).zip(rows.clone().step_by(LANES)) {
-            let count = LANES.min(rows.end - first);
             for (p, lines) in (0..steps).step_by(LANES).zip(lines.chunks_mut(LANES)) {
-                let depth = self.depth(p)..k.min(self.depth(p + LANES));
-                let mut block = [s.zero(); LANES];
-                for (c, words) in block.iter_mut().enumerate().take(count) {
-                    let row = x.row(first + c).slice(depth.start, depth.end);
-                    *words = if self.pairs { self.load_pairs(row) } else { self.load(row, 0, row.len()) };
-                }
-                let turned = s.transpose(block);
+                let turned = self.columns(x, first..rows.end.min(first + LANES), p);
                 for (line, words) in lines.iter_mut().zip(turned) {
                     s.store(words, (&mut line[left..left + LANES]).try_into().expect("sixteen"));
                 }
             }
         }
+    }
+
+    /// Up to sixteen rows of `x` as columns: the words of sixteen steps from `step` on, zeros for what is missing.
+    #[inline(always)]
+    pub fn columns<'a>(self, x: &impl Rows<'a>, rows: std::ops::Range<usize>, step: usize) -> [S::V; LANES] {
+        let depth = self.depth(step)..x.cols().min(self.depth(step + LANES));
+        let mut block = [self.s.zero(); LANES];
+        for (words, i) in block.iter_mut().zip(rows) {
+            let row = x.row(i).slice(depth.start, depth.end);
+            *words = if self.pairs { self.load_pairs(row) } else { self.load(row, 0, row.len()) };
+        }
+        self.s.transpose(block)
+    }
+
+    /// [`Engine::columns`] of sixteen bf16 rows that have all these steps.
+    ///
+    /// # Safety
+    /// They must have them.
+    #[inline(always)]
+    pub unsafe fn whole_columns(self, rows: &[*const bf16; LANES], step: usize) -> [S::V; LANES] {
+        let mut block = [self.s.zero(); LANES];
+        for (words, row) in block.iter_mut().zip(rows) {
+            // SAFETY: by the caller's promise.
+            *words = unsafe {
+                let row = row.add(self.depth(step));
+                if self.pairs {
+                    self.s.pairs_along_bf16(&*row.cast())
+                } else {
+                    self.s.load_bf16(&*row.cast())
+                }
+            };
+        }
+        self.s.transpose(block)
+    }
+
+    /// Adds the products of words of sixteen columns with a row's word, in the tile's order. Not those of tile registers.
+    #[inline(always)]
+    pub fn add_step(self, sums: S::V, columns: S::V, word: u32) -> S::V {
+        let word = self.s.splat(f32::from_bits(word));
+        if self.pairs { self.s.add_pairs(sums, word, columns) } else { self.s.fma(word, columns, sums) }
     }
 
     /// `rows` (any number) by `vecs` vectors (16 columns each; 1 or 2) of a product; see [`tile::run`].
@@ -645,10 +678,13 @@ impl<S: Simd> Engine<S> {
     }
 }
 
-/// The first 32 of `rows`, if there are as many and they are bf16.
+/// The first `N` of `rows`, if there are as many and they are bf16.
 #[inline(always)]
-fn whole_rows<'a>(x: &impl Rows<'a>, rows: std::ops::Range<usize>) -> Option<[*const bf16; 2 * LANES]> {
-    let mut all = [std::ptr::null(); 2 * LANES];
+pub(super) fn whole_rows<'a, const N: usize>(
+    x: &impl Rows<'a>,
+    rows: std::ops::Range<usize>,
+) -> Option<[*const bf16; N]> {
+    let mut all = [std::ptr::null(); N];
     if rows.len() < all.len() {
         return None;
     }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use minke_num::bf16;
 
-use super::engine::{Engine, Rows, layout};
+use super::engine::{Engine, Rows, layout, whole_rows};
 use super::nt::{Right, Task};
 use super::tile::{PANEL, RowsTile};
 use super::{Compute, Operand, check_offsets};
@@ -17,8 +17,14 @@ use crate::view::{View, ViewMut};
 /// Rows of a task that packs its own columns: they are packed once for all of these.
 const MANY: usize = 448;
 
-/// Rows that are not worth packing for, where tile registers can read the weight where it lies.
-const FEW: usize = GRID_ROWS;
+/// Rows that are not worth packing a weight for.
+const FEW: usize = 8;
+
+/// The same where tile registers can read the weight as it lies.
+const FEW_IN_GRID: usize = GRID_ROWS;
+
+/// Bytes that memory is asked for at once.
+const LINE: usize = 64;
 
 /// The words of packed columns of a task.
 const TASK_WORDS: usize = 64 * 1024;
@@ -28,8 +34,8 @@ pub(crate) trait ByRow: Sync {
     /// Row `i` of a group as numbers, made in the room given (k) if it does not lie in memory as such.
     fn row<'r>(&'r self, group: usize, i: usize, room: &'r mut [f32]) -> View<'r>;
 
-    /// Rows of a group from `i` on, one or more, if they lie in memory as bf16, each behind the other.
-    fn lying(&self, group: usize, i: usize) -> Option<&[bf16]>;
+    /// Rows of a group from `i` on, one or more, as they lie in memory, each behind the other; and bytes of a row.
+    fn lying(&self, group: usize, i: usize) -> (&[u8], usize);
 }
 
 /// `c[i] = a[i] W_g(i)ᵀ` like [`matmul`](super::matmul), with rows of W packed on the way, or read where they lie: for a weight
@@ -65,9 +71,10 @@ pub(crate) fn matmul_unpacked(
         let from = i % parts * each;
         let panels = from..panels.min(from + each);
         let span = panels.start * PANEL..n.min(panels.end * PANEL);
-        if let Some(x) = few.as_ref().and_then(|few| few.rows(&rows)) {
-            let rows = rows.clone();
-            if cpu.level().dispatch_product(AsItLies { x, rows, n, k: a.cols, group, span, w, out }) {
+        if let Some(x) = few.rows(&rows) {
+            let (rows, grid) = (rows.clone(), few.grid);
+            let task = FewTask { x, grid, rows, n, k: a.cols, compute, group, span, w, out };
+            if cpu.level().dispatch_product(task) {
                 return;
             }
         }
@@ -83,45 +90,54 @@ pub(crate) fn matmul_unpacked(
     });
 }
 
-/// Spans of a few rows as the right operand of [`AsItLies`]: pair `p` of row `i` of a span at `p * rows + i`, one span behind
-/// another.
+/// Spans of a few rows, in words.
 struct Few {
+    /// One span behind another: its rows as the tile's, or, for tile registers, word `p` of row `i` at `p * rows + i`.
     words: Scratch<u32>,
-    pairs: usize,
+    steps: usize,
+    /// Rows of a span, at most.
+    most: usize,
+    /// For tile registers.
+    grid: bool,
 }
 
 impl Few {
-    /// Where the level has tile registers, and rows fill their blocks.
     fn of<'s>(
         cpu: &Cpu,
         a: Operand<'_>,
         compute: Compute,
         spans: impl Iterator<Item = &'s Range<usize>> + Clone,
-    ) -> Option<Self> {
-        let whole = a.cols > 0 && a.cols.is_multiple_of(2 * GRID_STEPS);
-        let few = spans.filter(|rows| rows.len() <= FEW);
-        if !(cpu.level().has_grid() && compute == Compute::Bf16 && whole && few.clone().next().is_some()) {
-            return None;
-        }
-        let pairs = a.cols / 2;
-        let mut words = scratch::take::<u32>(a.rows() * pairs);
+    ) -> Self {
+        let grid = cpu.level().has_grid() && compute == Compute::Bf16;
+        // rows must fill the blocks of tile registers
+        let most = match grid {
+            true if a.cols.is_multiple_of(2 * GRID_STEPS) => FEW_IN_GRID,
+            true => 0,
+            false => FEW,
+        };
+        let (steps, _) = layout(cpu.level(), compute, a.cols);
+        let few = spans.filter(|rows| rows.len() <= most);
+        let all = if few.clone().next().is_some() { a.rows() } else { 0 };
+        let mut words = scratch::take::<u32>(all * steps);
         for rows in few {
-            let out = &mut words[rows.start * pairs..rows.end * pairs];
-            cpu.level().dispatch_product(PackFew { a, first: rows.start, out });
+            let out = &mut words[rows.start * steps..rows.end * steps];
+            cpu.level().dispatch_product(PackFew { a, compute, first: rows.start, grid, out });
         }
-        Some(Self { words, pairs })
+        Self { words, steps, most, grid }
     }
 
     /// A span, if it is of few rows.
     fn rows(&self, rows: &Range<usize>) -> Option<&[u32]> {
-        (rows.len() <= FEW).then(|| &self.words[rows.start * self.pairs..rows.end * self.pairs])
+        (rows.len() <= self.most).then(|| &self.words[rows.start * self.steps..rows.end * self.steps])
     }
 }
 
 /// Rows of a from `first` on, as [`Few`] keeps them.
 struct PackFew<'a> {
     a: Operand<'a>,
+    compute: Compute,
     first: usize,
+    grid: bool,
     out: &'a mut [u32],
 }
 
@@ -129,9 +145,16 @@ impl Kernel for PackFew<'_> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let (engine, pairs) = (Engine::new(s, Compute::Bf16), self.a.cols / 2);
-        let count = self.out.len() / pairs;
-        let mut room = scratch::take::<u32>(pairs);
+        let engine = Engine::new(s, self.compute);
+        let steps = engine.steps(self.a.cols).max(1);
+        if !self.grid {
+            for (i, out) in self.out.chunks_exact_mut(steps).enumerate() {
+                engine.pack_row(self.a.row(self.first + i), out);
+            }
+            return;
+        }
+        let count = self.out.len() / steps;
+        let mut room = scratch::take::<u32>(steps);
         for i in 0..count {
             engine.pack_row(self.a.row(self.first + i), &mut room);
             for (word, out) in room.iter().zip(self.out.iter_mut().skip(i).step_by(count)) {
@@ -141,28 +164,46 @@ impl Kernel for PackFew<'_> {
     }
 }
 
-/// A few rows times rows `span` of a weight that lies in memory as bf16. It is read once, in its order. Returns whether it
-/// does lie there.
-struct AsItLies<'a> {
+/// A few rows times rows `span` of a weight, which is read once and in its order.
+struct FewTask<'a> {
     x: &'a [u32],
+    grid: bool,
     rows: Range<usize>,
     n: usize,
     k: usize,
+    compute: Compute,
     group: usize,
     span: Range<usize>,
     w: &'a dyn ByRow,
     out: SharedView,
 }
 
-impl Kernel for AsItLies<'_> {
+impl Kernel for FewTask<'_> {
+    /// Whether it is done: tile registers read numbers as they lie there, at no odd address.
     type Out = bool;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> bool {
+        match self.rows.len() {
+            _ if self.grid => return self.in_grid(s),
+            1 => self.turned::<S, 1>(s),
+            2 => self.turned::<S, 2>(s),
+            3..=4 => self.turned::<S, 4>(s),
+            5..=FEW => self.turned::<S, FEW>(s),
+            many => unreachable!("{many} rows are not few"),
+        }
+        true
+    }
+}
+
+impl FewTask<'_> {
+    #[inline(always)]
+    fn in_grid<S: Simd>(&self, s: S) -> bool {
         let columns = self.rows.len();
-        let mut sums = [0.0f32; LANES * FEW];
+        let mut sums = [0.0f32; LANES * FEW_IN_GRID];
         let mut j = self.span.start;
         while j < self.span.end {
-            let Some(weight) = self.w.lying(self.group, j) else { return false };
+            let (bytes, _) = self.w.lying(self.group, j);
+            let Ok(weight) = bytemuck::try_cast_slice::<u8, bf16>(bytes) else { return false };
             let count = LANES.min(self.span.end - j).min(weight.len() / self.k);
             let tile = RowsTile {
                 pairs: self.k / 2,
@@ -189,6 +230,59 @@ impl Kernel for AsItLies<'_> {
         }
         true
     }
+
+    /// Sixteen rows of the weight at a time, turned over in registers; sums of `M` rows, of which as many count as there are.
+    #[inline(always)]
+    fn turned<S: Simd, const M: usize>(&self, s: S) {
+        let engine = Engine::new(s, self.compute);
+        let (steps, m) = (engine.steps(self.k), self.rows.len());
+        let mut room = scratch::take::<f32>(LANES * self.k);
+        for first in self.span.clone().step_by(LANES) {
+            let columns = first..self.span.end.min(first + LANES);
+            let rows = WeightRows::<LANES>::new(self.w, self.group, columns.clone(), &mut room);
+            let (bytes, row_bytes) = self.w.lying(self.group, columns.end - 1);
+            // an odd depth's last step is no whole one
+            let whole = whole_rows::<LANES>(&rows, 0..columns.len()).filter(|_| self.k.is_multiple_of(2));
+            // as many bytes as are read, spread over the steps
+            let next = bytes[row_bytes..].as_ptr();
+            let share =
+                (columns.len() * row_bytes).div_ceil(steps.div_ceil(LANES).max(1)).next_multiple_of(LINE);
+            let mut sums = [s.zero(); M];
+            for step in (0..steps).step_by(LANES) {
+                for at in (0..share).step_by(LINE) {
+                    s.prefetch(next.wrapping_add(step / LANES * share + at));
+                }
+                let most = steps - step;
+                if let (Some(rows), LANES..) = (whole, most) {
+                    // SAFETY: rows have as many whole steps.
+                    let words = unsafe { engine.whole_columns(&rows, step) };
+                    let mut x: [&[u32; LANES]; M] = [&[0; LANES]; M];
+                    for (j, x) in x.iter_mut().enumerate() {
+                        *x = self.x[j.min(m - 1) * steps + step..].first_chunk().expect("sixteen");
+                    }
+                    for (i, words) in words.into_iter().enumerate() {
+                        for (sums, x) in sums.iter_mut().zip(x) {
+                            *sums = engine.add_step(*sums, words, x[i]);
+                        }
+                    }
+                    continue;
+                }
+                let words = engine.columns(&rows, 0..columns.len(), step);
+                for (i, words) in words.into_iter().enumerate().take(most) {
+                    for (j, sums) in sums.iter_mut().enumerate() {
+                        *sums = engine.add_step(*sums, words, self.x[j.min(m - 1) * steps + step + i]);
+                    }
+                }
+            }
+            for (sums, row) in sums.into_iter().zip(self.rows.clone()) {
+                // SAFETY: these rows and columns are this task's.
+                match unsafe { self.out.slice(row * self.n + first, columns.len()) } {
+                    ViewMut::F32(out) => s.store_part(sums, out),
+                    ViewMut::Bf16(out) => s.store_part_bf16(sums, out),
+                }
+            }
+        }
+    }
 }
 
 /// One panel, from rows of the weight.
@@ -201,13 +295,37 @@ struct PackColumns<'a> {
     out: &'a mut [u32],
 }
 
+impl Kernel for PackColumns<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let mut room = scratch::take::<f32>(PANEL * self.k);
+        let count = self.span.len();
+        let rows = WeightRows::<PANEL>::new(self.w, self.group, self.span, &mut room);
+        Engine::new(s, self.compute).pack_columns(&rows, 0..count, self.out);
+    }
+}
+
 /// Rows of a weight, wherever they are.
-struct WeightRows<'a> {
-    rows: &'a [View<'a>],
+struct WeightRows<'a, const MOST: usize> {
+    rows: [View<'a>; MOST],
     k: usize,
 }
 
-impl<'a> Rows<'a> for WeightRows<'a> {
+impl<'a, const MOST: usize> WeightRows<'a, MOST> {
+    /// Those of `span`, up to `MOST`; numbers that are made go to `room`.
+    #[inline(always)]
+    fn new(w: &'a dyn ByRow, group: usize, span: Range<usize>, room: &'a mut [f32]) -> Self {
+        let k = room.len() / MOST;
+        let mut rows = [View::F32(&[]); MOST];
+        for ((row, room), i) in rows.iter_mut().zip(room.chunks_exact_mut(k.max(1))).zip(span) {
+            *row = w.row(group, i, room);
+        }
+        Self { rows, k }
+    }
+}
+
+impl<'a, const MOST: usize> Rows<'a> for WeightRows<'a, MOST> {
     #[inline(always)]
     fn cols(&self) -> usize {
         self.k
@@ -216,21 +334,5 @@ impl<'a> Rows<'a> for WeightRows<'a> {
     #[inline(always)]
     fn row(&self, i: usize) -> View<'a> {
         self.rows[i]
-    }
-}
-
-impl Kernel for PackColumns<'_> {
-    type Out = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let mut room = scratch::take::<f32>(PANEL * self.k);
-        let mut rows = [View::F32(&[]); PANEL];
-        let count = self.span.len();
-        let all = rows.iter_mut().zip(room.chunks_exact_mut(self.k.max(1)));
-        for ((row, room), i) in all.zip(self.span) {
-            *row = self.w.row(self.group, i, room);
-        }
-        let rows = WeightRows { rows: &rows[..count], k: self.k };
-        Engine::new(s, self.compute).pack_columns(&rows, 0..count, self.out);
     }
 }

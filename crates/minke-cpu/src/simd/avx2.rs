@@ -48,6 +48,34 @@ unsafe fn to_bf16_words(x: __m256) -> __m256i {
     }
 }
 
+/// Eight rows of eight turned over.
+#[inline(always)]
+unsafe fn transpose8(rows: [__m256; 8]) -> [__m256; 8] {
+    // SAFETY: the witness of the caller says that AVX2 exists.
+    unsafe {
+        // pairs of rows, then fours, within each half of the registers (loops, not closures: see `scratch`)
+        let mut pairs = rows;
+        for i in (0..8).step_by(2) {
+            pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+            pairs[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+        }
+        let mut fours = pairs;
+        for i in (0..8).step_by(4) {
+            for half in 0..2 {
+                let (a, b) = (_mm256_castps_pd(pairs[i + half]), _mm256_castps_pd(pairs[i + half + 2]));
+                fours[i + 2 * half] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, b));
+                fours[i + 2 * half + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, b));
+            }
+        }
+        let mut out = fours;
+        for r in 0..4 {
+            out[r] = _mm256_permute2f128_ps::<0x20>(fours[r], fours[4 + r]);
+            out[4 + r] = _mm256_permute2f128_ps::<0x31>(fours[r], fours[4 + r]);
+        }
+        out
+    }
+}
+
 macro_rules! per_half {
     ($f:ident, $($x:expr),+) => {
         // SAFETY: the witness says that AVX2 and FMA exist.
@@ -104,6 +132,24 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             let half = |p: *const i8| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())));
             V(half(x.as_ptr()), half(x.as_ptr().add(8)))
         }
+    }
+    #[inline(always)]
+    fn transpose(self, rows: [V; LANES]) -> [V; LANES] {
+        let mut out = rows;
+        for half in 0..2 {
+            // columns 8 half to 8 half + 7 of the upper and of the lower rows
+            let (mut upper, mut lower) = ([rows[0].0; 8], [rows[0].0; 8]);
+            for i in 0..8 {
+                (upper[i], lower[i]) =
+                    if half == 0 { (rows[i].0, rows[8 + i].0) } else { (rows[i].1, rows[8 + i].1) };
+            }
+            // SAFETY: the witness says that AVX2 exists.
+            let (upper, lower) = unsafe { (transpose8(upper), transpose8(lower)) };
+            for j in 0..8 {
+                out[8 * half + j] = V(upper[j], lower[j]);
+            }
+        }
+        out
     }
     #[inline(always)]
     fn load_bf16(self, x: &[bf16; LANES]) -> V {

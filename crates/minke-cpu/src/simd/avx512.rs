@@ -120,6 +120,15 @@ impl<const PRODUCTS: u8> Simd for Avx512<PRODUCTS> {
     }
 
     #[inline(always)]
+    fn add_pairs(self, sums: __m512, a: __m512, b: __m512) -> __m512 {
+        if PRODUCTS < DOT {
+            unreachable!("a bf16 dot product on a level without one");
+        }
+        // SAFETY: the witness says that the instruction exists.
+        unsafe { _mm512_dpbf16_ps(sums, as_bf16(_mm512_castps_si512(a)), as_bf16(_mm512_castps_si512(b))) }
+    }
+
+    #[inline(always)]
     unsafe fn grid_tile(self, tile: DotTile, rows: usize, vecs: usize) {
         // SAFETY: the witness says that the instructions exist and are allowed; the rest is the caller's promise.
         unsafe { amx::tile(tile, rows, vecs) }

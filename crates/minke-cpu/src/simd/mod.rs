@@ -66,6 +66,11 @@ pub trait Simd: Copy + Send + Sync + 'static {
         unreachable!("a bf16 dot product on a level without one")
     }
 
+    /// One step of [`Simd::dot_tile`]: `sums[i] + a[i] . b[i]`. Exists where [`Simd::DOT`] is.
+    fn add_pairs(self, _sums: Self::V, _a: Self::V, _b: Self::V) -> Self::V {
+        unreachable!("a bf16 dot product on a level without one")
+    }
+
     /// Like [`Simd::dot_tile`] in tile registers: up to [`GRID_ROWS`] rows, [`DotTile::a_step`] 1, [`DotTile::pairs`] in
     /// whole blocks of [`GRID_STEPS`], whose order of summation is the unit's own. Up to half the rows take half a block,
     /// which gives the bits of a whole one filled with zeros.

@@ -217,10 +217,10 @@ impl ByRow for StoredWeight {
         View::F32(room)
     }
 
-    fn lying(&self, group: usize, i: usize) -> Option<&[bf16]> {
+    fn lying(&self, group: usize, i: usize) -> (&[u8], usize) {
         let (part, i) = self.place(group, i);
-        let bytes = &part.bytes[i * part.cols * size_of::<bf16>()..];
-        (part.form == Form::Bf16).then(|| bytemuck::try_cast_slice(bytes).ok()).flatten()
+        let row_bytes = part.bytes.len() / part.rows;
+        (&part.bytes[i * row_bytes..], row_bytes)
     }
 }
 
