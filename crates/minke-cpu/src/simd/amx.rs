@@ -21,6 +21,7 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::cell::Cell;
+use std::mem::MaybeUninit;
 use std::sync::OnceLock;
 
 use super::{GRID_ROWS, GRID_STEPS, LANES};
@@ -186,7 +187,7 @@ pub unsafe fn tile(t: DotTile, rows: usize, vecs: usize) {
     unsafe {
         configure(upper, rows - upper, half);
         let halves = !t.half.is_null();
-        let mut sums = std::mem::MaybeUninit::<Sums>::uninit();
+        let mut sums = MaybeUninit::<Sums>::uninit();
         let (c, c_row) = if halves { (sums.as_mut_ptr().cast(), PANEL) } else { (t.c, t.c_row) };
         let lower = c.wrapping_add(HALF * c_row);
         if t.accumulate && !halves {
@@ -468,12 +469,14 @@ const AHEAD: usize = 2;
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 unsafe fn bytes_run<const MIN: bool>(t: BytesTile) {
     let zero = _mm512_setzero_ps();
-    let mut passing = [const { Passing([0; SIDE * LANES]) }; AHEAD + 1];
+    // written before they are read: filling them would cost each short tile a twentieth of its time
+    let mut passing = [const { MaybeUninit::<Passing>::uninit() }; AHEAD + 1];
+    let mut levels = [const { MaybeUninit::<[__m512; SIDE]>::uninit() }; 5];
     let (mut x_scale, mut x_sum) = (t.x_scale, t.x_sum);
     let (mut scale, mut min) = (t.scale, t.min);
     // SAFETY (all): by the caller's promise; registers are configured.
     unsafe {
-        let issue = |at: usize, passing: &mut Passing| {
+        let issue = |at: usize, passing: &mut MaybeUninit<Passing>| {
             asm!(
                 "tilezero tmm0",
                 "tileloadd tmm4, [{q} + {q_row}*1]",
@@ -484,14 +487,13 @@ unsafe fn bytes_run<const MIN: bool>(t: BytesTile) {
                 q_row = in(reg) t.block,
                 x = in(reg) t.x.add(at * SIDE * t.block),
                 line = in(reg) 4 * LANES,
-                sums = in(reg) passing.0.as_mut_ptr(),
+                sums = in(reg) passing.as_mut_ptr(),
                 options(nostack)
             );
         };
         for at in 0..AHEAD.min(t.blocks) {
             issue(at, &mut passing[at % (AHEAD + 1)]);
         }
-        let mut levels = [[zero; SIDE]; 5];
         let mut at = 0;
         for (count, chain) in CHAINS.into_iter().enumerate() {
             let mut sums = [zero; SIDE];
@@ -499,7 +501,7 @@ unsafe fn bytes_run<const MIN: bool>(t: BytesTile) {
                 if at + AHEAD < t.blocks {
                     issue(at + AHEAD, &mut passing[(at + AHEAD) % (AHEAD + 1)]);
                 }
-                let dots = passing[at % (AHEAD + 1)].0.as_ptr();
+                let dots = passing[at % (AHEAD + 1)].as_ptr().cast::<i32>();
                 let block_scale = _mm512_loadu_ps(x_scale);
                 let block_sum = if MIN { _mm512_loadu_ps(x_sum) } else { zero };
                 for (r, sum) in sums.iter_mut().enumerate() {
@@ -516,21 +518,21 @@ unsafe fn bytes_run<const MIN: bool>(t: BytesTile) {
             }
             let mut level = 0;
             while count >> level & 1 == 1 {
-                for (sum, before) in sums.iter_mut().zip(&levels[level]) {
+                for (sum, before) in sums.iter_mut().zip(levels[level].assume_init_ref()) {
                     *sum = _mm512_add_ps(*before, *sum);
                 }
                 level += 1;
             }
-            levels[level] = sums;
+            levels[level].write(sums);
         }
-        for (r, sum) in levels[4].iter().enumerate() {
+        for (r, sum) in levels[4].assume_init_ref().iter().enumerate() {
             _mm512_storeu_ps(t.out.add(r * SIDE), *sum);
         }
     }
 }
 
 #[repr(align(64))]
-struct Passing([i32; SIDE * LANES]);
+struct Passing(#[expect(dead_code, reason = "written and read by address")] [i32; SIDE * LANES]);
 
 /// Room for sums on their way to bf16.
 #[repr(align(64))]

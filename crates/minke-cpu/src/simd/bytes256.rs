@@ -5,6 +5,7 @@
 //! signed: their size times the other byte with their sign, which fits for once.
 
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
 use super::LANES;
 use super::avx2::V;
@@ -136,7 +137,7 @@ unsafe fn run<const VNNI: bool, const SIGNED: bool>(t: BytesTile) {
     // SAFETY (all): by the caller's promise.
     unsafe {
         let zero = _mm256_setzero_ps();
-        let mut levels = [[[zero; HALVES]; SIDE]; 5];
+        let mut levels = [const { MaybeUninit::<[[__m256; HALVES]; SIDE]>::uninit() }; 5];
         let mut at = 0;
         for (count, chain) in CHAINS.into_iter().enumerate() {
             let mut sums = [[zero; HALVES]; SIDE];
@@ -168,16 +169,16 @@ unsafe fn run<const VNNI: bool, const SIGNED: bool>(t: BytesTile) {
             }
             let mut level = 0;
             while count >> level & 1 == 1 {
-                for (sums, before) in sums.iter_mut().zip(&levels[level]) {
+                for (sums, before) in sums.iter_mut().zip(levels[level].assume_init_ref()) {
                     for (sum, before) in sums.iter_mut().zip(before) {
                         *sum = _mm256_add_ps(*before, *sum);
                     }
                 }
                 level += 1;
             }
-            levels[level] = sums;
+            levels[level].write(sums);
         }
-        for (r, sums) in levels[4].iter().enumerate() {
+        for (r, sums) in levels[4].assume_init_ref().iter().enumerate() {
             for (half, sum) in sums.iter().enumerate() {
                 _mm256_storeu_ps(t.out.add(r * SIDE + half * 8), *sum);
             }

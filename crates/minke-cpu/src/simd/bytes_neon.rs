@@ -6,6 +6,7 @@
 
 use std::arch::aarch64::*;
 use std::arch::asm;
+use std::mem::MaybeUninit;
 
 use super::LANES;
 use super::neon::V;
@@ -193,7 +194,7 @@ unsafe fn run<const SDOT: bool, const WIDE: bool, const ROWS: usize>(t: BytesTil
     // SAFETY (all): by the caller's promise.
     unsafe {
         let zero = vdupq_n_f32(0.0);
-        let mut levels = [[[zero; QUARTERS]; SIDE]; 5];
+        let mut levels = [const { MaybeUninit::<[[float32x4_t; QUARTERS]; SIDE]>::uninit() }; 5];
         let mut at = 0;
         for (count, chain) in CHAINS.into_iter().enumerate() {
             let mut sums = [[zero; QUARTERS]; SIDE];
@@ -227,16 +228,16 @@ unsafe fn run<const SDOT: bool, const WIDE: bool, const ROWS: usize>(t: BytesTil
             }
             let mut level = 0;
             while count >> level & 1 == 1 {
-                for (sums, before) in sums.iter_mut().zip(&levels[level]) {
+                for (sums, before) in sums.iter_mut().zip(levels[level].assume_init_ref()) {
                     for (sum, before) in sums.iter_mut().zip(before) {
                         *sum = vaddq_f32(*before, *sum);
                     }
                 }
                 level += 1;
             }
-            levels[level] = sums;
+            levels[level].write(sums);
         }
-        for (r, sums) in levels[4].iter().enumerate() {
+        for (r, sums) in levels[4].assume_init_ref().iter().enumerate() {
             for (i, sum) in sums.iter().enumerate() {
                 vst1q_f32(t.out.add(r * SIDE + 4 * i), *sum);
             }

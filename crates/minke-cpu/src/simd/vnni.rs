@@ -1,6 +1,7 @@
 //! Products of bytes on AVX-512: four of them to a lane in one instruction (`vpdpbusd`).
 
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
 use super::LANES;
 use crate::stored::tile::{BytesTile, CHAINS, SIDE};
@@ -74,7 +75,7 @@ pub unsafe fn tile(t: BytesTile) {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
 unsafe fn run<const STEPS: usize, const MIN: bool>(t: BytesTile) {
     let zero = _mm512_setzero_ps();
-    let mut levels = [[zero; SIDE]; 5];
+    let mut levels = [const { MaybeUninit::<[__m512; SIDE]>::uninit() }; 5];
     let (mut q, mut scale, mut min) = (t.q, t.scale, t.min);
     let (mut x, mut x_scale, mut x_sum) = (t.x, t.x_scale, t.x_sum);
     // SAFETY (all): by the caller's promise.
@@ -115,14 +116,14 @@ unsafe fn run<const STEPS: usize, const MIN: bool>(t: BytesTile) {
             }
             let mut level = 0;
             while count >> level & 1 == 1 {
-                for (sum, before) in sums.iter_mut().zip(&levels[level]) {
+                for (sum, before) in sums.iter_mut().zip(levels[level].assume_init_ref()) {
                     *sum = _mm512_add_ps(*before, *sum);
                 }
                 level += 1;
             }
-            levels[level] = sums;
+            levels[level].write(sums);
         }
-        for (r, sum) in levels[4].iter().enumerate() {
+        for (r, sum) in levels[4].assume_init_ref().iter().enumerate() {
             _mm512_storeu_ps(t.out.add(r * SIDE), *sum);
         }
     }
