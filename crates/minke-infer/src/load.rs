@@ -380,8 +380,8 @@ impl WeightSource for WeightFolder {
     }
 }
 
-/// Bytes of a map, whose pages may go when they have been copied.
+/// Bytes of a map, which can come near.
 pub(crate) fn mapped_bytes(file: Arc<MappedFile>, range: Range<usize>) -> Bytes {
     let map = file.clone();
-    Bytes::new(file, range).forgetting(move |bytes| map.forget(bytes))
+    Bytes::new(file, range).brought_near_by(move |bytes, stop| map.bring_near(bytes, stop))
 }
