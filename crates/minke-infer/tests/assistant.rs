@@ -6,7 +6,9 @@ use std::path::Path;
 use minke_cpu::Cpu;
 use minke_data::hf::{Dtype, TensorSpec, write_safetensors};
 use minke_data::{Message, Role, Thinking, Tokenizer, TrainOptions};
-use minke_infer::{Assistant, AssistantError, Engine, Piece, Request, StopReason, load_model};
+use minke_infer::{
+    Assistant, AssistantError, Engine, EngineError, Piece, Request, Speculation, StopReason, load_model,
+};
 use minke_model::{Config, DType, Model, Precision, Purpose};
 
 const TEMPLATE: &str = "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}<think>\
@@ -84,6 +86,32 @@ fn what_is_streamed_is_the_answer_and_what_was_read_is_not_read_again() {
     let [a, b] = greedy.each_mut().map(|assistant| assistant.ask("the whale dives").unwrap());
     assert_eq!((a.thought, a.text, a.tokens), (b.thought, b.text, b.tokens));
     assert!(a.reused_tokens > 0 && b.reused_tokens == 0);
+}
+
+#[test]
+fn drafts_change_no_answer() {
+    let folder = folder(Some(TEMPLATE));
+    let mut plain = load(&folder);
+    let path = folder.path().to_str().unwrap();
+    let draft = load_model(path, None, Purpose::Run(&Cpu::detect(1))).unwrap();
+    assert!(matches!(
+        plain.set_speculation(Speculation::Draft),
+        Err(AssistantError::Engine(EngineError::CannotDraft { .. }))
+    ));
+    let mut drafted = load(&folder).with_draft(draft).unwrap();
+    drafted.set_speculation(Speculation::Draft).unwrap();
+    plain.set_speculation(Speculation::Off).unwrap();
+    for whale in [&mut plain, &mut drafted] {
+        whale.settings.max_tokens = Some(40);
+        whale.settings.sampling.temperature = 0.0;
+    }
+    for turn in ["the whale dives and sings", "and sings and dives"] {
+        let [a, b] = [&mut plain, &mut drafted].map(|whale| whale.ask(turn).unwrap());
+        assert_eq!((&a.thought, &a.text, a.tokens), (&b.thought, &b.text, b.tokens));
+        assert_eq!(a.speculated.drafted, 0);
+        // the same model drafts what it will say
+        assert!(b.speculated.accepted > 0 && b.speculated.calls < b.tokens, "{:?}", b.speculated);
+    }
 }
 
 #[test]

@@ -362,6 +362,8 @@ pub struct Chat {
     #[command(flatten)]
     pub cache: CacheArgs,
     #[command(flatten)]
+    pub speculation: SpeculationArgs,
+    #[command(flatten)]
     pub sampling: SamplingArgs,
 }
 

@@ -18,8 +18,11 @@ use minke_data::template::thinking::OPEN;
 use minke_data::{ChatTemplate, Message, RenderOptions, Role, Tokenizer};
 use minke_model::{CacheKind, Precision, Purpose};
 
+use crate::engine::check_vocabularies;
+use crate::speculate::Costs;
 use crate::{
-    Engine, EngineError, Generation, Loaded, Request, Session, StopReason, ThinkingBudget, Timing, load_model,
+    Engine, EngineError, Generation, Loaded, Request, Session, Speculated, Speculation, StopReason,
+    ThinkingBudget, Timing, can_draft, load_model,
 };
 
 pub use error::AssistantError;
@@ -45,6 +48,8 @@ pub struct Answer {
     pub reused_tokens: usize,
     /// Tokens of the answer, thought included.
     pub tokens: usize,
+    /// What came of drafts.
+    pub speculated: Speculated,
     /// How long reading and writing took.
     pub timing: Timing,
 }
@@ -130,6 +135,10 @@ pub struct Assistant {
     pub settings: Settings,
     cpu: Cpu,
     loaded: Loaded,
+    /// A smaller model that drafts.
+    draft: Option<Loaded>,
+    /// What calls cost, as measured so far.
+    costs: Costs,
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
     session: Session,
@@ -188,6 +197,8 @@ impl Assistant {
             settings: Settings::suggested(&loaded.generation),
             session: Session::new(&loaded.model),
             cpu,
+            draft: None,
+            costs: Costs::default(),
             tokenizer,
             template,
             stop_ids,
@@ -208,6 +219,25 @@ impl Assistant {
     pub fn with_cache(self, cache: CacheKind) -> Result<Self, AssistantError> {
         let session = Session::of_kind(&self.loaded.model, cache).ok_or(EngineError::NoLatent)?;
         Ok(Self { session, ..self })
+    }
+
+    /// Drafts with a smaller model, where [`Settings::speculation`] says so.
+    ///
+    /// # Errors
+    /// Its vocabulary is another.
+    pub fn with_draft(self, draft: Loaded) -> Result<Self, AssistantError> {
+        check_vocabularies(Some(&self.tokenizer), draft.tokenizer.as_ref())?;
+        Ok(Self { draft: Some(draft), ..self })
+    }
+
+    /// Sets where drafts come from.
+    ///
+    /// # Errors
+    /// There is nothing to draft with.
+    pub fn set_speculation(&mut self, speculation: Speculation) -> Result<(), AssistantError> {
+        can_draft(&self.loaded.model, self.draft.is_some(), speculation)?;
+        self.settings.speculation = speculation;
+        Ok(())
     }
 
     /// Whether the model only continues text: it has no chat template.
@@ -481,10 +511,15 @@ impl Assistant {
             stop: self.settings.stop.clone(),
             stop_ids: self.stop_ids.clone(),
             thinking: self.settings.thinking_budget.map(ThinkingBudget::new),
+            speculation: self.settings.speculation,
             ..Request::default()
         };
         let mut engine =
             Engine::new(&mut self.loaded.model, &self.cpu, Some(&self.tokenizer)).without_log_probs();
+        engine.costs = self.costs.clone();
+        if let Some(draft) = &mut self.draft {
+            engine = engine.with_draft(&mut draft.model, draft.tokenizer.as_ref())?;
+        }
         let mut splitter = Splitter::new(is_thinking);
         let mut flow = if is_thinking { on(Piece::ThoughtBegins) } else { ControlFlow::Continue(()) };
         let mut give = |text: &str, splitter: &mut Splitter, flow: &mut ControlFlow<()>| {
@@ -505,6 +540,7 @@ impl Assistant {
             flow
         })?;
         let timing = engine.timing();
+        self.costs = engine.costs.clone();
         let generation = done.pop().expect("one result per request");
         let (thought, text) = splitter.finish(&mut |piece| {
             // the answer is over: there is nothing left to end
@@ -517,6 +553,7 @@ impl Assistant {
             prompt_tokens,
             reused_tokens: generation.reused,
             tokens: generation.tokens.len(),
+            speculated: generation.speculated,
             timing,
         };
         Ok((generation, answer))

@@ -2,7 +2,7 @@
 
 use minke_data::Thinking;
 
-use crate::{GenerationDefaults, Sampling};
+use crate::{GenerationDefaults, Sampling, Speculation};
 
 /// Temperature where neither the caller nor the model says one.
 pub const TEMPERATURE: f32 = 0.8;
@@ -21,10 +21,13 @@ pub struct Settings {
     pub thinking_budget: Option<usize>,
     /// Texts that end an answer and are not part of it.
     pub stop: Vec<String>,
+    /// Where drafts of the next tokens come from; no answer depends on it, only its speed.
+    pub speculation: Speculation,
 }
 
 impl Settings {
-    /// What `generation_config.json` says, and a temperature of [`TEMPERATURE`] where it says none.
+    /// What `generation_config.json` says, and a temperature of [`TEMPERATURE`] where it says none; drafts where they
+    /// pay.
     pub fn suggested(by: &GenerationDefaults) -> Self {
         let plain = Sampling::default();
         let sampling = Sampling {
@@ -36,6 +39,6 @@ impl Settings {
             repetition_penalty: by.repetition_penalty.unwrap_or(plain.repetition_penalty),
             ..plain
         };
-        Self { sampling, ..Self::default() }
+        Self { sampling, speculation: Speculation::Auto, ..Self::default() }
     }
 }

@@ -13,11 +13,12 @@ use std::ops::ControlFlow;
 
 use commands::Command;
 use input::{Input, Typed};
+use minke_cpu::Cpu;
 use minke_data::Transcript;
-use minke_infer::{Answer, Assistant, AssistantError, Piece, StopReason};
+use minke_infer::{Answer, Assistant, AssistantError, Piece, Speculated, StopReason};
 use paint::Painter;
 
-use super::{cache, precision, rate, sampling, think, threads};
+use super::{cache, draft_model, precision, rate, sampling, speculation, think, threads};
 use crate::cli::Chat;
 use crate::failure::Failure;
 use crate::interrupt::{self, Work};
@@ -33,6 +34,10 @@ pub fn run(args: &Chat) -> Result<(), Failure> {
         .precision(precision(args.model.precision))
         .load(&args.model.model)?
         .with_cache(cache(args.cache.cache))?;
+    if let Some(draft) = draft_model(&args.speculation, &args.model, &Cpu::detect(assistant.threads()))? {
+        assistant = assistant.with_draft(draft)?;
+    }
+    assistant.set_speculation(speculation(args.speculation.speculate))?;
     for note in assistant.notes() {
         output::note(&format!("note: {note}"));
     }
@@ -299,8 +304,17 @@ impl Running<'_> {
             format!("context {used} of {context} tokens ({})", output::percent(used as f64 / context as f64));
         let Some(last) = &self.last else { return full };
         let read = last.prompt_tokens - last.reused_tokens;
+        let drafts = match last.speculated {
+            Speculated { drafted: 0, .. } => String::new(),
+            drafts => format!(
+                " ({} of {} drafts accepted, {:.1} a call)",
+                drafts.accepted,
+                drafts.drafted,
+                drafts.tokens_per_call()
+            ),
+        };
         format!(
-            "{read} tokens read at {:.0}/s and {} from the cache, {} written at {:.1}/s; {full}",
+            "{read} tokens read at {:.0}/s and {} from the cache, {} written at {:.1}/s{drafts}; {full}",
             rate(read, last.timing.prefill.as_secs_f64()),
             last.reused_tokens,
             last.tokens,
