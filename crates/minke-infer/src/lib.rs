@@ -39,7 +39,7 @@ mod step;
 mod stop;
 mod thinking;
 
-pub use assistant::{Answer, Assistant, AssistantError, Builder, Piece, Settings, TEMPERATURE};
+pub use assistant::{Answer, Assistant, AssistantError, Builder, Piece, Settings, Splitter, TEMPERATURE};
 pub use constrain::{Constraint, ConstraintError};
 pub use engine::{Delta, Engine, EngineError, Generation, Request, StopReason, Timing, Trace, can_draft};
 pub use files::{ModelFiles, Weights};

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::error::ApiError;
 use crate::request::Endpoint;
-use crate::thinking::{Parts, Splitter};
+use crate::thinking::{Parts, Thoughts};
 
 /// What all parts of a response have in common.
 pub struct Frame {
@@ -75,7 +75,7 @@ pub struct Choice {
     log_probs: bool,
     tokenizer: Tokenizer,
     /// In a conversation.
-    splitter: Option<Splitter>,
+    thoughts: Option<Thoughts>,
     parts: Parts,
     reasoning_tokens: usize,
     entries: Vec<Entry>,
@@ -97,14 +97,14 @@ impl Choice {
         counts_prompt: bool,
         log_probs: bool,
         tokenizer: Tokenizer,
-        splitter: Option<Splitter>,
+        thoughts: Option<Thoughts>,
     ) -> Self {
         Self {
             index,
             counts_prompt,
             log_probs,
             tokenizer,
-            splitter,
+            thoughts,
             parts: Parts::default(),
             reasoning_tokens: 0,
             entries: Vec::new(),
@@ -120,7 +120,7 @@ impl Choice {
 
     /// The chunk that begins it, in a conversation.
     pub fn first(&self) -> Option<Value> {
-        self.splitter.as_ref()?;
+        self.thoughts.as_ref()?;
         let delta = json!({"role": "assistant", "content": ""});
         Some(json!({"index": self.index, "delta": delta, "logprobs": null, "finish_reason": null}))
     }
@@ -134,7 +134,7 @@ impl Choice {
             Event::Accepted => Ok(None),
             Event::Token(token) => {
                 let parts = self.split(&token.text);
-                if self.splitter.as_ref().is_some_and(Splitter::is_thinking) {
+                if self.thoughts.as_ref().is_some_and(Thoughts::is_thinking) {
                     self.reasoning_tokens += 1;
                 }
                 let mut log_probs = Value::Null;
@@ -155,8 +155,8 @@ impl Choice {
                     return Err(ApiError::Stopped);
                 }
                 let mut parts = self.split(&done.text);
-                if let Some(splitter) = &mut self.splitter {
-                    let rest = splitter.finish();
+                if let Some(thoughts) = &mut self.thoughts {
+                    let rest = thoughts.finish();
                     parts.reasoning.push_str(&rest.reasoning);
                     parts.content.push_str(&rest.content);
                     self.add(&rest);
@@ -170,8 +170,8 @@ impl Choice {
     }
 
     fn split(&mut self, text: &str) -> Parts {
-        let parts = match &mut self.splitter {
-            Some(splitter) => splitter.push(text),
+        let parts = match &mut self.thoughts {
+            Some(thoughts) => thoughts.push(text),
             None => Parts { content: text.to_owned(), ..Parts::default() },
         };
         self.add(&parts);
@@ -185,7 +185,7 @@ impl Choice {
 
     fn delta(&self, parts: &Parts, log_probs: &Value, finish: Option<&str>) -> Value {
         let Parts { reasoning, content } = parts;
-        if self.splitter.is_none() {
+        if self.thoughts.is_none() {
             return json!({"index": self.index, "text": content, "logprobs": log_probs, "finish_reason": finish});
         }
         let mut delta = json!({});
@@ -202,7 +202,7 @@ impl Choice {
         let reason = self.done.as_ref().map(|done| finish_reason(&done.stop));
         let log_probs = if self.log_probs { self.told(&self.entries) } else { Value::Null };
         let Parts { reasoning, content } = &self.parts;
-        if self.splitter.is_none() {
+        if self.thoughts.is_none() {
             return json!({"index": self.index, "text": content, "logprobs": log_probs, "finish_reason": reason});
         }
         let mut message = json!({"role": "assistant", "content": content, "refusal": null});
@@ -215,7 +215,7 @@ impl Choice {
     /// Log-probabilities in the form of the endpoint.
     fn told(&self, entries: &[Entry]) -> Value {
         let text = |id: u32| self.tokenizer.decode(&[id], false);
-        if self.splitter.is_none() {
+        if self.thoughts.is_none() {
             let likeliest = |entry: &Entry| -> Value {
                 let top = entry.token.top_log_probs.iter();
                 Value::Object(top.map(|&(id, log_prob)| (text(id), number(log_prob))).collect())

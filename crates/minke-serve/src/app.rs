@@ -14,7 +14,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver};
 use crate::answer::{Choice, Frame};
 use crate::error::ApiError;
 use crate::request::{Asked, Body, Endpoint, Prompt};
-use crate::thinking::Splitter;
+use crate::thinking::Thoughts;
 
 /// A model as clients see it.
 pub struct Served {
@@ -118,9 +118,9 @@ impl App {
             let max_tokens = self.room(&tokens, asked.max_tokens)?;
             for answer in 0..asked.n {
                 let index = choices.len();
-                let splitter = (endpoint == Endpoint::Chat).then(|| Splitter::new(is_thinking));
+                let thoughts = (endpoint == Endpoint::Chat).then(|| Thoughts::new(is_thinking));
                 let tokenizer = self.served.tokenizer.clone();
-                choices.push(Choice::new(index, answer == 0, asked.log_probs, tokenizer, splitter));
+                choices.push(Choice::new(index, answer == 0, asked.log_probs, tokenizer, thoughts));
                 // where a thought is followed, what has a form begins behind it
                 let thinking = asked.request.thinking.clone();
                 let thinking = thinking.or_else(|| {

@@ -33,7 +33,7 @@ use tokio::net::TcpListener;
 
 pub use app::{Limits, Served};
 pub use error::ApiError;
-pub use thinking::{Parts, Splitter};
+pub use thinking::{Parts, Thoughts};
 
 /// How often a server looks whether it shall stop.
 const STOP_EVERY: Duration = Duration::from_millis(50);

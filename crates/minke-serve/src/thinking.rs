@@ -1,6 +1,6 @@
-//! Thought and answer, told apart in a stream of text.
+//! Thought and answer of a stream, as clients get them: line ends around the marks belong to neither.
 
-use minke_data::template::thinking::{CLOSE, OPEN};
+use minke_infer::{Piece, Splitter};
 
 /// Parts of a text that are sure.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -11,90 +11,64 @@ pub struct Parts {
     pub content: String,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// Nothing but white space yet: it may be a thought that begins.
-    Before,
-    Thinking,
-    Answering,
+/// The two parts of an answer, told apart as it comes.
+#[derive(Debug, Clone)]
+pub struct Thoughts {
+    splitter: Splitter,
+    ends: LineEnds,
 }
 
-/// Splits a text into what stands between `<think>` and `</think>` at its beginning, and the rest; line ends around
-/// the marks belong to neither.
+/// Where line ends are left out.
 #[derive(Debug, Clone)]
-pub struct Splitter {
-    state: State,
-    /// Whether line ends are left out until something comes.
+struct LineEnds {
+    /// Until something else comes.
     fresh: bool,
+    /// Line ends of a thought, which may be its last.
     held: String,
 }
 
-impl Splitter {
-    /// A splitter of what follows a prompt, which may end within a thought.
+impl Thoughts {
+    /// Those of what follows a prompt, which may end within a thought.
     pub fn new(is_thinking: bool) -> Self {
-        let state = if is_thinking { State::Thinking } else { State::Before };
-        Self { state, fresh: is_thinking, held: String::new() }
+        let ends = LineEnds { fresh: is_thinking, held: String::new() };
+        Self { splitter: Splitter::new(is_thinking), ends }
     }
 
     /// Whether what comes next is thought.
     pub fn is_thinking(&self) -> bool {
-        self.state == State::Thinking
+        self.splitter.is_thinking()
     }
 
     /// Takes a piece of text and gives what is sure.
     pub fn push(&mut self, piece: &str) -> Parts {
-        self.held.push_str(piece);
         let mut parts = Parts::default();
-        loop {
-            match self.state {
-                State::Before => {
-                    let text = self.held.trim_start();
-                    if let Some(rest) = text.strip_prefix(OPEN) {
-                        self.held = rest.to_owned();
-                        (self.state, self.fresh) = (State::Thinking, true);
-                    } else if OPEN.starts_with(text) {
-                        return parts;
-                    } else {
-                        self.state = State::Answering;
-                    }
-                }
-                State::Thinking => {
-                    if let Some(at) = self.held.find(CLOSE) {
-                        let rest = self.held.split_off(at + CLOSE.len());
-                        let thought = std::mem::replace(&mut self.held, rest);
-                        let thought = thought[..at].trim_end_matches('\n');
-                        parts.reasoning.push_str(self.begun(thought));
-                        (self.state, self.fresh) = (State::Answering, true);
-                    } else {
-                        // marks are ASCII, so any length is a border of characters
-                        let keep = (1..CLOSE.len()).rev().find(|&n| self.held.ends_with(&CLOSE[..n]));
-                        let sure = &self.held[..self.held.len() - keep.unwrap_or(0)];
-                        let sure = sure.trim_end_matches('\n').len();
-                        let rest = self.held.split_off(sure);
-                        let thought = std::mem::replace(&mut self.held, rest);
-                        parts.reasoning.push_str(self.begun(&thought));
-                        return parts;
-                    }
-                }
-                State::Answering => {
-                    let answer = std::mem::take(&mut self.held);
-                    parts.content.push_str(self.begun(&answer));
-                    return parts;
-                }
-            }
-        }
+        self.splitter.push(piece, &mut |piece| self.ends.take(piece, &mut parts));
+        parts
     }
 
     /// What was held back, at the end of the text.
     pub fn finish(&mut self) -> Parts {
-        let rest = std::mem::take(&mut self.held);
-        match self.state {
-            State::Thinking => {
-                Parts { reasoning: self.begun(rest.trim_end_matches('\n')).to_owned(), ..Parts::default() }
+        let mut parts = Parts::default();
+        self.splitter.finish(&mut |piece| self.ends.take(piece, &mut parts));
+        parts
+    }
+}
+
+impl LineEnds {
+    fn take(&mut self, piece: Piece<'_>, parts: &mut Parts) {
+        match piece {
+            Piece::ThoughtBegins => self.fresh = true,
+            Piece::Thought(text) => {
+                let text = self.begun(text);
+                self.held.push_str(text);
+                let rest = self.held.split_off(self.held.trim_end_matches('\n').len());
+                parts.reasoning.push_str(&std::mem::replace(&mut self.held, rest));
             }
-            State::Before | State::Answering => {
-                Parts { content: self.begun(&rest).to_owned(), ..Parts::default() }
+            Piece::ThoughtEnds => {
+                self.fresh = true;
+                self.held.clear();
             }
+            Piece::Said(text) => parts.content.push_str(self.begun(text)),
         }
     }
 
@@ -110,7 +84,7 @@ mod tests {
     use super::*;
 
     fn run(is_thinking: bool, pieces: &[&str]) -> (String, String) {
-        let mut splitter = Splitter::new(is_thinking);
+        let mut splitter = Thoughts::new(is_thinking);
         let mut all = Parts::default();
         let mut add = |parts: Parts| {
             all.reasoning.push_str(&parts.reasoning);
@@ -150,7 +124,7 @@ mod tests {
 
     #[test]
     fn what_is_sure_is_not_held_back() {
-        let mut splitter = Splitter::new(false);
+        let mut splitter = Thoughts::new(false);
         assert_eq!(splitter.push("<think>why "), Parts { reasoning: "why ".into(), content: String::new() });
         assert!(splitter.is_thinking());
         assert_eq!(splitter.push("</think>a"), Parts { reasoning: String::new(), content: "a".into() });

@@ -26,8 +26,8 @@ use crate::{
 };
 
 pub use error::AssistantError;
-pub use pieces::Piece;
-use pieces::Splitter;
+use pieces::Whole;
+pub use pieces::{Piece, Splitter};
 pub use settings::{Settings, TEMPERATURE};
 
 /// Tokens of a prompt's end that are looked at for the beginning of a thought.
@@ -520,32 +520,34 @@ impl Assistant {
         if let Some(draft) = &mut self.draft {
             engine = engine.with_draft(&mut draft.model, draft.tokenizer.as_ref())?;
         }
-        let mut splitter = Splitter::new(is_thinking);
-        let mut flow = if is_thinking { on(Piece::ThoughtBegins) } else { ControlFlow::Continue(()) };
-        let mut give = |text: &str, splitter: &mut Splitter, flow: &mut ControlFlow<()>| {
-            let mut gave = false;
-            splitter.push(text, &mut |piece| {
-                gave = true;
-                if on(piece).is_break() {
-                    *flow = ControlFlow::Break(());
-                }
-            });
-            if !gave && on(Piece::Said("")).is_break() {
-                *flow = ControlFlow::Break(());
-            }
+        let (mut splitter, mut whole) = (Splitter::new(is_thinking), Whole::default());
+        let mut give = |piece: Piece<'_>| {
+            whole.take(piece);
+            on(piece)
         };
+        let mut flow = if is_thinking { give(Piece::ThoughtBegins) } else { ControlFlow::Continue(()) };
         let session = std::slice::from_mut(&mut self.session);
         let mut done = engine.generate_in(session, std::slice::from_ref(&request), &mut |delta| {
-            give(delta.text, &mut splitter, &mut flow);
+            let mut gave = false;
+            splitter.push(delta.text, &mut |piece| {
+                gave = true;
+                if give(piece).is_break() {
+                    flow = ControlFlow::Break(());
+                }
+            });
+            if !gave && give(Piece::Said("")).is_break() {
+                flow = ControlFlow::Break(());
+            }
             flow
         })?;
         let timing = engine.timing();
         self.costs = engine.costs.clone();
         let generation = done.pop().expect("one result per request");
-        let (thought, text) = splitter.finish(&mut |piece| {
+        splitter.finish(&mut |piece| {
             // the answer is over: there is nothing left to end
-            let _ = on(piece);
+            let _ = give(piece);
         });
+        let (thought, text) = whole.parts();
         let answer = Answer {
             thought,
             text,

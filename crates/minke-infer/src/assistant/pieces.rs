@@ -38,67 +38,109 @@ impl fmt::Display for Piece<'_> {
     }
 }
 
-/// Tells thoughts from what is said in a stream of text, wherever the pieces of the stream begin and end.
-#[derive(Debug, Default)]
-pub(super) struct Splitter {
-    is_thinking: bool,
-    /// Whether a thought was begun.
-    thinks: bool,
+/// Tells the thought of an answer from what is said, wherever the pieces of its stream begin and end. A thought stands at
+/// the beginning, between `<think>` and `</think>`; marks that come later are text.
+#[derive(Debug, Clone)]
+pub struct Splitter {
+    state: State,
     /// Text that may be the beginning of a mark.
     held: String,
-    thought: String,
-    said: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Nothing but white space yet: it may be a thought that begins.
+    Before,
+    Thinking,
+    Saying,
 }
 
 impl Splitter {
-    /// An answer that begins within a thought has its mark in the prompt.
+    /// A splitter of what follows a prompt, which may end within a thought: its mark is in the prompt then.
     pub fn new(is_thinking: bool) -> Self {
-        Self { is_thinking, thinks: is_thinking, ..Self::default() }
+        let state = if is_thinking { State::Thinking } else { State::Before };
+        Self { state, held: String::new() }
+    }
+
+    /// Whether what comes next is thought.
+    pub fn is_thinking(&self) -> bool {
+        self.state == State::Thinking
     }
 
     /// Takes a piece of the stream and hands on what is sure.
     pub fn push(&mut self, text: &str, on: &mut dyn FnMut(Piece<'_>)) {
         self.held.push_str(text);
         loop {
-            let mark = if self.is_thinking { CLOSE } else { OPEN };
-            let Some(at) = self.held.find(mark) else { break };
-            let rest = self.held.split_off(at + mark.len());
-            self.held.truncate(at);
-            let before = std::mem::replace(&mut self.held, rest);
-            self.give(&before, on);
-            on(if self.is_thinking { Piece::ThoughtEnds } else { Piece::ThoughtBegins });
-            self.is_thinking = !self.is_thinking;
-            self.thinks = true;
+            match self.state {
+                State::Before => {
+                    let text = self.held.trim_start();
+                    if let Some(rest) = text.strip_prefix(OPEN) {
+                        self.held = rest.to_owned();
+                        self.state = State::Thinking;
+                        on(Piece::ThoughtBegins);
+                    } else if OPEN.starts_with(text) {
+                        return;
+                    } else {
+                        self.state = State::Saying;
+                    }
+                }
+                State::Thinking => {
+                    if let Some(at) = self.held.find(CLOSE) {
+                        self.give(at, on);
+                        self.held.drain(..CLOSE.len());
+                        self.state = State::Saying;
+                        on(Piece::ThoughtEnds);
+                    } else {
+                        // marks are ASCII, so any length is a border of characters
+                        let keep = (1..CLOSE.len()).rev().find(|&n| self.held.ends_with(&CLOSE[..n]));
+                        return self.give(self.held.len() - keep.unwrap_or(0), on);
+                    }
+                }
+                State::Saying => return self.give(self.held.len(), on),
+            }
         }
-        let mark = if self.is_thinking { CLOSE } else { OPEN };
-        // marks are ASCII, so any length is a border of characters
-        let keep = (1..mark.len()).rev().find(|&n| self.held.ends_with(&mark[..n])).unwrap_or(0);
-        let rest = self.held.split_off(self.held.len() - keep);
-        let sure = std::mem::replace(&mut self.held, rest);
-        self.give(&sure, on);
     }
 
-    /// Ends the stream: what was held back is text after all. Gives the thought, if there was one, and what was said,
-    /// without the line ends between them.
-    pub fn finish(mut self, on: &mut dyn FnMut(Piece<'_>)) -> (Option<String>, String) {
-        let rest = std::mem::take(&mut self.held);
-        self.give(&rest, on);
-        if !self.thinks {
-            return (None, self.said);
-        }
-        (Some(self.thought.trim_matches('\n').to_owned()), self.said.trim_start_matches('\n').to_owned())
+    /// Ends the stream: what was held back is text after all.
+    pub fn finish(&mut self, on: &mut dyn FnMut(Piece<'_>)) {
+        self.give(self.held.len(), on);
     }
 
-    fn give(&mut self, text: &str, on: &mut dyn FnMut(Piece<'_>)) {
-        if text.is_empty() {
-            return;
+    /// Hands on so many bytes of what is held.
+    fn give(&mut self, len: usize, on: &mut dyn FnMut(Piece<'_>)) {
+        let rest = self.held.split_off(len);
+        let text = std::mem::replace(&mut self.held, rest);
+        if !text.is_empty() {
+            on(if self.is_thinking() { Piece::Thought(&text) } else { Piece::Said(&text) });
         }
-        if self.is_thinking {
-            self.thought.push_str(text);
-            on(Piece::Thought(text));
-        } else {
-            self.said.push_str(text);
-            on(Piece::Said(text));
+    }
+}
+
+/// The pieces of an answer put together.
+#[derive(Debug, Default)]
+pub(super) struct Whole {
+    thought: Option<String>,
+    said: String,
+}
+
+impl Whole {
+    /// Takes the next piece.
+    pub fn take(&mut self, piece: Piece<'_>) {
+        match piece {
+            Piece::ThoughtBegins => self.thought = Some(String::new()),
+            Piece::Thought(text) => self.thought.get_or_insert_default().push_str(text),
+            Piece::ThoughtEnds => {}
+            Piece::Said(text) => self.said.push_str(text),
+        }
+    }
+
+    /// The thought, if there was one, and what was said, without the line ends between them.
+    pub fn parts(self) -> (Option<String>, String) {
+        match self.thought {
+            Some(thought) => {
+                (Some(thought.trim_matches('\n').to_owned()), self.said.trim_start_matches('\n').to_owned())
+            }
+            None => (None, self.said),
         }
     }
 }
@@ -108,34 +150,50 @@ mod tests {
     use super::*;
 
     fn run(is_thinking: bool, pieces: &[&str]) -> (String, Option<String>, String) {
-        let mut splitter = Splitter::new(is_thinking);
+        let (mut splitter, mut whole) = (Splitter::new(is_thinking), Whole::default());
         let mut shown = String::new();
-        let mut on = |piece: Piece<'_>| shown.push_str(&piece.to_string());
+        let mut on = |piece: Piece<'_>| {
+            shown.push_str(&piece.to_string());
+            whole.take(piece);
+        };
+        if is_thinking {
+            on(Piece::ThoughtBegins);
+        }
         for piece in pieces {
             splitter.push(piece, &mut on);
         }
-        let (thought, said) = splitter.finish(&mut on);
+        splitter.finish(&mut on);
+        let (thought, said) = whole.parts();
         (shown, thought, said)
     }
 
     #[test]
-    fn marks_may_lie_across_pieces() {
-        let whole = "a<think>b鯨</think>\n\nc <th</think>";
-        let expected = (whole.to_owned(), Some("b鯨".to_owned()), "a\n\nc <th</think>".to_owned());
-        assert_eq!(run(false, &[whole]), expected);
-        let letters: Vec<String> = whole.chars().map(String::from).collect();
-        assert_eq!(run(false, &letters.iter().map(String::as_str).collect::<Vec<_>>()), expected);
-    }
-
-    #[test]
-    fn an_answer_may_begin_within_its_thought_and_end_there() {
-        let of = |is_thinking, pieces: &[&str]| {
-            let (_, thought, said) = run(is_thinking, pieces);
-            (thought, said)
-        };
-        assert_eq!(of(true, &["\nwhy\n", "</thi", "nk>\n\nso"]), (Some("why".into()), "so".into()));
-        assert_eq!(of(true, &["cut off"]), (Some("cut off".into()), String::new()));
-        assert_eq!(of(true, &["</think>x"]), (Some(String::new()), "x".into()));
-        assert_eq!(of(false, &["\n x <thin"]), (None, "\n x <thin".into()));
+    fn pieces_do_not_matter() {
+        let cases = [
+            (false, "<think>\nw鯨\n\nso\n</think>\n\nyes\n", Some("w鯨\n\nso"), "yes\n"),
+            (false, " \n<think></think>yes", Some(""), "yes"),
+            (false, "\n yes <think>no</think>", None, "\n yes <think>no</think>"),
+            (false, "<thin air", None, "<thin air"),
+            (false, "\n <thin", None, "\n <thin"),
+            (false, "<think>never ends\n</thi", Some("never ends\n</thi"), ""),
+            (false, "", None, ""),
+            (true, "\nwhy\n</think>\n\n\nyes", Some("why"), "yes"),
+            (true, "why </think> <think>x</think>", Some("why "), " <think>x</think>"),
+            (true, "</think>x", Some(""), "x"),
+            (true, "", Some(""), ""),
+        ];
+        for (is_thinking, text, thought, said) in cases {
+            let begun = if is_thinking { OPEN } else { "" };
+            let shown =
+                format!("{begun}{}", if thought.is_some() { text.trim_start_matches(" \n") } else { text });
+            let expected = (shown, thought.map(str::to_owned), said.to_owned());
+            assert_eq!(run(is_thinking, &[text]), expected, "{text:?}");
+            let letters: Vec<String> = text.chars().map(String::from).collect();
+            let letters: Vec<&str> = letters.iter().map(String::as_str).collect();
+            assert_eq!(run(is_thinking, &letters), expected, "{text:?} by letters");
+            for at in (0..=text.len()).filter(|&at| text.is_char_boundary(at)) {
+                assert_eq!(run(is_thinking, &[&text[..at], &text[at..]]), expected, "{text:?} cut at {at}");
+            }
+        }
     }
 }
