@@ -21,6 +21,12 @@ impl DraftCache {
         (!model.net.mtp.is_empty()).then(|| Self([KvCache::new(shape, model.precision.attention)]))
     }
 
+    /// Memory that [`PAGE`](crate::PAGE) rows take; `None` for a model without prediction modules.
+    pub fn page_bytes(model: &Model) -> Option<usize> {
+        let shape = &model.config.attention_shape();
+        (!model.net.mtp.is_empty()).then(|| KvCache::block_bytes(shape, model.precision.attention))
+    }
+
     /// Rows held.
     pub fn len(&self) -> usize {
         self.0[0].len()

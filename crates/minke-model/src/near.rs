@@ -51,12 +51,21 @@ impl Model {
         }
     }
 
+    /// Copies at once what would be copied after a while, and waits: for who measures how fast the model is from then on.
+    pub fn copy_mapped_weights_first(&mut self) {
+        if let Near::After(_) = self.near {
+            let stop = Arc::new(AtomicBool::new(false));
+            bring_near(&self.all_mapped(), &stop);
+            self.near = Near::Coming(Stop(stop));
+        }
+    }
+
     /// A call of the model.
     pub(crate) fn come_near(&mut self) {
         match &mut self.near {
             Near::Never | Near::Coming(_) => {}
             Near::After(0) => {
-                let all: Vec<Bytes> = self.mapped().map(|part| part.bytes.clone()).collect();
+                let all = self.all_mapped();
                 let stop = Arc::new(AtomicBool::new(false));
                 self.near = Near::Coming(Stop(stop.clone()));
                 if !all.is_empty() {
@@ -67,6 +76,10 @@ impl Model {
             }
             Near::After(calls) => *calls -= 1,
         }
+    }
+
+    fn all_mapped(&self) -> Vec<Bytes> {
+        self.mapped().map(|part| part.bytes.clone()).collect()
     }
 
     /// The matrices that products read from a map: all but an embedding that is not the head, of which a call reads few rows.

@@ -96,6 +96,8 @@ struct Scheduler<'a> {
     sequences: Vec<Sequence>,
     jobs: Vec<Job>,
     tree: PrefixTree,
+    /// Memory of a page.
+    page_bytes: usize,
     arrivals: u64,
     stats: Stats,
 }
@@ -103,7 +105,9 @@ struct Scheduler<'a> {
 impl<'a> Scheduler<'a> {
     /// A scheduler over an engine whose caches are of the kind that `options` say; `most_pages` bounds the context.
     fn new(engine: Engine<'a>, options: ServiceOptions, most_pages: usize) -> Self {
+        let page = options.cache.page_bytes(&engine.model.config, &engine.model.precision);
         Self {
+            page_bytes: page.unwrap_or(0).max(1),
             engine: engine.with_context(most_pages * PAGE),
             options,
             waiting: Vec::new(),
@@ -196,7 +200,9 @@ impl<'a> Scheduler<'a> {
             let priority = job.priority;
             let room = self.sequences.len() < self.options.max_running && self.has_room_for(sequence);
             if !room {
-                let Some(last) = self.last().filter(|&at| self.jobs[at].priority < priority) else { return };
+                let Some(last) = self.by_rank().last().filter(|&at| self.jobs[at].priority < priority) else {
+                    return;
+                };
                 self.preempt(last);
                 continue;
             }
@@ -236,14 +242,22 @@ impl<'a> Scheduler<'a> {
             let grows = |(sequence, take): (&Sequence, &usize)| {
                 let drafts = self.engine.most_drafts(sequence, *take);
                 pages(sequence.session.len() + take + drafts) - pages(sequence.session.len())
+                    + self.draft_pages(sequence, drafts + 1)
+                    - self.draft_pages(sequence, 0)
             };
             let needed = self.pages() + self.sequences.iter().zip(&takes).map(grows).sum::<usize>();
             let missing = needed.saturating_sub(self.stats.most_pages);
             if self.tree.evict(missing) == missing {
                 return takes;
             }
+            // who drafts more cheaply is late, but who waits is later
+            let drafts = |&at: &usize| self.draft_pages(&self.sequences[at], 0) > 0;
+            if let Some(at) = self.by_rank().filter(drafts).last() {
+                self.sequences[at].drafting.forgo_models();
+                continue;
+            }
             // one sequence alone fits, since no context is longer than all pages
-            let last = self.last().expect("memory is short for somebody");
+            let last = self.by_rank().last().expect("memory is short for somebody");
             self.preempt(last);
         }
     }
@@ -343,21 +357,32 @@ impl<'a> Scheduler<'a> {
         }
     }
 
-    /// Pages of all caches: full ones are in the tree, and the last one of each sequence is its own.
+    /// Pages of all caches: full ones are in the tree, the last one of each sequence is its own, and so are those of who
+    /// drafts for it, counted as pages of the model.
     fn pages(&self) -> usize {
-        let last = |sequence: &Sequence| usize::from(!sequence.session.len().is_multiple_of(PAGE));
-        self.tree.len() + self.sequences.iter().map(last).sum::<usize>()
+        let own = |sequence: &Sequence| {
+            usize::from(!sequence.session.len().is_multiple_of(PAGE)) + self.draft_pages(sequence, 0)
+        };
+        self.tree.len() + self.sequences.iter().map(own).sum::<usize>()
     }
 
-    /// Who gives way first.
-    fn last(&self) -> Option<usize> {
-        (0..self.jobs.len()).max_by_key(|&at| self.jobs[at].rank())
+    /// What drafts for a sequence take, once it has got `more` tokens.
+    fn draft_pages(&self, sequence: &Sequence, more: usize) -> usize {
+        self.engine.draft_bytes(sequence, more).div_ceil(self.page_bytes)
+    }
+
+    /// All sequences; the last gives way first.
+    fn by_rank(&self) -> impl Iterator<Item = usize> {
+        let mut all: Vec<usize> = (0..self.jobs.len()).collect();
+        all.sort_by_key(|&at| self.jobs[at].rank());
+        all.into_iter()
     }
 
     /// Makes a sequence give up its memory and wait.
     fn preempt(&mut self, at: usize) {
         let (mut job, mut sequence) = self.remove(at);
         sequence.session = self.engine.empty_session();
+        sequence.drafting.let_go();
         (job.pages, job.place) = (0, None);
         if job.first_token.is_none() {
             job.found = 0;

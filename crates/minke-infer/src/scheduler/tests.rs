@@ -14,6 +14,7 @@ use proptest::test_runner::{Config as Runs, TestRunner};
 use super::*;
 use crate::engine::Generation;
 use crate::sampling::Sampling;
+use crate::sequence::Session;
 use crate::speculate::Speculation;
 
 const CONTEXT: usize = 512;
@@ -112,6 +113,14 @@ fn check(scheduler: &Scheduler<'_>) {
     let held: usize = scheduler.jobs.iter().map(|job| job.pages).sum();
     assert!(scheduler.tree.in_use() <= held);
     assert!(scheduler.pages() <= scheduler.stats.most_pages, "{:?}", scheduler.stats);
+    // what models have read to draft is in it
+    let drafts = |sequence: &Sequence| {
+        let module = sequence.drafting.module.as_ref().map_or(0, |module| module.cache.bytes());
+        module + sequence.drafting.other.as_ref().map_or(0, Session::bytes)
+    };
+    let all = scheduler.sequences.iter().chain(scheduler.waiting.iter().map(|(_, sequence)| sequence));
+    let bytes = scheduler.tree.len() * scheduler.page_bytes + all.map(drafts).sum::<usize>();
+    assert!(bytes <= scheduler.stats.most_pages * scheduler.page_bytes, "{bytes}: {:?}", scheduler.stats);
     assert!(scheduler.sequences.len() <= scheduler.options.max_running);
     for (job, sequence) in scheduler.jobs.iter().zip(&scheduler.sequences) {
         assert_eq!(job.pages, sequence.session.len() / PAGE);
@@ -226,6 +235,46 @@ fn a_request_gives_the_same_bits_alone_and_under_any_load() {
             assert!(stats.preempted > 10 && stats.cached > 1000 && stats.ended > 100, "{stats:?}");
         }
     }
+}
+
+/// Where there is no memory for drafts of a model there are none, and the answers are the same.
+#[test]
+fn drafts_give_way_before_answers_do() {
+    let (mut alone_, mut main, mut draft) =
+        (model("llama_gqa", DType::F32), model("llama_gqa", DType::F32), model("llama_gqa", DType::F32));
+    let cpu = Cpu::detect(1);
+    let all: Vec<Request> = (0..2)
+        .map(|seed| {
+            let mut request = request(text(seed, 100), 60, seed);
+            (request.sampling.temperature, request.speculation) = (0.0, Speculation::Draft);
+            request
+        })
+        .collect();
+    let alone = alone(&mut alone_, &cpu, &all);
+    let mut by_pages = Vec::new();
+    for pages in [64, 9, 3] {
+        let engine = Engine::new(&mut main, &cpu, None).with_draft(&mut draft, None).unwrap();
+        let mut scheduler = Scheduler::new(engine, ServiceOptions::default(), pages);
+        let mut heard = Vec::new();
+        for request in &all {
+            let (job, events) = job(0);
+            scheduler.submit(request.clone(), job);
+            heard.push(events);
+        }
+        while scheduler.step() {
+            check(&scheduler);
+        }
+        assert_eq!(scheduler.stats.preempted, 0);
+        let mut drafted = 0;
+        for (events, alone) in heard.iter().zip(&alone) {
+            let (tokens, done) = told(events);
+            assert_eq!(tokens, expected(alone));
+            drafted += done.unwrap().speculated.drafted;
+        }
+        by_pages.push(drafted);
+    }
+    // all the time, until there is no room, never
+    assert!(by_pages[0] > by_pages[1] && by_pages[1] > 0 && by_pages[2] == 0, "{by_pages:?}");
 }
 
 /// One request after the other, and two at once: how many tokens of a prompt are read.

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use minke_data::Tokenizer;
-use minke_model::{DraftStep, Model, Step, Want};
+use minke_model::{CacheKind, DraftCache, DraftStep, Model, PAGE, Step, Want};
 
 use super::{Drafting, MOST, Proposal, Source};
 use crate::choose::{Ask, choose};
@@ -37,6 +37,15 @@ impl Engine<'_> {
         let room = self.context.saturating_sub(sequence.all.len() + 1);
         let asked = sequence.request.max_tokens.saturating_sub(sequence.tokens() + 1);
         MOST.min(room).min(asked)
+    }
+
+    /// The most memory that drafting by models takes for a sequence that has got `more` tokens, beside its own cache.
+    pub(crate) fn draft_bytes(&self, sequence: &Sequence, more: usize) -> usize {
+        let module = DraftCache::page_bytes(self.model).unwrap_or(0);
+        let other = self.other.as_ref();
+        let other =
+            other.map(|other| CacheKind::Model.page_bytes(&other.config, &other.precision).unwrap_or(0));
+        (sequence.all.len() + more + MOST).div_ceil(PAGE) * sequence.drafting.page_bytes(module, other)
     }
 
     /// Drafts for every sequence that is being answered, where it pays.

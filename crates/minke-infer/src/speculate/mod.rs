@@ -84,6 +84,8 @@ pub(crate) struct Drafting {
     ngrams: Ngrams,
     /// By source.
     rates: [Rate; 3],
+    /// Whether a module or a model may draft.
+    by_models: bool,
     /// Whether the model was asked for its module.
     begun: bool,
     /// What somebody would have drafted first, had it been worth it.
@@ -111,6 +113,7 @@ impl Drafting {
             mode,
             ngrams: Ngrams::default(),
             rates: [Rate::new(0.9), Rate::new(0.5), Rate::new(0.6)],
+            by_models: matches!(mode, Speculation::Auto | Speculation::Mtp | Speculation::Draft),
             begun: false,
             guess: None,
             module: None,
@@ -121,10 +124,28 @@ impl Drafting {
 
     /// Finds out what a model has to draft with.
     pub fn begin(&mut self, model: &Model) {
-        if !std::mem::replace(&mut self.begun, true)
-            && matches!(self.mode, Speculation::Auto | Speculation::Mtp)
-        {
+        if !std::mem::replace(&mut self.begun, true) && self.by_models && self.mode != Speculation::Draft {
             self.module = DraftCache::new(model).map(Module::new);
+        }
+    }
+
+    /// Lets go of what models have read of the sequence.
+    pub fn let_go(&mut self) {
+        (self.module, self.other, self.begun) = (None, None, false);
+    }
+
+    /// Lets go of it for good: models draft no more.
+    pub fn forgo_models(&mut self) {
+        self.let_go();
+        self.by_models = false;
+    }
+
+    /// What it takes for each page of a sequence, of what a module's cache and another model's do.
+    pub fn page_bytes(&self, module: usize, other: Option<usize>) -> usize {
+        match (self.by_models, self.mode) {
+            (false, _) => 0,
+            (true, Speculation::Mtp) => module,
+            (true, _) => other.unwrap_or(module),
         }
     }
 
@@ -182,9 +203,11 @@ impl Drafting {
                 }
             }
         }
+        let has_module = self.module.as_ref().is_some_and(Module::is_ready);
         let can = match mode {
-            Speculation::Auto => has_other || self.module.as_ref().is_some_and(Module::is_ready),
-            Speculation::Mtp => self.module.as_ref().is_some_and(Module::is_ready),
+            _ if !self.by_models => false,
+            Speculation::Auto => has_other || has_module,
+            Speculation::Mtp => has_module,
             Speculation::Draft => has_other,
             Speculation::Off | Speculation::Ngram => false,
         };

@@ -67,6 +67,10 @@ pub fn run(args: &Chat) -> Result<(), Failure> {
     }
     let mut input = Input::open()?;
     chat.painted = input.is_terminal();
+    if chat.painted {
+        // while somebody types
+        chat.assistant.warm_up();
+    }
     output::note(&chat.greeting());
     interrupt::install();
     chat.whole = chat.painted.then(Work::begin);
