@@ -49,6 +49,7 @@ pub enum Command {
         minke chat Qwen/Qwen3-0.6B --system 'Answer in one sentence.' --temperature 0.6\n  \
         minke chat runs/tiny-r1 --load talk.json\n  \
         minke chat Qwen/Qwen3-0.6B --cache int8\n  \
+        minke chat Qwen/Qwen3-8B --draft-model Qwen/Qwen3-0.6B\n  \
         echo 'fn main() {' | minke chat runs/quickstart\n\n\
         While talking: /help lists the commands, Ctrl-C stops the answer, Ctrl-D leaves.\n\
         A model without a chat template is a base model: it continues what is typed.")]
