@@ -78,7 +78,7 @@ pub struct RowsTile {
     pub columns: usize,
     /// `c[j][i]` is at `c + j * columns + i`.
     pub c: *mut f32,
-    /// What will be read next, as many bytes as this tile reads: memory is asked for it. Any address.
+    /// What will be read next, as many bytes as this tile reads: memory is asked for it. Any address, or null.
     pub next: *const u8,
 }
 

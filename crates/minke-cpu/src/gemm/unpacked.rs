@@ -8,7 +8,7 @@ use super::engine::{Engine, Rows, layout, whole_rows};
 use super::nt::{Right, Task};
 use super::tile::{PANEL, RowsTile};
 use super::{Compute, Operand, check_offsets};
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, SharedMut};
 use crate::rows::SharedView;
 use crate::scratch::{self, Scratch};
 use crate::simd::{GRID_ROWS, GRID_STEPS, Kernel, LANES, Simd};
@@ -17,11 +17,8 @@ use crate::view::{View, ViewMut};
 /// Rows of a task that packs its own columns: they are packed once for all of these.
 const MANY: usize = 448;
 
-/// Rows that are not worth packing a weight for.
+/// Rows that are not worth packing a weight for; tile registers, which can read it as it lies, need it packed for none.
 const FEW: usize = 8;
-
-/// The same where tile registers can read the weight as it lies.
-const FEW_IN_GRID: usize = GRID_ROWS;
 
 /// Bytes that memory is asked for at once.
 const LINE: usize = 64;
@@ -90,9 +87,10 @@ pub(crate) fn matmul_unpacked(
     });
 }
 
-/// Spans of a few rows, in words.
+/// Spans of rows that need no packed weight, in words.
 struct Few {
-    /// One span behind another: its rows as the tile's, or, for tile registers, word `p` of row `i` at `p * rows + i`.
+    /// One span behind another: its rows as the tile's, or, for tile registers, [`GRID_ROWS`] rows behind another, word `p` of
+    /// row `i` of them at `p * rows + i`.
     words: Scratch<u32>,
     steps: usize,
     /// Rows of a span, at most.
@@ -111,28 +109,36 @@ impl Few {
         let grid = cpu.level().has_grid() && compute == Compute::Bf16;
         // rows must fill the blocks of tile registers
         let most = match grid {
-            true if a.cols.is_multiple_of(2 * GRID_STEPS) => FEW_IN_GRID,
+            true if a.cols.is_multiple_of(2 * GRID_STEPS) => MANY,
             true => 0,
             false => FEW,
         };
         let (steps, _) = layout(cpu.level(), compute, a.cols);
         let few = spans.filter(|rows| rows.len() <= most);
-        let all = if few.clone().next().is_some() { a.rows() } else { 0 };
-        let mut words = scratch::take::<u32>(all * steps);
-        for rows in few {
-            let out = &mut words[rows.start * steps..rows.end * steps];
+        let lots: Vec<Range<usize>> = few
+            .flat_map(|rows| {
+                let end = rows.end;
+                rows.clone().step_by(GRID_ROWS).map(move |first| first..end.min(first + GRID_ROWS))
+            })
+            .collect();
+        let mut words = scratch::take::<u32>(if lots.is_empty() { 0 } else { a.rows() * steps });
+        let all = SharedMut::new(&mut words);
+        cpu.run(lots.len(), |i| {
+            let rows = lots[i].clone();
+            // SAFETY: lots do not overlap.
+            let out = unsafe { all.slice(rows.start * steps, rows.len() * steps) };
             cpu.level().dispatch_product(PackFew { a, compute, first: rows.start, grid, out });
-        }
+        });
         Self { words, steps, most, grid }
     }
 
-    /// A span, if it is of few rows.
+    /// A span, if it needs none.
     fn rows(&self, rows: &Range<usize>) -> Option<&[u32]> {
         (rows.len() <= self.most).then(|| &self.words[rows.start * self.steps..rows.end * self.steps])
     }
 }
 
-/// Rows of a from `first` on, as [`Few`] keeps them.
+/// Up to [`GRID_ROWS`] rows of a from `first` on, as [`Few`] keeps them.
 struct PackFew<'a> {
     a: Operand<'a>,
     compute: Compute,
@@ -164,7 +170,7 @@ impl Kernel for PackFew<'_> {
     }
 }
 
-/// A few rows times rows `span` of a weight, which is read once and in its order.
+/// Rows times rows `span` of a weight, which is read once and in its order.
 struct FewTask<'a> {
     x: &'a [u32],
     grid: bool,
@@ -198,31 +204,38 @@ impl Kernel for FewTask<'_> {
 impl FewTask<'_> {
     #[inline(always)]
     fn in_grid<S: Simd>(&self, s: S) -> bool {
-        let columns = self.rows.len();
-        let mut sums = [0.0f32; LANES * FEW_IN_GRID];
+        let pairs = self.k / 2;
+        let mut sums = [0.0f32; LANES * GRID_ROWS];
         let mut j = self.span.start;
         while j < self.span.end {
             let (bytes, _) = self.w.lying(self.group, j);
             let Ok(weight) = bytemuck::try_cast_slice::<u8, bf16>(bytes) else { return false };
             let count = LANES.min(self.span.end - j).min(weight.len() / self.k);
-            let tile = RowsTile {
-                pairs: self.k / 2,
-                w: weight.as_ptr().cast(),
-                rows: count,
-                x: self.x.as_ptr(),
-                columns,
-                c: sums.as_mut_ptr(),
-                next: weight[count * self.k..].as_ptr().cast(),
-            };
-            // SAFETY: the level has tile registers; `count` rows of the weight, all of x and the sums are there.
-            unsafe { s.grid_rows(tile) };
-            for (i, row) in self.rows.clone().enumerate() {
-                let (at, sums) = (row * self.n + j, sums[i..count * columns].iter().step_by(columns));
-                // SAFETY: these rows and columns are this task's.
-                match unsafe { self.out.slice(at, count) } {
-                    ViewMut::F32(out) => out.iter_mut().zip(sums).for_each(|(out, &sum)| *out = sum),
-                    ViewMut::Bf16(out) => {
-                        out.iter_mut().zip(sums).for_each(|(out, &sum)| *out = bf16::from_f32(sum));
+            let mut next = weight[count * self.k..].as_ptr().cast();
+            for (lot, x) in self.x.chunks(GRID_ROWS * pairs).enumerate() {
+                let columns = x.len() / pairs;
+                let tile = RowsTile {
+                    pairs,
+                    w: weight.as_ptr().cast(),
+                    rows: count,
+                    x: x.as_ptr(),
+                    columns,
+                    c: sums.as_mut_ptr(),
+                    next,
+                };
+                // SAFETY: the level has tile registers; `count` rows of the weight, all of x and the sums are there.
+                unsafe { s.grid_rows(tile) };
+                // what comes next is on its way
+                next = std::ptr::null();
+                for i in 0..columns {
+                    let at = (self.rows.start + lot * GRID_ROWS + i) * self.n + j;
+                    let sums = sums[i..count * columns].iter().step_by(columns);
+                    // SAFETY: these rows and columns are this task's.
+                    match unsafe { self.out.slice(at, count) } {
+                        ViewMut::F32(out) => out.iter_mut().zip(sums).for_each(|(out, &sum)| *out = sum),
+                        ViewMut::Bf16(out) => {
+                            out.iter_mut().zip(sums).for_each(|(out, &sum)| *out = bf16::from_f32(sum));
+                        }
                     }
                 }
             }

@@ -405,7 +405,7 @@ pub unsafe fn rows_tile(t: RowsTile) {
                 asm!("tdpbf16ps tmm1, tmm4, tmm7", options(nostack, nomem));
             }
             let next = t.next.wrapping_add(block * 64 * t.rows);
-            for line in 0..t.rows {
+            for line in 0..if t.next.is_null() { 0 } else { t.rows } {
                 _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(line * 64).cast());
             }
         }

@@ -247,7 +247,7 @@ fn bf16_where_it_lies_multiplies_as_packed() {
         let cpu = Cpu::with_level(level, 2);
         let mut packed = Packed::empty();
         packed.pack_nt(&cpu, View::Bf16(&halves), 2, n, k, Compute::Bf16);
-        for rows in [1, 2, 5, 16, 17, 31, 32, 33, 470] {
+        for rows in [1, 2, 5, 16, 17, 31, 32, 33, 64, 90, 97, 470] {
             let x = random(rows * k, 2);
             let x_halves: Vec<bf16> = x.iter().map(|&x| bf16::from_f32(x)).collect();
             for first in [0, 1, rows as u32] {
