@@ -17,8 +17,11 @@ use crate::view::{View, ViewMut};
 /// Rows of a task that packs its own columns: they are packed once for all of these.
 const MANY: usize = 448;
 
-/// Rows that are not worth packing a weight for; tile registers, which can read it as it lies, need it packed for none.
+/// Rows that are not worth packing a weight for.
 const FEW: usize = 8;
+
+/// The same where tile registers can read the weight as it lies; at 96 both are as fast.
+const FEW_IN_GRID: usize = 2 * GRID_ROWS;
 
 /// Bytes that memory is asked for at once.
 const LINE: usize = 64;
@@ -109,7 +112,7 @@ impl Few {
         let grid = cpu.level().has_grid() && compute == Compute::Bf16;
         // rows must fill the blocks of tile registers
         let most = match grid {
-            true if a.cols.is_multiple_of(2 * GRID_STEPS) => MANY,
+            true if a.cols.is_multiple_of(2 * GRID_STEPS) => FEW_IN_GRID,
             true => 0,
             false => FEW,
         };
