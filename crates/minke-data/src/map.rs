@@ -100,8 +100,9 @@ mod near {
     /// Bytes that are replaced at once, at least.
     const PIECE: usize = 8 << 20;
 
-    /// Pieces of a map, at most: each is an entry in the process's list of mappings, which has room for 65,530.
-    const PIECES: usize = 4096;
+    /// Pieces of a map, about: each is an entry in the process's list of mappings, which has room for 65,530, and a model may
+    /// have some hundred files.
+    const PIECES: usize = 128;
 
     /// As [`MappedFile::bring_near`](super::MappedFile::bring_near).
     pub fn bring(map: &[u8], bytes: &[Range<usize>], stop: &AtomicBool) {

@@ -107,7 +107,7 @@ impl Few {
         cpu: &Cpu,
         a: Operand<'_>,
         compute: Compute,
-        spans: impl Iterator<Item = &'s Range<usize>> + Clone,
+        spans: impl Iterator<Item = &'s Range<usize>>,
     ) -> Self {
         let grid = cpu.level().has_grid() && compute == Compute::Bf16;
         // rows must fill the blocks of tile registers

@@ -53,7 +53,7 @@ unsafe fn to_bf16_words(x: __m256) -> __m256i {
 unsafe fn transpose8(rows: [__m256; 8]) -> [__m256; 8] {
     // SAFETY: the witness of the caller says that AVX2 exists.
     unsafe {
-        // pairs of rows, then fours, within each half of the registers (loops, not closures: see `scratch`)
+        // pairs of rows, then fours, within each half of the registers (loops: closures may be compiled without the instructions)
         let mut pairs = rows;
         for i in (0..8).step_by(2) {
             pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
