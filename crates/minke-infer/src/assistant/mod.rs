@@ -523,9 +523,8 @@ impl Assistant {
         let mut engine =
             Engine::new(&mut self.loaded.model, &self.cpu, Some(&self.tokenizer)).without_log_probs();
         engine.costs = self.costs.clone();
-        if let Some(draft) = &mut self.draft {
-            engine = engine.with_draft(&mut draft.model, draft.tokenizer.as_ref())?;
-        }
+        // (vocabularies were compared when it came)
+        engine.other = self.draft.as_mut().map(|draft| &mut draft.model);
         let (mut splitter, mut whole) = (Splitter::new(is_thinking), Whole::default());
         let mut give = |piece: Piece<'_>| {
             whole.take(piece);
