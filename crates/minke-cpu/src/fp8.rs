@@ -4,8 +4,9 @@
 //! online. On a CPU a code is widened to bf16, which is exact, and multiplied there: the arithmetic is that of FP8, what
 //! is saved is memory and the bandwidth to it.
 
-use minke_num::bf16;
 pub use minke_num::fp8::{BLOCK, scale};
+
+mod pack;
 
 use crate::Cpu;
 use crate::cpu::SharedMut;
@@ -13,6 +14,8 @@ use crate::rows::{self, kernel, lanes, load};
 use crate::scratch;
 use crate::simd::{LANES, Simd};
 use crate::view::{View, ViewMut};
+
+pub(crate) use pack::{Coding, pack_row, pack_strips, pack_turned};
 
 /// How numbers become codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -189,21 +192,26 @@ const VECTORS: usize = BLOCK / LANES;
 /// Codes a whole block that is in registers; returns its scale.
 #[inline(always)]
 fn code_block<S: Simd>(s: S, x: [S::V; VECTORS], fixed: f32, power: bool, codes: &mut [u8; BLOCK]) -> f32 {
-    let by = if fixed == 0.0 {
-        let mut most = s.zero();
-        for &v in &x {
-            most = s.max_size(most, v);
-        }
-        scale(s.max_size_lane(most), power)
-    } else {
-        fixed
-    };
+    let by = block_scale(s, &x, fixed, power);
     let inverse = s.splat(1.0 / by);
     let (codes, _) = codes.as_chunks_mut::<LANES>();
     for (&v, codes) in x.iter().zip(codes) {
         s.store_e4m3(s.mul(v, inverse), codes);
     }
     by
+}
+
+/// The scale of a block that is in registers: `fixed`, or where that is 0 its own.
+#[inline(always)]
+fn block_scale<S: Simd>(s: S, x: &[S::V], fixed: f32, power: bool) -> f32 {
+    if fixed != 0.0 {
+        return fixed;
+    }
+    let mut most = s.zero();
+    for &v in x {
+        most = s.max_size(most, v);
+    }
+    scale(s.max_size_lane(most), power)
 }
 
 /// Rows per task.
@@ -263,97 +271,12 @@ pub fn dequantize(cpu: &Cpu, x: Codes<'_>, out: ViewMut<'_>) {
     });
 }
 
-/// Rows `rows` and columns `cols` of a matrix on the grid of E4M3, one scale per column: what a product reads whose depth
-/// runs along the rows (tiles of 128 x 1). `out` [rows, cols] receives codes as bf16, `scales` [cols] what they are
-/// multiplied by. `fixed` is the scale of all, or 0.
-#[inline(always)]
-pub(crate) fn quantize_columns<S: Simd>(
-    s: S,
-    x: &Values<'_>,
-    rows: std::ops::Range<usize>,
-    cols: std::ops::Range<usize>,
-    fixed: f32,
-    power: bool,
-    out: &mut [bf16],
-    scales: &mut [f32],
-) {
-    match x {
-        Values::Plain(x) => columns(s, x, rows, cols, fixed, power, out, scales),
-        Values::Codes(x) => columns(s, x, rows, cols, fixed, power, out, scales),
-    }
-}
-
-/// Elements of a matrix, sixteen at a time.
-trait Lines {
-    /// `n` elements of row `r` from column `at`; missing lanes are zero. Sixteen from a multiple of sixteen.
-    fn load<S: Simd>(&self, s: S, r: usize, at: usize, n: usize) -> S::V;
-}
-
-impl Lines for crate::gemm::Operand<'_> {
-    #[inline(always)]
-    fn load<S: Simd>(&self, s: S, r: usize, at: usize, n: usize) -> S::V {
-        load(s, crate::gemm::engine::Rows::row(self, r), at, n)
-    }
-}
-
-impl Lines for Codes<'_> {
-    #[inline(always)]
-    fn load<S: Simd>(&self, s: S, r: usize, at: usize, n: usize) -> S::V {
-        let (codes, scales) = self.row(r);
-        // sixteen columns from a multiple of sixteen are of one block
-        debug_assert_eq!(self.cuts.of(at), self.cuts.of(at + n - 1), "sixteen columns of one block");
-        s.mul(load_codes(s, codes, at, n), s.splat(scales[self.cuts.of(at)]))
-    }
-}
-
-#[inline(always)]
-fn columns<S: Simd, X: Lines>(
-    s: S,
-    x: &X,
-    rows: std::ops::Range<usize>,
-    cols: std::ops::Range<usize>,
-    fixed: f32,
-    power: bool,
-    out: &mut [bf16],
-    scales: &mut [f32],
-) {
-    let width = cols.len();
-    // sixteen columns at a time, so that what is found stays in registers
-    lanes!(width, |i, n| {
-        let mut by = [fixed; LANES];
-        if fixed == 0.0 {
-            let mut most = s.zero();
-            for r in rows.clone() {
-                most = s.max_size(most, x.load(s, r, cols.start + i, n));
-            }
-            s.store(most, &mut by);
-            for by in &mut by {
-                *by = scale(*by, power);
-            }
-        }
-        scales[i..i + n].copy_from_slice(&by[..n]);
-        let inverse = s.div(s.splat(1.0), s.load(&by));
-        for (p, r) in rows.clone().enumerate() {
-            let v = s.round_e4m3(s.mul(x.load(s, r, cols.start + i, n), inverse));
-            let out = &mut out[p * width + i..][..n];
-            match <&mut [bf16; LANES]>::try_from(&mut *out) {
-                Ok(full) => s.store_bf16(v, full),
-                Err(_) => {
-                    let mut full = [bf16::ZERO; LANES];
-                    s.store_bf16(v, &mut full);
-                    out.copy_from_slice(&full[..n]);
-                }
-            }
-        }
-    });
-}
-
-/// A matrix to be coded along its columns: numbers, or codes along its rows.
+/// An operand of a product: numbers that are coded on their way into it, or codes along its rows.
 #[derive(Clone, Copy)]
 pub enum Values<'a> {
     /// f32 or bf16.
     Plain(crate::gemm::Operand<'a>),
-    /// Codes, widened and scaled when read.
+    /// Codes; widened, scaled and coded again where a product codes along columns.
     Codes(Codes<'a>),
 }
 

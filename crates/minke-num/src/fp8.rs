@@ -48,14 +48,17 @@ pub fn scale(amax: f32, power_of_two: bool) -> f32 {
     if amax == 0.0 {
         return 1.0;
     }
-    // below this the reciprocal would not be finite
-    let scale = if amax.is_nan() { amax } else { (amax / E4M3_MAX).max(1.2e-38) };
-    if power_of_two && scale.is_finite() {
-        let bits = scale.to_bits();
-        f32::from_bits((bits + 0x7f_ffff) & 0x7f80_0000)
-    } else {
-        scale
-    }
+    let scale = if amax.is_nan() { amax } else { (amax / E4M3_MAX).max(SMALLEST_SCALE) };
+    if power_of_two { next_power_of_two(scale) } else { scale }
+}
+
+/// Below this the reciprocal of a scale would not be finite.
+pub const SMALLEST_SCALE: f32 = 1.2e-38;
+
+/// The power of two that is `scale` or the next above, of a positive normal number; what is not finite stays.
+#[inline]
+pub fn next_power_of_two(scale: f32) -> f32 {
+    if scale.is_finite() { f32::from_bits((scale.to_bits() + 0x7f_ffff) & 0x7f80_0000) } else { scale }
 }
 
 /// The shape of the scales of a matrix: one for each square of [`BLOCK`] by [`BLOCK`], the last ones may be cut short.

@@ -1,7 +1,7 @@
 //! Codes and products against f64, on every level, and the bit contract.
 
-use minke_num::rng;
 use minke_num::tolerance::{Tolerance, assert_same_bits};
+use minke_num::{bf16, rng};
 
 use super::*;
 use crate::gemm::{Elements, Matrix8, Operand, Packed8, Weight8, matmul8, matmul8_tn};
@@ -157,17 +157,17 @@ fn three_products_match_f64_on_the_grid() {
                 let (codes, scales) = coded(&cpu, x, whole, how);
                 let a = Codes { codes: &codes, scales: &scales, cuts: whole, index: None };
                 let mut y = vec![0.5; m * n];
-                matmul8(&cpu, a, &[0, m as u32], &packed, ViewMut::F32(&mut y));
+                matmul8(&cpu, Values::Codes(a), how, &[0, m as u32], &packed, ViewMut::F32(&mut y));
                 check("y", &y, sums(m, n, k, |i, p| xq[i * k + p], |p, j| wq[j * k + p]));
                 // bf16 output: the same, rounded
                 let mut half = vec![bf16::ZERO; m * n];
-                matmul8(&cpu, a, &[0, m as u32], &packed, ViewMut::Bf16(&mut half));
+                matmul8(&cpu, Values::Codes(a), how, &[0, m as u32], &packed, ViewMut::Bf16(&mut half));
                 assert!(half.iter().zip(&y).all(|(h, y)| h.to_bits() == bf16::from_f32(*y).to_bits()));
                 packed.pack(&cpu, case.weight(how), false, widened);
                 let (codes, scales) = coded(&cpu, dy, *rows, how);
                 let a = Codes { codes: &codes, scales: &scales, cuts: *rows, index: None };
                 let mut dx = vec![0.5; m * k];
-                matmul8(&cpu, a, &[0, m as u32], &packed, ViewMut::F32(&mut dx));
+                matmul8(&cpu, Values::Codes(a), how, &[0, m as u32], &packed, ViewMut::F32(&mut dx));
                 check("dx", &dx, sums(m, k, n, |i, p| dyq[i * n + p], |p, j| wq[p * k + j]));
             }
             // dW from numbers, and from codes of x
@@ -214,14 +214,14 @@ fn groups_index_threads_and_rows_change_no_bit() {
             let (codes, scales) = coded(&cpu, &x, whole, how);
             let a = Codes { codes: &codes, scales: &scales, cuts: whole, index: Some(&index) };
             let mut y = vec![0.0; index.len() * rows.len];
-            matmul8(&cpu, a, &offsets, &packed, ViewMut::F32(&mut y));
+            matmul8(&cpu, Values::Codes(a), how, &offsets, &packed, ViewMut::F32(&mut y));
             // each row alone
             for (i, &r) in index.iter().enumerate() {
                 let group = offsets.windows(2).position(|o| (o[0]..o[1]).contains(&(i as u32))).unwrap();
                 let one: Vec<u32> = (0..=groups).map(|g| u32::from(g > group)).collect();
                 let mut alone = vec![0.0; rows.len];
                 let a = Codes { index: Some(std::slice::from_ref(&r)), ..a };
-                matmul8(&cpu, a, &one, &packed, ViewMut::F32(&mut alone));
+                matmul8(&cpu, Values::Codes(a), how, &one, &packed, ViewMut::F32(&mut alone));
                 assert_same_bits(&format!("row {i} {level:?}"), &alone, &y[i * rows.len..][..rows.len]);
             }
             let dy = uneven(4, index.len(), 96);
@@ -288,7 +288,14 @@ fn codes_are_packed_as_they_are() {
                             (0..=groups).map(|g| if g > group { depth.len as u32 } else { 0 }).collect();
                         let a = Codes { codes: &unit, scales: &scales, cuts: depth, index: None };
                         let mut y = vec![0.5; depth.len * n];
-                        matmul8(&cpu, a, &offsets, &packed, ViewMut::F32(&mut y));
+                        matmul8(
+                            &cpu,
+                            Values::Codes(a),
+                            Fp8::default(),
+                            &offsets,
+                            &packed,
+                            ViewMut::F32(&mut y),
+                        );
                         let w = &numbers[group * rows.len * k..];
                         let expected =
                             |i: usize, j: usize| if transposed { w[j * k + i] } else { w[i * k + j] };

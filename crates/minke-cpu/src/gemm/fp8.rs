@@ -10,12 +10,14 @@
 
 use minke_num::bf16;
 
-use super::engine::{Engine, Words, layout};
+use super::engine::{AHEAD, Engine, Rows, Words, layout};
 use super::nt::store_halves;
 use super::tile::PANEL;
 use super::{Compute, Operand, RowTiles, check_offsets, over_outputs, over_panels};
 use crate::cpu::{Cpu, SharedMut};
-use crate::fp8::{BLOCK, Codes, Cuts, Fp8, Values, largest, load_codes, quantize_columns, scale};
+use crate::fp8::{
+    BLOCK, Coding, Cuts, Fp8, Values, largest, load_codes, pack_row, pack_strips, pack_turned, scale,
+};
 use crate::rows::{self, lanes, load_f32};
 use crate::scratch::{self, AlignedBuf};
 use crate::simd::{GRID_ROWS, Kernel, LANES, Level, Simd};
@@ -365,33 +367,44 @@ impl Kernel for PackTask<'_> {
     }
 }
 
-/// `c[i] = a[i] b_g(i)` for every row: a [rows, k] in codes, b [groups, k, n], c [rows, n], f32 sums rounded once.
+/// Whether numbers as a left operand may be coded on their way into a product of `depth` by `columns`: panels of b are then
+/// so few that rows are coded once or twice.
+pub fn codes_on_the_way(depth: usize, columns: usize) -> bool {
+    depth * columns <= 2 * CHUNK_CODES
+}
+
+/// `c[i] = a[i] b_g(i)` for every row: a [rows, k] in codes, or in numbers that are coded as `how` says on their way, b
+/// [groups, k, n], c [rows, n], f32 sums rounded once.
 ///
 /// Rows `offsets[g]..offsets[g + 1]` use group g.
 ///
 /// # Panics
 /// When shapes or blocks do not fit.
-pub fn matmul8(cpu: &Cpu, a: Codes<'_>, offsets: &[u32], b: &Packed8, c: ViewMut<'_>) {
+pub fn matmul8(cpu: &Cpu, a: Values<'_>, how: Fp8, offsets: &[u32], b: &Packed8, c: ViewMut<'_>) {
     assert_eq!(b.level, cpu.level(), "matmul8: the right operand was packed for another level");
     check_offsets("matmul8", offsets, a.rows());
+    let cuts = if let Values::Codes(a) = a { a.cuts } else { b.depth };
     assert_eq!(
-        (a.cuts, offsets.len()),
-        (b.depth, b.groups + 1),
+        (a.cols(), cuts, offsets.len()),
+        (b.depth.len, b.depth, b.groups + 1),
         "matmul8: depth and groups of left and right operand"
     );
     assert_eq!(c.len(), a.rows() * b.n, "matmul8: output of {} x {}", a.rows(), b.n);
+    let fixed = if how.per_tensor { scale(a.largest(cpu), how.power_of_two) } else { 0.0 };
+    let how = Coding { fixed, power: how.power_of_two };
     let out = &rows::SharedView::new(c);
     let (_, tile_rows) = layout(cpu.level(), Compute::Bf16, b.depth.len);
     let chunk = CHUNK_CODES / (b.depth.len * PANEL).max(1);
     let tiles = RowTiles::new(offsets, tile_rows);
     over_panels(cpu, &tiles, b.n.div_ceil(PANEL), chunk, |group, rows, panels| {
-        let task = Task { a, b, group, first: rows.start, rows: rows.len(), panels, out };
+        let task = Task { a, how, b, group, first: rows.start, rows: rows.len(), panels, out };
         cpu.level().dispatch_product(task);
     });
 }
 
 struct Task<'a> {
-    a: Codes<'a>,
+    a: Values<'a>,
+    how: Coding,
     b: &'a Packed8,
     group: usize,
     first: usize,
@@ -404,19 +417,29 @@ impl Kernel for Task<'_> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { a, b, group, first, rows, panels, out } = self;
+        let Self { a, how, b, group, first, rows, panels, out } = self;
         let engine = Engine::new(s, Compute::Bf16);
         let (depth, n, blocks) = (b.depth, b.n, b.depth.blocks());
         let mut a_words = scratch::take::<u32>(rows * b.words);
         let mut a_scales = scratch::take::<f32>(rows * blocks);
-        for (i, words) in a_words.chunks_exact_mut(b.words.max(1)).enumerate() {
-            let (codes, scales) = a.row(first + i);
-            a_scales[i * blocks..(i + 1) * blocks].copy_from_slice(scales);
-            let mut at = 0;
-            for block in (0..blocks).map(|b| depth.block(b)) {
-                let steps = engine.steps(block.len());
-                engine.widen_row(&codes[block], &mut words[at..at + steps]);
-                at += steps;
+        let a_rows = a_words.chunks_exact_mut(b.words.max(1)).zip(a_scales.chunks_exact_mut(blocks.max(1)));
+        for (i, (words, scales)) in a_rows.enumerate() {
+            match a {
+                Values::Plain(a) => {
+                    engine.ask(&a, first + i + AHEAD, 0..depth.len);
+                    pack_row(engine, a.row(first + i), depth, how, words, scales);
+                }
+                Values::Codes(a) => {
+                    let (codes, from) = a.row(first + i);
+                    scales.copy_from_slice(from);
+                    let mut at = 0;
+                    for block in 0..blocks {
+                        let block = depth.block(block);
+                        let steps = engine.steps(block.len());
+                        engine.widen_row(&codes[block], &mut words[at..at + steps]);
+                        at += steps;
+                    }
+                }
             }
         }
         let mut wide = scratch::take::<u32>(if b.widened { 0 } else { b.words * PANEL });
@@ -462,15 +485,32 @@ impl Kernel for Task<'_> {
                     };
                     // SAFETY: both operands hold `steps` steps from these places, the tile fits its buffer.
                     unsafe { engine.tile(words, height, vecs) };
-                    let by = &b.scales(group, block)[col..col + PANEL];
-                    let row_scales = a_scales[i * blocks + block..].iter().step_by(blocks);
-                    // SAFETY: the sums are a whole tile.
-                    unsafe {
-                        promote(s, &block_sums, row_scales, by, block > 0, height, sums.as_mut_ptr(), PANEL);
+                    let by_column = &b.scales(group, block)[col..col + PANEL];
+                    let mut promotion = Promotion {
+                        block: &block_sums,
+                        by_row: &a_scales[i * blocks + block..],
+                        row_step: blocks,
+                        by_column,
+                        before: (block > 0).then_some((sums.as_ptr(), PANEL)),
+                        to: sums.as_mut_ptr(),
+                        to_row: PANEL,
+                        half: std::ptr::null_mut(),
+                        half_row: n,
                     };
+                    // the last block of whole columns: to the output at once
+                    if block + 1 == blocks && width == PANEL {
+                        match *out {
+                            rows::SharedView::F32(c) => {
+                                (promotion.to, promotion.to_row) = (c.start().wrapping_add(from(0)), n);
+                            }
+                            rows::SharedView::Bf16(c) => promotion.half = c.start().wrapping_add(from(0)),
+                        }
+                    }
+                    // SAFETY: the sums are a whole tile, rows and columns of the output this task's.
+                    unsafe { promotion.run(engine, height) };
                     at += steps;
                 }
-                for r in 0..height {
+                for r in 0..if width == PANEL { 0 } else { height } {
                     // SAFETY: rows and columns of this task.
                     match unsafe { out.slice(from(r), width) } {
                         ViewMut::F32(c) => c.copy_from_slice(&sums[r * PANEL..][..width]),
@@ -482,32 +522,81 @@ impl Kernel for Task<'_> {
     }
 }
 
-/// `sums[i][j] = (or +=) block[i][j] (by_row[i] by_column[j])`: two vectors of each of `height` rows.
-///
-/// # Safety
-/// The rows of `sums`, [`PANEL`] elements each and `sums_row` apart, must be the caller's to write.
-#[inline(always)]
-unsafe fn promote<'a, S: Simd>(
-    s: S,
-    block: &[f32],
-    by_row: impl Iterator<Item = &'a f32>,
-    by_column: &[f32],
-    go_on: bool,
-    height: usize,
-    sums: *mut f32,
-    sums_row: usize,
-) {
-    assert!(block.len() >= height * PANEL && by_column.len() >= PANEL, "promote: a whole tile");
-    let columns = [load_f32(s, by_column, 0, LANES), load_f32(s, by_column, LANES, LANES)];
-    for (r, &by) in by_row.take(height).enumerate() {
-        let by = s.splat(by);
-        for (v, &column) in columns.iter().enumerate() {
-            // SAFETY: in bounds by the assertion above.
-            let sum = s.load(unsafe { &*block.as_ptr().add(r * PANEL + v * LANES).cast() });
+/// `to[i][j] = before[i][j] + block[i][j] (by_row[i] by_column[j])`: two vectors of each of some rows.
+struct Promotion<'a> {
+    /// Sums of a block, [`PANEL`] in a row.
+    block: &'a [f32],
+    /// Scales of rows, `row_step` apart.
+    by_row: &'a [f32],
+    row_step: usize,
+    by_column: &'a [f32],
+    /// What is added to, and the distance of its rows.
+    before: Option<(*const f32, usize)>,
+    to: *mut f32,
+    to_row: usize,
+    /// Where not null: sums are rounded and go here instead.
+    half: *mut bf16,
+    half_row: usize,
+}
+
+impl Promotion<'_> {
+    /// # Safety
+    /// `height` rows of `before` must be readable, and those of `to` or `half` the caller's to write.
+    #[inline(always)]
+    unsafe fn run<S: Simd>(&self, engine: Engine<S>, height: usize) {
+        assert!(
+            self.block.len() >= height * PANEL
+                && self.by_column.len() >= PANEL
+                && self.by_row.len() > (height - 1) * self.row_step,
+            "promotion: a whole tile"
+        );
+        // SAFETY: by the caller's promise.
+        unsafe {
+            match (self.before, self.half.is_null()) {
+                (None, true) => self.rows::<S, false, false>(engine, height),
+                (None, false) => self.rows::<S, false, true>(engine, height),
+                (Some(_), true) => self.rows::<S, true, false>(engine, height),
+                (Some(_), false) => self.rows::<S, true, true>(engine, height),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As for [`Promotion::run`], whose assertion holds.
+    #[inline(always)]
+    unsafe fn rows<S: Simd, const GO_ON: bool, const HALF: bool>(&self, engine: Engine<S>, height: usize) {
+        let s = engine.simd();
+        let (left, right) =
+            (load_f32(s, self.by_column, 0, LANES), load_f32(s, self.by_column, LANES, LANES));
+        let (before, before_row) = self.before.unwrap_or((std::ptr::null(), 0));
+        let load = |at: *const f32| -> S::V {
             // SAFETY: by the caller's promise.
-            let at = unsafe { &mut *sums.add(r * sums_row + v * LANES).cast::<[f32; LANES]>() };
-            let before = if go_on { s.load(at) } else { s.zero() };
-            s.store(s.fma(sum, s.mul(by, column), before), at);
+            s.load(unsafe { &*at.cast() })
+        };
+        for r in 0..height {
+            // SAFETY: by the caller's promise, and the assertion in `run`.
+            unsafe {
+                let by = s.splat(*self.by_row.get_unchecked(r * self.row_step));
+                let block = self.block.as_ptr().add(r * PANEL);
+                let (mut from_left, mut from_right) = (s.zero(), s.zero());
+                if GO_ON {
+                    let before = before.add(r * before_row);
+                    (from_left, from_right) = (load(before), load(before.add(LANES)));
+                }
+                let left = s.fma(load(block), s.mul(by, left), from_left);
+                let right = s.fma(load(block.add(LANES)), s.mul(by, right), from_right);
+                if !HALF {
+                    let to = self.to.add(r * self.to_row);
+                    s.store(left, &mut *to.cast());
+                    s.store(right, &mut *to.add(LANES).cast());
+                } else if engine.pairs() {
+                    s.store(s.pairs_along(left, right), &mut *self.half.add(r * self.half_row).cast());
+                } else {
+                    let half = self.half.add(r * self.half_row);
+                    s.store_bf16(left, &mut *half.cast());
+                    s.store_bf16(right, &mut *half.add(LANES).cast());
+                }
+            }
         }
     }
 }
@@ -544,10 +633,11 @@ pub fn matmul8_tn(
     } else {
         [0.0; 2]
     };
+    let how = [0, 1].map(|i| Coding { fixed: fixed[i], power: power[i] });
     let out = SharedMut::new(c);
     over_outputs(cpu, groups, Compute::Bf16, [m, n], |g, rows, cols| {
         let (a, depth) = (Values::Plain(a), offsets[g] as usize..offsets[g + 1] as usize);
-        let task = TaskTn { a, b, depth, rows, cols, fixed, power, out, base: g * m * n, accumulate };
+        let task = TaskTn { a, b, depth, rows, cols, how, out, base: g * m * n, accumulate };
         cpu.level().dispatch_product(task);
     });
 }
@@ -558,8 +648,7 @@ struct TaskTn<'a> {
     depth: std::ops::Range<usize>,
     rows: std::ops::Range<usize>,
     cols: std::ops::Range<usize>,
-    fixed: [f32; 2],
-    power: [bool; 2],
+    how: [Coding; 2],
     out: SharedMut<f32>,
     base: usize,
     accumulate: bool,
@@ -569,7 +658,7 @@ impl Kernel for TaskTn<'_> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { a, b, depth, rows, cols, fixed, power, out, base, accumulate } = self;
+        let Self { a, b, depth, rows, cols, how, out, base, accumulate } = self;
         let engine = Engine::new(s, Compute::Bf16);
         let (n, height) = (b.cols(), engine.tile_rows());
         let steps = engine.steps(BLOCK.min(depth.len()));
@@ -585,7 +674,6 @@ impl Kernel for TaskTn<'_> {
         let b_stride = steps * PANEL + LANES;
         let mut a_words = scratch::take::<u32>(m_width.div_ceil(height) * a_stride);
         let mut b_words = scratch::take::<u32>(cols.len().div_ceil(PANEL) * b_stride);
-        let mut grid = scratch::take::<bf16>(BLOCK * m_width.max(cols.len()));
         let mut a_scales = scratch::take::<f32>(m_width);
         let mut b_scales = scratch::take::<f32>(n_width);
         b_scales.fill(1.0);
@@ -593,20 +681,18 @@ impl Kernel for TaskTn<'_> {
         let mut edge = scratch::take::<f32>(GRID_ROWS * PANEL);
         for start in depth.clone().step_by(BLOCK) {
             let block = start..depth.end.min(start + BLOCK);
-            let (len, steps) = (block.len(), engine.steps(block.len()));
+            let steps = engine.steps(block.len());
             let go_on = accumulate || start > depth.start;
-            let grid_a = &mut grid[..len * m_width];
-            quantize_columns(s, &a, block.clone(), rows.clone(), fixed[0], power[0], grid_a, &mut a_scales);
-            let x = Operand::new(View::Bf16(grid_a), m_width);
+            let a_scales = &mut a_scales[..m_width];
             if engine.rows_along() {
-                engine.pack_turned(&x, 0..len, 0..m_width, a_stride / height, &mut a_words);
+                let stride = a_stride / height;
+                pack_turned(engine, &a, block.clone(), rows.clone(), how[0], stride, &mut a_words, a_scales);
             } else {
-                engine.pack_strips(&x, 0..len, 0..m_width, height, a_stride, &mut a_words);
+                let (pitch, stride, to) = (height, a_stride, &mut a_words[..]);
+                pack_strips(engine, &a, block.clone(), rows.clone(), how[0], pitch, stride, to, a_scales);
             }
-            let grid_b = &mut grid[..len * cols.len()];
-            quantize_columns(s, &b, block, cols.clone(), fixed[1], power[1], grid_b, &mut b_scales);
-            let x = Operand::new(View::Bf16(grid_b), cols.len());
-            engine.pack_strips(&x, 0..len, 0..cols.len(), PANEL, b_stride, &mut b_words);
+            let (stride, to) = (b_stride, &mut b_words[..]);
+            pack_strips(engine, &b, block, cols.clone(), how[1], PANEL, stride, to, &mut b_scales);
             for j in (0..cols.len()).step_by(PANEL) {
                 let width = PANEL.min(cols.len() - j);
                 for i in (0..m_width).step_by(height) {
@@ -626,22 +712,29 @@ impl Kernel for TaskTn<'_> {
                     // SAFETY: both operands hold `steps` steps from these places, the tile fits its buffer.
                     unsafe { engine.tile(words, tall, width.div_ceil(LANES)) };
                     let first = base + (rows.start + i) * n + cols.start + j;
-                    let (by_row, by) = (a_scales[i..].iter(), &b_scales[j..j + PANEL]);
-                    if width == PANEL {
-                        // SAFETY: rows and columns of this task alone, in bounds for a whole panel.
-                        unsafe {
-                            promote(s, &block_sums, by_row, by, go_on, tall, out.start().add(first), n);
-                        };
-                        continue;
+                    let mut promotion = Promotion {
+                        block: &block_sums,
+                        by_row: &a_scales[i..],
+                        row_step: 1,
+                        by_column: &b_scales[j..j + PANEL],
+                        before: None,
+                        to: out.start().wrapping_add(first),
+                        to_row: n,
+                        half: std::ptr::null_mut(),
+                        half_row: 0,
+                    };
+                    if width < PANEL {
+                        for r in 0..tall {
+                            // SAFETY: rows and columns of this task alone, as wide as the columns are.
+                            let c = unsafe { out.slice(first + r * n, width) };
+                            edge[r * PANEL..][..width].copy_from_slice(c);
+                        }
+                        (promotion.to, promotion.to_row) = (edge.as_mut_ptr(), PANEL);
                     }
-                    for r in 0..tall {
-                        // SAFETY: as above, as wide as the columns are.
-                        let c = unsafe { out.slice(first + r * n, width) };
-                        edge[r * PANEL..][..width].copy_from_slice(c);
-                    }
-                    // SAFETY: the edge is a whole tile.
-                    unsafe { promote(s, &block_sums, by_row, by, go_on, tall, edge.as_mut_ptr(), PANEL) };
-                    for r in 0..tall {
+                    promotion.before = go_on.then_some((promotion.to.cast_const(), promotion.to_row));
+                    // SAFETY: the edge is a whole tile; rows and columns of this task alone, in bounds for a whole panel.
+                    unsafe { promotion.run(engine, tall) };
+                    for r in 0..if width < PANEL { tall } else { 0 } {
                         // SAFETY: as above.
                         let c = unsafe { out.slice(first + r * n, width) };
                         c.copy_from_slice(&edge[r * PANEL..][..width]);

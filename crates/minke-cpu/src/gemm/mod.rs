@@ -23,7 +23,7 @@ pub mod tile;
 mod tn;
 mod unpacked;
 
-pub use fp8::{Elements, Matrix8, Packed8, Weight8, matmul8, matmul8_tn};
+pub use fp8::{Elements, Matrix8, Packed8, Weight8, codes_on_the_way, matmul8, matmul8_tn};
 pub use nt::{Target, matmul, matmul_columns, matmul_then};
 pub use pack::Packed;
 pub use tn::matmul_tn;

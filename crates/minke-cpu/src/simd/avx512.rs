@@ -367,19 +367,15 @@ impl<const PRODUCTS: u8> Simd for Avx512<PRODUCTS> {
     #[inline(always)]
     fn store_e4m3(self, x: __m512, out: &mut [u8; LANES]) {
         unsafe {
-            // as in `minke_num::fp8::e4m3_from_f32`: fraction rounded to three bits, and multiples of 2^-9 below 2^-6
-            let bits = _mm512_castps_si512(x);
-            let size = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fff_ffff));
-            let odd = _mm512_and_si512(_mm512_srli_epi32::<20>(size), _mm512_set1_epi32(1));
-            let up = _mm512_add_epi32(size, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7_ffff)));
-            let normal = _mm512_sub_epi32(_mm512_srli_epi32::<20>(up), _mm512_set1_epi32(120 << 3));
-            let small = _mm512_cmplt_epi32_mask(size, _mm512_set1_epi32(121 << 23));
-            let places = _mm512_add_ps(_mm512_castsi512_ps(size), _mm512_set1_ps(16384.0));
-            let places = _mm512_and_si512(_mm512_castps_si512(places), _mm512_set1_epi32(0xf));
-            let code = _mm512_mask_mov_epi32(normal, small, places);
-            let sign = _mm512_and_si512(_mm512_srli_epi32::<24>(bits), _mm512_set1_epi32(0x80));
-            let code = _mm512_cvtepi32_epi8(_mm512_or_si512(code, sign));
-            _mm_storeu_si128(out.as_mut_ptr().cast(), code);
+            let (places, exponent) = e4m3_places(x);
+            // places are counted from the middle of the magic number, and those of an exponent go on where its codes begin
+            let rounded = _mm512_castps_si512(_mm512_add_ps(x, _mm512_castsi512_ps(places)));
+            let size = _mm512_abs_epi32(_mm512_sub_epi32(rounded, places));
+            let size = _mm512_add_epi32(size, _mm512_srli_epi32::<20>(exponent));
+            let sign = _mm512_srli_epi32::<24>(_mm512_castps_si512(x));
+            // size | sign & 0x80
+            let code = _mm512_ternarylogic_epi32::<0xf8>(size, sign, _mm512_set1_epi32(0x80));
+            _mm_storeu_si128(out.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(code));
         }
     }
     #[inline(always)]
@@ -393,42 +389,35 @@ impl<const PRODUCTS: u8> Simd for Avx512<PRODUCTS> {
         }
     }
     #[inline(always)]
+    fn load_e4m3_panel(self, codes: &[u8; 2 * LANES]) -> [__m512; 2] {
+        unsafe {
+            let halves = e4m3_halves(codes);
+            let low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(halves));
+            let high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64::<1>(halves));
+            [
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(low)),
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(high)),
+            ]
+        }
+    }
+    #[inline(always)]
     fn round_e4m3(self, x: __m512) -> __m512 {
         unsafe {
-            let bits = _mm512_castps_si512(x);
-            let odd = _mm512_and_si512(_mm512_srli_epi32::<20>(bits), _mm512_set1_epi32(1));
-            let up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7_ffff)));
-            let normal = _mm512_castsi512_ps(_mm512_and_si512(up, _mm512_set1_epi32(!0xf_ffff)));
-            let size = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fff_ffff));
-            let small = _mm512_cmplt_epi32_mask(size, _mm512_set1_epi32(121 << 23));
-            // the last place of f32 from 1.5 * 2^14 on is 2^-9; a zero keeps its sign in neither, which no sum sees
-            let magic = _mm512_set1_ps(1.5 * 16384.0);
-            let places = _mm512_sub_ps(_mm512_add_ps(x, magic), magic);
-            _mm512_mask_mov_ps(normal, small, places)
+            // a zero loses its sign, which no sum sees
+            let places = _mm512_castsi512_ps(e4m3_places(x).0);
+            _mm512_sub_ps(_mm512_add_ps(x, places), places)
+        }
+    }
+    #[inline(always)]
+    fn pairs_across_exact(self, low: __m512, high: __m512) -> __m512 {
+        unsafe {
+            let low = _mm512_srli_epi32::<16>(_mm512_castps_si512(low));
+            _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_castps_si512(high)))
         }
     }
     #[inline(always)]
     fn pairs_along_e4m3(self, codes: &[u8; 2 * LANES]) -> __m512 {
-        unsafe {
-            // as bf16: exponent and fraction moved to their place and the bias mended; subnormals from a table
-            #[rustfmt::skip]
-            const SUBNORMAL: [u16; 32] = {
-                // 0 to 7 times 2^-9
-                let first = [0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60];
-                let mut all = [0; 32];
-                let mut i = 0;
-                while i < 32 { all[i] = first[i % 8]; i += 1; }
-                all
-            };
-            let codes = _mm512_cvtepu8_epi16(_mm256_loadu_si256(codes.as_ptr().cast()));
-            let size = _mm512_and_si512(codes, _mm512_set1_epi16(0x7f));
-            let sign = _mm512_slli_epi16::<8>(_mm512_and_si512(codes, _mm512_set1_epi16(0x80)));
-            let normal = _mm512_add_epi16(_mm512_slli_epi16::<4>(size), _mm512_set1_epi16(120 << 7));
-            let small = _mm512_cmplt_epu16_mask(size, _mm512_set1_epi16(8));
-            let table = _mm512_loadu_si512(SUBNORMAL.as_ptr().cast());
-            let value = _mm512_mask_permutexvar_epi16(normal, small, size, table);
-            _mm512_castsi512_ps(_mm512_or_si512(value, sign))
-        }
+        unsafe { _mm512_castsi512_ps(e4m3_halves(codes)) }
     }
     #[inline(always)]
     fn max_size(self, most: __m512, x: __m512) -> __m512 {
@@ -658,6 +647,43 @@ unsafe fn rounded_bits(x: __m512) -> __m512i {
         let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
         let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
         _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x0040_0000))
+    }
+}
+
+/// The number whose last place is that of E4M3 at the size of each lane, 1.5 times the power of two that is 2^20 of x's or
+/// of 2^-6: added and taken away again, it rounds. Beside it, how far x's exponent is above that of 2^-6.
+#[inline(always)]
+unsafe fn e4m3_places(x: __m512) -> (__m512i, __m512i) {
+    // SAFETY: the witness of the caller says that AVX-512 exists.
+    unsafe {
+        let exponent = _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7f80_0000));
+        // exponents fill the upper half of a word with seven bits of its own
+        let exponent = _mm512_subs_epu16(exponent, _mm512_set1_epi32(121 << 23));
+        (_mm512_add_epi32(exponent, _mm512_set1_epi32((121 + 20) << 23 | 1 << 22)), exponent)
+    }
+}
+
+/// 32 codes as bf16: exponent and fraction moved to their place and the bias mended; subnormals from a table.
+#[inline(always)]
+unsafe fn e4m3_halves(codes: &[u8; 2 * LANES]) -> __m512i {
+    #[rustfmt::skip]
+    const SUBNORMAL: [u16; 32] = {
+        // 0 to 7 times 2^-9
+        let first = [0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60];
+        let mut all = [0; 32];
+        let mut i = 0;
+        while i < 32 { all[i] = first[i % 8]; i += 1; }
+        all
+    };
+    // SAFETY: the witness of the caller says that AVX-512 exists.
+    unsafe {
+        let codes = _mm512_cvtepu8_epi16(_mm256_loadu_si256(codes.as_ptr().cast()));
+        let size = _mm512_and_si512(codes, _mm512_set1_epi16(0x7f));
+        let sign = _mm512_slli_epi16::<8>(_mm512_and_si512(codes, _mm512_set1_epi16(0x80)));
+        let normal = _mm512_add_epi16(_mm512_slli_epi16::<4>(size), _mm512_set1_epi16(120 << 7));
+        let small = _mm512_cmplt_epu16_mask(size, _mm512_set1_epi16(8));
+        let table = _mm512_loadu_si512(SUBNORMAL.as_ptr().cast());
+        _mm512_or_si512(_mm512_mask_permutexvar_epi16(normal, small, size, table), sign)
     }
 }
 

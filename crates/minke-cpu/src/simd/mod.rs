@@ -120,6 +120,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
         unreachable!("bf16 pairs on a level without their product")
     }
 
+    /// [`Simd::pairs_across`] of values that bf16 has.
+    #[inline(always)]
+    fn pairs_across_exact(self, low: Self::V, high: Self::V) -> Self::V {
+        self.pairs_across(low, high)
+    }
+
     /// [`Simd::pairs_across_bf16`] of 32 values, in two vectors.
     fn pairs_across_panel(self, _low: &[bf16; 2 * LANES], _high: &[bf16; 2 * LANES]) -> [Self::V; 2] {
         unreachable!("bf16 pairs on a level without their product")
@@ -250,6 +256,14 @@ pub trait Simd: Copy + Send + Sync + 'static {
             *x = fp8::e4m3_to_f32(code);
         }
         self.load(&full)
+    }
+
+    /// 32 E4M3 codes as values, in two vectors.
+    #[inline(always)]
+    fn load_e4m3_panel(self, codes: &[u8; 2 * LANES]) -> [Self::V; 2] {
+        let (first, second) = codes.split_at(LANES);
+        let (first, second) = (first.try_into().expect("sixteen"), second.try_into().expect("sixteen"));
+        [self.load_e4m3(first), self.load_e4m3(second)]
     }
 
     /// Values of magnitude up to 448 rounded to those that E4M3 has, as [`Simd::store_e4m3`] rounds them.

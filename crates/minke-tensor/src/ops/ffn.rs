@@ -79,7 +79,7 @@ pub(super) fn forward(
     let offsets = [0, x.rows() as u32];
     let (h, gu) = cx.timed("ffn gate and up", |cx| gated(cx, x, None, &offsets, gate, gate_up));
     let y = cx.timed("ffn linear", |cx| {
-        let input = Input::of(cx, &h, down, Scales::Usual);
+        let input = Input::once(cx, &h, down, Scales::Usual);
         drop(h);
         linear::forward(cx, &input, down, dtype)
     });
@@ -101,7 +101,7 @@ pub(super) fn gated(
     let mut h = Tensor::uninit(n, f, act);
     let plain = match x {
         Input::Plain(x) if cx.store.stored(gate_up).is_none() => Some(x),
-        Input::Plain(_) | Input::Codes(_) => None,
+        Input::Plain(_) | Input::Codes(_) | Input::Passing(..) => None,
     };
     let Some(plain) = plain else {
         let gu = linear::grouped(cx, x, index, offsets, gate_up, act);

@@ -17,6 +17,8 @@ use crate::tensor::{Tensor, Tensor8};
 pub(super) enum Input {
     Plain(Tensor),
     Codes(Tensor8),
+    /// Numbers that the product codes on their way: nothing of them is kept, or they themselves.
+    Passing(Tensor, Fp8),
 }
 
 /// What an input's scales are.
@@ -28,28 +30,40 @@ pub(super) enum Scales {
     PowersOfTwo,
 }
 
+impl Scales {
+    /// With what else the weight says.
+    fn of(self, how: Fp8) -> Fp8 {
+        Fp8 { power_of_two: how.power_of_two || self == Scales::PowersOfTwo, ..how }
+    }
+}
+
 impl Input {
     /// `x` in the form that products with `w` read.
     pub fn of(cx: &mut Context<'_>, x: &Tensor, w: WeightId, scales: Scales) -> Self {
         match cx.store.fp8(w) {
             None => Input::Plain(x.clone()),
-            Some(how) => {
-                let power_of_two = how.power_of_two || scales == Scales::PowersOfTwo;
-                Input::Codes(cx.coded(x, Fp8 { power_of_two, ..how }))
-            }
+            Some(how) => Input::Codes(cx.coded(x, scales.of(how))),
+        }
+    }
+
+    /// [`Input::of`] what is read once: coded within the product, where that does it once or twice.
+    pub fn once(cx: &mut Context<'_>, x: &Tensor, w: WeightId, scales: Scales) -> Self {
+        match cx.store.fp8(w).map(|how| scales.of(how)) {
+            Some(how) if gemm::codes_on_the_way(x.cols(), cx.store.rows(w)) => Input::Passing(x.clone(), how),
+            _ => Self::of(cx, x, w, scales),
         }
     }
 
     pub fn rows(&self) -> usize {
         match self {
-            Input::Plain(x) => x.rows(),
+            Input::Plain(x) | Input::Passing(x, _) => x.rows(),
             Input::Codes(x) => x.rows(),
         }
     }
 
     pub fn cols(&self) -> usize {
         match self {
-            Input::Plain(x) => x.cols(),
+            Input::Plain(x) | Input::Passing(x, _) => x.cols(),
             Input::Codes(x) => x.cuts().len,
         }
     }
@@ -57,7 +71,7 @@ impl Input {
     /// The numbers, in `dtype` where they have to be made.
     pub fn numbers(&self, cx: &Context<'_>, dtype: DType) -> Tensor {
         match self {
-            Input::Plain(x) => x.clone(),
+            Input::Plain(x) | Input::Passing(x, _) => x.clone(),
             Input::Codes(x) => x.numbers(cx.cpu, dtype),
         }
     }
@@ -91,7 +105,11 @@ pub fn linear_of_kept(cx: &mut Context<'_>, x: &Var, layer: impl Into<Linear>, d
 
 fn recorded(cx: &mut Context<'_>, x: &Var, Linear { w, bias }: Linear, dtype: DType, kept: bool) -> Var {
     let (y, input) = cx.timed("linear", |cx| {
-        let input = Input::of(cx, &x.value, w, if kept { Scales::PowersOfTwo } else { Scales::Usual });
+        let input = if kept {
+            Input::once(cx, &x.value, w, Scales::PowersOfTwo)
+        } else {
+            Input::of(cx, &x.value, w, Scales::Usual)
+        };
         let y = match bias {
             None => forward(cx, &input, w, dtype),
             Some(bias) => {
@@ -138,7 +156,12 @@ pub(super) fn grouped(
     let mut y = Tensor::uninit(rows, cx.store.rows(w), dtype);
     match (x, cx.store.forward(cx.cpu, w)) {
         (Input::Codes(x), PackedWeight::Eight(w)) => {
-            gemm::matmul8(cx.cpu, x.codes(index), offsets, w, y.view_mut());
+            let x = Values::Codes(x.codes(index));
+            gemm::matmul8(cx.cpu, x, Fp8::default(), offsets, w, y.view_mut());
+        }
+        (Input::Passing(x, how), PackedWeight::Eight(w)) => {
+            let x = Values::Plain(Operand { view: x.view(), cols: x.cols(), index });
+            gemm::matmul8(cx.cpu, x, *how, offsets, w, y.view_mut());
         }
         (Input::Plain(x), PackedWeight::Plain(w)) => {
             let x = Operand { view: x.view(), cols: x.cols(), index };
@@ -148,7 +171,7 @@ pub(super) fn grouped(
             let x = Operand { view: x.view(), cols: x.cols(), index };
             stored::matmul_stored(cx.cpu, x, offsets, w, y.view_mut());
         }
-        (Input::Codes(_), PackedWeight::Plain(_) | PackedWeight::Stored(_))
+        (Input::Codes(_) | Input::Passing(..), PackedWeight::Plain(_) | PackedWeight::Stored(_))
         | (Input::Plain(_), PackedWeight::Eight(_)) => unreachable!("an input has the form of its weight"),
     }
     y
@@ -180,15 +203,17 @@ pub(super) fn grouped_input_grad(
 ) -> Tensor {
     let rows = index.map_or(d_y.rows(), <[u32]>::len);
     let mut d_x = Tensor::uninit(rows, cx.store.cols(w), dtype);
-    let how = cx
-        .store
-        .fp8(w)
-        .map(|how| Fp8 { power_of_two: how.power_of_two || scales == Scales::PowersOfTwo, ..how });
-    let codes = how.map(|how| Tensor8::quantize(cx.cpu, d_y, cx.store.row_cuts(w), how));
+    let how = cx.store.fp8(w).map(|how| scales.of(how));
+    // a row that goes to several experts is coded once
+    let passing = rows == d_y.rows() && gemm::codes_on_the_way(d_y.cols(), cx.store.cols(w));
+    let codes = how.filter(|_| !passing).map(|how| Tensor8::quantize(cx.cpu, d_y, cx.store.row_cuts(w), how));
     match cx.store.backward(cx.cpu, w) {
         PackedWeight::Eight(w) => {
-            let codes = codes.as_ref().expect("codes for a weight in FP8").codes(index);
-            gemm::matmul8(cx.cpu, codes, offsets, w, d_x.view_mut());
+            let d_y = match &codes {
+                Some(codes) => Values::Codes(codes.codes(index)),
+                None => Values::Plain(Operand { view: d_y.view(), cols: d_y.cols(), index }),
+            };
+            gemm::matmul8(cx.cpu, d_y, how.unwrap_or_default(), offsets, w, d_x.view_mut());
         }
         PackedWeight::Plain(w) => {
             let d_y = Operand { view: d_y.view(), cols: d_y.cols(), index };
@@ -221,14 +246,14 @@ pub(super) fn grouped_weight_grad(
     match (how, x) {
         (Some(how), x) => {
             let (x, coded) = match x {
-                Input::Plain(x) => (Values::Plain(plain(x)), false),
+                Input::Plain(x) | Input::Passing(x, _) => (Values::Plain(plain(x)), false),
                 Input::Codes(x) => (Values::Codes(x.codes(x_index)), true),
             };
             let power = [how.power_of_two, how.power_of_two || coded];
             gemm::matmul8_tn(cx.cpu, d_y, x, offsets, how, power, d_w, add);
         }
         (None, Input::Plain(x)) => gemm::matmul_tn(cx.cpu, d_y, plain(x), offsets, compute, d_w, add),
-        (None, Input::Codes(_)) => unreachable!("an input has the form of its weight"),
+        (None, Input::Codes(_) | Input::Passing(..)) => unreachable!("an input has the form of its weight"),
     }
 }
 

@@ -81,7 +81,7 @@ pub fn moe_ffn(
     let (gu, y_slots) = cx.timed("experts", |cx| {
         let (index, offsets) = (Some(&perm.token_of_slot[..]), &perm.offsets[..]);
         let (h, gu) = ffn::gated(cx, &input, index, offsets, w.gate, w.gate_up);
-        let input = Input::of(cx, &h, w.down, Scales::Usual);
+        let input = Input::once(cx, &h, w.down, Scales::Usual);
         drop(h);
         let y = linear::grouped(cx, &input, None, offsets, w.down, act);
         (gu, y)

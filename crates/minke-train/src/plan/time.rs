@@ -159,14 +159,14 @@ fn offsets(rows: usize, groups: usize) -> Vec<u32> {
 fn seconds(probe: &mut Probe<'_>, work: &Work, rows: usize, sequence_length: usize) -> f64 {
     let cpu = probe.cpu;
     match *work {
-        Work::Product { rows, k, parts, n, groups, weights, x, y } => {
+        Work::Product { rows, k, parts, n, groups, weights, x, passing, y } => {
             let (rows, groups, factor) = part(rows, groups, 2 * k * n);
             let (x, mut y) = (numbers(rows, k, x), numbers(rows, n, y));
             let w = numbers(groups * n, k, DType::F32);
             let (offsets, index) = (offsets(rows, groups), index(rows, groups));
             if let Some(how) = weights.fp8 {
                 let depth = Cuts::parts(k, parts);
-                let x = Tensor8::quantize(cpu, &x, depth, how);
+                let codes = (!passing).then(|| Tensor8::quantize(cpu, &x, depth, how));
                 let mut packed = Packed8::empty();
                 let weight =
                     Weight8 { elements: Elements::Numbers { w: w.f32(), how }, groups, rows: depth, cols: n };
@@ -174,8 +174,12 @@ fn seconds(probe: &mut Probe<'_>, work: &Work, rows: usize, sequence_length: usi
                 drop(w);
                 return factor
                     * probe.seconds(|| {
-                        let x = x.codes(index.as_deref());
-                        matmul8(cpu, x, &offsets, &packed, y.view_mut());
+                        let index = index.as_deref();
+                        let x = match &codes {
+                            Some(codes) => Values::Codes(codes.codes(index)),
+                            None => Values::Plain(Operand { view: x.view(), cols: k, index }),
+                        };
+                        matmul8(cpu, x, how, &offsets, &packed, y.view_mut());
                     });
             }
             let mut packed = Packed::empty();

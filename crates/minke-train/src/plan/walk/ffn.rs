@@ -36,7 +36,7 @@ impl Walk {
     /// Returns (y [n, d], gate and up).
     pub(super) fn ffn_forward(&mut self, x: &Input, d: usize, f: usize, weights: Weights) -> (Tensor, Input) {
         let (h, gu) = self.gated(x, x.rows(), 1, f, weights);
-        let input = self.input(&h, weights, Scales::Usual);
+        let input = self.input_once(&h, d, weights, Scales::Usual);
         drop(h);
         let y = self.matmul(&input, d, weights, weights.dtype);
         (y, gu)
@@ -133,7 +133,7 @@ impl Walk {
         let shared_input = (shared_f > 0).then(|| self.input(&x.value, linear, Scales::PowersOfTwo));
         let (gu, y_slots) = {
             let (h, gu) = self.gated(&input, slots, e, f, expert);
-            let of_down = self.input(&h, expert, Scales::Usual);
+            let of_down = self.input_once(&h, d, expert, Scales::Usual);
             drop(h);
             let y = self.grouped(&of_down, slots, e, d, expert, act);
             (gu, y)

@@ -33,7 +33,7 @@ pub struct Weights {
 #[expect(missing_docs, reason = "the letters of the kernels")]
 pub enum Work {
     /// `y = x Wᵀ` or `dx = dy W`: x [rows, k], y [rows, n], rows shared out over groups; k in parts that are coded by
-    /// themselves.
+    /// themselves, on their way where x is `passing`.
     Product {
         rows: usize,
         k: usize,
@@ -42,6 +42,7 @@ pub enum Work {
         groups: usize,
         weights: Weights,
         x: DType,
+        passing: bool,
         y: DType,
     },
     /// `dW = dyᵀ x`: dy [rows, m], x [rows, n], which waited as codes where it is `coded`.
@@ -257,7 +258,8 @@ impl Walk {
             self.does(Work::Head { rows, d, vocabulary, dtype });
             self.weight_grad(&d_logits, &Input::Plain(x.value.clone()), rows, 1, weights);
             let (k, x, y) = (vocabulary, d_logits.dtype, x.value.dtype);
-            self.does(Work::Product { rows, k, parts: 1, n: d, groups: 1, weights, x, y });
+            let passing = false;
+            self.does(Work::Product { rows, k, parts: 1, n: d, groups: 1, weights, x, passing, y });
         }
         self.add_grad(x.slot(), d_x);
     }

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use minke_cpu::DType;
 use minke_cpu::attention::AttentionShape;
 use minke_cpu::fp8::{Cuts, Fp8};
+use minke_cpu::gemm;
 
 use super::tape::{Input, Scales, Tensor, Tensor8, Var, Walk};
 use super::{Weights, Work};
@@ -65,6 +66,14 @@ impl Walk {
         Input::Codes(codes)
     }
 
+    /// `x` as a product with `n` columns reads it that may code it on its way.
+    pub(super) fn input_once(&mut self, x: &Tensor, n: usize, weights: Weights, scales: Scales) -> Input {
+        if gemm::codes_on_the_way(x.cols, n) {
+            return Input::Plain(x.clone());
+        }
+        self.input(x, weights, scales)
+    }
+
     /// The numbers of an input, in `dtype` where they have to be made.
     pub(super) fn numbers(&mut self, x: &Input, dtype: DType) -> Tensor {
         match x {
@@ -103,8 +112,9 @@ impl Walk {
         weights: Weights,
         dtype: DType,
     ) {
-        let (k, x) = (x.cols(), if let Input::Plain(x) = x { x.dtype } else { weights.dtype });
-        self.does(Work::Product { rows, k, parts: 1, n, groups, weights, x, y: dtype });
+        let (k, passing) = (x.cols(), weights.fp8.is_some() && matches!(x, Input::Plain(_)));
+        let x = if let Input::Plain(x) = x { x.dtype } else { weights.dtype };
+        self.does(Work::Product { rows, k, parts: 1, n, groups, weights, x, passing, y: dtype });
     }
 
     /// `y = x Wᵀ`
@@ -143,9 +153,10 @@ impl Walk {
     ) {
         let (k, x) = (d_y.cols, if weights.fp8.is_some() { weights.dtype } else { d_y.dtype });
         // (whether scales are powers of two changes neither memory nor time)
-        let _codes = weights.fp8.map(|how| self.quantize(d_y, parts, how));
-        let parts = if weights.fp8.is_some() { parts } else { 1 };
-        self.does(Work::Product { rows, k, parts, n: cols, groups, weights, x, y: dtype });
+        let passing = d_y.rows == rows && gemm::codes_on_the_way(k, cols);
+        let _codes = weights.fp8.filter(|_| !passing).map(|how| self.quantize(d_y, parts, how));
+        let (parts, passing) = if weights.fp8.is_some() { (parts, passing) } else { (1, false) };
+        self.does(Work::Product { rows, k, parts, n: cols, groups, weights, x, passing, y: dtype });
     }
 
     /// `dx = dy W`
@@ -201,12 +212,12 @@ impl Walk {
 
     /// Of what another operation keeps for its own way back.
     pub(super) fn linear_of_kept(&mut self, x: &Var, n: usize, weights: Weights, dtype: DType) -> Var {
-        let input = self.input(&x.value, weights, Scales::PowersOfTwo);
+        let input = self.input_once(&x.value, n, weights, Scales::PowersOfTwo);
         self.linear_of(x, input, Input::Plain(x.value.clone()), n, 1, weights, dtype, false)
     }
 
     pub(super) fn linear_biased_of_kept(&mut self, x: &Var, n: usize, weights: Weights, dtype: DType) -> Var {
-        let input = self.input(&x.value, weights, Scales::PowersOfTwo);
+        let input = self.input_once(&x.value, n, weights, Scales::PowersOfTwo);
         self.linear_of(x, input, Input::Plain(x.value.clone()), n, 1, weights, dtype, true)
     }
 
