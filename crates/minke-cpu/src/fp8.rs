@@ -8,6 +8,8 @@ pub use minke_num::fp8::{BLOCK, scale};
 
 mod pack;
 
+use std::ops::Range;
+
 use crate::Cpu;
 use crate::cpu::SharedMut;
 use crate::rows::{self, kernel, lanes, load};
@@ -95,6 +97,69 @@ impl<'a> Codes<'a> {
         let r = self.index.map_or(i, |index| index[i] as usize);
         let (cols, blocks) = (self.cuts.len, self.cuts.blocks());
         (&self.codes[r * cols..(r + 1) * cols], &self.scales[r * blocks..(r + 1) * blocks])
+    }
+}
+
+impl<'a> Codes<'a> {
+    /// Some of the rows, which have no index.
+    ///
+    /// # Panics
+    /// When they have one, or are not there.
+    pub fn part(&self, rows: Range<usize>) -> Self {
+        assert!(self.index.is_none(), "a part of rows in their order");
+        let (cols, blocks) = (self.cuts.len, self.cuts.blocks());
+        let codes: &'a [u8] = &self.codes[rows.start * cols..rows.end * cols];
+        Self { codes, scales: &self.scales[rows.start * blocks..rows.end * blocks], ..*self }
+    }
+}
+
+/// Where codes of rows go, and how they are made; as [`Codes`].
+pub struct CodesMut<'a> {
+    /// Codes `[rows, cols]`.
+    pub codes: &'a mut [u8],
+    /// Scales `[rows, blocks]`.
+    pub scales: &'a mut [f32],
+    /// Row length and its blocks.
+    pub cuts: Cuts,
+    /// How numbers become codes.
+    pub how: Fp8,
+}
+
+impl CodesMut<'_> {
+    /// Shared among the tasks of a loop that ends before the borrow does.
+    ///
+    /// # Panics
+    /// When one scale is to be found for all.
+    pub(crate) fn shared(self) -> SharedCodes {
+        let Self { codes, scales, cuts, how } = self;
+        assert!(!how.per_tensor, "rows are coded apart from each other");
+        SharedCodes { codes: SharedMut::new(codes), scales: SharedMut::new(scales), cuts, how }
+    }
+}
+
+/// [`CodesMut`] that tasks share: each writes its own rows.
+pub(crate) struct SharedCodes {
+    codes: SharedMut<u8>,
+    scales: SharedMut<f32>,
+    cuts: Cuts,
+    how: Fp8,
+}
+
+impl SharedCodes {
+    /// [`quantize`] of x, which become these rows.
+    ///
+    /// # Safety
+    /// As for [`SharedMut::slice`].
+    pub(crate) unsafe fn quantize(&self, cpu: &Cpu, x: View<'_>, rows: Range<usize>) {
+        let (cols, blocks) = (self.cuts.len, self.cuts.blocks());
+        // SAFETY: by the caller's promise.
+        let (codes, scales) = unsafe {
+            (
+                self.codes.slice(rows.start * cols, rows.len() * cols),
+                self.scales.slice(rows.start * blocks, rows.len() * blocks),
+            )
+        };
+        quantize(cpu, x, self.cuts, self.how, codes, scales);
     }
 }
 

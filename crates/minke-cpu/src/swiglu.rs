@@ -1,11 +1,15 @@
 //! The gated linear unit of feed-forward layers: `h = act(gate) up`, where the activation is [`Gate`].
 
+use std::ops::Range;
+
 use crate::Cpu;
 use crate::cpu::SharedMut;
-use crate::gemm::{self, Operand, Packed, Target};
+use crate::fp8::{self, Codes, CodesMut};
+use crate::gemm::{self, Product, Target};
 use crate::rows::{self, SharedView, kernel, lanes, load, store};
+use crate::scratch;
 use crate::simd::Simd;
-use crate::view::{View, ViewMut};
+use crate::view::{DType, View, ViewMut};
 
 /// The activation of the gate, in both forms `x sigmoid(u(x))`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -176,59 +180,89 @@ pub fn swiglu_backward(
     });
 }
 
+/// Gate and up values [n, 2f] on their way to the backward pass.
+pub enum Kept<'a> {
+    /// As they are, or nowhere.
+    Numbers(Target<'a>),
+    /// As codes, made of numbers of this dtype.
+    Codes(DType, CodesMut<'a>),
+}
+
+/// Gate and up values [n, 2f] as they were kept.
+#[derive(Clone, Copy)]
+pub enum GateUp<'a> {
+    /// As they are.
+    Numbers(View<'a>),
+    /// As codes.
+    Codes(Codes<'a>),
+}
+
 /// `gu = x Wᵀ` and [`swiglu`] of it, some rows after the other: what is read again is still in the cache.
 ///
-/// x: [n, d], `gate_up` packed [groups, d, 2f] for the rows between `offsets`, gu: [n, 2f], h: [n, f]; bits as of one after
-/// the other.
+/// Product [n, 2f] of x and gate and up of the groups that rows between `offsets` belong to, gu: [n, 2f], h: [n, f]; bits as
+/// of one after the other.
 ///
 /// # Panics
 /// When shapes do not fit.
 pub fn swiglu_of_product(
     cpu: &Cpu,
-    x: Operand<'_>,
+    product: Product<'_>,
     offsets: &[u32],
-    gate_up: &Packed,
     gate: Gate,
-    gu: Target<'_>,
+    gu: Kept<'_>,
     h: ViewMut<'_>,
 ) {
-    let f = gate_up.columns() / 2;
-    rows::expect_len("swiglu_of_product", "h", h.len(), x.rows() * f);
+    let (n, f) = (product.rows(), product.columns() / 2);
+    rows::expect_len("swiglu_of_product", "h", h.len(), n * f);
     let h = SharedView::new(h);
-    gemm::matmul_then(cpu, x, offsets, gate_up, gu, &|rows, gu| {
-        // SAFETY: rows are handed over once.
-        swiglu(cpu, gate, gu, f, unsafe { h.slice(rows.start * f, rows.len() * f) });
-    });
+    // SAFETY (below): rows are handed over once.
+    let h = |rows: &Range<usize>| unsafe { h.slice(rows.start * f, rows.len() * f) };
+    match gu {
+        Kept::Numbers(gu) => product.then(cpu, offsets, gu, &|rows, gu| swiglu(cpu, gate, gu, f, h(&rows))),
+        Kept::Codes(dtype, gu) => {
+            let gu = gu.shared();
+            product.then(cpu, offsets, Target::Passing(dtype), &|rows, x| {
+                swiglu(cpu, gate, x, f, h(&rows));
+                // SAFETY: rows are handed over once.
+                unsafe { gu.quantize(cpu, x, rows) };
+            });
+        }
+    }
 }
 
-/// `d_h = d_y D` and [`swiglu_backward`] with it, some rows after the other: `d_h` exists for that moment, in the dtype of gu.
+/// `d_h = d_y D` and [`swiglu_backward`] with it, some rows after the other: `d_h` exists for that moment, in the dtype of
+/// `d_gu`, and so do numbers of gate and up values that were kept as codes.
 ///
-/// `d_y`: [n, d], `down` packed [groups, d, f] for the rows between `offsets`; the rest as for [`swiglu_backward`].
+/// Product [n, f] of `d_y` and down of the groups that rows between `offsets` belong to; the rest as for
+/// [`swiglu_backward`].
 ///
 /// # Panics
 /// When shapes do not fit.
 pub fn swiglu_backward_of_product(
     cpu: &Cpu,
-    d_y: Operand<'_>,
+    product: Product<'_>,
     offsets: &[u32],
-    down: &Packed,
     gate: Gate,
-    gu: View<'_>,
+    gu: GateUp<'_>,
     row_scale: Option<&[f32]>,
     d_row_scale: Option<&mut [f32]>,
     h_scaled: ViewMut<'_>,
     d_gu: ViewMut<'_>,
 ) {
     const OP: &str = "swiglu_backward_of_product";
-    let (n, f) = (d_y.rows(), down.columns());
-    rows::expect_len(OP, "gu", gu.len(), 2 * n * f);
+    let (n, f, dtype) = (product.rows(), product.columns(), d_gu.dtype());
+    let gu_len = match gu {
+        GateUp::Numbers(gu) => gu.len(),
+        GateUp::Codes(gu) => gu.codes.len(),
+    };
+    rows::expect_len(OP, "gu", gu_len, 2 * n * f);
     rows::expect_len(OP, "d_gu", d_gu.len(), 2 * n * f);
     rows::expect_len(OP, "h_scaled", h_scaled.len(), n * f);
     rows::expect_len(OP, "row_scale", row_scale.map_or(n, <[f32]>::len), n);
     rows::expect_len(OP, "d_row_scale", d_row_scale.as_ref().map_or(n, |d| d.len()), n);
     let (d_gu, h_scaled) = (SharedView::new(d_gu), SharedView::new(h_scaled));
     let d_row_scale = d_row_scale.map(SharedMut::new);
-    gemm::matmul_then(cpu, d_y, offsets, down, Target::Passing(gu.dtype()), &|rows, d_h| {
+    product.then(cpu, offsets, Target::Passing(dtype), &|rows, d_h| {
         let (start, count) = (rows.start, rows.len());
         // SAFETY: rows are handed over once.
         let (d_gu, h_scaled, d_row_scale) = unsafe {
@@ -238,9 +272,21 @@ pub fn swiglu_backward_of_product(
                 d_row_scale.as_ref().map(|d| d.slice(start, count)),
             )
         };
-        let (row_scale, gu) =
-            (row_scale.map(|scale| &scale[rows.clone()]), gu.slice(rows.start * 2 * f, rows.end * 2 * f));
-        swiglu_backward(cpu, gate, gu, f, d_h, row_scale, d_row_scale, Some(h_scaled), d_gu);
+        let row_scale = row_scale.map(|scale| &scale[rows.clone()]);
+        let back = |gu: View<'_>| {
+            swiglu_backward(cpu, gate, gu, f, d_h, row_scale, d_row_scale, Some(h_scaled), d_gu);
+        };
+        match gu {
+            GateUp::Numbers(gu) => back(gu.slice(rows.start * 2 * f, rows.end * 2 * f)),
+            GateUp::Codes(gu) => {
+                let mut words = scratch::take::<u32>((count * 2 * f * dtype.size_bytes()).div_ceil(4));
+                let numbers = gemm::of_words(&mut words, dtype);
+                // SAFETY: the memory of this task.
+                let mut numbers = unsafe { numbers.slice(0, count * 2 * f) };
+                fp8::dequantize(cpu, gu.part(rows), numbers.reborrow());
+                back(numbers.as_view());
+            }
+        }
     });
 }
 
@@ -360,7 +406,7 @@ mod tests {
 
     #[test]
     fn fused_with_products_bits_stay() {
-        use crate::gemm::Compute;
+        use crate::gemm::{Compute, Operand, Packed};
         let (d, f, groups) = (37, 40, 3);
         let gate = Gate::GeluTanh;
         let (gate_up, down) = (normal(2, groups * 2 * f * d), normal(3, groups * d * f));
@@ -384,13 +430,14 @@ mod tests {
                     gemm::matmul(&cpu, x, &offsets, &up, ViewMut::Bf16(&mut gu), false);
                     swiglu(&cpu, gate, View::Bf16(&gu), f, ViewMut::Bf16(&mut h));
                     let (mut kept, mut fused) = (zeros(2 * f), zeros(f));
-                    let target = Target::Kept(ViewMut::Bf16(&mut kept));
-                    swiglu_of_product(&cpu, x, &offsets, &up, gate, target, ViewMut::Bf16(&mut fused));
+                    let product = Product::Numbers { a: x, b: &up };
+                    let target = Kept::Numbers(Target::Kept(ViewMut::Bf16(&mut kept)));
+                    swiglu_of_product(&cpu, product, &offsets, gate, target, ViewMut::Bf16(&mut fused));
                     assert_same_bits("gate and up", &widen(&kept), &widen(&gu));
                     assert_same_bits("h", &widen(&fused), &widen(&h));
                     fused.fill(bf16::ONE);
-                    let target = Target::Passing(crate::DType::Bf16);
-                    swiglu_of_product(&cpu, x, &offsets, &up, gate, target, ViewMut::Bf16(&mut fused));
+                    let target = Kept::Numbers(Target::Passing(DType::Bf16));
+                    swiglu_of_product(&cpu, product, &offsets, gate, target, ViewMut::Bf16(&mut fused));
                     assert_same_bits("h of passing rows", &widen(&fused), &widen(&h));
 
                     let mut d_h = zeros(f);
@@ -406,11 +453,10 @@ mod tests {
                             }
                             None => swiglu_backward_of_product(
                                 &cpu,
-                                d_y,
+                                Product::Numbers { a: d_y, b: &back },
                                 &offsets,
-                                &back,
                                 gate,
-                                gu,
+                                GateUp::Numbers(gu),
                                 w,
                                 Some(&mut d_w),
                                 h_out,
@@ -421,6 +467,67 @@ mod tests {
                     };
                     assert_same_bits("backward", &run(None), &run(Some(&d_h)));
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn fused_with_products_in_fp8_bits_stay() {
+        use crate::fp8::{Cuts, Fp8, Values};
+        use crate::gemm::{Elements, Operand, Packed8, Weight8, matmul8};
+        let (d, f, groups) = (150, 40, 3);
+        let (gate, how) = (Gate::Silu, Fp8::default());
+        let (gate_up, down) = (normal(2, groups * 2 * f * d), normal(3, groups * d * f));
+        let packed = |cpu: &Cpu, w, rows, cols, transposed| {
+            let mut packed = Packed8::empty();
+            let elements = Elements::Numbers { w, how };
+            packed.pack(cpu, Weight8 { elements, groups, rows, cols }, transposed, true);
+            packed
+        };
+        for offsets in [[0, 1, 1, 5], [0, 700, 1000, 1000]] {
+            let n = offsets[groups] as usize;
+            let (x, d_y, by_row) = (halve(&normal(1, n * d)), halve(&normal(4, n * d)), normal(5, n));
+            let index: Vec<u32> = (0..n as u32).rev().collect();
+            for (level, threads) in crate::Level::available().into_iter().flat_map(|l| [(l, 1), (l, 3)]) {
+                let cpu = Cpu::with_level(level, threads);
+                let cuts = Cuts::parts(2 * f, 2);
+                let up = packed(&cpu, &gate_up, cuts, d, true);
+                let back = packed(&cpu, &down, Cuts::whole(d), f, false);
+                let x = Values::Plain(Operand::gathered(View::Bf16(&x), d, &index));
+                let d_y = Values::Plain(Operand::gathered(View::Bf16(&d_y), d, &index));
+                let zeros = |width: usize| vec![bf16::ZERO; n * width];
+                let coded = || (vec![0u8; n * 2 * f], vec![0.0; n * cuts.blocks()]);
+
+                let (mut gu, mut h, mut codes) = (zeros(2 * f), zeros(f), coded());
+                matmul8(&cpu, x, how, &offsets, &up, ViewMut::Bf16(&mut gu));
+                swiglu(&cpu, gate, View::Bf16(&gu), f, ViewMut::Bf16(&mut h));
+                fp8::quantize(&cpu, View::Bf16(&gu), cuts, how, &mut codes.0, &mut codes.1);
+                let (mut fused, mut kept) = (zeros(f), coded());
+                let target = CodesMut { codes: &mut kept.0, scales: &mut kept.1, cuts, how };
+                let (product, target) =
+                    (Product::Codes { a: x, how, b: &up }, Kept::Codes(DType::Bf16, target));
+                swiglu_of_product(&cpu, product, &offsets, gate, target, ViewMut::Bf16(&mut fused));
+                assert_same_bits("h", &widen(&fused), &widen(&h));
+                assert!(kept == codes, "codes of gate and up, {level:?}");
+
+                let codes = Codes { codes: &codes.0, scales: &codes.1, cuts, index: None };
+                let (mut d_h, mut numbers) = (zeros(f), zeros(2 * f));
+                matmul8(&cpu, d_y, how, &offsets, &back, ViewMut::Bf16(&mut d_h));
+                fp8::dequantize(&cpu, codes, ViewMut::Bf16(&mut numbers));
+                let run = |fused: bool| {
+                    let (mut d_w, mut h, mut d_gu) = (vec![0.0; n], zeros(f), zeros(2 * f));
+                    let (h_out, out) = (ViewMut::Bf16(&mut h), ViewMut::Bf16(&mut d_gu));
+                    let (w, d_w_out) = (Some(&by_row[..]), Some(&mut d_w[..]));
+                    if fused {
+                        let (product, gu) = (Product::Codes { a: d_y, how, b: &back }, GateUp::Codes(codes));
+                        swiglu_backward_of_product(&cpu, product, &offsets, gate, gu, w, d_w_out, h_out, out);
+                    } else {
+                        let (gu, d_h) = (View::Bf16(&numbers), View::Bf16(&d_h));
+                        swiglu_backward(&cpu, gate, gu, f, d_h, w, d_w_out, Some(h_out), out);
+                    }
+                    [d_w, widen(&h), widen(&d_gu)].concat()
+                };
+                assert_same_bits("backward", &run(true), &run(false));
             }
         }
     }

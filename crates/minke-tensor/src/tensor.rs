@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use minke_cpu::fp8::{self, Codes, Cuts, Fp8};
+use minke_cpu::fp8::{self, Codes, CodesMut, Cuts, Fp8};
 use minke_cpu::scratch::AlignedBuf;
 use minke_cpu::{Cpu, DType, View, ViewMut};
 use minke_num::bf16;
@@ -110,10 +110,17 @@ impl Tensor8 {
     /// # Panics
     /// When `cuts` is of another length than rows.
     pub fn quantize(cpu: &Cpu, x: &Tensor, cuts: Cuts, how: Fp8) -> Self {
-        let mut codes = Storage::new(x.rows * x.cols);
-        let mut scales = Tensor::uninit(x.rows, cuts.blocks(), DType::F32);
-        fp8::quantize(cpu, x.view(), cuts, how, codes.buf.get(x.rows * x.cols), scales.f32_mut());
-        Self { codes: Arc::new(codes), scales, cuts }
+        let make = |to: CodesMut<'_>| fp8::quantize(cpu, x.view(), cuts, how, to.codes, to.scales);
+        Self::made(x.rows, cuts, how, make).0
+    }
+
+    /// Codes that are yet to be made, and where they go.
+    pub fn made<T>(rows: usize, cuts: Cuts, how: Fp8, make: impl FnOnce(CodesMut<'_>) -> T) -> (Self, T) {
+        let mut codes = Storage::new(rows * cuts.len);
+        let mut scales = Tensor::uninit(rows, cuts.blocks(), DType::F32);
+        let to = CodesMut { codes: codes.buf.get(rows * cuts.len), scales: scales.f32_mut(), cuts, how };
+        let made = make(to);
+        (Self { codes: Arc::new(codes), scales, cuts }, made)
     }
 
     /// Number of rows.

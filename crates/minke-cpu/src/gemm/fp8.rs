@@ -24,7 +24,7 @@ use crate::simd::{GRID_ROWS, Kernel, LANES, Level, Simd};
 use crate::view::{View, ViewMut};
 
 /// Codes of packed right operand that row tiles share before the next are taken.
-const CHUNK_CODES: usize = 256 * 1024;
+pub(super) const CHUNK_CODES: usize = 256 * 1024;
 
 /// A weight in FP8, in the order in which the tile reads it: panels of 32 columns as in [`super::Packed`], each block of
 /// depth from a whole block of the tile on, and the scales of its columns.
@@ -381,43 +381,56 @@ pub fn codes_on_the_way(depth: usize, columns: usize) -> bool {
 /// # Panics
 /// When shapes or blocks do not fit.
 pub fn matmul8(cpu: &Cpu, a: Values<'_>, how: Fp8, offsets: &[u32], b: &Packed8, c: ViewMut<'_>) {
-    assert_eq!(b.level, cpu.level(), "matmul8: the right operand was packed for another level");
-    check_offsets("matmul8", offsets, a.rows());
-    let cuts = if let Values::Codes(a) = a { a.cuts } else { b.depth };
-    assert_eq!(
-        (a.cols(), cuts, offsets.len()),
-        (b.depth.len, b.depth, b.groups + 1),
-        "matmul8: depth and groups of left and right operand"
-    );
+    check("matmul8", cpu, a, offsets, b);
     assert_eq!(c.len(), a.rows() * b.n, "matmul8: output of {} x {}", a.rows(), b.n);
-    let fixed = if how.per_tensor { scale(a.largest(cpu), how.power_of_two) } else { 0.0 };
-    let how = Coding { fixed, power: how.power_of_two };
-    let out = &rows::SharedView::new(c);
+    let (how, out) = (coding(cpu, a, how), rows::SharedView::new(c));
     let (_, tile_rows) = layout(cpu.level(), Compute::Bf16, b.depth.len);
     let chunk = CHUNK_CODES / (b.depth.len * PANEL).max(1);
     let tiles = RowTiles::new(offsets, tile_rows);
     over_panels(cpu, &tiles, b.n.div_ceil(PANEL), chunk, |group, rows, panels| {
-        let task = Task { a, how, b, group, first: rows.start, rows: rows.len(), panels, out };
+        let (first, rows) = (rows.start, rows.len());
+        let task = Task { a, how, b, group, first, rows, panels, out, to: first };
         cpu.level().dispatch_product(task);
     });
 }
 
-struct Task<'a> {
-    a: Values<'a>,
-    how: Coding,
-    b: &'a Packed8,
-    group: usize,
-    first: usize,
-    rows: usize,
-    panels: std::ops::Range<usize>,
-    out: &'a rows::SharedView,
+#[track_caller]
+pub(super) fn check(op: &str, cpu: &Cpu, a: Values<'_>, offsets: &[u32], b: &Packed8) {
+    assert_eq!(b.level, cpu.level(), "{op}: the right operand was packed for another level");
+    check_offsets(op, offsets, a.rows());
+    let cuts = if let Values::Codes(a) = a { a.cuts } else { b.depth };
+    assert_eq!(
+        (a.cols(), cuts, offsets.len()),
+        (b.depth.len, b.depth, b.groups + 1),
+        "{op}: depth and groups of left and right operand"
+    );
+}
+
+/// How numbers of a left operand are coded.
+pub(super) fn coding(cpu: &Cpu, a: Values<'_>, how: Fp8) -> Coding {
+    let fixed = if how.per_tensor { scale(a.largest(cpu), how.power_of_two) } else { 0.0 };
+    Coding { fixed, power: how.power_of_two }
+}
+
+/// Rows times panels.
+pub(super) struct Task<'a> {
+    pub a: Values<'a>,
+    pub how: Coding,
+    pub b: &'a Packed8,
+    pub group: usize,
+    pub first: usize,
+    pub rows: usize,
+    pub panels: std::ops::Range<usize>,
+    pub out: rows::SharedView,
+    /// Row of the output that the first row becomes.
+    pub to: usize,
 }
 
 impl Kernel for Task<'_> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { a, how, b, group, first, rows, panels, out } = self;
+        let Self { a, how, b, group, first, rows, panels, out, to } = self;
         let engine = Engine::new(s, Compute::Bf16);
         let (depth, n, blocks) = (b.depth, b.n, b.depth.blocks());
         let mut a_words = scratch::take::<u32>(rows * b.words);
@@ -458,7 +471,7 @@ impl Kernel for Task<'_> {
             let vecs = width.div_ceil(LANES);
             for i in (0..rows).step_by(tile_rows) {
                 let height = tile_rows.min(rows - i);
-                let from = |r: usize| (first + i + r) * n + col;
+                let from = |r: usize| (to + i + r) * n + col;
                 let mut at = 0;
                 for block in 0..blocks {
                     let steps = engine.steps(depth.block(block).len());
@@ -499,7 +512,7 @@ impl Kernel for Task<'_> {
                     };
                     // the last block of whole columns: to the output at once
                     if block + 1 == blocks && width == PANEL {
-                        match *out {
+                        match out {
                             rows::SharedView::F32(c) => {
                                 (promotion.to, promotion.to_row) = (c.start().wrapping_add(from(0)), n);
                             }

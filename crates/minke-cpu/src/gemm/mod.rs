@@ -19,13 +19,16 @@ pub(crate) mod engine;
 mod fp8;
 mod nt;
 mod pack;
+mod product;
 pub mod tile;
 mod tn;
 mod unpacked;
 
 pub use fp8::{Elements, Matrix8, Packed8, Weight8, codes_on_the_way, matmul8, matmul8_tn};
-pub use nt::{Target, matmul, matmul_columns, matmul_then};
+pub use nt::{matmul, matmul_columns};
 pub use pack::Packed;
+pub(crate) use product::of_words;
+pub use product::{Product, Target};
 pub use tn::matmul_tn;
 pub(crate) use unpacked::{ByRow, matmul_unpacked};
 

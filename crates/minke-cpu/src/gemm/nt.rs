@@ -6,15 +6,15 @@ use minke_num::bf16;
 
 use super::engine::{AHEAD, Engine, Rows, Words, layout};
 use super::tile::PANEL;
-use super::{Compute, Operand, Packed, RowTiles, check_offsets, chunks, over_panels};
+use super::{Compute, Operand, Packed, RowTiles, check_offsets, over_panels};
 use crate::cpu::{Cpu, SharedMut};
 use crate::rows::SharedView;
 use crate::scratch;
 use crate::simd::{GRID_ROWS, GRID_STEPS, Kernel, LANES, Simd};
-use crate::view::{DType, View, ViewMut};
+use crate::view::{DType, ViewMut};
 
 /// Words of packed right operand that row tiles share before the next are taken.
-const CHUNK_WORDS: usize = 128 * 1024;
+pub(super) const CHUNK_WORDS: usize = 128 * 1024;
 
 /// Steps of the depth taken at a time, at most.
 const DEPTH_BLOCK: usize = 512;
@@ -33,7 +33,7 @@ pub fn matmul(cpu: &Cpu, a: Operand<'_>, offsets: &[u32], b: &Packed, c: ViewMut
 }
 
 #[track_caller]
-fn check(op: &str, cpu: &Cpu, a: Operand<'_>, offsets: &[u32], b: &Packed) {
+pub(super) fn check(op: &str, cpu: &Cpu, a: Operand<'_>, offsets: &[u32], b: &Packed) {
     b.check(cpu);
     check_offsets(op, offsets, a.rows());
     assert_eq!(
@@ -41,78 +41,6 @@ fn check(op: &str, cpu: &Cpu, a: Operand<'_>, offsets: &[u32], b: &Packed) {
         (b.k, b.groups + 1),
         "{op}: depth and groups of left and right operand"
     );
-}
-
-/// Where rows of a product go that something is made of at once.
-pub enum Target<'a> {
-    /// To a matrix.
-    Kept(ViewMut<'a>),
-    /// Nowhere: they exist for that moment.
-    Passing(DType),
-}
-
-/// [`matmul`], and `then(rows, what they are)` for some rows after the other, on any thread, while they are in its cache.
-/// All rows are handed over once.
-///
-/// # Panics
-/// When shapes do not fit.
-pub fn matmul_then(
-    cpu: &Cpu,
-    a: Operand<'_>,
-    offsets: &[u32],
-    b: &Packed,
-    c: Target<'_>,
-    then: &(dyn Fn(Range<usize>, View<'_>) + Sync),
-) {
-    check("matmul_then", cpu, a, offsets, b);
-    let (kept, dtype) = match c {
-        Target::Kept(c) => {
-            assert_eq!(c.len(), a.rows() * b.n, "matmul_then: output of {} x {}", a.rows(), b.n);
-            let dtype = c.dtype();
-            (Some(SharedView::new(c)), dtype)
-        }
-        Target::Passing(dtype) => (None, dtype),
-    };
-    let (_, tile_rows) = layout(cpu.level(), b.compute, b.k);
-    let (tiles, chunk) = (RowTiles::new(offsets, tile_rows), CHUNK_WORDS / (b.steps * PANEL).max(1));
-    let words = |rows: usize| (rows * b.n * dtype.size_bytes()).div_ceil(size_of::<u32>());
-    // what is kept is read again on the way back at the earliest: where it can go past the cache, it does so after `then` has
-    // seen the rows there
-    let direct = kept.is_some() && !cpu.level().has_grid();
-    if tiles.count < 2 * cpu.threads() {
-        // too few to go around: threads share the panels of all rows, and then whatever `then` does
-        let mut passing = scratch::take::<u32>(if kept.is_some() { 0 } else { words(a.rows()) });
-        let out = kept.unwrap_or_else(|| of_words(&mut passing, dtype));
-        over_columns(cpu, a, offsets, b, 0..b.n, out, false);
-        // SAFETY: all tasks have ended.
-        return then(0..a.rows(), unsafe { out.slice(0, a.rows() * b.n) }.as_view());
-    }
-    cpu.run(tiles.count, |i| {
-        let (group, rows) = tiles.tile(i);
-        let mut passing = scratch::take::<u32>(if direct { 0 } else { words(rows.len()) });
-        let (out, to) = match kept {
-            Some(kept) if direct => (kept, rows.start),
-            _ => (of_words(&mut passing, dtype), 0),
-        };
-        for panels in chunks(b.n.div_ceil(PANEL), chunk) {
-            let (first, columns) = (rows.start, 0..b.n);
-            let b = Right::of(b, group);
-            let task = Task { a, b, first, rows: rows.len(), panels, columns, out, to, accumulate: false };
-            cpu.level().dispatch_product(task);
-        }
-        // SAFETY: the rows are complete, and this task's.
-        let these = unsafe { out.slice(to * b.n, rows.len() * b.n) };
-        then(rows.clone(), these.as_view());
-        if let (Some(kept), false) = (kept, direct) {
-            // SAFETY: rows of this task alone.
-            let kept = unsafe { kept.slice(rows.start * b.n, rows.len() * b.n) };
-            match (these.as_view(), kept) {
-                (View::F32(from), ViewMut::F32(to)) => put_away(cpu, from, to),
-                (View::Bf16(from), ViewMut::Bf16(to)) => put_away(cpu, from, to),
-                (View::F32(_) | View::Bf16(_), _) => unreachable!("rows of one dtype"),
-            }
-        }
-    });
 }
 
 /// `c = a b` for some columns of b, one group, which start with a panel: a [rows, k], c [rows, columns]. Bits are those of
@@ -155,19 +83,6 @@ fn over_columns(
     });
 }
 
-/// Copies rows to where they stay; see [`Level::put_away`](crate::Level::put_away).
-fn put_away<T: bytemuck::Pod>(cpu: &Cpu, from: &[T], to: &mut [T]) {
-    cpu.level().put_away(bytemuck::cast_slice(from), bytemuck::cast_slice_mut(to));
-}
-
-/// Working memory of one task, as its output.
-fn of_words(words: &mut [u32], dtype: DType) -> SharedView {
-    SharedView::new(match dtype {
-        DType::F32 => ViewMut::F32(bytemuck::cast_slice_mut(words)),
-        DType::Bf16 => ViewMut::Bf16(bytemuck::cast_slice_mut(words)),
-    })
-}
-
 /// Packed panels of one group.
 #[derive(Clone, Copy)]
 pub(super) struct Right<'a> {
@@ -180,7 +95,7 @@ pub(super) struct Right<'a> {
 }
 
 impl<'a> Right<'a> {
-    fn of(b: &'a Packed, group: usize) -> Self {
+    pub(super) fn of(b: &'a Packed, group: usize) -> Self {
         Self { compute: b.compute, k: b.k, steps: b.steps, words: b.panels(group), from: 0 }
     }
 

@@ -1,8 +1,9 @@
 //! The dense feed-forward block.
 
 use minke_cpu::DType;
-use minke_cpu::gemm::{Operand, Target};
-use minke_cpu::swiglu::{self as kernel, Gate};
+use minke_cpu::fp8::CodesMut;
+use minke_cpu::gemm::Target;
+use minke_cpu::swiglu::{self as kernel, Gate, GateUp, Kept};
 
 use super::linear::{self, Input, Scales};
 use crate::context::{Context, Var};
@@ -56,17 +57,6 @@ pub fn gated_unit(cx: &mut Context<'_>, gu: &Var, gate: Gate) -> Var {
     h
 }
 
-/// Gate and up values as they are kept.
-fn kept(cx: &mut Context<'_>, gu: Tensor, gate_up: WeightId) -> Input {
-    match cx.store.fp8(gate_up) {
-        Some(how) if cx.recording() => {
-            let how = minke_cpu::fp8::Fp8 { power_of_two: true, ..how };
-            Input::Codes(Tensor8::quantize(cx.cpu, &gu, cx.store.row_cuts(gate_up), how))
-        }
-        _ => Input::Plain(gu),
-    }
-}
-
 /// Returns (y, gate and up values [n, 2f]).
 pub(super) fn forward(
     cx: &mut Context<'_>,
@@ -98,23 +88,36 @@ pub(super) fn gated(
 ) -> (Tensor, Input) {
     let (n, f, act) =
         (index.map_or(x.rows(), <[u32]>::len), cx.store.rows(gate_up) / 2, cx.store.dtype(gate_up));
+    let kept = cx.store.fp8(gate_up).filter(|_| cx.recording()).map(|how| Scales::PowersOfTwo.of(how));
     let mut h = Tensor::uninit(n, f, act);
-    let plain = match x {
-        Input::Plain(x) if cx.store.stored(gate_up).is_none() => Some(x),
-        Input::Plain(_) | Input::Codes(_) | Input::Passing(..) => None,
-    };
-    let Some(plain) = plain else {
+    // what all rows share is found before, or the weight reads rows in its own way: one after the other
+    if cx.store.stored(gate_up).is_some() || kept.is_some_and(|how| how.per_tensor) {
         let gu = linear::grouped(cx, x, index, offsets, gate_up, act);
         kernel::swiglu(cx.cpu, gate, gu.view(), f, h.view_mut());
-        return (h, kept(cx, gu, gate_up));
-    };
+        let gu = match kept {
+            Some(how) => Input::Codes(Tensor8::quantize(cx.cpu, &gu, cx.store.row_cuts(gate_up), how)),
+            None => Input::Plain(gu),
+        };
+        return (h, gu);
+    }
     linear::note(cx, x, index, offsets, gate_up);
-    let mut gu = Tensor::uninit(if cx.recording() { n } else { 0 }, 2 * f, act);
-    let target = if cx.recording() { Target::Kept(gu.view_mut()) } else { Target::Passing(act) };
-    let packed = cx.store.plain_forward(cx.cpu, gate_up);
-    let x = Operand { view: plain.view(), cols: plain.cols(), index };
-    kernel::swiglu_of_product(cx.cpu, x, offsets, packed, gate, target, h.view_mut());
-    (h, Input::Plain(gu))
+    let (keeps, cuts) = (cx.recording(), cx.store.row_cuts(gate_up));
+    let (cpu, product) = (cx.cpu, x.product(index, cx.store.forward(cx.cpu, gate_up)));
+    let gu = match kept {
+        Some(how) => {
+            let make = |to: CodesMut<'_>| {
+                kernel::swiglu_of_product(cpu, product, offsets, gate, Kept::Codes(act, to), h.view_mut());
+            };
+            Input::Codes(Tensor8::made(n, cuts, how, make).0)
+        }
+        None => {
+            let mut gu = Tensor::uninit(if keeps { n } else { 0 }, 2 * f, act);
+            let target = if keeps { Target::Kept(gu.view_mut()) } else { Target::Passing(act) };
+            kernel::swiglu_of_product(cpu, product, offsets, gate, Kept::Numbers(target), h.view_mut());
+            Input::Plain(gu)
+        }
+    };
+    (h, gu)
 }
 
 /// The way back through [`gated`] and what its result goes into: rows of `d_y` through `index`. Returns (h, d of gate and up)
@@ -132,26 +135,19 @@ pub(super) fn gated_backward(
     let (f, act) = (cx.store.cols(down), cx.store.dtype(down));
     let n = index.map_or(d_y.rows(), <[u32]>::len);
     let (row_scale, d_row_scale) = by_row.unzip();
-    let Input::Plain(gu) = gu else {
-        let scales = if row_scale.is_some() { Scales::PowersOfTwo } else { Scales::Usual };
-        let d_h = linear::grouped_input_grad(cx, d_y, index, offsets, down, act, scales);
-        let gu = gu.numbers(cx, act);
-        let (mut h, mut d_gu) = (Tensor::uninit(n, f, act), Tensor::uninit(n, 2 * f, act));
-        let (h_out, d_gu_out) = (Some(h.view_mut()), d_gu.view_mut());
-        let d_h = d_h.view();
-        kernel::swiglu_backward(cx.cpu, gate, gu.view(), f, d_h, row_scale, d_row_scale, h_out, d_gu_out);
-        return (h, d_gu);
-    };
     let (mut h, mut d_gu) = (Tensor::uninit(n, f, act), Tensor::uninit(n, 2 * f, act));
     let (h_out, d_gu_out) = (h.view_mut(), d_gu.view_mut());
-    let packed = cx.store.plain_backward(cx.cpu, down);
-    let d_y = Operand { view: d_y.view(), cols: d_y.cols(), index };
-    let gu = gu.view();
+    let scales = if row_scale.is_some() { Scales::PowersOfTwo } else { Scales::Usual };
+    let d_y = Input::gradient(cx, d_y, n, down, scales);
+    let product = d_y.product(index, cx.store.backward(cx.cpu, down));
+    let gu = match gu {
+        Input::Plain(gu) | Input::Passing(gu, _) => GateUp::Numbers(gu.view()),
+        Input::Codes(gu) => GateUp::Codes(gu.codes(None)),
+    };
     kernel::swiglu_backward_of_product(
         cx.cpu,
-        d_y,
+        product,
         offsets,
-        packed,
         gate,
         gu,
         row_scale,

@@ -5,7 +5,7 @@
 //! and both operands of dW in tiles of 128 x 1. DeepSeek-V3 report, section 3.3.
 
 use minke_cpu::fp8::{Fp8, Values};
-use minke_cpu::gemm::{self, Operand};
+use minke_cpu::gemm::{self, Operand, Product};
 use minke_cpu::{DType, copy, pointwise, reduce, stored};
 
 use crate::context::{Context, Var};
@@ -32,7 +32,7 @@ pub(super) enum Scales {
 
 impl Scales {
     /// With what else the weight says.
-    fn of(self, how: Fp8) -> Fp8 {
+    pub fn of(self, how: Fp8) -> Fp8 {
         Fp8 { power_of_two: how.power_of_two || self == Scales::PowersOfTwo, ..how }
     }
 }
@@ -51,6 +51,48 @@ impl Input {
         match cx.store.fp8(w).map(|how| scales.of(how)) {
             Some(how) if gemm::codes_on_the_way(x.cols(), cx.store.rows(w)) => Input::Passing(x.clone(), how),
             _ => Self::of(cx, x, w, scales),
+        }
+    }
+
+    /// The gradient of what a product with `w` made, of which dx reads so many rows: coded within that product, unless a row is
+    /// read by several experts or more than twice.
+    pub fn gradient(cx: &Context<'_>, d_y: &Tensor, rows: usize, w: WeightId, scales: Scales) -> Self {
+        match cx.store.fp8(w).map(|how| scales.of(how)) {
+            None => Input::Plain(d_y.clone()),
+            Some(how) if rows == d_y.rows() && gemm::codes_on_the_way(d_y.cols(), cx.store.cols(w)) => {
+                Input::Passing(d_y.clone(), how)
+            }
+            Some(how) => Input::Codes(Tensor8::quantize(cx.cpu, d_y, cx.store.row_cuts(w), how)),
+        }
+    }
+
+    /// The product of its rows, through an index if there is one, with a weight that is no stored one.
+    pub fn product<'a>(&'a self, index: Option<&'a [u32]>, w: PackedWeight<'a>) -> Product<'a> {
+        match (self, w) {
+            (Input::Plain(_), PackedWeight::Plain(b)) => {
+                Product::Numbers { a: Operand { index, ..self.plain() }, b }
+            }
+            (Input::Passing(_, how), PackedWeight::Eight(b)) => {
+                Product::Codes { a: Values::Plain(Operand { index, ..self.plain() }), how: *how, b }
+            }
+            (Input::Codes(x), PackedWeight::Eight(b)) => {
+                Product::Codes { a: Values::Codes(x.codes(index)), how: Fp8::default(), b }
+            }
+            (_, PackedWeight::Stored(_)) => {
+                unreachable!("a weight that only runs is read forward, by itself")
+            }
+            (Input::Plain(_), PackedWeight::Eight(_))
+            | (Input::Codes(_) | Input::Passing(..), PackedWeight::Plain(_)) => {
+                unreachable!("an input has the form of its weight")
+            }
+        }
+    }
+
+    /// The numbers of what is no codes.
+    fn plain(&self) -> Operand<'_> {
+        match self {
+            Input::Plain(x) | Input::Passing(x, _) => Operand::new(x.view(), x.cols()),
+            Input::Codes(_) => unreachable!("an input has the form of its weight"),
         }
     }
 
@@ -154,25 +196,12 @@ pub(super) fn grouped(
     note(cx, x, index, offsets, w);
     let rows = index.map_or(x.rows(), <[u32]>::len);
     let mut y = Tensor::uninit(rows, cx.store.rows(w), dtype);
-    match (x, cx.store.forward(cx.cpu, w)) {
-        (Input::Codes(x), PackedWeight::Eight(w)) => {
-            let x = Values::Codes(x.codes(index));
-            gemm::matmul8(cx.cpu, x, Fp8::default(), offsets, w, y.view_mut());
-        }
-        (Input::Passing(x, how), PackedWeight::Eight(w)) => {
-            let x = Values::Plain(Operand { view: x.view(), cols: x.cols(), index });
-            gemm::matmul8(cx.cpu, x, *how, offsets, w, y.view_mut());
-        }
-        (Input::Plain(x), PackedWeight::Plain(w)) => {
-            let x = Operand { view: x.view(), cols: x.cols(), index };
-            gemm::matmul(cx.cpu, x, offsets, w, y.view_mut(), false);
-        }
-        (Input::Plain(x), PackedWeight::Stored(w)) => {
-            let x = Operand { view: x.view(), cols: x.cols(), index };
-            stored::matmul_stored(cx.cpu, x, offsets, w, y.view_mut());
-        }
-        (Input::Codes(_) | Input::Passing(..), PackedWeight::Plain(_) | PackedWeight::Stored(_))
-        | (Input::Plain(_), PackedWeight::Eight(_)) => unreachable!("an input has the form of its weight"),
+    let w = cx.store.forward(cx.cpu, w);
+    if let PackedWeight::Stored(w) = w {
+        let x = Operand { index, ..x.plain() };
+        stored::matmul_stored(cx.cpu, x, offsets, w, y.view_mut());
+    } else {
+        x.product(index, w).matmul(cx.cpu, offsets, y.view_mut());
     }
     y
 }
@@ -203,24 +232,8 @@ pub(super) fn grouped_input_grad(
 ) -> Tensor {
     let rows = index.map_or(d_y.rows(), <[u32]>::len);
     let mut d_x = Tensor::uninit(rows, cx.store.cols(w), dtype);
-    let how = cx.store.fp8(w).map(|how| scales.of(how));
-    // a row that goes to several experts is coded once
-    let passing = rows == d_y.rows() && gemm::codes_on_the_way(d_y.cols(), cx.store.cols(w));
-    let codes = how.filter(|_| !passing).map(|how| Tensor8::quantize(cx.cpu, d_y, cx.store.row_cuts(w), how));
-    match cx.store.backward(cx.cpu, w) {
-        PackedWeight::Eight(w) => {
-            let d_y = match &codes {
-                Some(codes) => Values::Codes(codes.codes(index)),
-                None => Values::Plain(Operand { view: d_y.view(), cols: d_y.cols(), index }),
-            };
-            gemm::matmul8(cx.cpu, d_y, how.unwrap_or_default(), offsets, w, d_x.view_mut());
-        }
-        PackedWeight::Plain(w) => {
-            let d_y = Operand { view: d_y.view(), cols: d_y.cols(), index };
-            gemm::matmul(cx.cpu, d_y, offsets, w, d_x.view_mut(), false);
-        }
-        PackedWeight::Stored(_) => unreachable!("a weight that only runs is packed forward"),
-    }
+    let d_y = Input::gradient(cx, d_y, rows, w, scales);
+    d_y.product(index, cx.store.backward(cx.cpu, w)).matmul(cx.cpu, offsets, d_x.view_mut());
     d_x
 }
 
@@ -242,18 +255,21 @@ pub(super) fn grouped_weight_grad(
     let (compute, how) = (compute(cx.store.dtype(w)), cx.store.fp8(w));
     let d_y = Operand { view: d_y.view(), cols: d_y.cols(), index: d_y_index };
     let (d_w, add) = cx.store.grad_sum(w);
-    let plain = |x| Operand { view: Tensor::view(x), cols: x.cols(), index: x_index };
     match (how, x) {
         (Some(how), x) => {
             let (x, coded) = match x {
-                Input::Plain(x) | Input::Passing(x, _) => (Values::Plain(plain(x)), false),
+                Input::Plain(_) | Input::Passing(..) => {
+                    (Values::Plain(Operand { index: x_index, ..x.plain() }), false)
+                }
                 Input::Codes(x) => (Values::Codes(x.codes(x_index)), true),
             };
             let power = [how.power_of_two, how.power_of_two || coded];
             gemm::matmul8_tn(cx.cpu, d_y, x, offsets, how, power, d_w, add);
         }
-        (None, Input::Plain(x)) => gemm::matmul_tn(cx.cpu, d_y, plain(x), offsets, compute, d_w, add),
-        (None, Input::Codes(_) | Input::Passing(..)) => unreachable!("an input has the form of its weight"),
+        (None, x) => {
+            let x = Operand { index: x_index, ..x.plain() };
+            gemm::matmul_tn(cx.cpu, d_y, x, offsets, compute, d_w, add);
+        }
     }
 }
 

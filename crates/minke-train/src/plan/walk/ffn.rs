@@ -1,6 +1,7 @@
 //! The feed-forward operations of `minke-tensor` without their arithmetic.
 
 use minke_cpu::DType;
+use minke_cpu::fp8::{Cuts, Fp8};
 use minke_model::config::MoeConfig;
 
 use super::tape::{Input, Scales, Tensor, Var, Walk};
@@ -25,14 +26,6 @@ impl Walk {
         h
     }
 
-    /// Gate and up values as they wait.
-    pub(super) fn kept_gate_up(&mut self, gu: Tensor, weights: Weights) -> Input {
-        match weights.fp8 {
-            Some(how) if self.recording() => Input::Codes(self.quantize(&gu, 2, Scales::PowersOfTwo.of(how))),
-            _ => Input::Plain(gu),
-        }
-    }
-
     /// Returns (y [n, d], gate and up).
     pub(super) fn ffn_forward(&mut self, x: &Input, d: usize, f: usize, weights: Weights) -> (Tensor, Input) {
         let (h, gu) = self.gated(x, x.rows(), 1, f, weights);
@@ -54,15 +47,23 @@ impl Walk {
         let act = weights.dtype;
         let h = self.uninit(rows, f, act);
         let work = Work::Swiglu { rows, f, dtype: act, back: false };
-        if weights.fp8.is_some() {
+        let kept = weights.fp8.filter(|_| self.recording()).map(|how| Scales::PowersOfTwo.of(how));
+        if kept.is_some_and(|how| how.per_tensor) {
             let gu = self.grouped(x, rows, groups, 2 * f, weights, act);
             self.does(work);
-            return (h, self.kept_gate_up(gu, weights));
+            return (h, Input::Codes(self.quantize(&gu, 2, kept.expect("some"))));
         }
-        let gu = self.uninit(if self.recording() { rows } else { 0 }, 2 * f, act);
+        let gu = match kept {
+            Some(how) => {
+                let made = self.made(rows, Cuts::parts(2 * f, 2));
+                self.does(Work::Coding { rows, cols: 2 * f, parts: 2, dtype: act, how, back: false });
+                Input::Codes(made)
+            }
+            None => Input::Plain(self.uninit(if self.recording() { rows } else { 0 }, 2 * f, act)),
+        };
         self.product(x, rows, groups, 2 * f, weights, act);
         self.does(work);
-        (h, Input::Plain(gu))
+        (h, gu)
     }
 
     /// Returns (h [rows, f], d of gate and up).
@@ -75,13 +76,11 @@ impl Walk {
         weights: Weights,
     ) -> (Tensor, Tensor) {
         let (f, act) = (gu.cols() / 2, weights.dtype);
-        let passing = weights.fp8.is_some().then(|| {
-            let d_h = self.grouped_input_grad(d_y, rows, groups, 1, f, weights, act);
-            (d_h, self.numbers(gu, act))
-        });
         let parts = (self.uninit(rows, f, act), self.uninit(rows, 2 * f, act));
-        if passing.is_none() {
-            self.input_product(d_y, rows, groups, 1, f, weights, act);
+        self.input_product(d_y, rows, groups, 1, f, weights, act);
+        if weights.fp8.is_some() {
+            let how = Fp8::default();
+            self.does(Work::Coding { rows, cols: 2 * f, parts: 2, dtype: act, how, back: true });
         }
         self.does(Work::Swiglu { rows, f, dtype: act, back: true });
         parts

@@ -46,9 +46,14 @@ impl Walk {
 
     pub(super) fn quantize(&mut self, x: &Tensor, parts: usize, how: Fp8) -> Tensor8 {
         let Tensor { rows, cols, dtype, .. } = *x;
-        let cuts = Cuts::parts(cols, parts);
-        let (codes, scales) = (self.block(rows, cols), self.uninit(rows, cuts.blocks(), DType::F32));
+        let made = self.made(rows, Cuts::parts(cols, parts));
         self.does(Work::Coding { rows, cols, parts, dtype, how, back: false });
+        made
+    }
+
+    /// Codes and scales of rows.
+    pub(super) fn made(&mut self, rows: usize, cuts: Cuts) -> Tensor8 {
+        let (codes, scales) = (self.block(rows, cuts.len), self.uninit(rows, cuts.blocks(), DType::F32));
         Tensor8 { codes, scales, rows, cuts }
     }
 
