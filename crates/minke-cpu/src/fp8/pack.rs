@@ -55,12 +55,12 @@ pub(crate) fn pack_row<S: Simd>(
         for x in &mut x {
             *x = s.round_e4m3(s.mul(*x, inverse));
         }
-        match <&mut [u32; BLOCK / 2]>::try_from(&mut *out) {
-            Ok(out) if engine.pairs() => engine.store_along(x, out),
-            _ => {
-                let mut full = [0; BLOCK];
-                engine.store_along(x, &mut full);
-                out.copy_from_slice(&full[..out.len()]);
+        // by whole vectors: a copy of a few words would be a call
+        for (i, out) in bytemuck::cast_slice_mut::<u32, f32>(out).chunks_mut(LANES).enumerate() {
+            let words = if engine.pairs() { s.pairs_along(x[2 * i], x[2 * i + 1]) } else { x[i] };
+            match out.try_into() {
+                Ok(out) => s.store(words, out),
+                Err(_) => s.store_part(words, out),
             }
         }
     }

@@ -444,7 +444,10 @@ impl Kernel for Task<'_> {
                 }
                 Values::Codes(a) => {
                     let (codes, from) = a.row(first + i);
-                    scales.copy_from_slice(from);
+                    // (one by one: they are few, and a copy would be a call)
+                    for (to, from) in scales.iter_mut().zip(from) {
+                        *to = *from;
+                    }
                     let mut at = 0;
                     for block in 0..blocks {
                         let block = depth.block(block);
