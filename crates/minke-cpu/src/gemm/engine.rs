@@ -366,12 +366,12 @@ impl<S: Simd> Engine<S> {
             for j in (0..columns).step_by(LANES) {
                 let n = LANES.min(cols.len() - j);
                 let from = cols.start + j;
-                if let (Some(rows), LANES) = (whole, n) {
+                if let (Some(rows), LANES) = (&whole, n) {
                     for half in [0, LANES / 2] {
                         // SAFETY: all rows have sixteen columns from here; columns of the output are in bounds by the
                         // assertion above.
                         unsafe {
-                            let turned = s.turned_bf16(rows.map(|row| row.add(from + half)));
+                            let turned = s.turned_bf16(rows, from + half);
                             for (i, words) in turned.into_iter().enumerate() {
                                 s.store(words, &mut *out.add((j + half + i) * stride + step).cast());
                             }

@@ -190,7 +190,7 @@ impl<const PRODUCTS: u8> Simd for Avx512<PRODUCTS> {
         }
     }
     #[inline(always)]
-    unsafe fn turned_bf16(self, rows: [*const bf16; 2 * LANES]) -> [__m512; 8] {
+    unsafe fn turned_bf16(self, rows: &[*const bf16; 2 * LANES], at: usize) -> [__m512; 8] {
         // SAFETY: by the caller's promise; the witness says that the instructions exist.
         unsafe {
             // quarter q of `pairs[h][j]` is pair 4 q + j of columns 4 h to 4 h + 3
@@ -198,10 +198,16 @@ impl<const PRODUCTS: u8> Simd for Avx512<PRODUCTS> {
             for j in 0..4 {
                 macro_rules! quarters {
                     ($row:expr) => {{
-                        let x = _mm512_castsi128_si512(_mm_loadu_si128(rows[2 * j + $row].cast()));
-                        let x = _mm512_inserti32x4::<1>(x, _mm_loadu_si128(rows[2 * (4 + j) + $row].cast()));
-                        let x = _mm512_inserti32x4::<2>(x, _mm_loadu_si128(rows[2 * (8 + j) + $row].cast()));
-                        _mm512_inserti32x4::<3>(x, _mm_loadu_si128(rows[2 * (12 + j) + $row].cast()))
+                        let x = _mm512_castsi128_si512(_mm_loadu_si128(rows[2 * j + $row].add(at).cast()));
+                        let x = _mm512_inserti32x4::<1>(
+                            x,
+                            _mm_loadu_si128(rows[2 * (4 + j) + $row].add(at).cast()),
+                        );
+                        let x = _mm512_inserti32x4::<2>(
+                            x,
+                            _mm_loadu_si128(rows[2 * (8 + j) + $row].add(at).cast()),
+                        );
+                        _mm512_inserti32x4::<3>(x, _mm_loadu_si128(rows[2 * (12 + j) + $row].add(at).cast()))
                     }};
                 }
                 let (low, high) = (quarters!(0), quarters!(1));

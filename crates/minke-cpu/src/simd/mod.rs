@@ -131,12 +131,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
         unreachable!("bf16 pairs on a level without their product")
     }
 
-    /// Eight columns of 32 rows, turned over: word `p` of vector `j` holds element `j` of rows `2 p` (low half) and
+    /// Eight columns of 32 rows, from column `at` on, turned over: word `p` of vector `j` holds element `j` of rows `2 p` (low half) and
     /// `2 p + 1`. Exists where [`Simd::GRID`] is.
     ///
     /// # Safety
-    /// Each row must have eight elements.
-    unsafe fn turned_bf16(self, _rows: [*const bf16; 2 * LANES]) -> [Self::V; 8] {
+    /// Each row must have eight elements from there.
+    unsafe fn turned_bf16(self, _rows: &[*const bf16; 2 * LANES], _at: usize) -> [Self::V; 8] {
         unreachable!("turned pairs on a level without tile registers")
     }
 
