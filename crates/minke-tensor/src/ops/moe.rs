@@ -109,13 +109,12 @@ pub fn moe_ffn(
             x: &input,
             shared_x: shared_input.as_ref(),
             dtype: x.dtype,
-            gu: &gu,
             scores: &scores,
             experts: &experts,
             weights: &weights,
             perm: &perm,
         };
-        let d_x = backward(cx, &saved, &d_y, w, &cfg, &borders, alpha, shared_gu.as_ref());
+        let d_x = backward(cx, &saved, gu, shared_gu, &d_y, w, &cfg, &borders, alpha);
         cx.add_grad(x, d_x);
     });
     (y, routed)
@@ -127,31 +126,32 @@ struct Saved<'a> {
     shared_x: Option<&'a Input>,
     /// Of the gradient of x.
     dtype: DType,
-    gu: &'a Input,
     scores: &'a Tensor,
     experts: &'a [u32],
     weights: &'a [f32],
     perm: &'a Permutation,
 }
 
-/// The gradient of a token's weight for an expert is `h . (dy D)`, so the experts' outputs need not be kept.
+/// Takes gate and up values of routed and shared experts. The gradient of a token's weight for an expert is `h . (dy D)`, so
+/// the experts' outputs need not be kept.
 fn backward(
     cx: &mut Context<'_>,
     saved: &Saved<'_>,
+    gu: Input,
+    shared_gu: Option<Input>,
     d_y: &Tensor,
     w: MoeWeights,
     cfg: &RouterConfig,
     borders: &[u32],
     alpha: f32,
-    shared_gu: Option<&Input>,
 ) -> Tensor {
-    let Saved { x, shared_x, dtype, gu, scores, experts, weights, perm } = *saved;
+    let Saved { x, shared_x, dtype, scores, experts, weights, perm } = *saved;
     let (n, d, k, slots) = (x.rows(), x.cols(), cfg.top_k, perm.slots());
     let act = cx.store.dtype(w.down);
     let (of_slot, offsets) = (Some(&perm.token_of_slot[..]), &perm.offsets[..]);
     let d_shared = match (w.shared, shared_x, shared_gu) {
         (Some((gate_up, down)), Some(x), Some(gu)) => {
-            Some(ffn::backward(cx, x, gu, d_y, w.gate, gate_up, down, dtype))
+            Some(ffn::backward(cx, x, &gu, d_y, w.gate, gate_up, down, dtype))
         }
         _ => None,
     };
@@ -161,18 +161,22 @@ fn backward(
         let mut d_by_slot = Tensor::uninit(slots, 1, DType::F32);
         kernel::weights_by_slot(perm, weights, by_slot.f32_mut());
         let by_row = Some((by_slot.f32(), d_by_slot.f32_mut()));
-        let parts = ffn::gated_backward(cx, d_y, of_slot, offsets, gu, w.gate, w.down, by_row);
+        let parts = ffn::gated_backward(cx, d_y, of_slot, offsets, &gu, w.gate, w.down, by_row);
         kernel::weights_by_token(cx.cpu, perm, d_by_slot.f32(), d_weights.f32_mut());
         parts
     });
+    // each is let go of as soon as it was read: here a step holds most
+    drop(gu);
     let h = Input::Plain(h);
     cx.timed("experts dW", |cx| {
         linear::grouped_weight_grad(cx, d_y, of_slot, &h, None, offsets, w.down);
         linear::grouped_weight_grad(cx, &d_gu, None, x, of_slot, offsets, w.gate_up);
     });
+    drop(h);
     let d_x_slots = cx.timed("experts dx", |cx| {
         linear::grouped_input_grad(cx, &d_gu, None, offsets, w.gate_up, act, Scales::Usual)
     });
+    drop(d_gu);
     let d_router = cx.timed("router backward", |cx| {
         let mut d_logits = Tensor::uninit(n, cfg.experts, DType::F32);
         let mut d_scores = (alpha > 0.0).then(|| Tensor::uninit(n, cfg.experts, DType::F32));

@@ -148,17 +148,19 @@ impl Walk {
             let Some(d_y) = cx.take_grad(out) else { return };
             let d_shared = shared_input
                 .as_ref()
-                .zip(shared_gu.as_ref())
-                .map(|(input, gu)| cx.ffn_backward(input, gu, &d_y, linear, x.dtype));
+                .zip(shared_gu)
+                .map(|(input, gu)| cx.ffn_backward(input, &gu, &d_y, linear, x.dtype));
             let _d_weights = cx.uninit(n, k, DType::F32);
             let (h, d_gu) = {
                 let _by_slot = cx.uninit(slots, 1, DType::F32);
                 let _d_by_slot = cx.uninit(slots, 1, DType::F32);
                 cx.gated_backward(&d_y, slots, e, &gu, expert)
             };
-            cx.weight_grad(&d_y, &Input::Plain(h.clone()), slots, e, expert);
+            drop(gu);
+            cx.weight_grad(&d_y, &Input::Plain(h), slots, e, expert);
             cx.weight_grad(&d_gu, &input, slots, e, expert);
             let d_x_slots = cx.grouped_input_grad(&d_gu, slots, e, 2, d, expert, act);
+            drop(d_gu);
             let d_router = {
                 let d_logits = cx.uninit(n, e, DType::F32);
                 let _d_scores = cx.model.balance.then(|| cx.uninit(n, e, DType::F32));
@@ -173,9 +175,8 @@ impl Walk {
                 cx.moves(&[&d_router, d_shared, &sum]);
             }
             cx.moves(&[&d_x_slots, &sum, &d_x]);
-            drop((sum, d_x_slots, d_gu, h));
+            drop((sum, d_x_slots));
             cx.add_grad(x, d_x);
-            drop(gu);
         });
         y
     }
