@@ -1,15 +1,16 @@
 """Training speed of Minke beside PyTorch's, on the same shapes, one after the other on the same machine.
 
     cargo build --release
-    python scripts/bench_compare.py [--shapes A,B,C] [--steps 8] [--rounds 3] [--threads 2]
+    python scripts/bench_compare.py [--shapes A,B,C] [--steps 8] [--rounds 3] [--threads 2] [--precisions bf16,fp8,f32]
 
-Each round runs `minke bench train recipes/bench-SHAPE.toml` in bf16 and in f32; then `scripts/bench_torch.py` runs its
-modes (eager and compiled, f32 and bf16). Prints a table: tokens per second of Minke (median over rounds), of PyTorch's
-best mode, their ratio, the share of the matrix-product peak that Minke measured, and peak memory of both.
+Each round runs `minke bench train recipes/bench-SHAPE.toml` in bf16, FP8 and f32, and then `scripts/bench_torch.py` in its
+modes (eager and compiled, f32 and bf16). Prints a table: tokens per second of Minke and of PyTorch's best mode (medians
+over rounds), their ratio, the share of the matrix-product peak that Minke measured, and peak memory of both.
 Needs the packages of scripts/requirements.txt for PyTorch; `--no-torch` leaves it out.
 """
 
 import argparse
+import collections
 import json
 import os
 import pathlib
@@ -38,27 +39,35 @@ def torch(shapes, modes, steps, threads):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default="A,B,C")
+    parser.add_argument("--precisions", default="bf16,fp8,f32")
     parser.add_argument("--modes", default="eager-f32,eager-bf16,compile-f32,compile-bf16")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-torch", action="store_true")
     args = parser.parse_args()
-    shapes = args.shapes.split(",")
-    rows = {}
-    for shape in shapes:
-        for precision in ["bf16", "f32"]:
-            runs = [minke(shape, precision, args.steps, args.threads) for _ in range(args.rounds)]
-            rows[shape, precision] = {
-                "tok_s": statistics.median(run["tok_s"] for run in runs),
-                "share": statistics.median(run["gflops"] / run["gemm_peak_gflops"] for run in runs),
-                "rss": max(run["peak_rss_bytes"] for run in runs) / 2**20,
-            }
+    ours, theirs = collections.defaultdict(list), collections.defaultdict(list)
+    for _ in range(args.rounds):
+        for shape in args.shapes.split(","):
+            for precision in args.precisions.split(","):
+                ours[shape, precision].append(minke(shape, precision, args.steps, args.threads))
+            if not args.no_torch:
+                for result in torch([shape], args.modes, args.steps, args.threads)["results"]:
+                    if result.get("tok_s"):  # failed modes have no rate
+                        theirs[shape, result["mode"], result.get("variant")].append(result)
+    rate = lambda runs: statistics.median(run["tok_s"] for run in runs)
     best = {}
-    if not args.no_torch:
-        for result in torch(shapes, args.modes, args.steps, args.threads)["results"]:  # failed modes have no rate
-            if result.get("tok_s") and result["tok_s"] > best.get(result["shape"], {"tok_s": 0})["tok_s"]:
-                best[result["shape"]] = result
+    for (shape, mode, _), runs in theirs.items():
+        if shape not in best or rate(runs) > best[shape]["tok_s"]:
+            best[shape] = {"mode": mode, "tok_s": rate(runs), "peak_rss_bytes": max(run["peak_rss_bytes"] for run in runs)}
+    rows = {
+        key: {
+            "tok_s": rate(runs),
+            "share": statistics.median(run["gflops"] / run["gemm_peak_gflops"] for run in runs),
+            "rss": max(run["peak_rss_bytes"] for run in runs) / 2**20,
+        }
+        for key, runs in ours.items()
+    }
     print("| shape | Minke | tok/s | PyTorch's best | tok/s | ratio | share of GEMM peak | MiB, Minke | MiB, PyTorch |")
     print("|---|---|---:|---|---:|---:|---:|---:|---:|")
     for (shape, precision), row in rows.items():
