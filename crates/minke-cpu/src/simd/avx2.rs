@@ -353,6 +353,59 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         }
     }
 
+    #[inline(always)]
+    fn store_e4m3(self, x: V, out: &mut [u8; LANES]) {
+        unsafe {
+            let (low, high) = (e4m3_code(x.0), e4m3_code(x.1));
+            let halves = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(low, high));
+            let (low, high) = (_mm256_castsi256_si128(halves), _mm256_extracti128_si256::<1>(halves));
+            _mm_storeu_si128(out.as_mut_ptr().cast(), _mm_packus_epi16(low, high));
+        }
+    }
+    #[inline(always)]
+    fn load_e4m3(self, codes: &[u8; LANES]) -> V {
+        // SAFETY: sixteen bytes are readable.
+        unsafe { V(e4m3_values(codes.as_ptr()), e4m3_values(codes.as_ptr().add(8))) }
+    }
+    #[inline(always)]
+    fn round_e4m3(self, x: V) -> V {
+        unsafe {
+            let places = (_mm256_castsi256_ps(e4m3_places(x.0).0), _mm256_castsi256_ps(e4m3_places(x.1).0));
+            // a zero loses its sign, which no sum sees
+            V(
+                _mm256_sub_ps(_mm256_add_ps(x.0, places.0), places.0),
+                _mm256_sub_ps(_mm256_add_ps(x.1, places.1), places.1),
+            )
+        }
+    }
+    #[inline(always)]
+    fn max_size(self, most: V, x: V) -> V {
+        unsafe {
+            let size = _mm256_set1_epi32(0x7fff_ffff);
+            let (low, high) = (_mm256_castps_si256(x.0), _mm256_castps_si256(x.1));
+            V(
+                _mm256_castsi256_ps(_mm256_max_epu32(
+                    _mm256_castps_si256(most.0),
+                    _mm256_and_si256(low, size),
+                )),
+                _mm256_castsi256_ps(_mm256_max_epu32(
+                    _mm256_castps_si256(most.1),
+                    _mm256_and_si256(high, size),
+                )),
+            )
+        }
+    }
+    #[inline(always)]
+    fn max_size_lane(self, most: V) -> f32 {
+        unsafe {
+            let all = _mm256_max_epu32(_mm256_castps_si256(most.0), _mm256_castps_si256(most.1));
+            let all = _mm_max_epu32(_mm256_castsi256_si128(all), _mm256_extracti128_si256::<1>(all));
+            let all = _mm_max_epu32(all, _mm_shuffle_epi32::<0b01_00_11_10>(all));
+            let all = _mm_max_epu32(all, _mm_shuffle_epi32::<0b10_11_00_01>(all));
+            f32::from_bits(_mm_cvtsi128_si32(all).cast_unsigned())
+        }
+    }
+
     const FEW_ROWS: usize = 7;
 
     #[inline(always)]
@@ -368,6 +421,50 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     unsafe fn bytes_tile(self, tile: BytesTile) {
         // SAFETY: by the caller's promise; the witness says that the instructions exist.
         unsafe { if VNNI { bytes256::tile_vnni(tile) } else { bytes256::tile(tile) } }
+    }
+}
+
+/// The number whose last place is that of E4M3 at the size of each lane, 1.5 times the power of two that is 2^20 of x's or
+/// of 2^-6: added and taken away again, it rounds. Beside it, how far x's exponent is above that of 2^-6.
+#[inline(always)]
+unsafe fn e4m3_places(x: __m256) -> (__m256i, __m256i) {
+    // SAFETY: the witness of the caller says that AVX2 exists.
+    unsafe {
+        let exponent = _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(0x7f80_0000));
+        // exponents fill the upper half of a word with seven bits of its own
+        let exponent = _mm256_subs_epu16(exponent, _mm256_set1_epi32(121 << 23));
+        (_mm256_add_epi32(exponent, _mm256_set1_epi32((121 + 20) << 23 | 1 << 22)), exponent)
+    }
+}
+
+/// The values of eight codes.
+#[inline(always)]
+unsafe fn e4m3_values(codes: *const u8) -> __m256 {
+    // SAFETY: by the caller's promise that eight bytes are readable; its witness says that AVX2 exists.
+    unsafe {
+        let codes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(codes.cast()));
+        let size = _mm256_slli_epi32::<20>(_mm256_and_si256(codes, _mm256_set1_epi32(0x7f)));
+        let sign = _mm256_slli_epi32::<24>(_mm256_and_si256(codes, _mm256_set1_epi32(0x80)));
+        // mends the bias, and makes subnormals normal
+        let by = _mm256_set1_ps(f32::from_bits(0x7b80_0000));
+        _mm256_or_ps(_mm256_mul_ps(_mm256_castsi256_ps(size), by), _mm256_castsi256_ps(sign))
+    }
+}
+
+/// Codes of eight values of magnitude up to 448.
+#[inline(always)]
+unsafe fn e4m3_code(x: __m256) -> __m256i {
+    // SAFETY: the witness of the caller says that AVX2 exists.
+    unsafe {
+        let (places, exponent) = e4m3_places(x);
+        // places are counted from the middle of the magic number, and those of an exponent go on where its codes begin
+        let rounded = _mm256_castps_si256(_mm256_add_ps(x, _mm256_castsi256_ps(places)));
+        let size = _mm256_abs_epi32(_mm256_sub_epi32(rounded, places));
+        let size = _mm256_add_epi32(size, _mm256_srli_epi32::<20>(exponent));
+        let sign = _mm256_srli_epi32::<24>(_mm256_castps_si256(x));
+        let code = _mm256_or_si256(size, _mm256_and_si256(sign, _mm256_set1_epi32(0x80)));
+        // what is not finite has some code
+        _mm256_and_si256(code, _mm256_set1_epi32(0xff))
     }
 }
 

@@ -337,6 +337,36 @@ impl<const SDOT: bool> Simd for Neon<SDOT> {
         }
     }
     #[inline(always)]
+    fn store_e4m3(self, x: V, out: &mut [u8; LANES]) {
+        unsafe {
+            let low = vcombine_u16(vmovn_u32(e4m3_code(x[0])), vmovn_u32(e4m3_code(x[1])));
+            let high = vcombine_u16(vmovn_u32(e4m3_code(x[2])), vmovn_u32(e4m3_code(x[3])));
+            vst1q_u8(out.as_mut_ptr(), vcombine_u8(vmovn_u16(low), vmovn_u16(high)));
+        }
+    }
+    #[inline(always)]
+    fn load_e4m3(self, codes: &[u8; LANES]) -> V {
+        unsafe {
+            let codes = vld1q_u8(codes.as_ptr());
+            let (low, high) = (vmovl_u8(vget_low_u8(codes)), vmovl_high_u8(codes));
+            [
+                e4m3_value(vmovl_u16(vget_low_u16(low))),
+                e4m3_value(vmovl_high_u16(low)),
+                e4m3_value(vmovl_u16(vget_low_u16(high))),
+                e4m3_value(vmovl_high_u16(high)),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn round_e4m3(self, x: V) -> V {
+        per_quarter!(|i| {
+            // a zero loses its sign, which no sum sees
+            let places = vreinterpretq_f32_u32(e4m3_places(x[i]).0);
+            vsubq_f32(vaddq_f32(x[i], places), places)
+        })
+    }
+
+    #[inline(always)]
     fn load_f16(self, x: [u64; 4]) -> V {
         per_quarter!(|i| widened(vcreate_u16(x[i])))
     }
@@ -357,6 +387,46 @@ impl<const SDOT: bool> Simd for Neon<SDOT> {
     unsafe fn bytes_tile(self, tile: BytesTile) {
         // SAFETY: by the caller's promise; the witness says that the instructions exist.
         unsafe { if SDOT { bytes_neon::tile_sdot(tile) } else { bytes_neon::tile(tile) } }
+    }
+}
+
+/// The number whose last place is that of E4M3 at the size of each lane, 1.5 times the power of two that is 2^20 of x's or
+/// of 2^-6: added and taken away again, it rounds. Beside it, how far x's exponent is above that of 2^-6.
+#[inline(always)]
+unsafe fn e4m3_places(x: float32x4_t) -> (uint32x4_t, uint32x4_t) {
+    // SAFETY: the witness of the caller says that NEON exists.
+    unsafe {
+        let exponent = vandq_u32(vreinterpretq_u32_f32(x), vdupq_n_u32(0x7f80_0000));
+        let exponent = vqsubq_u32(exponent, vdupq_n_u32(121 << 23));
+        (vaddq_u32(exponent, vdupq_n_u32((121 + 20) << 23 | 1 << 22)), exponent)
+    }
+}
+
+/// Codes of four values of magnitude up to 448.
+#[inline(always)]
+unsafe fn e4m3_code(x: float32x4_t) -> uint32x4_t {
+    // SAFETY: the witness of the caller says that NEON exists.
+    unsafe {
+        let (places, exponent) = e4m3_places(x);
+        // places are counted from the middle of the magic number, and those of an exponent go on where its codes begin
+        let rounded = vreinterpretq_s32_f32(vaddq_f32(x, vreinterpretq_f32_u32(places)));
+        let size = vabdq_s32(rounded, vreinterpretq_s32_u32(places));
+        let size = vaddq_u32(vreinterpretq_u32_s32(size), vshrq_n_u32::<20>(exponent));
+        let sign = vandq_u32(vshrq_n_u32::<24>(vreinterpretq_u32_f32(x)), vdupq_n_u32(0x80));
+        vorrq_u32(size, sign)
+    }
+}
+
+/// The values of four codes.
+#[inline(always)]
+unsafe fn e4m3_value(codes: uint32x4_t) -> float32x4_t {
+    // SAFETY: the witness of the caller says that NEON exists.
+    unsafe {
+        let size = vreinterpretq_f32_u32(vshlq_n_u32::<20>(vandq_u32(codes, vdupq_n_u32(0x7f))));
+        // mends the bias, and makes subnormals normal
+        let size = vmulq_f32(size, vdupq_n_f32(f32::from_bits(0x7b80_0000)));
+        let sign = vshlq_n_u32::<24>(vandq_u32(codes, vdupq_n_u32(0x80)));
+        vreinterpretq_f32_u32(vorrq_u32(vreinterpretq_u32_f32(size), sign))
     }
 }
 
