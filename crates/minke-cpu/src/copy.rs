@@ -144,6 +144,29 @@ pub fn put_columns(cpu: &Cpu, x: View<'_>, len: usize, out: ViewMut<'_>, width: 
     });
 }
 
+/// `out[i, to + j] = x[i, from + j]` for j below `len`, x: [n, width], out: [n, `out_width`]; other columns stay as they are.
+///
+/// # Panics
+/// When the columns are not in x or not in `out`, or the two have different numbers of rows.
+pub fn move_columns(
+    cpu: &Cpu,
+    (x, width, from): (View<'_>, usize, usize),
+    len: usize,
+    (out, out_width, to): (ViewMut<'_>, usize, usize),
+) {
+    let n = rows::count("move_columns", x.len(), width);
+    assert!(from + len <= width, "move_columns: columns {from}+{len} of {width}");
+    assert!(to + len <= out_width, "move_columns: columns {to}+{len} of {out_width}");
+    rows::expect_len("move_columns", "out", out.len(), n * out_width);
+    let shared = SharedView::new(out);
+    rows::over_tiles(cpu, n, len, |first, end| {
+        // SAFETY: tasks own disjoint rows.
+        let out = unsafe { shared.slice(first * out_width, (end - first) * out_width) };
+        let x = x.slice(first * width, end * width);
+        cpu.dispatch(Columns { x, x_width: width, x_at: from, len, out, out_width, out_at: to });
+    });
+}
+
 /// `out[i] = [a[i], b[i]]`, a: [n, da], b: [n, db], out: [n, da + db].
 ///
 /// # Panics
@@ -284,6 +307,15 @@ mod tests {
                     out
                 });
                 assert_same_bits("take_columns", &back, &widen(&b));
+                let moved = everywhere("move_columns", |cpu| {
+                    let mut out = vec![9.0; n * (db + 5)];
+                    let from = (View::F32(&both), da + db, da);
+                    move_columns(cpu, from, db, (ViewMut::F32(&mut out), db + 5, 3));
+                    out
+                });
+                for (row, b) in moved.chunks(db + 5).zip(widen(&b).chunks(db)) {
+                    assert_eq!(row, [&[9.0; 3], b, &[9.0; 2]].concat());
+                }
             }
         }
         let mut out = [7.0; 8];

@@ -132,7 +132,7 @@ fn stored_codes_run_with_the_bits_of_masters_that_are_coded_again() {
             assert_same_bits(&format!("{name}, {threads} threads, {chunks:?}"), &got, &whole);
         }
         // the absorbed form reads numbers of `kv_b_proj`
-        let latent = |model: &Model| Cache::of_kind(model, CacheKind::Latent(KvFormat::F32));
+        let latent = |model: &Model| Cache::of_kind(model, CacheKind::Latent(Some(KvFormat::F32)));
         if let (Some(of_codes), Some(of_masters)) = (latent(&runs), latent(&trains)) {
             let got = logits(&mut runs, &cpu, Some(of_codes), &[9, 1, 5]);
             assert_same_bits(name, &got, &logits(&mut trains, &cpu, Some(of_masters), &[9, 1, 5]));

@@ -9,7 +9,7 @@ use minke_data::tokenizer::TrainOptions;
 use minke_infer::{
     Delta, Engine, EngineError, Generation, Loaded, Request, Sampling, Session, StopReason, load_model,
 };
-use minke_model::{DType, Fp8, Precision, Purpose};
+use minke_model::{CacheKind, DType, Fp8, Precision, Purpose};
 
 fn vectors(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../minke-model/tests/vectors").join(name)
@@ -64,7 +64,8 @@ fn a_request_gives_the_same_bits_alone_in_a_batch_and_at_any_number_of_threads()
     let latent = ["v3_groups_published", "v2_greedy_yarn_published", "v3_mtp1"];
     let grouped = ["llama_gqa", "llama_biases_llama3", "mistral_window", "qwen2_window_tied"];
     let others = ["qwen3_biases_window", "qwen3_moe_steps", "gemma2_caps", "gemma3_published"];
-    for name in latent.into_iter().chain(grouped).chain(others) {
+    let all = latent.into_iter().chain(grouped).chain(others).map(|name| (name, CacheKind::Model));
+    for (name, kind) in all.chain(latent.map(|name| (name, CacheKind::Auto))) {
         for precision in precisions() {
             let mut model = opened(name, precision).model;
             let dtype = (precision.linear, precision.coded.any());
@@ -79,7 +80,8 @@ fn a_request_gives_the_same_bits_alone_in_a_batch_and_at_any_number_of_threads()
             let alone: Vec<Generation> = requests
                 .iter()
                 .map(|request| {
-                    let mut engine = Engine::new(&mut model, &cpu, None).traced();
+                    let engine = Engine::new(&mut model, &cpu, None).traced();
+                    let mut engine = engine.with_cache(kind).unwrap();
                     engine.generate(std::slice::from_ref(request), &mut silent).unwrap().pop().unwrap()
                 })
                 .collect();
@@ -88,7 +90,8 @@ fn a_request_gives_the_same_bits_alone_in_a_batch_and_at_any_number_of_threads()
             assert_ne!(alone[0].tokens, alone[1].tokens);
             for threads in [1, 2, 3] {
                 let cpu = Cpu::detect(threads);
-                let mut engine = Engine::new(&mut model, &cpu, None).traced();
+                let engine = Engine::new(&mut model, &cpu, None).traced();
+                let mut engine = engine.with_cache(kind).unwrap();
                 // and a second copy of each
                 let doubled: Vec<Request> = requests.iter().chain(&requests).cloned().collect();
                 let batch = engine.generate(&doubled, &mut silent).unwrap();

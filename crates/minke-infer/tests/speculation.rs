@@ -9,7 +9,7 @@ use minke_infer::{
     Constraint, Delta, Engine, EngineError, Generation, Request, Sampling, Session, Speculated, Speculation,
     ThinkingBudget,
 };
-use minke_model::{Config, DType, Model, Precision};
+use minke_model::{CacheKind, Config, DType, Model, Precision};
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -109,11 +109,12 @@ fn compare(
     tokenizer: &Tokenizer,
     requests: &[Request],
     modes: &[Speculation],
+    cache: CacheKind,
 ) -> Vec<Speculated> {
     let cpu = Cpu::detect(2);
     let run = |model: &mut Model, draft: &mut Model, requests: &[Request]| -> (Vec<Generation>, Vec<usize>) {
-        let mut engine =
-            Engine::new(model, &cpu, Some(tokenizer)).with_draft(draft, Some(tokenizer)).unwrap();
+        let engine = Engine::new(model, &cpu, Some(tokenizer)).with_cache(cache).unwrap();
+        let mut engine = engine.with_draft(draft, Some(tokenizer)).unwrap();
         let mut sessions: Vec<Session> = requests.iter().map(|_| engine.empty_session()).collect();
         let generations = engine.generate_in(&mut sessions, requests, &mut silent).unwrap();
         (generations, sessions.iter().map(Session::len).collect())
@@ -158,7 +159,8 @@ fn every_mode_gives_what_none_gives() {
         // one that always agrees, and one that hardly ever does
         for seed in [11, 12] {
             let mut draft = model("v3_mtp1", &tokenizer, dtype, seed);
-            let sums = compare(&mut target, &mut draft, &tokenizer, &kinds(&tokenizer), &MODES);
+            let kinds = kinds(&tokenizer);
+            let sums = compare(&mut target, &mut draft, &tokenizer, &kinds, &MODES, CacheKind::Model);
             // a greedy model of drawn weights runs in circles
             assert!(sums[1].accepted > 20, "{:?}", sums[1]);
             assert!(sums[2].drafted > 50, "{:?}", sums[2]);
@@ -169,6 +171,9 @@ fn every_mode_gives_what_none_gives() {
                 );
                 assert!(sums[3].tokens_per_call() > 3.0, "{:?}", sums[3]);
             }
+            // drafts of a module, over keys and values, are verified over latents
+            let sums = compare(&mut target, &mut draft, &tokenizer, &kinds, &MODES, CacheKind::Auto);
+            assert!(sums[1].accepted > 20 && sums[2].drafted > 50, "{sums:?}");
         }
     }
 }
@@ -179,7 +184,7 @@ fn a_model_without_a_module_drafts_from_its_text() {
     let mut target = model("llama_gqa", &tokenizer, DType::Bf16, 5);
     let mut draft = model("v3_plain", &tokenizer, DType::F32, 6);
     let modes = [Speculation::Auto, Speculation::Ngram, Speculation::Draft];
-    compare(&mut target, &mut draft, &tokenizer, &kinds(&tokenizer), &modes);
+    compare(&mut target, &mut draft, &tokenizer, &kinds(&tokenizer), &modes, CacheKind::Model);
     let cpu = Cpu::detect(1);
     let request = |speculation| Request { prompt: vec![1], max_tokens: 3, speculation, ..Request::default() };
     let mut engine = Engine::new(&mut target, &cpu, Some(&tokenizer));
@@ -230,6 +235,7 @@ proptest! {
                 Request { sequence, max_tokens: one.min_tokens + more, ..one.clone() }
             })
             .collect();
-        compare(&mut target, &mut draft, &tokenizer, &requests, &MODES[mode..=mode]);
+        let cache = if seed % 2 == 0 { CacheKind::Model } else { CacheKind::Auto };
+        compare(&mut target, &mut draft, &tokenizer, &requests, &MODES[mode..=mode], cache);
     }
 }

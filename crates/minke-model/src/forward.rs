@@ -338,14 +338,13 @@ impl Attention {
                     }
                 };
                 let absorbed = matches!(pass.source, Source::Caches { latent: true, .. });
-                let keys = pass.source.keys(layer);
-                let attended = if absorbed {
-                    let (q, kv_a) = (&q.value, &kv_a.value);
-                    let out = ops::mla_absorbed(cx, q, kv_a, *latent, shape, &rotary, keys);
-                    let out = out.converted(cx.cpu, act);
-                    cx.var(out)
-                } else {
-                    ops::mla_attention(cx, &q, &kv_a, *latent, shape, &rotary, keys)
+                let attended = match pass.source.keys(layer) {
+                    Keys::Caches(caches) if absorbed => {
+                        let (q, kv_a) = (&q.value, &kv_a.value);
+                        let out = ops::mla_absorbed(cx, q, kv_a, *latent, shape, &rotary, caches);
+                        cx.var(out)
+                    }
+                    keys => ops::mla_attention(cx, &q, &kv_a, *latent, shape, &rotary, keys),
                 };
                 (attended, Linear::from(*o))
             }

@@ -19,29 +19,33 @@ pub enum CacheKind {
     /// Keys and values in the dtype that the model's attention computes in: the bits of training.
     #[default]
     Model,
+    /// What the model needs to go on and no more, in the dtype that its attention computes in: latents if it has latent
+    /// attention, else keys and values.
+    Auto,
     /// Keys and values in this format. Another one than the model's is another model, and may give other bits.
     Expanded(KvFormat),
-    /// Latents in this format, read by the absorbed form of latent attention: much smaller, and in f32 equal to the
-    /// expanded form up to rounding. Only for models with latent attention.
-    Latent(KvFormat),
+    /// Latents in this format, or in the dtype that the model's attention computes in, read by the absorbed form of latent
+    /// attention: much smaller, and equal to the expanded form up to rounding. Only for models with latent attention.
+    Latent(Option<KvFormat>),
 }
 
 impl CacheKind {
-    /// The heads that a cache of this kind holds, and in which format; `None` for latents of a model without latent
-    /// attention.
-    fn layout(self, config: &Config, precision: &Precision) -> Option<(AttentionShape, KvFormat)> {
-        let full = config.attention_shape();
+    /// An empty cache of a layer, and whether it is of latents; `None` for latents of a model without latent attention.
+    fn layer(self, config: &Config, precision: &Precision) -> Option<(KvCache, bool)> {
+        let (full, own) = (config.attention_shape(), KvFormat::from(precision.attention));
+        let latent = |format| Some((KvCache::of_latents(&latent_shape(config)?, format), true));
         match self {
-            CacheKind::Model => Some((full, precision.attention.into())),
-            CacheKind::Expanded(format) => Some((full, format)),
-            CacheKind::Latent(format) => Some((latent_shape(config)?, format)),
+            CacheKind::Model => Some((KvCache::new(&full, own), false)),
+            CacheKind::Auto => latent(own).or_else(|| Some((KvCache::new(&full, own), false))),
+            CacheKind::Expanded(format) => Some((KvCache::new(&full, format), false)),
+            CacheKind::Latent(format) => latent(format.unwrap_or(own)),
         }
     }
 
     /// Memory that [`PAGE`] positions take in all layers; `None` for latents of a model without latent attention.
     pub fn page_bytes(self, config: &Config, precision: &Precision) -> Option<usize> {
-        let (shape, format) = self.layout(config, precision)?;
-        Some(KvCache::block_bytes(&shape, format) * config.num_hidden_layers)
+        let (layer, _) = self.layer(config, precision)?;
+        Some(layer.bytes_per_block() * config.num_hidden_layers)
     }
 }
 
@@ -71,9 +75,8 @@ impl Cache {
 
     /// An empty cache of a kind; `None` for latents of a model without latent attention.
     pub fn of_kind(model: &Model, kind: CacheKind) -> Option<Self> {
-        let (shape, format) = kind.layout(&model.config, &model.precision)?;
-        let layers = model.net.layers.iter().map(|_| KvCache::new(&shape, format)).collect();
-        Some(Self { layers, latent: matches!(kind, CacheKind::Latent(_)) })
+        let (layer, latent) = kind.layer(&model.config, &model.precision)?;
+        Some(Self { layers: vec![layer; model.net.layers.len()], latent })
     }
 
     /// Page `index`, if it is full.

@@ -281,7 +281,7 @@ fn absorbed_attention_agrees_with_expanded() {
     for folder in folders() {
         let mut case = load(&folder, None);
         let whole = infer_all(&mut case, &cpu);
-        let kind = CacheKind::Latent(KvFormat::F32);
+        let kind = CacheKind::Latent(Some(KvFormat::F32));
         let Some(mut cache) = Cache::of_kind(&case.model, kind) else { continue };
         let (first, rest) = case.ids[..case.len].split_at(20);
         let mut logits =
@@ -297,8 +297,8 @@ fn absorbed_attention_agrees_with_expanded() {
 
 /// A row has the same bits however its sequence is cut, and is close to what it is over the model's own cache.
 #[test]
-fn caches_in_8_bits_are_cut_anywhere_and_close() {
-    let mut tried = [0, 0];
+fn other_caches_are_cut_anywhere_and_close() {
+    let mut tried = [0; 3];
     for folder in folders() {
         for dtype in [DType::F32, DType::Bf16] {
             let mut case = load(&folder, Some(Precision::uniform(dtype)));
@@ -311,8 +311,9 @@ fn caches_in_8_bits_are_cut_anywhere_and_close() {
                 Some(ids.chunks(chunk).flat_map(step).collect::<Vec<f32>>())
             };
             let whole = run(CacheKind::Model, &Cpu::detect(1), ids.len()).expect("every model has them");
-            for (i, kind) in [CacheKind::Expanded, CacheKind::Latent].into_iter().enumerate() {
-                let kind = kind(KvFormat::Int8);
+            let int8 = KvFormat::Int8;
+            let kinds = [CacheKind::Expanded(int8), CacheKind::Latent(Some(int8)), CacheKind::Latent(None)];
+            for (i, kind) in kinds.into_iter().enumerate() {
                 let Some(coded) = run(kind, &Cpu::detect(1), ids.len()) else { continue };
                 let what = format!("{} {dtype:?} {kind:?}", case.name);
                 let off = worst(&coded, &whole);
@@ -321,7 +322,7 @@ fn caches_in_8_bits_are_cut_anywhere_and_close() {
                 println!("{what}: logits differ by {mean:.1e}, at most {off:.1e}");
                 // the most is not bounded: another expert may be chosen
                 assert!(off > 0.0 && mean < 0.05, "{what}: logits differ by {mean}");
-                for (threads, chunk) in [(2, 1), (3, 7)] {
+                for (threads, chunk) in [(2, 1), (3, 7), (2, 17)] {
                     let cut = run(kind, &Cpu::detect(threads), chunk).expect("as before");
                     assert_same_bits(&format!("{what} in chunks of {chunk}"), &cut, &coded);
                 }
@@ -329,7 +330,7 @@ fn caches_in_8_bits_are_cut_anywhere_and_close() {
             }
         }
     }
-    assert!(tried[0] >= 30 && tried[1] >= 16, "{tried:?}");
+    assert!(tried[0] >= 30 && tried[1] >= 16 && tried[2] >= 16, "{tried:?}");
 }
 
 /// A file whose query and key rows are turned from halves to neighbours, as GGUF files have them.

@@ -49,6 +49,8 @@ struct Weight {
     /// For y = x Wᵀ and for dx = dy W.
     packed: [Copy; 2],
     fresh: [bool; 2],
+    /// Keys and values of heads, where latent attention runs in its absorbed form.
+    absorbed: Option<Box<[Packed; 2]>>,
     /// Whether its gradient was written since it was last zero; until then what lies there is of an earlier step.
     summed: bool,
 }
@@ -166,8 +168,21 @@ impl Store {
         let packed = [Copy::empty(fp8), Copy::empty(fp8)];
         self.any_fp8 |= fp8.is_some();
         let (fresh, summed) = ([false; 2], false);
-        let weight =
-            Weight { range, only_runs, groups, rows, cols, dtype, fp8, parts, packed, fresh, summed };
+        let absorbed = None;
+        let weight = Weight {
+            range,
+            only_runs,
+            groups,
+            rows,
+            cols,
+            dtype,
+            fp8,
+            parts,
+            packed,
+            fresh,
+            absorbed,
+            summed,
+        };
         self.weights.push(weight);
         WeightId(self.weights.len() - 1)
     }
@@ -310,6 +325,7 @@ impl Store {
     pub fn changed(&mut self) {
         for weight in self.weights.iter_mut().filter(|weight| !weight.only_runs) {
             weight.fresh = [false; 2];
+            weight.absorbed = None;
         }
         for shared in &mut self.shared {
             shared.of = [None; 2];
@@ -346,7 +362,9 @@ impl Store {
     /// Memory of all packed copies.
     pub fn packed_bytes(&self) -> usize {
         let shared = self.shared.iter().flat_map(|shared| shared.packed.iter().flatten());
-        self.weights.iter().flat_map(|weight| &weight.packed).chain(shared).map(Copy::bytes).sum()
+        let absorbed = self.weights.iter().flat_map(|weight| weight.absorbed.iter().flat_map(|both| &**both));
+        self.weights.iter().flat_map(|weight| &weight.packed).chain(shared).map(Copy::bytes).sum::<usize>()
+            + absorbed.map(Packed::bytes).sum::<usize>()
     }
 
     /// The weight packed for y = x Wᵀ.
@@ -376,6 +394,30 @@ impl Store {
     /// When they are.
     pub fn plain_backward(&mut self, cpu: &Cpu, id: WeightId) -> &Packed {
         plain(self.backward(cpu, id))
+    }
+
+    /// The weight [h (p + v), c], in which p rows of keys and v rows of values follow each other for each head, packed for the
+    /// absorbed form of latent attention: keys as right operands [h, p, c], values as [h, c, v]. Made at the first call, of
+    /// numbers: a token's share of a head is too little to unpack codes for.
+    ///
+    /// # Panics
+    /// When it has several groups, or rows that are no such heads.
+    pub fn absorbed(&mut self, cpu: &Cpu, id: WeightId, p: usize, v: usize) -> [&Packed; 2] {
+        if self.weights[id.0].absorbed.is_none() {
+            let Weight { groups, rows, cols: c, dtype, .. } = self.weights[id.0];
+            assert!(groups == 1 && rows % (p + v) == 0, "absorbed: heads of {p} and {v} in {rows} rows");
+            let (heads, numbers) = (rows / (p + v), self.numbers(id, 0));
+            let part = |rows: Range<usize>| -> Vec<f32> {
+                let head = |head: &[f32]| head[rows.start * c..rows.end * c].to_vec();
+                numbers.chunks_exact((p + v) * c).flat_map(head).collect()
+            };
+            let mut both = Box::new([Packed::empty(), Packed::empty()]);
+            both[0].pack_nn(cpu, View::F32(&part(0..p)), heads, p, c, compute(dtype));
+            both[1].pack_nt(cpu, View::F32(&part(p..p + v)), heads, v, c, compute(dtype));
+            self.weights[id.0].absorbed = Some(both);
+        }
+        let [keys, values] = &**self.weights[id.0].absorbed.as_ref().expect("made above");
+        [keys, values]
     }
 
     fn packed(&mut self, cpu: &Cpu, id: WeightId, direction: usize) -> PackedWeight<'_> {

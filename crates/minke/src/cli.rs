@@ -409,6 +409,7 @@ pub struct CacheArgs {
 /// In which form it keeps it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum KeptAs {
+    Auto,
     Model,
     F32,
     Bf16,

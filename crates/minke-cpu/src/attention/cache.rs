@@ -61,6 +61,9 @@ impl From<DType> for KvFormat {
 /// Tile registers read pairs in blocks of [`GRID_STEPS`], those of few rows in half blocks. So (on every level: a cache
 /// does not know its machine) a key is whole half blocks, filled with zeros, and values up to the next block are zeros.
 ///
+/// A cache of latents ([`KvCache::of_latents`]) has no values: they are the first columns of its keys, and `latent.rs` turns
+/// those of a block over when it is read.
+///
 /// Copies share their blocks; who writes into one that others hold too takes a copy of it first.
 #[derive(Clone)]
 pub struct KvCache {
@@ -87,9 +90,16 @@ struct Layout {
     qk_dim: usize,
     v_dim: usize,
     format: KvFormat,
+    /// Whether values are the first columns of their keys, and stored as such alone.
+    latents: bool,
 }
 
 impl Layout {
+    /// Width of a position's values as they are appended and stored.
+    fn stored_v_dim(&self) -> usize {
+        if self.latents { 0 } else { self.v_dim }
+    }
+
     /// Words of one panel of keys.
     fn key_panel(&self) -> usize {
         match self.format {
@@ -124,7 +134,7 @@ impl Layout {
 
     /// Words of keys and values of one head in one block.
     fn head_words(&self) -> usize {
-        self.key_words() + self.v_dim.div_ceil(PANEL) * self.value_panel()
+        self.key_words() + self.stored_v_dim().div_ceil(PANEL) * self.value_panel()
     }
 
     fn block_words(&self) -> usize {
@@ -228,8 +238,22 @@ impl Layout {
 impl KvCache {
     /// An empty cache for the key heads of `shape`.
     pub fn new(shape: &AttentionShape, format: impl Into<KvFormat>) -> Self {
+        Self::with_values(shape, format.into(), false)
+    }
+
+    /// An empty cache whose values are the first columns of its keys, which it holds once: latents, of one key head.
+    ///
+    /// # Panics
+    /// When keys are narrower than values.
+    pub fn of_latents(shape: &AttentionShape, format: impl Into<KvFormat>) -> Self {
+        let AttentionShape { qk_dim, v_dim, .. } = *shape;
+        assert!(v_dim <= qk_dim, "cache of latents: values of {v_dim} columns in keys of {qk_dim}");
+        Self::with_values(shape, format.into(), true)
+    }
+
+    fn with_values(shape: &AttentionShape, format: KvFormat, latents: bool) -> Self {
         let AttentionShape { kv_heads, qk_dim, v_dim, .. } = *shape;
-        let layout = Layout { kv_heads, qk_dim, v_dim, format: format.into() };
+        let layout = Layout { kv_heads, qk_dim, v_dim, format, latents };
         Self { layout, len: 0, blocks: Vec::new() }
     }
 
@@ -255,7 +279,17 @@ impl KvCache {
 
     /// Memory that one block of [`BLOCK`] positions takes.
     pub fn block_bytes(shape: &AttentionShape, format: impl Into<KvFormat>) -> usize {
-        Self::new(shape, format).layout.block_words() * size_of::<u32>()
+        Self::new(shape, format).bytes_per_block()
+    }
+
+    /// Memory that one block of [`BLOCK`] positions of this cache takes.
+    pub fn bytes_per_block(&self) -> usize {
+        self.layout.block_words() * size_of::<u32>()
+    }
+
+    /// Whether values are the first columns of the keys.
+    pub(super) fn is_of_latents(&self) -> bool {
+        self.layout.latents
     }
 
     /// Words of one panel of keys.
@@ -295,13 +329,13 @@ impl KvCache {
         }
     }
 
-    /// Appends positions: `k` `[m, kv * qk]` and `v` `[m, kv * v]`, of either dtype.
+    /// Appends positions: `k` `[m, kv * qk]` and `v` `[m, kv * v]`, of either dtype; for a cache of latents `v` is empty.
     ///
     /// # Panics
     /// When the lengths contradict the shape or each other.
     pub fn append(&mut self, k: View, v: View) {
         let layout = self.layout;
-        let Layout { kv_heads, qk_dim, v_dim, .. } = layout;
+        let (Layout { kv_heads, qk_dim, .. }, v_dim) = (layout, layout.stored_v_dim());
         let (k_width, v_width) = (kv_heads * qk_dim, kv_heads * v_dim);
         let rows = k.len() / k_width;
         assert!(
@@ -402,8 +436,8 @@ pub fn append_all(cpu: &Cpu, caches: &mut [(usize, usize, &mut KvCache)], k: Vie
                 cpu.dispatch(Ahead(next));
             }
             let (start, len, cache) = &mut caches[i];
-            let Layout { kv_heads, qk_dim, v_dim, .. } = cache.layout;
-            let (k_width, v_width) = (kv_heads * qk_dim, kv_heads * v_dim);
+            let Layout { kv_heads, qk_dim, .. } = cache.layout;
+            let (k_width, v_width) = (kv_heads * qk_dim, kv_heads * cache.layout.stored_v_dim());
             let (from, to) = (*start, *start + *len);
             cache.append(k.slice(from * k_width, to * k_width), v.slice(from * v_width, to * v_width));
         }

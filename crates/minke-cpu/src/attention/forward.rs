@@ -11,7 +11,7 @@ use crate::view::{DType, View};
 use super::cache::KvCache;
 use super::math::{exp2, log2};
 use super::pack::{HeadRows, SharedRows};
-use super::{AttentionShape, BLOCK, compute, heads_of_task};
+use super::{AttentionShape, BLOCK, compute, heads_of_task, latent};
 
 /// Rows (positions times query heads of a group) of the largest task. Long sequences are cut so that few heads keep
 /// all threads busy; each cut packs the keys before it again, so the pieces are large.
@@ -22,6 +22,9 @@ const FEW_ROWS: usize = 16;
 
 /// Positions of a sequence from which its heads are worth a task each, where there are fewer sequences than threads.
 const FAR: usize = 512;
+
+/// Rows that are worth a task of their own where threads would have none.
+const LEAST_ROWS: usize = 8;
 
 /// Pieces are multiples of this: whole tiles of vector registers on every level.
 const TASK_STEP: usize = 84;
@@ -62,9 +65,11 @@ pub struct Sequence<'a> {
 }
 
 /// How many tasks the rows of one sequence and key head make, and how many rows each has (the last: the rest), a
-/// multiple of `step`.
-fn pieces(rows: usize, step: usize) -> (usize, usize) {
-    let size = rows.div_ceil(rows.div_ceil(TASK_ROWS).max(1)).next_multiple_of(step);
+/// multiple of `step`; `shares` or more where there are rows enough.
+fn pieces(rows: usize, step: usize, shares: usize) -> (usize, usize) {
+    let shares = shares.min(rows / LEAST_ROWS).max(rows.div_ceil(TASK_ROWS)).max(1);
+    let size = rows.div_ceil(shares);
+    let size = size.next_multiple_of(if size < step { LEAST_ROWS } else { step });
     (rows.div_ceil(size.max(1)), size)
 }
 
@@ -83,7 +88,6 @@ pub fn run<'a>(
     let compute = compute(cpu, halves && q.dtype() == DType::Bf16);
     let (_, tile_rows) = layout(cpu.level(), compute, shape.qk_dim);
     let step = if tile_rows == GRID_ROWS { GRID_ROWS } else { TASK_STEP };
-    let most = (0..sequences).map(|i| pieces(sequence(i).len * group, step).0).max().unwrap_or(0);
     // few rows (decoding): a task is all heads of a sequence, so that it knows what it will read next, unless a thread would
     // read much while others wait; with many sequences too, since heads lie side by side
     let few = (0..sequences).all(|i| sequence(i).len * group <= FEW_ROWS);
@@ -91,12 +95,15 @@ pub fn run<'a>(
     let whole = few && (sequences >= cpu.threads() || !far);
     let heads = if whole { shape.kv_heads } else { heads_of_task(cpu, shape, sequences) };
     let per_piece = sequences * shape.kv_heads / heads;
+    // query heads that share keys are shared out where a thread would read much for all of them
+    let shares = if far { cpu.threads() / per_piece.max(1) } else { 1 };
+    let most = (0..sequences).map(|i| pieces(sequence(i).len * group, step, shares).0).max().unwrap_or(0);
     cpu.run(per_piece * most, |task| {
         let piece = most - 1 - task / per_piece;
         let first_head = task % per_piece * heads;
         let sequence = sequence(first_head / shape.kv_heads);
         let rows = sequence.len * group;
-        let (_, size) = pieces(rows, step);
+        let (_, size) = pieces(rows, step, shares);
         let first = piece * size;
         if first >= rows {
             return;
@@ -327,18 +334,30 @@ impl Task<'_> {
             Keys::Cache(cache) => {
                 let (head, stored) = (cache.head(block, self.kv_head), cache.key_panel());
                 cache.prefetch_after(engine.simd(), block, self.kv_head, first_block);
-                if let Some((words, values)) = head.words(engine) {
-                    if steps * PANEL <= stored {
-                        return (words.as_ptr(), stored, values.as_ptr());
-                    }
+                let (read, panel, held) = match head.words(engine) {
+                    Some((words, held)) if steps * PANEL <= stored => (words, stored, Some(held)),
                     // half a block that the tile of many rows does not take
-                    for (from, to) in words.chunks(stored).zip(keys.chunks_mut(panel)) {
-                        to[..stored].copy_from_slice(from);
-                        to[stored..].fill(0);
+                    Some((words, held)) => {
+                        for (from, to) in words.chunks(stored).zip(keys.chunks_mut(panel)) {
+                            to[..stored].copy_from_slice(from);
+                            to[stored..].fill(0);
+                        }
+                        (&*keys, panel, Some(held))
                     }
-                    return (keys.as_ptr(), panel, values.as_ptr());
-                }
-                head.unpack(engine, qk_dim, count, keys, values);
+                    None => {
+                        head.unpack(engine, qk_dim, count, keys, values);
+                        (&*keys, panel, None)
+                    }
+                };
+                let held = match held {
+                    _ if cache.is_of_latents() => {
+                        latent::values(engine, read, panel, count, v_dim, values);
+                        values.as_ptr()
+                    }
+                    Some(held) => held.as_ptr(),
+                    None => values.as_ptr(),
+                };
+                return (read.as_ptr(), panel, held);
             }
         }
         (keys.as_ptr(), panel, values.as_ptr())

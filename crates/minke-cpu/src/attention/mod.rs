@@ -34,6 +34,7 @@ mod backward;
 mod cache;
 mod codes;
 mod forward;
+mod latent;
 mod math;
 mod pack;
 

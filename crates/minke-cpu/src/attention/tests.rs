@@ -432,7 +432,7 @@ fn held(case: &Case, format: KvFormat, level: Level) -> Case {
 
 fn append(cache: &mut KvCache, case: &Case, segment: Segment, from: usize, to: usize) {
     let rows = |x: &'_ Tensor| x.view().len() / case.tokens;
-    let (k_width, v_width) = (rows(&case.k), rows(&case.v));
+    let (k_width, v_width) = (rows(&case.k), if cache.is_of_latents() { 0 } else { rows(&case.v) });
     let (a, b) = (segment.start + from, segment.start + to);
     cache
         .append(case.k.view().slice(a * k_width, b * k_width), case.v.view().slice(a * v_width, b * v_width));
@@ -443,10 +443,20 @@ fn through_caches(
     case: &Case,
     cpu: &Cpu,
     format: impl Into<KvFormat>,
+    step: impl FnMut(usize, usize, usize) -> usize,
+) -> Vec<f32> {
+    through(case, cpu, &KvCache::new(&case.shape, format), step)
+}
+
+/// The same through copies of an empty cache.
+fn through(
+    case: &Case,
+    cpu: &Cpu,
+    empty: &KvCache,
     mut step: impl FnMut(usize, usize, usize) -> usize,
 ) -> Vec<f32> {
-    let (x, format) = (&case.shape, format.into());
-    let mut caches: Vec<KvCache> = case.segments.iter().map(|_| KvCache::new(x, format)).collect();
+    let x = &case.shape;
+    let mut caches = vec![empty.clone(); case.segments.len()];
     let (q_width, o_width) = (x.heads * x.qk_dim, x.heads * x.v_dim);
     let (q, mut out) = (case.q.f32(), vec![0.0; case.tokens * o_width]);
     loop {
@@ -540,6 +550,108 @@ fn far_tokens_are_the_forward() {
             }
         }
     }
+}
+
+/// A case whose values are the first columns of its keys.
+fn of_latents(case: Case) -> Case {
+    let AttentionShape { qk_dim, v_dim, .. } = case.shape;
+    let values: Vec<f32> = case.k.f32().chunks(qk_dim).flat_map(|k| &k[..v_dim]).copied().collect();
+    let dtype = case.k.view().dtype();
+    Case { v: Tensor::from(&values, dtype), ..case }
+}
+
+/// What is read of such a case from a cache of latents: values as the keys hold them.
+fn held_latents(case: &Case, format: KvFormat, level: Level) -> Case {
+    of_latents(held(case, format, level))
+}
+
+/// heads, kv heads, qk, v: whole and odd numbers of everything, and values as wide as keys.
+const LATENTS: [(usize, usize, usize, usize); 7] = [
+    (16, 1, 96, 64),
+    (5, 1, 288, 256),
+    (3, 1, 36, 32),
+    (33, 1, 40, 24),
+    (2, 1, 21, 9),
+    (6, 2, 48, 48),
+    (1, 1, 7, 3),
+];
+
+/// On every level, in every format, on blocks whose memory was left full of NaN.
+#[test]
+fn a_cache_of_latents_is_one_of_keys_and_values() {
+    for (i, dims) in LATENTS.into_iter().enumerate() {
+        for level in Level::available() {
+            for (dtype, format) in FORMATS {
+                let look = LOOKS[i % LOOKS.len()];
+                let case = of_latents(Case::new(dims, &[130, 1, 67], dtype, 400 + i as u64).looking(look));
+                let (out, _) = held_latents(&case, format, level).forward(&Cpu::with_level(level, 1));
+                for (threads, chunk) in [(2, 1), (1, 5), (2, 16), (3, 17), (2, 33), (1, 64), (2, 200)] {
+                    let empty = KvCache::of_latents(&case.shape, format);
+                    let junk = Tensor::filled(512 * dims.1 * dims.2, f32::NAN, dtype);
+                    empty.clone().append(junk.view(), View::F32(&[]));
+                    let got = through(&case, &Cpu::with_level(level, threads), &empty, |_, _, _| chunk);
+                    let what = format!("{} {dims:?} {dtype:?} in {format:?} {look:?}", level.name());
+                    assert_same_bits(&format!("{what} chunks of {chunk}"), &got, &out.f32());
+                }
+            }
+        }
+    }
+}
+
+/// Few rows behind many, whose query heads are shared out.
+#[test]
+fn far_latents_are_the_forward() {
+    for (dtype, format) in FORMATS {
+        for heads in [7, 16, 40] {
+            let case = of_latents(Case::new((heads, 1, 48, 32), &[600, 3, 530], dtype, 81));
+            let (out, _) = held_latents(&case, format, Level::detect()).forward(&Cpu::detect(1));
+            for threads in [1, 2, 3, 8] {
+                let step = |_, done: usize, len: usize| if done == 0 { len - 10 } else { 1 + done % 3 };
+                let empty = KvCache::of_latents(&case.shape, format);
+                let got = through(&case, &Cpu::detect(threads), &empty, step);
+                assert_same_bits(&format!("{heads} heads in {format:?} {threads} threads"), &got, &out.f32());
+            }
+        }
+    }
+}
+
+/// Positions that are forgotten, and copies: what lies behind the last position is read into no value.
+#[test]
+fn latents_are_forgotten_and_shared() {
+    for level in Level::available() {
+        for (dtype, format) in FORMATS {
+            for kept in [1, 15, 16, 31, 32, 33, 63, 64, 65] {
+                let case = of_latents(Case::new((3, 1, 20, 12), &[100], dtype, 72));
+                let cpu = Cpu::with_level(level, 1);
+                let (out, _) = held_latents(&case, format, level).forward(&cpu);
+                let mut cache = KvCache::of_latents(&case.shape, format);
+                append(&mut cache, &case, case.segments[0], 0, kept);
+                cache.append(Tensor::filled(70 * 20, f32::NAN, dtype).view(), View::F32(&[]));
+                let mut copy = cache.clone();
+                copy.truncate(kept);
+                cache.truncate(kept);
+                for mut cache in [copy, cache] {
+                    append(&mut cache, &case, case.segments[0], kept, kept + 1);
+                    let row = Tensor::from(&case.q.f32()[kept * 60..(kept + 1) * 60], dtype);
+                    let mut got = Tensor::filled(36, 0.0, dtype);
+                    let batch = [CachedSegment { start: 0, len: 1, cache: &cache }];
+                    forward_cached(&cpu, &case.shape, row.view(), &batch, got.part(0, 36));
+                    let what = format!("{} {dtype:?} in {format:?} after {kept}", level.name());
+                    assert_same_bits(&what, &got.f32(), &out.f32()[kept * 36..(kept + 1) * 36]);
+                }
+            }
+        }
+    }
+}
+
+/// Keys and nothing else, whole half blocks of pairs.
+#[test]
+fn latents_are_held_once() {
+    let shape = shape((16, 1, 288, 256));
+    let bytes = |format| KvCache::of_latents(&shape, format).bytes_per_block();
+    assert_eq!(bytes(KvFormat::Bf16), BLOCK * 288 * 2);
+    assert_eq!(bytes(KvFormat::F32), BLOCK * 288 * 4);
+    assert_eq!(bytes(KvFormat::Int8), BLOCK * (288 + 288 / 16));
 }
 
 /// Rounding when appended is the rounding of a bf16 tensor; an f32 cache keeps what it is given.

@@ -13,10 +13,11 @@
 //! Numerics: [`Compute::F32`] multiplies in f32. [`Compute::Bf16`] rounds both operands to bf16 (nearest, ties to even)
 //! and adds exact products in f32: sixteen pairs at a time where the machine has tile registers (AMX), pair by pair where
 //! it has `vdpbf16ps`, one by one elsewhere. Every output element is one chain over ascending depth; see [`tile`].
-//! [`matmul8`] and [`matmul8_tn`] multiply operands in FP8.
+//! [`matmul8`] and [`matmul8_tn`] multiply operands in FP8. [`matmul_heads`] is a grouped product whose groups are heads.
 
 pub(crate) mod engine;
 mod fp8;
+mod heads;
 mod nt;
 mod pack;
 mod product;
@@ -25,6 +26,7 @@ mod tn;
 mod unpacked;
 
 pub use fp8::{Elements, Matrix8, Packed8, Weight8, codes_on_the_way, matmul8, matmul8_tn};
+pub use heads::{HeadColumns, matmul_heads};
 pub use nt::{matmul, matmul_columns};
 pub use pack::Packed;
 pub(crate) use product::of_words;

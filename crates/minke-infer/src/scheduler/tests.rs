@@ -506,10 +506,13 @@ fn other_caches_are_served_too_and_bad_options_are_refused() {
     assert_eq!(run("v3_groups_published", CacheKind::Expanded(KvFormat::Bf16)).unwrap(), model_s);
     assert_ne!(run("v3_groups_published", CacheKind::Expanded(KvFormat::F32)).unwrap(), model_s);
     for format in [KvFormat::F32, KvFormat::Bf16, KvFormat::Int8] {
-        assert_ne!(run("v3_groups_published", CacheKind::Latent(format)).unwrap(), model_s);
+        assert_ne!(run("v3_groups_published", CacheKind::Latent(Some(format))).unwrap(), model_s);
     }
     assert_ne!(run("v3_groups_published", CacheKind::Expanded(KvFormat::Int8)).unwrap(), model_s);
-    let refused = run("llama_gqa", CacheKind::Latent(KvFormat::F32)).unwrap_err().to_string();
+    let latents = run("v3_groups_published", CacheKind::Latent(None)).unwrap();
+    assert_eq!(run("v3_groups_published", CacheKind::Auto).unwrap(), latents);
+    assert_eq!(run("llama_gqa", CacheKind::Auto).unwrap(), run("llama_gqa", CacheKind::Model).unwrap());
+    let refused = run("llama_gqa", CacheKind::Latent(Some(KvFormat::F32))).unwrap_err().to_string();
     assert_eq!(refused, "a cache of latents needs a model with latent attention, and this one has none");
     let options = ServiceOptions { cache_bytes: 100, ..ServiceOptions::default() };
     let refused =

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use minke_cpu::attention::{self as kernel, AttentionShape, CachedSegment, KvCache, Segment};
+use minke_cpu::gemm::{self, HeadColumns};
 use minke_cpu::rope::{self, MlaShape};
 use minke_cpu::{DType, copy, norm};
 
@@ -268,8 +269,8 @@ fn latent(cx: &mut Context<'_>, kv_a: &Tensor, w: MlaWeights, c: usize) -> (Tens
 /// Multi-head latent attention in its absorbed form, for inference: queries are carried into the latent space, where
 /// all heads share one key (latent and rotary part) and one value (the latent), and results are carried back.
 ///
-/// The cache of each sequence holds c + r numbers per position for keys and c for values instead of h (p + r + v).
-/// Equal to [`mla_attention`] up to rounding. DeepSeek-V2, section 2.1.2.
+/// Each cache is one [of latents](KvCache::of_latents): c + r numbers per position instead of h (p + r + v). Equal to
+/// [`mla_attention`] up to rounding: what is carried is rounded to the dtype of q. DeepSeek-V2, section 2.1.2.
 pub fn mla_absorbed(
     cx: &mut Context<'_>,
     q: &Tensor,
@@ -277,46 +278,39 @@ pub fn mla_absorbed(
     w: MlaWeights,
     a: AttentionWeights,
     rotary: &Rotary,
-    keys: Keys<'_>,
+    caches: Vec<(usize, usize, &mut KvCache)>,
 ) -> Tensor {
     let AttentionShape { heads, qk_dim, v_dim, .. } = a.shape;
     let (n, c, r, p) = (q.rows(), cx.store.cols(w.kv_b), a.rotary, qk_dim - a.rotary);
-    let (_, normed, _) = latent(cx, kv_a, w, c);
-    let q = rotated(cx, q, heads, &a, rotary).to_vec();
-    let kv_b = cx.store.numbers(w.kv_b, 0).into_owned();
-    // queries in the latent space: [q_nope K_h ; q_rope] per head
-    let mut q_latent = Tensor::uninit(n, heads * (c + r), DType::F32);
-    let rows = heads * (c + r);
-    for (t, out) in q_latent.f32_mut().chunks_mut(rows.max(1)).enumerate() {
-        for (head, out) in out.chunks_mut(c + r).enumerate() {
-            let q = &q[t * heads * qk_dim + head * qk_dim..][..qk_dim];
-            out[..c].fill(0.0);
-            for (j, &x) in q[..p].iter().enumerate() {
-                let key = &kv_b[(head * (p + v_dim) + j) * c..][..c];
-                out[..c].iter_mut().zip(key).for_each(|(o, &k)| *o += x * k);
-            }
-            out[c..].copy_from_slice(&q[p..]);
-        }
-    }
-    let mut rope_key = Tensor::uninit(n, r, kv_a.dtype());
-    copy::take_columns(cx.cpu, kv_a.view(), kv_a.cols(), c, r, rope_key.view_mut());
-    let shared = AttentionShape { heads: 1, kv_heads: 1, qk_dim: r, v_dim: r, ..a.shape };
-    rotate(cx, &mut rope_key, 1, &AttentionWeights { shape: shared, rotary: r }, rotary, false);
-    let mut k = Tensor::uninit(n, c + r, DType::F32);
-    let (normed, rope_key) = (normed.converted(cx.cpu, DType::F32), rope_key.converted(cx.cpu, DType::F32));
-    copy::concat_columns(cx.cpu, normed.view(), c, rope_key.view(), r, k.view_mut());
+    let act = q.dtype();
     let shape = AttentionShape { kv_heads: 1, qk_dim: c + r, v_dim: c, ..a.shape };
-    let attended = attend(cx, &shape, q_latent, k, normed, keys);
+    let of = |width, at| HeadColumns { width, at };
+    // [latent ; rotary key] of each row
+    let k = cx.timed("mla latent", |cx| {
+        let (_, normed, _) = latent(cx, kv_a, w, c);
+        let mut k = Tensor::uninit(n, c + r, act);
+        copy::put_columns(cx.cpu, normed.view(), c, k.view_mut(), c + r, 0);
+        copy::move_columns(cx.cpu, (kv_a.view(), kv_a.cols(), c), r, (k.view_mut(), c + r, c));
+        rotate(cx, &mut k, 1, &AttentionWeights { shape, rotary: r }, rotary, false);
+        k
+    });
+    // queries in the latent space: [q_nope K_h ; q_rope] of each head
+    let mut q_latent = Tensor::uninit(n, heads * (c + r), act);
+    cx.timed("mla absorb", |cx| {
+        let [keys, _] = cx.store.absorbed(cx.cpu, w.kv_b, p, v_dim);
+        gemm::matmul_heads(cx.cpu, (q.view(), of(qk_dim, 0)), keys, (q_latent.view_mut(), of(c + r, 0)));
+        copy::move_columns(cx.cpu, (q.view(), qk_dim, p), r, (q_latent.view_mut(), c + r, c));
+        rotate(cx, &mut q_latent, heads, &AttentionWeights { shape, rotary: r }, rotary, false);
+    });
+    let nothing = Tensor::uninit(0, c, act);
+    let attended = attend(cx, &shape, q_latent, k, nothing, Keys::Caches(caches));
     // results in the latent space, carried back by each head's value rows
-    let mut out = Tensor::uninit(n, heads * v_dim, DType::F32);
-    for (t, out) in out.f32_mut().chunks_mut((heads * v_dim).max(1)).enumerate() {
-        for (i, out) in out.iter_mut().enumerate() {
-            let (head, j) = (i / v_dim, i % v_dim);
-            let x = &attended.out.f32()[(t * heads + head) * c..][..c];
-            let value = &kv_b[(head * (p + v_dim) + p + j) * c..][..c];
-            *out = x.iter().zip(value).map(|(x, v)| x * v).sum();
-        }
-    }
+    let mut out = Tensor::uninit(n, heads * v_dim, act);
+    cx.timed("mla absorb", |cx| {
+        let [_, values] = cx.store.absorbed(cx.cpu, w.kv_b, p, v_dim);
+        let from = (attended.out.view(), of(c, 0));
+        gemm::matmul_heads(cx.cpu, from, values, (out.view_mut(), of(v_dim, 0)));
+    });
     out
 }
 

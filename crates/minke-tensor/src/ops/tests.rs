@@ -11,7 +11,10 @@ use std::sync::Arc;
 
 use minke_cpu::attention::{AttentionShape, KvCache};
 use minke_cpu::fp8::Fp8;
+use minke_cpu::gemm::Elements;
+use minke_cpu::stored::{Bytes, Form, Stored, StoredWeight};
 use minke_cpu::{Cpu, DType, Level, ViewMut};
+use minke_num::blocks::{BlockFormat, encode};
 use minke_num::tolerance::{Tolerance, assert_same_bits};
 use minke_num::{bf16, rng};
 
@@ -413,23 +416,98 @@ fn absorbed_latent_attention_is_the_expanded_form_up_to_rounding() {
     for interleaved in [true, false] {
         let case = cases::mla_absorbed(&[70], interleaved);
         let (expected, _) = (case.reference)(&case.input_data(), &case.weight_data());
+        let expanded = cases::mla(&[70], interleaved);
+        let (formula, _) = (expanded.reference)(&case.input_data(), &case.weight_data());
+        for (a, b) in formula[0].iter().zip(&expected[0]) {
+            assert!((a - b).abs() < 1e-12, "the formulas: {a} and {b}");
+        }
         everywhere(|what, cpu, mode| {
-            let (qk_dim, v_dim) = (cases::C + cases::R, cases::C);
-            let shape = case.shape.expect("an attention case");
-            let latent = AttentionShape { kv_heads: 1, qk_dim, v_dim, ..shape };
-            let mut first = None;
-            for chunks in chunkings() {
-                let mut cache = KvCache::new(&latent, DType::F32);
-                let got = over_caches(&case, cpu, mode, &chunks, &mut cache);
-                assert_close(&format!("absorbed {what}"), &got, &expected[0], mode.share());
-                assert_same_bits(
-                    &format!("{what} {chunks:?}"),
-                    &got,
-                    first.get_or_insert_with(|| got.clone()),
-                );
+            for format in [mode.dtype(), DType::F32] {
+                let what = format!("absorbed {what} in {format:?}");
+                let (mut first, level) = (None, cpu.level());
+                for (threads, chunks) in [1, 2, 3].into_iter().zip(chunkings()) {
+                    let mut cache = KvCache::of_latents(&cases::latent_shape(), format);
+                    let cpu = Cpu::with_level(level, threads);
+                    let got = over_caches(&case, &cpu, mode, &chunks, &mut cache);
+                    assert_close(&what, &got, &expected[0], mode.share());
+                    let what = format!("{what} {chunks:?}");
+                    assert_same_bits(&what, &got, first.get_or_insert_with(|| got.clone()));
+                }
             }
         });
     }
+}
+
+/// Codes, numbers and blocks of a file are packed once, as what they stand for.
+#[test]
+fn absorbed_weights_are_made_of_whatever_is_stored() {
+    let (heads, p, v, c, r, n) = (2, 5, 7, 64, 6, 9);
+    let rows = heads * (p + v);
+    let cpu = Cpu::detect(2);
+    let shape = AttentionShape { heads, kv_heads: heads, qk_dim: p + r, v_dim: v, ..cases::latent_shape() };
+    let latent = AttentionShape { kv_heads: 1, qk_dim: c + r, v_dim: c, ..shape };
+    let (q, kv_a) = (draw(1, n * heads * (p + r), 1.0), draw(2, n * (c + r), 1.0));
+    let numbers: Vec<f32> = draw(3, rows * c, 0.1).into_iter().map(|x| x as f32 * 1.01).collect();
+    let run = |store: &mut Store, kv_b| {
+        let kv_a_norm = store.add(1, 1, c, DType::F32);
+        let range = store.range(kv_a_norm);
+        store.data[range].fill(1.0);
+        let mut cache = KvCache::of_latents(&latent, DType::Bf16);
+        let mut cx = Context::inference(&cpu, store);
+        let [q, kv_a] = [(&q, heads * (p + r)), (&kv_a, c + r)].map(|(x, cols)| tensor(cols, x, DType::Bf16));
+        let w = ops::MlaWeights { kv_a_norm, kv_b, eps: 1e-6 };
+        let a = ops::AttentionWeights { shape, rotary: r };
+        let rotary = cases::rotary(&(0..n as u32).collect::<Vec<_>>(), true);
+        ops::mla_absorbed(&mut cx, &q, &kv_a, w, a, &rotary, vec![(0, n, &mut cache)]).to_vec()
+    };
+    let of_numbers = |numbers: &[f32]| {
+        let mut store = Store::default();
+        let kv_b = store.add(1, rows, c, DType::Bf16);
+        store.data.copy_from_slice(numbers);
+        run(&mut store, kv_b)
+    };
+    let mut all: Vec<(Store, WeightId)> = Vec::new();
+    for form in [Form::F32, Form::Bf16, Form::Blocks(BlockFormat::Q8_0)] {
+        let mut bytes = vec![0; form.row_bytes(c).expect("whole blocks") * rows];
+        match form {
+            Form::F32 => {
+                for (four, x) in bytes.chunks_exact_mut(4).zip(&numbers) {
+                    four.copy_from_slice(&x.to_le_bytes());
+                }
+            }
+            Form::Blocks(format) => encode(format, &numbers, None, &mut bytes).unwrap(),
+            Form::Bf16 | Form::F16 => {
+                for (two, x) in bytes.chunks_exact_mut(2).zip(&numbers) {
+                    two.copy_from_slice(&bf16::from_f32(*x).to_bits().to_le_bytes());
+                }
+            }
+        }
+        let end = bytes.len();
+        let stored = Stored::new(form, rows, c, Bytes::new(Arc::new(bytes), 0..end));
+        let mut store = Store::default();
+        let kv_b = store.add_stored(StoredWeight::new(1, vec![stored]), DType::Bf16);
+        all.push((store, kv_b));
+    }
+    let mut codes = Store::default();
+    let kv_b = codes.add_codes(Stack { groups: 1, parts: 1, rows, cols: c }, DType::Bf16, Fp8::default());
+    codes.set_codes(&cpu, kv_b, Elements::Numbers { w: &numbers, how: Fp8::default() });
+    all.push((codes, kv_b));
+    for (i, (mut store, kv_b)) in all.into_iter().enumerate() {
+        let stands_for = store.numbers(kv_b, 0).into_owned();
+        let got = run(&mut store, kv_b);
+        assert_same_bits(&format!("{i}"), &got, &of_numbers(&stands_for));
+        let held = store.packed_bytes();
+        assert_same_bits(&format!("{i}, again"), &run(&mut store, kv_b), &got);
+        assert_eq!(store.packed_bytes(), held);
+    }
+    // a change of the weights is seen
+    let mut store = Store::default();
+    let kv_b = store.add(1, rows, c, DType::Bf16);
+    store.data.copy_from_slice(&numbers);
+    let first = run(&mut store, kv_b);
+    store.data.iter_mut().for_each(|w| *w *= 2.0);
+    store.changed();
+    assert_ne!(run(&mut store, kv_b), first);
 }
 
 #[test]

@@ -121,12 +121,13 @@ fn draft_model(args: &SpeculationArgs, model: &ModelArgs, cpu: &Cpu) -> Result<O
 /// What a cache keeps.
 fn cache(kept: KeptAs) -> CacheKind {
     match kept {
+        KeptAs::Auto => CacheKind::Auto,
         KeptAs::Model => CacheKind::Model,
         KeptAs::F32 => CacheKind::Expanded(KvFormat::F32),
         KeptAs::Bf16 => CacheKind::Expanded(KvFormat::Bf16),
         KeptAs::Int8 => CacheKind::Expanded(KvFormat::Int8),
-        KeptAs::Latent => CacheKind::Latent(KvFormat::F32),
-        KeptAs::LatentInt8 => CacheKind::Latent(KvFormat::Int8),
+        KeptAs::Latent => CacheKind::Latent(None),
+        KeptAs::LatentInt8 => CacheKind::Latent(Some(KvFormat::Int8)),
     }
 }
 

@@ -477,7 +477,7 @@ fn positions(lengths: &[usize]) -> Arc<[u32]> {
     lengths.iter().flat_map(|&len| 0..len as u32).collect()
 }
 
-fn rotary(positions: &[u32], interleaved: bool) -> Rotary {
+pub fn rotary(positions: &[u32], interleaved: bool) -> Rotary {
     let rows = positions.iter().max().map_or(0, |&p| p as usize + 1);
     let (cos, sin) = rope::cos_sin(&FREQUENCIES, rows, 1.0);
     Rotary { cos: cos.into(), sin: sin.into(), positions: positions.into(), interleaved }
@@ -541,16 +541,42 @@ pub fn mla(lengths: &[usize], interleaved: bool) -> Case {
     case
 }
 
-/// As [`mla`], but over caches in the absorbed form.
+/// As [`mla`], but over caches of latents in the absorbed form, and with the reference in it.
 pub fn mla_absorbed(lengths: &[usize], interleaved: bool) -> Case {
     let (a, positions) = (AttentionWeights { shape: mla_shape(), rotary: R }, positions(lengths));
+    let (for_caches, of_sequences) = (positions.clone(), lengths.to_vec());
     let cached = Box::new(
         move |cx: &mut Context<'_>, x: &[Var], w: &[WeightId], rows: Range<usize>, keys: Keys<'_>| {
-            let rotary = rotary(&positions[rows], interleaved);
-            ops::mla_absorbed(cx, &x[0].value, &x[1].value, mla_weights(w), a, &rotary, keys).to_vec()
+            let rotary = rotary(&for_caches[rows], interleaved);
+            let Keys::Caches(caches) = keys else { unreachable!("latents are in caches") };
+            ops::mla_absorbed(cx, &x[0].value, &x[1].value, mla_weights(w), a, &rotary, caches).to_vec()
         },
     );
-    Case { cached: Some(cached), ..mla(lengths, interleaved) }
+    let reference = Box::new(move |x: &[Vec<f64>], w: &[Vec<f64>]| {
+        let turn = |x: &[f64], heads, width| {
+            reference::rope(x, heads, width, R, &positions, &FREQUENCIES, interleaved)
+        };
+        let latent = reference::rmsnorm(&reference::columns(&x[1], C + R, 0, C), &w[0], EPS.into());
+        let rope_keys = turn(&reference::columns(&x[1], C + R, C, C + R), 1, R);
+        let keys = reference::concat(&latent, C, &rope_keys, R);
+        let head = |i: usize| &w[1][i % HEADS * (P + V) * C..][..(P + V) * C];
+        // a query's part without position by the key rows of its head, its rotary part as it is
+        let mut q = Vec::new();
+        for (i, row) in turn(&x[0], HEADS, P + R).chunks(P + R).enumerate() {
+            q.extend((0..C).map(|c| (0..P).map(|j| row[j] * head(i)[j * C + c]).sum::<f64>()));
+            q.extend(&row[P..]);
+        }
+        let shape = latent_shape();
+        let out = reference::attention(&shape, &q, &keys, &latent, &of_sequences);
+        let back = out.chunks(C).enumerate().flat_map(|(i, x)| reference::product(x, &head(i)[P * C..], C));
+        (vec![back.collect()], 0.0)
+    });
+    Case { cached: Some(cached), reference, ..mla(lengths, interleaved) }
+}
+
+/// Heads and widths of attention over latents.
+pub fn latent_shape() -> AttentionShape {
+    AttentionShape { kv_heads: 1, qk_dim: C + R, v_dim: C, ..mla_shape() }
 }
 
 /// What grouped-query attention may have beside the plain form.
