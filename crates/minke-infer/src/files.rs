@@ -8,7 +8,7 @@ use minke_data::gguf::{self, GgufFile, is_gguf};
 use minke_data::hf::resolve_model;
 use minke_data::{ChatTemplate, Tokenizer};
 use minke_model::config::Config;
-use minke_model::{DType, StoredCodes, WeightSource};
+use minke_model::{DType, Made, StoredCodes, WeightSource};
 
 use crate::gguf::{Arch, GgufWeights, Layout, config_json};
 use crate::load::{GenerationDefaults, LoadModelError, WeightFolder, generation_defaults, read_config};
@@ -222,6 +222,10 @@ impl WeightSource for Weights {
 
     fn stored(&self, name: &str) -> Option<Stored> {
         self.source().stored(name)
+    }
+
+    fn made(&self, name: &str) -> Option<Made> {
+        self.source().made(name)
     }
 
     fn done(&self, name: &str) {

@@ -42,6 +42,14 @@ impl CacheKind {
         }
     }
 
+    /// Whether a cache of this kind is of latents, for a model that has them.
+    pub fn is_latent(self, config: &Config) -> bool {
+        match self {
+            CacheKind::Model | CacheKind::Expanded(_) => false,
+            CacheKind::Auto | CacheKind::Latent(_) => latent_shape(config).is_some(),
+        }
+    }
+
     /// Memory that [`PAGE`] positions take in all layers; `None` for latents of a model without latent attention.
     pub fn page_bytes(self, config: &Config, precision: &Precision) -> Option<usize> {
         let (layer, _) = self.layer(config, precision)?;

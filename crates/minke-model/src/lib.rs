@@ -29,6 +29,7 @@ pub use minke_cpu::attention::KvFormat;
 pub use minke_cpu::attention::Segment;
 pub use minke_cpu::fp8::Fp8;
 pub use minke_cpu::policy::{Divergence, Kept, Teacher};
+pub use minke_tensor::Made;
 pub use params::{Coded, Param, Params, Precision};
 pub use policy::{PolicyBatch, PolicyStats};
 pub use train::{ExpertLoad, IGNORE, LossOptions, MtpTargets, StepStats, TrainBatch};

@@ -6,6 +6,7 @@ use minke_cpu::fp8::Fp8;
 use minke_cpu::gemm::{Elements, Matrix8};
 use minke_cpu::stored::{Form, Stored};
 use minke_cpu::{Cpu, DType};
+use minke_tensor::Made;
 
 use crate::config::Config;
 use crate::forward::Model;
@@ -34,6 +35,11 @@ pub trait WeightSource {
     }
     /// A matrix as it lies in a file, to be run from there, without a copy.
     fn stored(&self, name: &str) -> Option<Stored> {
+        let _ = name;
+        None
+    }
+    /// A matrix that is put together of what lies in a file, for products that read a copy: made when they first want it.
+    fn made(&self, name: &str) -> Option<Made> {
         let _ = name;
         None
     }
@@ -144,6 +150,12 @@ impl Model {
         }
         if to_run {
             keep.stored = stored_tensors(&config, &specs, source, &precision, as_stored);
+            let made = |spec: &TensorSpec| Some((spec.name.clone(), source.made(&spec.name)?));
+            keep.made = specs
+                .iter()
+                .filter(|spec| precision.coded.of(spec.role).is_none())
+                .filter_map(made)
+                .collect();
         }
         // whatever they were read from, they are numbers or codes now
         config.quantization = None;

@@ -7,7 +7,7 @@ use minke_cpu::DType;
 use minke_cpu::fp8::Fp8;
 use minke_cpu::stored::{Form, Stored, StoredWeight};
 use minke_num::rng;
-use minke_tensor::{Stack, Store, WeightId};
+use minke_tensor::{Made, Stack, Store, WeightId};
 
 use crate::config::Config;
 use crate::spec::{self, Role, TensorSpec};
@@ -121,7 +121,7 @@ pub struct Params {
     pub(crate) coded: Vec<(WeightId, Vec<usize>)>,
     /// All weights, and the entries whose tensors they are of: those of a group one after the other.
     pub weights: Vec<(WeightId, Vec<usize>)>,
-    /// The entries whose tensors run from where they are stored, and their bytes there.
+    /// The entries whose tensors run from where they are stored, and their bytes there or, where products read a copy, in it.
     pub(crate) stored: HashMap<usize, usize>,
     store: Store,
 }
@@ -161,7 +161,7 @@ impl Params {
         }
     }
 
-    /// The bytes of entry `index` where it is stored, if it runs from there.
+    /// The bytes that products read of entry `index`, if it runs from where it is stored.
     pub fn stored_bytes(&self, index: usize) -> Option<usize> {
         self.stored.get(&index).copied()
     }
@@ -177,6 +177,8 @@ impl Params {
 pub(crate) struct Keep {
     /// Tensors that run from where they are stored.
     pub stored: HashMap<String, Stored>,
+    /// Matrices that are put together of what is stored, when a product wants them.
+    pub made: HashMap<String, Made>,
     /// Their codes and nothing else.
     pub only_codes: bool,
     /// Tensors whose products are not in FP8 although those of their role are.
@@ -247,6 +249,16 @@ impl Layout {
             }
             self.stored.extend(indices.iter().copied().zip(parts.iter().map(|part| part.bytes.len())));
             let id = self.store.add_stored(StoredWeight::new(groups, parts), dtype);
+            self.weights.push((id, indices));
+            return id;
+        }
+        if let [name] = names
+            && let Some(made) = self.keep.made.remove(name)
+        {
+            let entry = self.entries[indices[0]].as_mut().expect("placed above");
+            entry.range = start..start;
+            self.stored.insert(indices[0], (at - start) * dtype.size_bytes());
+            let id = self.store.add_made((at - start) / cols, cols, dtype, made);
             self.weights.push((id, indices));
             return id;
         }

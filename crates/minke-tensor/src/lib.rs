@@ -18,5 +18,5 @@ mod tensor;
 
 pub use context::{Context, Slot, Timers, Var};
 pub use inputs::InputSums;
-pub use store::{Stack, Store, WeightId};
+pub use store::{Made, Stack, Store, WeightId};
 pub use tensor::{Memory, Tensor, Tensor8, release, size_class};

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::inputs::{InputSums, Inputs};
 use minke_cpu::fp8::{Cuts, Fp8};
@@ -18,6 +19,9 @@ impl WeightId {
         self.0
     }
 }
+
+/// Writes all numbers of a matrix, row by row, whenever they are wanted: of a matrix that no product can read as it lies.
+pub type Made = Arc<dyn Fn(&mut [f32]) + Send + Sync>;
 
 /// The shape of a weight [groups, rows, cols].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,10 +53,22 @@ struct Weight {
     /// For y = x Wᵀ and for dx = dy W.
     packed: [Copy; 2],
     fresh: [bool; 2],
+    /// What its packed copies are made of, where neither masters nor codes are kept.
+    made: Option<Made>,
     /// Keys and values of heads, where latent attention runs in its absorbed form.
     absorbed: Option<Box<[Packed; 2]>>,
     /// Whether its gradient was written since it was last zero; until then what lies there is of an earlier step.
     summed: bool,
+}
+
+impl Weight {
+    /// The numbers of a weight that is made of them; none of others.
+    fn make(&self) -> Vec<f32> {
+        let Some(made) = &self.made else { return Vec::new() };
+        let mut numbers = vec![0.0; self.rows * self.cols];
+        made(&mut numbers);
+        numbers
+    }
 }
 
 /// A packed copy, in the form that the weight's products read; or where they read it without one.
@@ -143,6 +159,14 @@ impl Store {
         id
     }
 
+    /// Adds a weight [rows, cols] that only runs, whose packed copy is made of numbers when a product first wants it.
+    pub fn add_made(&mut self, rows: usize, cols: usize, dtype: DType, made: Made) -> WeightId {
+        let end = self.data.len();
+        let id = self.push(end..end, Stack { groups: 1, parts: 1, rows, cols }, dtype, None, true);
+        self.weights[id.0].made = Some(made);
+        id
+    }
+
     /// All weights that run from where they lie in files.
     pub fn all_stored(&self) -> impl Iterator<Item = (WeightId, &StoredWeight)> {
         (0..self.weights.len()).map(WeightId).filter_map(|id| Some((id, self.stored(id)?)))
@@ -168,7 +192,7 @@ impl Store {
         let packed = [Copy::empty(fp8), Copy::empty(fp8)];
         self.any_fp8 |= fp8.is_some();
         let (fresh, summed) = ([false; 2], false);
-        let absorbed = None;
+        let (made, absorbed) = (None, None);
         let weight = Weight {
             range,
             only_runs,
@@ -180,6 +204,7 @@ impl Store {
             parts,
             packed,
             fresh,
+            made,
             absorbed,
             summed,
         };
@@ -220,6 +245,7 @@ impl Store {
     /// The numbers of a group of the weight, made from its codes where it has nothing else.
     pub fn numbers(&self, id: WeightId, group: usize) -> Cow<'_, [f32]> {
         match &self.weights[id.0] {
+            weight @ Weight { made: Some(_), .. } => weight.make().into(),
             Weight { only_runs: true, packed: [Copy::Eight(packed), _], .. } => packed.numbers(group).into(),
             Weight { only_runs: true, packed: [Copy::Stored(stored), _], rows, cols, .. } => {
                 let mut all = vec![0.0; rows * cols];
@@ -422,13 +448,14 @@ impl Store {
 
     fn packed(&mut self, cpu: &Cpu, id: WeightId, direction: usize) -> PackedWeight<'_> {
         let training = !self.grad.is_empty();
+        let made = if self.weights[id.0].fresh[direction] { Vec::new() } else { self.weights[id.0].make() };
         let Weight { range, only_runs, groups, rows, cols, dtype, fp8, parts, packed, fresh, .. } =
             &mut self.weights[id.0];
         assert!(
-            !*only_runs || direction == 0 && fresh[0],
+            !*only_runs || direction == 0 && (fresh[0] || !made.is_empty()),
             "a weight that only runs is packed forward, and once it has codes"
         );
-        let w = &self.data[range.clone()];
+        let w = if made.is_empty() { &self.data[range.clone()] } else { &made };
         let (packed, fresh) = if range.len() > SHARED_ELEMENTS && training {
             let (shared, form) = (&mut self.shared[direction], usize::from(fp8.is_some()));
             let fresh = shared.of[form].replace(id) == Some(id);

@@ -400,9 +400,9 @@ pub struct Serve {
 /// What a cache keeps.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct CacheArgs {
-    /// What is kept of texts: keys and values as the model computes them, in another type (int8 takes half of bf16), or
-    /// latents (slow, and only of models that have them)
-    #[arg(long, value_name = "HOW", value_enum, default_value_t = KeptAs::Model)]
+    /// What is kept of texts: latents if the model's attention has them, else keys and values (auto); keys and values as the
+    /// model computes them (model) or in another type (int8 takes half of bf16); or latents, in 8 bits too
+    #[arg(long, value_name = "HOW", value_enum, default_value_t = KeptAs::Auto)]
     pub cache: KeptAs,
 }
 

@@ -11,8 +11,9 @@ use crate::scratch;
 use crate::simd::{Kernel, LANES, Simd};
 use crate::view::{View, ViewMut};
 
-/// Tokens of a task: a head's part of the right operand is read once for all of these.
-const MANY: usize = 128;
+/// Tokens of a task. A thread takes all heads of the same tokens one after the other, so what they write side by side is few
+/// pages; the right operand of all heads comes from the second-level cache.
+const MANY: usize = 32;
 
 /// Columns of each head in rows of tokens: [tokens, heads, width], of which columns from `at` on are meant.
 #[derive(Clone, Copy)]

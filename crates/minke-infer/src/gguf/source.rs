@@ -6,7 +6,7 @@ use std::sync::Arc;
 use minke_cpu::stored::{Form, Stored};
 use minke_data::gguf::{GgufFile, GgufTensor, TensorType};
 use minke_model::spec::{self, Role, TensorSpec};
-use minke_model::{Config, DType, WeightSource};
+use minke_model::{Config, DType, Made, WeightSource};
 use minke_num::{bf16, blocks, f16};
 
 use super::names::{self, Arch, Place};
@@ -114,27 +114,27 @@ impl GgufWeights {
         let bytes = tensor.bytes.get(first * row..(first + rows) * row).ok_or("fewer rows than expected")?;
         Ok((tensor, bytes))
     }
+}
 
-    fn key_value(&self, keys: &str, values: &str, out: &mut [f32]) -> Result<(), String> {
-        let read = |name: &str| -> Result<(Vec<usize>, Vec<f32>), String> {
-            let tensor = self.file.tensor(name).ok_or("no such tensor")?;
-            let mut numbers = vec![0.0; tensor.shape.iter().product()];
-            decode(tensor.kind, tensor.bytes, &mut numbers);
-            Ok((tensor.shape.to_vec(), numbers))
-        };
-        let ((k_shape, k), (v_shape, v)) = (read(keys)?, read(values)?);
-        let (c, p) = (k_shape[1], k_shape[2]);
-        let (key, value) = (p * c, v_shape[1] * c);
-        for ((out, k), v) in
-            out.chunks_exact_mut(key + value).zip(k.chunks_exact(key)).zip(v.chunks_exact(value))
-        {
-            for (at, x) in out[..key].iter_mut().enumerate() {
-                *x = k[at % c * p + at / c];
-            }
-            out[key..].copy_from_slice(v);
+/// Keys and values of all heads, as a folder has them.
+fn key_value(file: &GgufFile, keys: &str, values: &str, out: &mut [f32]) -> Result<(), String> {
+    let read = |name: &str| -> Result<(Vec<usize>, Vec<f32>), String> {
+        let tensor = file.tensor(name).ok_or("no such tensor")?;
+        let mut numbers = vec![0.0; tensor.shape.iter().product()];
+        decode(tensor.kind, tensor.bytes, &mut numbers);
+        Ok((tensor.shape.to_vec(), numbers))
+    };
+    let ((k_shape, k), (v_shape, v)) = (read(keys)?, read(values)?);
+    let (c, p) = (k_shape[1], k_shape[2]);
+    let (key, value) = (p * c, v_shape[1] * c);
+    for ((out, k), v) in out.chunks_exact_mut(key + value).zip(k.chunks_exact(key)).zip(v.chunks_exact(value))
+    {
+        for (at, x) in out[..key].iter_mut().enumerate() {
+            *x = k[at % c * p + at / c];
         }
-        Ok(())
+        out[key..].copy_from_slice(v);
     }
+    Ok(())
 }
 
 /// What a place holds in a file, if it does: the tensors and the published shape.
@@ -232,7 +232,7 @@ impl WeightSource for GgufWeights {
             return Err(format!("expected {} elements, got {elements}", out.len()));
         }
         match &found.origin {
-            Origin::KeyValue { keys, values } => self.key_value(keys, values, out)?,
+            Origin::KeyValue { keys, values } => key_value(&self.file, keys, values, out)?,
             Origin::Rows { tensor, first, rows } => {
                 let (tensor, bytes) = self.rows(tensor, *first, *rows)?;
                 match found.permuted {
@@ -267,6 +267,17 @@ impl WeightSource for GgufWeights {
         let (owner, range) = self.file.shared(tensor)?;
         let start = range.start + first * row;
         Some(Stored::new(form(kind), rows, cols, mapped_bytes(owner, start..start + rows * row)))
+    }
+
+    fn made(&self, name: &str) -> Option<Made> {
+        let Origin::KeyValue { keys, values } = self.found.get(name)?.origin.clone() else { return None };
+        let file = self.file.clone();
+        Some(Arc::new(move |out| {
+            key_value(&file, &keys, &values, out).expect("both are there, with axes that fit");
+            for tensor in [&keys, &values] {
+                file.forget(tensor, 0..usize::MAX >> 1);
+            }
+        }))
     }
 
     fn done(&self, name: &str) {

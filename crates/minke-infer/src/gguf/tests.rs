@@ -294,6 +294,13 @@ fn stored_parts_are_the_files_own_bytes() {
     assert_eq!(numbers, read(&weights, &expert.name));
     let kv = spec::tensors(&ours.config).into_iter().find(|s| s.name.contains("kv_b_proj")).unwrap();
     assert!(weights.stored(&kv.name).is_none(), "keys that are turned over cannot run where they are");
+    let made = weights.made(&kv.name).expect("put together of two tensors");
+    for _ in 0..2 {
+        let mut numbers = vec![0.0; kv.numel()];
+        made(&mut numbers);
+        assert_eq!(numbers, read(&weights, &kv.name));
+    }
+    assert!(weights.made(&expert.name).is_none());
 }
 
 /// Numbers that f16 does not have.

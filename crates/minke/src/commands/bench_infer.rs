@@ -8,12 +8,12 @@ use minke_data::Tokenizer;
 use minke_infer::{Engine, Request, Sampling, Session, Speculated, Speculation, load_model, machine};
 use minke_model::config::{Config, FfnKind};
 use minke_model::spec::{self, Role};
-use minke_model::{Model, Param, Purpose};
+use minke_model::{CacheKind, Model, Param, Purpose};
 use minke_num::rng;
 use serde::Serialize;
 
 use super::{cache, is_recipe, precision, precision_name, rate, resolve, speculation, threads, value_name};
-use crate::cli::{BenchInfer, Drafts};
+use crate::cli::{BenchInfer, Drafts, KeptAs};
 use crate::failure::Failure;
 use crate::output::{self, bytes, percent};
 
@@ -133,6 +133,11 @@ pub fn run(args: &BenchInfer) -> Result<(), Failure> {
     let half_way = kv_cache_bytes as f64 * (prefill as f64 + decode as f64 / 2.0) / (prefill + decode) as f64;
     let decode_bytes_per_step = weight_bytes_per_step(&model, batch) + half_way;
     let decode_gb_s = decode_tok_s / batch as f64 * decode_bytes_per_step / 1e9;
+    let kept = match args.cache.cache {
+        KeptAs::Auto if CacheKind::Auto.is_latent(&model.config) => KeptAs::Latent,
+        KeptAs::Auto => KeptAs::Model,
+        kept => kept,
+    };
     let report = Report {
         model: args.model.clone(),
         precision: precision_name(&model.precision),
@@ -146,7 +151,7 @@ pub fn run(args: &BenchInfer) -> Result<(), Failure> {
         decode_tok_s,
         peak_rss_bytes,
         kv_cache_bytes,
-        kv_cache: value_name(&args.cache.cache),
+        kv_cache: value_name(&kept),
         prefill_gflops,
         gemm_peak_gflops,
         prefill_share_of_gemm_peak: prefill_gflops / gemm_peak_gflops,
