@@ -130,14 +130,17 @@ impl Kernel for Task<'_> {
         // the depth in even blocks: a panel's block stays in the first-level cache. Sums go on where they stopped.
         let blocks = self.b.steps.div_ceil(DEPTH_BLOCK).max(1);
         let block = self.b.steps.div_ceil(blocks).next_multiple_of(GRID_STEPS);
+        let whole = To { out: self.out, row: self.to, stride: n, column: 0 };
         if let (1, Some((a, stride))) = (blocks, engine.in_place(&self.a, self.first)) {
-            return self.tiles(s, engine, a, stride, 0, self.b.steps, self.out, self.to, self.accumulate);
+            return self.tiles(s, engine, a, stride, 0, self.b.steps, whole, self.accumulate);
         }
+        let columns = self.panels.start * PANEL - self.columns.start
+            ..n.min(self.panels.end * PANEL - self.columns.start);
         let block = block.min(self.b.steps);
         let mut packed = scratch::take::<u32>(self.rows * block);
         // sums of several blocks need f32 to stop in
         let halfway = match self.out {
-            SharedView::Bf16(_) if blocks > 1 => self.rows * n,
+            SharedView::Bf16(_) if blocks > 1 => self.rows * columns.len(),
             SharedView::Bf16(_) | SharedView::F32(_) => 0,
         };
         let mut sums = scratch::take::<f32>(halfway);
@@ -157,24 +160,36 @@ impl Kernel for Task<'_> {
                 }
             };
             let go_on = self.accumulate || b > 0;
-            if halfway == 0 {
-                self.tiles(s, engine, a, stride, from, to, self.out, self.to, go_on);
-            } else {
-                // rows of the task are rows of the scratch
-                let out = SharedView::F32(SharedMut::new(&mut sums));
-                self.tiles(s, engine, a, stride, from, to, out, 0, go_on);
-            }
+            let to_sums = match halfway {
+                0 => whole,
+                _ => To {
+                    out: SharedView::F32(SharedMut::new(&mut sums)),
+                    row: 0,
+                    stride: columns.len(),
+                    column: columns.start,
+                },
+            };
+            self.tiles(s, engine, a, stride, from, to, to_sums, go_on);
         }
         if let (SharedView::Bf16(out), 1..) = (self.out, halfway) {
-            let cols = self.panels.start * PANEL - self.columns.start
-                ..n.min(self.panels.end * PANEL - self.columns.start);
-            for r in 0..self.rows {
+            for (r, sums) in sums.chunks_exact(columns.len()).enumerate() {
                 // SAFETY: these rows and columns are this task's.
-                let out = unsafe { out.slice((self.to + r) * n + cols.start, cols.len()) };
-                store_halves(s, &sums[r * n + cols.start..r * n + cols.end], out);
+                let out = unsafe { out.slice((self.to + r) * n + columns.start, columns.len()) };
+                store_halves(s, sums, out);
             }
         }
     }
+}
+
+/// Where sums go.
+#[derive(Clone, Copy)]
+struct To {
+    out: SharedView,
+    /// Row that the task's first becomes, and the distance of rows.
+    row: usize,
+    stride: usize,
+    /// The first column that it has.
+    column: usize,
 }
 
 /// Rounds a row to bf16.
@@ -203,8 +218,7 @@ impl Task<'_> {
         a_row: usize,
         from: usize,
         to: usize,
-        out: SharedView,
-        first_row: usize,
+        target: To,
         accumulate: bool,
     ) {
         let n = self.columns.len();
@@ -253,34 +267,34 @@ impl Task<'_> {
                     accumulate,
                     ..Words::NOWHERE
                 };
-                let row = first_row + i;
-                let c = match out {
+                let at = |r: usize| (target.row + i + r) * target.stride + col - target.column;
+                let c = match target.out {
                     SharedView::F32(c) => c,
                     SharedView::Bf16(c) if engine.pairs() && direct => {
-                        let half = c.start().add(row * n + col);
+                        let half = c.start().add(at(0));
                         let words = words(std::ptr::null_mut(), 0, false);
-                        engine.tile(Words { half, half_row: n, ..words }, rows, vecs);
+                        engine.tile(Words { half, half_row: target.stride, ..words }, rows, vecs);
                         continue;
                     }
                     SharedView::Bf16(c) => {
                         engine.tile(words(edge.as_mut_ptr(), PANEL, false), rows, vecs);
                         for r in 0..rows {
-                            let out = c.slice((row + r) * n + col, width);
+                            let out = c.slice(at(r), width);
                             store_halves(s, &edge[r * PANEL..][..width], out);
                         }
                         continue;
                     }
                 };
                 if direct {
-                    engine.tile(words(c.start().add(row * n + col), n, accumulate), rows, vecs);
+                    engine.tile(words(c.start().add(at(0)), target.stride, accumulate), rows, vecs);
                     continue;
                 }
                 for r in 0..if accumulate { rows } else { 0 } {
-                    edge[r * PANEL..][..width].copy_from_slice(c.slice((row + r) * n + col, width));
+                    edge[r * PANEL..][..width].copy_from_slice(c.slice(at(r), width));
                 }
                 engine.tile(words(edge.as_mut_ptr(), PANEL, accumulate), rows, vecs);
                 for r in 0..rows {
-                    c.slice((row + r) * n + col, width).copy_from_slice(&edge[r * PANEL..][..width]);
+                    c.slice(at(r), width).copy_from_slice(&edge[r * PANEL..][..width]);
                 }
             }
         }
