@@ -15,7 +15,7 @@ use crate::simd::{GRID_ROWS, GRID_STEPS, Kernel, LANES, Simd};
 use crate::view::{View, ViewMut};
 
 /// Rows of a task that packs its own columns: they are packed once for all of these.
-const MANY: usize = 448;
+const MANY: usize = 512;
 
 /// Rows that are not worth packing a weight for.
 const FEW: usize = 8;
