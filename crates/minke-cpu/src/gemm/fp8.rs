@@ -368,7 +368,7 @@ impl Kernel for PackTask<'_> {
 }
 
 /// Whether numbers as a left operand may be coded on their way into a product of `depth` by `columns`: panels of b are then
-/// so few that rows are coded once or twice.
+/// so few that rows are coded once or twice (where rows are few, by each task of a share of the panels, eight at most).
 pub fn codes_on_the_way(depth: usize, columns: usize) -> bool {
     depth * columns <= 2 * CHUNK_CODES
 }
