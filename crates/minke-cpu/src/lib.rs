@@ -12,6 +12,7 @@
 //! order per length; work is split along rows and columns only.
 
 pub mod adamw;
+pub mod arena;
 pub mod attention;
 pub mod copy;
 pub mod cpu;

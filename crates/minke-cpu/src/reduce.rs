@@ -21,18 +21,46 @@ kernel! {
     }
 }
 
-/// `sum of x[i]^2`: blocks of 4096 in f32, their sums in f64, in ascending order.
-pub fn sum_squares(cpu: &Cpu, x: &[f32]) -> f64 {
-    with_scratch(x.len().div_ceil(BLOCK), |sums: &mut [f64]| {
+/// `sum of x[i]^2` over the parts of x as one array: blocks of 4096 in f32, their sums in f64, in ascending order.
+pub fn sum_squares(cpu: &Cpu, x: &[&[f32]]) -> f64 {
+    let ends: Vec<usize> = x
+        .iter()
+        .scan(0, |end, part| {
+            *end += part.len();
+            Some(*end)
+        })
+        .collect();
+    let blocks = ends.last().map_or(0, |len| len.div_ceil(BLOCK));
+    with_scratch(blocks, |sums: &mut [f64]| {
         let shared = SharedMut::new(sums);
-        rows::over_blocks(cpu, x.len().div_ceil(BLOCK), 4, |from, to| {
+        rows::over_blocks(cpu, blocks, 4, |from, to| {
             // SAFETY: tasks own disjoint ranges of blocks.
             let sums = unsafe { shared.slice(from, to - from) };
-            for (sum, x) in sums.iter_mut().zip(x[from * BLOCK..].chunks(BLOCK)) {
-                *sum = f64::from(cpu.dispatch(BlockSquares { x }));
+            for (sum, block) in sums.iter_mut().zip(from..) {
+                *sum = f64::from(block_squares(cpu, x, &ends, block * BLOCK));
             }
         });
         sums.iter().sum()
+    })
+}
+
+/// Of the block that begins with element `start` of all parts.
+fn block_squares(cpu: &Cpu, x: &[&[f32]], ends: &[usize], start: usize) -> f32 {
+    let mut part = ends.partition_point(|&end| end <= start);
+    let within = start + x[part].len() - ends[part];
+    if let Some(x) = x[part].get(within..within + BLOCK) {
+        return cpu.dispatch(BlockSquares { x });
+    }
+    // the end of one part and the beginnings of others
+    with_scratch(BLOCK, |block: &mut [f32]| {
+        let (mut len, mut within) = (0, within);
+        while part < x.len() && len < BLOCK {
+            let next = &x[part][within..];
+            let next = &next[..next.len().min(BLOCK - len)];
+            block[len..len + next.len()].copy_from_slice(next);
+            (len, part, within) = (len + next.len(), part + 1, 0);
+        }
+        cpu.dispatch(BlockSquares { x: &block[..len] })
     })
 }
 
@@ -107,13 +135,23 @@ mod tests {
             let x = normal(1, len);
             let expected: f64 = wide(&x).iter().map(|x| x * x).sum();
             let got = everywhere("sum_squares", |cpu| {
-                let sum = sum_squares(cpu, &x).to_bits();
+                let sum = sum_squares(cpu, &[&x]).to_bits();
                 // both halves of the f64, so that all its bits are compared
                 vec![f32::from_bits((sum >> 32) as u32), f32::from_bits(sum as u32)]
             });
             assert_eq!(got.len(), 2);
-            let got = sum_squares(&Cpu::detect(2), &x);
+            let got = sum_squares(&Cpu::detect(2), &[&x]);
             assert!((got - expected).abs() <= 2e-6 * expected, "{len}: {got} for {expected}");
+            for cuts in [vec![len / 3, 0, len / 2], vec![1; 40], vec![BLOCK; 5], vec![BLOCK - 1, 2]] {
+                let (mut parts, mut rest) = (Vec::new(), &x[..]);
+                for cut in cuts {
+                    let (part, behind) = rest.split_at(cut.min(rest.len()));
+                    parts.push(part);
+                    rest = behind;
+                }
+                parts.push(rest);
+                assert_eq!(sum_squares(&Cpu::detect(2), &parts).to_bits(), got.to_bits(), "{len} in parts");
+            }
         }
     }
 

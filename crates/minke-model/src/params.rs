@@ -98,7 +98,7 @@ impl Precision {
     }
 }
 
-/// One published tensor and where it lies in the flat buffers.
+/// One published tensor and where it lies in the flat buffer.
 #[derive(Clone, Debug)]
 pub struct Param {
     /// The key in checkpoints.
@@ -107,13 +107,13 @@ pub struct Param {
     pub shape: Vec<usize>,
     /// What it is for.
     pub role: Role,
-    /// Where it lies in `data` and `grad`; empty where there are only codes of it.
+    /// Where it lies in `data`; empty where there are only codes of it.
     pub range: Range<usize>,
     /// What products with it compute in, and what checkpoints store it in.
     pub dtype: DType,
 }
 
-/// All weights. Derefs to the [`Store`], so `params.data` and `params.grad` are the flat buffers.
+/// All weights. Derefs to the [`Store`], so `params.data` is the flat buffer.
 pub struct Params {
     /// The published tensors, in the order of [`spec::tensors`].
     pub entries: Vec<Param>,

@@ -46,7 +46,7 @@ fn labelled(batch: &TrainBatch) -> (Vec<u32>, Vec<u32>, Vec<usize>) {
 }
 
 impl Model {
-    /// Forward and backward of an objective over log-probabilities; gradients are added to `params.grad`.
+    /// Forward and backward of an objective over log-probabilities; gradients are added to those of `params`.
     ///
     /// `slope(s, log_probs, out)` is asked once for each sequence s: it writes dL/dlog p of each of its labelled rows.
     /// MTP modules are trained beside it on the same rows, by cross entropy times `loss.mtp_scale`, without touching
@@ -110,7 +110,7 @@ impl Model {
     }
 
     /// Forward and backward of a divergence from a teacher's likeliest tokens at each labelled row, times
-    /// `loss.loss_scale`; gradients are added to `params.grad`. The stats' main loss is the sum of divergences.
+    /// `loss.loss_scale`; gradients are added to those of `params`. The stats' main loss is the sum of divergences.
     ///
     /// # Panics
     /// As [`Model::train_step`].

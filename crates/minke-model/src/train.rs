@@ -81,7 +81,7 @@ pub struct ExpertLoad {
 }
 
 impl Model {
-    /// Forward and backward over a batch; gradients are added to `params.grad`.
+    /// Forward and backward over a batch; gradients are added to those of `params`.
     ///
     /// # Panics
     /// When the batch contradicts itself or names tokens outside the vocabulary.
@@ -104,7 +104,7 @@ impl Model {
         detached: bool,
         head: &mut dyn FnMut(&mut Context<'_>, &Var, HeadWeights),
     ) -> StepStats {
-        if self.params.grad.len() != self.params.data.len() {
+        if !self.params.trains() {
             self.params.zero_grad();
         }
         let mut pass = self.pass(batch, loss.balance_alpha);

@@ -157,7 +157,7 @@ fn losses_and_gradients_match_transformers() {
             }
             let expected = case.vectors.f32(&name);
             let scale = expected.iter().fold(0.0f32, |m, x| m.max(x.abs())).max(1e-6);
-            let off = worst(&model.params.grad[entry.range.clone()], &expected) / scale;
+            let off = worst(model.params.grads().of(entry.range.clone()), &expected) / scale;
             if off > worst_of.0 || off.is_nan() {
                 worst_of = (off, entry.name.clone());
             }
@@ -238,7 +238,7 @@ fn gradients_are_the_same_bits_at_any_thread_count() {
                 let mut case = load(&folder, Some(precision));
                 let (batch, options) = (batch(&case), LossOptions { balance_alpha: 0.01, ..options(&case) });
                 case.model.train_step(&Cpu::detect(threads), &batch, &options);
-                case.model.params.grad.clone()
+                case.model.params.grads().to_vec()
             });
             assert_same_bits("gradients, 2 threads", &grads[1], &grads[0]);
             assert_same_bits("gradients, 3 threads", &grads[2], &grads[0]);
@@ -257,7 +257,7 @@ fn layers_that_are_computed_twice_change_no_bit() {
                 let (batch, options) = (batch(&case), LossOptions { balance_alpha: 0.01, ..options(&case) });
                 // two micro-batches of one step
                 let stats = [(); 2].map(|()| case.model.train_step(&Cpu::detect(threads), &batch, &options));
-                (case.model.params.grad.clone(), stats)
+                (case.model.params.grads().to_vec(), stats)
             };
             let (grads, stats) = pass(Recompute::None, 2);
             for threads in [1, 2, 3] {

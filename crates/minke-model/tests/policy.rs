@@ -183,12 +183,13 @@ fn a_constant_slope_is_cross_entropy() {
     let n = rollouts.iter().map(|r| r.log_probs.len()).sum::<usize>() as f32;
     let loss = LossOptions { loss_scale: 1.0 / n, mtp_scale: vec![], balance_alpha: 0.0 };
     let plain = model.train_step(&cpu, &batch.rows, &loss);
-    let expected = model.params.grad.clone();
+    let expected = model.params.grads().to_vec();
     model.params.zero_grad();
     let stats = model.policy_step(&cpu, &batch, &loss, &mut |_, _, out| out.fill(-1.0 / n));
     assert!((plain.loss_sum - stats.stats.loss_sum).abs() < 1e-4 * plain.loss_sum.abs());
     let largest = expected.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
-    let worst = expected.iter().zip(&model.params.grad).fold(0.0_f32, |m, (a, b)| m.max((a - b).abs()));
+    let worst =
+        expected.iter().zip(&model.params.grads().to_vec()).fold(0.0_f32, |m, (a, b)| m.max((a - b).abs()));
     assert!(worst <= 1e-6 * largest, "{worst} of {largest}");
 }
 
@@ -206,7 +207,7 @@ fn prediction_modules_learn_beside_the_policy_and_do_not_pull_at_it() {
         let of = |module: bool| -> Vec<f32> {
             let entries =
                 model.params.entries.iter().filter(|e| e.name.starts_with("model.layers.3.") == module);
-            entries.flat_map(|e| model.params.grad[e.range.clone()].to_vec()).collect()
+            entries.flat_map(|e| model.params.grads().of(e.range.clone()).to_vec()).collect()
         };
         (of(false), of(true))
     };
@@ -229,7 +230,7 @@ fn a_model_has_nothing_to_learn_from_itself() {
             model.params.zero_grad();
             let stats = model.distill_step(&cpu, &rows, &loss, &teacher, divergence, temperature);
             assert!(stats.loss_sum.abs() < 1e-4, "{divergence:?} {k}: {}", stats.loss_sum);
-            let largest = model.params.grad.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+            let largest = model.params.grads().to_vec().iter().fold(0.0_f32, |m, x| m.max(x.abs()));
             assert!(largest < 1e-3, "{divergence:?} {k}: {largest}");
         }
     }

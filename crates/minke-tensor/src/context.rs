@@ -113,7 +113,7 @@ impl<'a> Context<'a> {
         Self { cpu, store, timers: Timers::default(), tracking: Tracking::Off, tape, grads, coded: None }
     }
 
-    /// A context that records; gradients of weights are added to `store.grad`.
+    /// A context that records; gradients of weights are added to those of the store.
     pub fn training(cpu: &'a Cpu, store: &'a mut Store) -> Self {
         Self { tracking: Tracking::Tape, ..Self::inference(cpu, store) }
     }
@@ -178,7 +178,7 @@ impl<'a> Context<'a> {
 
     /// Runs the recorded steps, the last first. The tape is empty afterwards.
     pub fn backward(&mut self) {
-        Memory::turns_back();
+        Memory::turns_back(self.store.grad_bytes());
         self.unwind();
         self.store.settle_grad();
     }

@@ -1,10 +1,12 @@
-//! All weights of a model: one flat buffer of f32 masters, one of gradients, and packed copies for products.
+//! All weights of a model: one flat buffer of f32 masters, a gradient for each, and packed copies for products.
 
 use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::grads::Grads;
 use crate::inputs::{InputSums, Inputs};
+use crate::tensor::Tensor;
 use minke_cpu::fp8::{Cuts, Fp8};
 use minke_cpu::gemm::{Compute, Elements, Packed, Packed8, Weight8};
 use minke_cpu::stored::StoredWeight;
@@ -57,8 +59,8 @@ struct Weight {
     made: Option<Made>,
     /// Keys and values of heads, where latent attention runs in its absorbed form.
     absorbed: Option<Box<[Packed; 2]>>,
-    /// Whether its gradient was written since it was last zero; until then what lies there is of an earlier step.
-    summed: bool,
+    /// Its gradient, if a backward pass came by since it was last zero.
+    grad: Option<Tensor>,
 }
 
 impl Weight {
@@ -103,15 +105,18 @@ pub enum PackedWeight<'a> {
     Stored(&'a StoredWeight),
 }
 
-/// Weights, gradients and packed copies. Optimizers see two flat slices; products see packed operands that are made
-/// again, once, after each change of the weights.
+/// Weights, gradients and packed copies. Optimizers see the flat weights and a gradient for each; products see packed
+/// operands that are made again, once, after each change of the weights.
+///
+/// A gradient exists from its backward pass to the end of the step, in memory that values of the pass have left: the most
+/// that a step holds is about the larger of both, not their sum.
 #[derive(Default)]
 pub struct Store {
     /// The f32 masters of all weights.
     pub data: Vec<f32>,
-    /// Their gradients in the same order, after each backward pass; empty until training asks for them.
-    pub grad: Vec<f32>,
     weights: Vec<Weight>,
+    /// Whether gradients are asked for.
+    trains: bool,
     any_fp8: bool,
     /// Packed copies that large weights share while training: a step reads each once per direction, one after another.
     shared: [Shared; 2],
@@ -191,7 +196,7 @@ impl Store {
         let Stack { groups, parts, rows, cols } = shape;
         let packed = [Copy::empty(fp8), Copy::empty(fp8)];
         self.any_fp8 |= fp8.is_some();
-        let (fresh, summed) = ([false; 2], false);
+        let (fresh, grad) = ([false; 2], None);
         let (made, absorbed) = (None, None);
         let weight = Weight {
             range,
@@ -206,7 +211,7 @@ impl Store {
             fresh,
             made,
             absorbed,
-            summed,
+            grad,
         };
         self.weights.push(weight);
         WeightId(self.weights.len() - 1)
@@ -261,7 +266,7 @@ impl Store {
         }
     }
 
-    /// Where the weight lies in `data` and `grad`: nowhere, if codes are all that there is of it.
+    /// Where the weight lies in `data`: nowhere, if codes are all that there is of it.
     pub fn range(&self, id: WeightId) -> Range<usize> {
         self.weights[id.0].range.clone()
     }
@@ -316,10 +321,8 @@ impl Store {
     /// When codes are all that there is of it.
     pub fn with_grad(&mut self, id: WeightId) -> (&[f32], &mut [f32]) {
         let range = self.elements(id);
-        if !std::mem::replace(&mut self.weights[id.0].summed, true) {
-            self.grad[range.clone()].fill(0.0);
-        }
-        (&self.data[range.clone()], &mut self.grad[range])
+        let grad = self.weights[id.0].grad.get_or_insert_with(|| Tensor::zeros(1, range.len(), DType::F32));
+        (&self.data[range], grad.f32_mut())
     }
 
     /// The weight's gradient, to be written by a product, and whether the product adds to what is there.
@@ -327,9 +330,34 @@ impl Store {
     /// # Panics
     /// When codes are all that there is of the weight.
     pub fn grad_sum(&mut self, id: WeightId) -> (&mut [f32], bool) {
-        let range = self.elements(id);
-        let summed = std::mem::replace(&mut self.weights[id.0].summed, true);
-        (&mut self.grad[range], summed)
+        let len = self.elements(id).len();
+        let grad = &mut self.weights[id.0].grad;
+        let summed = grad.is_some();
+        (grad.get_or_insert_with(|| Tensor::uninit(1, len, DType::F32)).f32_mut(), summed)
+    }
+
+    /// The weight's gradient after a backward pass.
+    ///
+    /// # Panics
+    /// When there was none.
+    pub fn grad(&self, id: WeightId) -> &[f32] {
+        let grad = self.weights[id.0].grad.as_ref();
+        grad.expect("a gradient is there between a backward pass and `zero_grad`").f32()
+    }
+
+    /// The gradients that there are.
+    pub fn grads(&self) -> Grads<'_> {
+        grads(&self.weights)
+    }
+
+    /// All weights, to be moved, and the gradients that there are.
+    pub fn data_and_grads(&mut self) -> (&mut [f32], Grads<'_>) {
+        (&mut self.data, grads(&self.weights))
+    }
+
+    /// Bytes of the gradients that there are.
+    pub fn grad_bytes(&self) -> usize {
+        self.weights.iter().filter_map(|weight| weight.grad.as_ref()).map(Tensor::bytes).sum()
     }
 
     /// From now on sums up what products forward read ([`Store::inputs`]), from zero, or no longer does.
@@ -358,8 +386,7 @@ impl Store {
         }
     }
 
-    /// Makes all gradients zero. Memory is not touched: the next product that sums one overwrites it, and
-    /// [`Store::settle_grad`] does the rest.
+    /// Makes all gradients zero, which is to have none: the next backward pass writes them anew.
     ///
     /// # Panics
     /// When codes are all that there is of a weight.
@@ -368,20 +395,22 @@ impl Store {
             !self.only_runs(),
             "a model that was loaded to run, with weights in codes or files alone, cannot be trained"
         );
-        if self.grad.len() != self.data.len() {
-            self.grad = vec![0.0; self.data.len()];
-        }
+        self.trains = true;
         for weight in &mut self.weights {
-            weight.summed = false;
+            weight.grad = None;
         }
     }
 
-    /// Writes the zeros of gradients that nothing was added to, after which `grad` is what it says.
+    /// Whether somebody asked for gradients.
+    pub fn trains(&self) -> bool {
+        self.trains
+    }
+
+    /// Writes the zeros of gradients that nothing was added to.
     pub fn settle_grad(&mut self) {
         for weight in &mut self.weights {
-            if !std::mem::replace(&mut weight.summed, true) {
-                self.grad[weight.range.clone()].fill(0.0);
-            }
+            let len = weight.range.len();
+            weight.grad.get_or_insert_with(|| Tensor::zeros(1, len, DType::F32));
         }
     }
 
@@ -447,7 +476,7 @@ impl Store {
     }
 
     fn packed(&mut self, cpu: &Cpu, id: WeightId, direction: usize) -> PackedWeight<'_> {
-        let training = !self.grad.is_empty();
+        let training = self.trains;
         let made = if self.weights[id.0].fresh[direction] { Vec::new() } else { self.weights[id.0].make() };
         let Weight { range, only_runs, groups, rows, cols, dtype, fp8, parts, packed, fresh, .. } =
             &mut self.weights[id.0];
@@ -486,6 +515,11 @@ impl Store {
             Copy::Stored(weight) => PackedWeight::Stored(weight),
         }
     }
+}
+
+fn grads(weights: &[Weight]) -> Grads<'_> {
+    let with = weights.iter().filter(|weight| !weight.range.is_empty());
+    Grads::new(with.filter_map(|weight| Some((weight.range.start, weight.grad.as_ref()?.f32()))).collect())
 }
 
 fn plain(packed: PackedWeight<'_>) -> &Packed {

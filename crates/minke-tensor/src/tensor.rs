@@ -1,17 +1,12 @@
 //! A matrix and where its memory comes from.
 
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
+use minke_cpu::arena::{self, Piece};
 use minke_cpu::fp8::{self, Codes, CodesMut, Cuts, Fp8};
-use minke_cpu::scratch::AlignedBuf;
 use minke_cpu::{Cpu, DType, View, ViewMut};
 use minke_num::bf16;
-
-/// Buffers that were dropped, by size: a training step asks for the same sizes again and again, and fresh memory
-/// costs a page fault per 4 KiB.
-static FREE: Mutex<Option<HashMap<usize, Vec<AlignedBuf>>>> = Mutex::new(None);
 
 /// Bytes of the buffers of tensors, over all models of the process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,14 +24,13 @@ pub struct Memory {
 static LIVE: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 static KEPT: AtomicUsize = AtomicUsize::new(0);
-static HELD: AtomicUsize = AtomicUsize::new(0);
 
 impl Memory {
     /// As it is.
     pub fn now() -> Self {
-        let [live_bytes, peak_bytes, kept_bytes, held_bytes] =
-            [&LIVE, &PEAK, &KEPT, &HELD].map(|counter| counter.load(Ordering::Relaxed));
-        Self { live_bytes, peak_bytes, kept_bytes, held_bytes }
+        let [live_bytes, peak_bytes, kept_bytes] =
+            [&LIVE, &PEAK, &KEPT].map(|counter| counter.load(Ordering::Relaxed));
+        Self { live_bytes, peak_bytes, kept_bytes, held_bytes: arena::held_bytes() }
     }
 
     /// Forgets what was before.
@@ -45,54 +39,27 @@ impl Memory {
         KEPT.store(0, Ordering::Relaxed);
     }
 
-    /// A backward pass begins.
-    pub(crate) fn turns_back() {
-        KEPT.fetch_max(LIVE.load(Ordering::Relaxed), Ordering::Relaxed);
+    /// A backward pass begins; of what is in use, so many bytes are gradients of weights.
+    pub(crate) fn turns_back(gradients: usize) {
+        KEPT.fetch_max(LIVE.load(Ordering::Relaxed).saturating_sub(gradients), Ordering::Relaxed);
     }
 }
 
-/// Gives the system back what is not in use, for who will never ask for the same sizes again.
-pub fn release() {
-    let free = FREE.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let bytes: usize = free.iter().flatten().map(|(class, buffers)| class * buffers.len()).sum();
-    HELD.fetch_sub(bytes, Ordering::Relaxed);
-}
-
-/// The size of the buffer that `bytes` are put into: eight sizes per power of two, few enough that buffers are found
-/// again, at most an eighth too large.
-pub fn size_class(bytes: usize) -> usize {
-    let step = (bytes.max(64).next_power_of_two() / 16).max(64);
-    bytes.max(64).next_multiple_of(step)
-}
-
-struct Storage {
-    buf: AlignedBuf,
-    class: usize,
-}
+/// A buffer; memory comes back to tensors when it is dropped.
+struct Storage(Piece);
 
 impl Storage {
     fn new(bytes: usize) -> Self {
-        let class = size_class(bytes);
-        let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = free.get_or_insert_with(HashMap::new).get_mut(&class).and_then(Vec::pop);
-        drop(free);
-        if found.is_none() {
-            HELD.fetch_add(class, Ordering::Relaxed);
-        }
-        let mut buf = found.unwrap_or_default();
-        buf.get::<u8>(class);
-        let live = LIVE.fetch_add(class, Ordering::Relaxed) + class;
+        let piece = Piece::new(bytes);
+        let live = LIVE.fetch_add(piece.bytes(), Ordering::Relaxed) + piece.bytes();
         PEAK.fetch_max(live, Ordering::Relaxed);
-        Self { buf, class }
+        Self(piece)
     }
 }
 
 impl Drop for Storage {
     fn drop(&mut self) {
-        LIVE.fetch_sub(self.class, Ordering::Relaxed);
-        let buf = std::mem::take(&mut self.buf);
-        let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
-        free.get_or_insert_with(HashMap::new).entry(self.class).or_default().push(buf);
+        LIVE.fetch_sub(self.0.bytes(), Ordering::Relaxed);
     }
 }
 
@@ -118,7 +85,7 @@ impl Tensor8 {
     pub fn made<T>(rows: usize, cuts: Cuts, how: Fp8, make: impl FnOnce(CodesMut<'_>) -> T) -> (Self, T) {
         let mut codes = Storage::new(rows * cuts.len);
         let mut scales = Tensor::uninit(rows, cuts.blocks(), DType::F32);
-        let to = CodesMut { codes: codes.buf.get(rows * cuts.len), scales: scales.f32_mut(), cuts, how };
+        let to = CodesMut { codes: codes.0.get(rows * cuts.len), scales: scales.f32_mut(), cuts, how };
         let made = make(to);
         (Self { codes: Arc::new(codes), scales, cuts }, made)
     }
@@ -135,7 +102,7 @@ impl Tensor8 {
 
     /// What products read; rows through `index` if there is one.
     pub fn codes<'a>(&'a self, index: Option<&'a [u32]>) -> Codes<'a> {
-        let codes = self.codes.buf.view(self.rows() * self.cuts.len);
+        let codes = self.codes.0.view(self.rows() * self.cuts.len);
         Codes { codes, scales: self.scales.f32(), cuts: self.cuts, index }
     }
 
@@ -206,8 +173,8 @@ impl Tensor {
     pub fn view(&self) -> View<'_> {
         let n = self.rows * self.cols;
         match self.dtype {
-            DType::F32 => View::F32(self.storage.buf.view(n)),
-            DType::Bf16 => View::Bf16(self.storage.buf.view(n)),
+            DType::F32 => View::F32(self.storage.0.view(n)),
+            DType::Bf16 => View::Bf16(self.storage.0.view(n)),
         }
     }
 
@@ -219,8 +186,8 @@ impl Tensor {
         let n = self.rows * self.cols;
         let storage = Arc::get_mut(&mut self.storage).expect("a tensor that is written is not shared");
         match self.dtype {
-            DType::F32 => ViewMut::F32(storage.buf.get(n)),
-            DType::Bf16 => ViewMut::Bf16(storage.buf.get(n)),
+            DType::F32 => ViewMut::F32(storage.0.get(n)),
+            DType::Bf16 => ViewMut::Bf16(storage.0.get(n)),
         }
     }
 
@@ -249,6 +216,11 @@ impl Tensor {
     /// Whether both are the same memory.
     pub fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.storage, &other.storage)
+    }
+
+    /// Bytes that it takes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.storage.0.bytes()
     }
 
     /// All elements widened to f32.

@@ -53,13 +53,13 @@ pub struct MemoryUse {
     pub weights_bytes: usize,
     /// The same weights as products read them.
     pub packed_bytes: usize,
-    /// Gradients of weights.
+    /// Gradients of weights, which are in `tensors_bytes`.
     pub gradients_bytes: usize,
     /// Moments.
     pub optimizer_bytes: usize,
     /// Values that forward passes keep for backward passes: activations.
     pub kept_bytes: usize,
-    /// All tensors of a step when there were most: activations, their gradients, working memory of operations.
+    /// All tensors of a step when there were most: activations, gradients, working memory of operations.
     pub tensors_bytes: usize,
 }
 
@@ -150,7 +150,7 @@ pub fn run(options: &Options) -> Result<Figures> {
     let memory = MemoryUse {
         weights_bytes: size_of_val(&params.data[..]),
         packed_bytes: params.packed_bytes(),
-        gradients_bytes: size_of_val(&params.grad[..]),
+        gradients_bytes: size_of_val(&params.data[..]),
         optimizer_bytes: trainer.optimizer().bytes(),
         kept_bytes: tensors.kept_bytes,
         tensors_bytes: tensors.peak_bytes,

@@ -39,13 +39,22 @@ fn leaves(text: &str) -> Result<BTreeMap<String, String>, String> {
     Ok(leaves)
 }
 
+/// Keys that recipes did not always have, and what they were before.
+const LATER: [(&str, &str); 1] = [("train.moments", "\"auto\"")];
+
 /// The leaves of both recipes.
 fn both(folder: &Path, stored: &str, now: &str) -> Result<[BTreeMap<String, String>; 2]> {
-    let stored = leaves(stored).map_err(|why| TrainError::Changed {
+    let mut stored = leaves(stored).map_err(|why| TrainError::Changed {
         path: folder.to_owned(),
         differences: format!("  recipe.toml in it is no recipe any more: {why}"),
     })?;
-    Ok([stored, leaves(now).expect("a resolved recipe is TOML")])
+    let now = leaves(now).expect("a resolved recipe is TOML");
+    for (key, before) in LATER {
+        if now.contains_key(key) {
+            stored.entry(key.to_owned()).or_insert_with(|| before.to_owned());
+        }
+    }
+    Ok([stored, now])
 }
 
 /// Whether the section `data` is the same, so that the prepared data must be.
@@ -119,6 +128,9 @@ mod tests {
         let stored = recipe(&[]).to_toml();
         let free = recipe(&["train.keep=7", "run.out=elsewhere", "train.eval_every=3", "sample.tokens=5"]);
         check_recipe(Path::new("runs/a"), &stored, &free).unwrap();
+        let older = stored.replace("moments = \"auto\"", "");
+        assert_ne!(older, stored);
+        check_recipe(Path::new("runs/a"), &older, &free).unwrap();
         let other = recipe(&["train.lr=0.5", "run.seed=3", "precision=f32"]);
         let error = check_recipe(Path::new("runs/a"), &stored, &other).unwrap_err().to_string();
         for part in ["runs/a", "run.seed: was 0, is 3", "train.lr: was", "is 0.5", "precision", "--out"] {

@@ -13,7 +13,7 @@ use minke_model::{ExpertLoad, IGNORE, LossOptions, Model, Recompute, StepStats, 
 use minke_tensor::WeightId;
 
 use crate::error::{Result, TrainError};
-use crate::optim::{self, Optimizer, Rates, Settings};
+use crate::optim::{Optimizer, Rates, Settings};
 use crate::recipe::{Optim, Resolved};
 use crate::schedule::Schedule;
 
@@ -155,7 +155,7 @@ fn share(n: usize) -> f64 {
 impl Trainer {
     /// A trainer at its first step.
     pub fn new(mut model: Model, settings: &Settings, course: Course) -> Self {
-        let moments = optim::moments(model.precision);
+        let moments = settings.moments.dtype(model.precision, settings.betas);
         let optimizer = Optimizer::new(settings, &model.params.entries, moments);
         model.params.zero_grad();
         model.recompute = course.recompute;
@@ -217,7 +217,7 @@ impl Trainer {
     }
 
     /// One step whose passes are not the usual one: `pass(model, m, options)` goes forward and backward through
-    /// micro-batch m, adds to `params.grad` what `options` scale, and gives its sums.
+    /// micro-batch m, adds to the gradients what `options` scale, and gives its sums.
     ///
     /// # Errors
     /// As [`Trainer::update`].
@@ -260,7 +260,7 @@ impl Trainer {
         })
     }
 
-    /// The second half of a step: norm and clipping of the gradient that lies in `model.params.grad`, the optimizer,
+    /// The second half of a step: norm and clipping of the gradients of `model.params`, the optimizer,
     /// and the router's bias by `load`, the tokens per expert of the whole batch by layer.
     ///
     /// Where the loss or the gradient is not finite, the step is counted and nothing else: weights, the optimizer's
@@ -272,7 +272,7 @@ impl Trainer {
         let start = Instant::now();
         let step = self.optimizer.steps() + 1;
         let Course { clip, bias_update_speed, .. } = self.course;
-        let grad_norm = sum_squares(cpu, &self.model.params.grad).sqrt();
+        let grad_norm = sum_squares(cpu, &self.model.params.grads().parts()).sqrt();
         let factor = self.course.schedule.factor(step - 1, self.course.steps);
         let rates = Rates { adamw: self.course.rates.adamw * factor, muon: self.course.rates.muon * factor };
         let runaway =
@@ -289,8 +289,8 @@ impl Trainer {
         self.skipped = 0;
         // the formula of torch.nn.utils.clip_grad_norm_
         let scale = if clip > 0.0 { (clip / (grad_norm + 1e-6)).min(1.0) } else { 1.0 };
-        let store = &mut *self.model.params;
-        self.optimizer.step(cpu, &mut store.data, &store.grad, rates, scale as f32);
+        let (data, grads) = self.model.params.data_and_grads();
+        self.optimizer.step(cpu, data, &grads, rates, scale as f32);
         for (bias, counts) in load {
             if let Some(bias) = bias {
                 let range = self.model.params.range(*bias);
@@ -348,7 +348,8 @@ mod tests {
             let batch = batch(1);
             trainer.step_by(&cpu, &batch, &mut |model, at, options| {
                 let stats = model.train_step(&cpu, &batch[at], options);
-                model.params.grad[7] = f32::NAN;
+                let first = model.params.ids().next().unwrap();
+                model.params.with_grad(first).1[7] = f32::NAN;
                 stats
             })
         };

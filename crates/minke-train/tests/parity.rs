@@ -10,7 +10,7 @@ use minke_data::hf::WeightFiles;
 use minke_infer::{WeightFolder, read_config};
 use minke_model::{DType, IGNORE, Model, MtpTargets, Precision, Purpose, Recompute, Segment, TrainBatch};
 use minke_train::optim::{Rates, Settings};
-use minke_train::recipe::Optimizer;
+use minke_train::recipe::{Moments, Optimizer};
 use minke_train::schedule::{Decay, Schedule};
 use minke_train::trainer::{Course, Trainer};
 
@@ -61,6 +61,7 @@ fn losses(folder: &Path, cpu: &Cpu, apart: bool) -> Vec<f64> {
     let settings = Settings {
         optimizer: Optimizer::AdamW,
         betas: [0.9, 0.95],
+        moments: Moments::F32,
         eps: 1e-8,
         weight_decay: 0.1,
         muon_momentum: 0.95,

@@ -167,12 +167,10 @@ fn backward(
     });
     // each is let go of as soon as it was read: here a step holds most
     drop(gu);
-    let h = Input::Plain(h);
     cx.timed("experts dW", |cx| {
-        linear::grouped_weight_grad(cx, d_y, of_slot, &h, None, offsets, w.down);
+        linear::grouped_weight_grad(cx, d_y, of_slot, &Input::Plain(h), None, offsets, w.down);
         linear::grouped_weight_grad(cx, &d_gu, None, x, of_slot, offsets, w.gate_up);
     });
-    drop(h);
     let d_x_slots = cx.timed("experts dx", |cx| {
         linear::grouped_input_grad(cx, &d_gu, None, offsets, w.gate_up, act, Scales::Usual)
     });

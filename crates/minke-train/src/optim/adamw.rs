@@ -1,16 +1,17 @@
-//! `AdamW` over the tensors that have it, neighbours of one kind in one call.
+//! `AdamW` over the tensors that have it, neighbours of one kind together.
 
 use minke_cpu::adamw::{AdamW, adamw};
 use minke_cpu::{Cpu, DType, View, ViewMut};
 use minke_model::Param;
 use minke_num::bf16;
+use minke_tensor::Grads;
 
 use super::{Settings, Slot, cut, cut_mut, slots};
 
-/// A stretch of the flat weights that one kernel call updates.
+/// A stretch of the flat weights that is updated as one.
 #[derive(Debug, Clone)]
 struct Run {
-    /// In weights and gradients.
+    /// In the weights.
     range: std::ops::Range<usize>,
     /// First element in the moments.
     offset: usize,
@@ -88,22 +89,22 @@ impl Group {
         lr: f64,
         grad_scale: f32,
         data: &mut [f32],
-        grad: &[f32],
+        grads: &Grads<'_>,
     ) {
         let Settings { betas: [beta1, beta2], eps, weight_decay, .. } = self.settings;
         for Run { range, offset, decays } in &self.runs {
             let weight_decay = if *decays { weight_decay } else { 0.0 };
-            let state = *offset..offset + range.len();
-            adamw(
-                cpu,
-                &AdamW { lr, beta1, beta2, eps, weight_decay },
-                step,
-                grad_scale,
-                &mut data[range.clone()],
-                &grad[range.clone()],
-                self.mean.view_mut().part(state.clone()),
-                self.square.view_mut().part(state),
-            );
+            let by = AdamW { lr, beta1, beta2, eps, weight_decay };
+            let mut updated = range.start;
+            for (part, grad) in grads.within(range.clone()) {
+                assert_eq!(part.start, updated, "every weight that is trained has a gradient");
+                updated = part.end;
+                let state = offset + part.start - range.start..offset + part.end - range.start;
+                let mean = self.mean.view_mut().part(state.clone());
+                let square = self.square.view_mut().part(state);
+                adamw(cpu, &by, step, grad_scale, &mut data[part], grad, mean, square);
+            }
+            assert_eq!(updated, range.end, "every weight that is trained has a gradient");
         }
     }
 

@@ -11,22 +11,18 @@
 //! orthogonalising would move them as far as the others. So it goes with the head.
 //!
 //! State is kept only where it is used (two moments for `AdamW`, one momentum for Muon), in the order of the tensors. The
-//! moments of `AdamW` are bf16 where linear layers are in FP8: DeepSeek-V3 report, section 3.3.3.
+//! moments of `AdamW` are f32 or bf16, as `train.moments` says.
 //! Every element's update depends on its own tensor only, so threads change no bit.
 
 pub mod adamw;
 pub mod muon;
 
 use minke_cpu::{Cpu, DType, View, ViewMut};
+use minke_model::Param;
 use minke_model::spec::Role;
-use minke_model::{Param, Precision};
+use minke_tensor::Grads;
 
 use crate::recipe;
-
-/// What the moments of `AdamW` are kept in.
-pub fn moments(precision: Precision) -> DType {
-    if precision.coded.any() { DType::Bf16 } else { DType::F32 }
-}
 
 /// What does not change during a run.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -35,6 +31,8 @@ pub struct Settings {
     pub optimizer: recipe::Optimizer,
     /// Decay rates of `AdamW`'s two moments.
     pub betas: [f64; 2],
+    /// What these moments are kept in.
+    pub moments: recipe::Moments,
     /// Epsilon of `AdamW`.
     pub eps: f64,
     /// Decoupled weight decay of matrices, in both optimizers.
@@ -45,8 +43,8 @@ pub struct Settings {
 
 impl From<&recipe::Optim> for Settings {
     fn from(optim: &recipe::Optim) -> Self {
-        let recipe::Optim { optimizer, betas, eps, weight_decay, muon_momentum, .. } = *optim;
-        Self { optimizer, betas, eps, weight_decay, muon_momentum }
+        let recipe::Optim { optimizer, betas, moments, eps, weight_decay, muon_momentum, .. } = *optim;
+        Self { optimizer, betas, moments, eps, weight_decay, muon_momentum }
     }
 }
 
@@ -131,14 +129,14 @@ impl Optimizer {
         self.adamw.bytes() + self.muon.bytes()
     }
 
-    /// One step: the flat weights `data` move against `grad_scale * grad`.
+    /// One step: the flat weights `data` move against `grad_scale` times their gradients.
     ///
     /// # Panics
-    /// When the slices are not laid out as the entries given to [`Optimizer::new`].
-    pub fn step(&mut self, cpu: &Cpu, data: &mut [f32], grad: &[f32], rates: Rates, grad_scale: f32) {
+    /// When the weights are not laid out as the entries given to [`Optimizer::new`], or one has no gradient.
+    pub fn step(&mut self, cpu: &Cpu, data: &mut [f32], grads: &Grads<'_>, rates: Rates, grad_scale: f32) {
         self.steps += 1;
-        self.adamw.step(cpu, self.steps, rates.adamw, grad_scale, data, grad);
-        self.muon.step(cpu, rates.muon, grad_scale, data, grad);
+        self.adamw.step(cpu, self.steps, rates.adamw, grad_scale, data, grads);
+        self.muon.step(cpu, rates.muon, grad_scale, data, grads);
     }
 
     /// Shows every piece of state: `(kind, index of the tensor, elements)`, in one order.
@@ -161,7 +159,7 @@ impl Optimizer {
 struct Slot {
     /// Index in the model's entries.
     entry: usize,
-    /// In weights and gradients.
+    /// In the weights.
     range: std::ops::Range<usize>,
     /// First element in the group's state.
     offset: usize,

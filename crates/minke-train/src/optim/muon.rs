@@ -24,6 +24,7 @@ use minke_cpu::gemm::{Compute, Operand, Packed, matmul};
 use minke_cpu::reduce::sum_squares;
 use minke_cpu::{Cpu, View, ViewMut};
 use minke_model::Param;
+use minke_tensor::Grads;
 
 use super::{Settings, Slot, cut, cut_mut, slots};
 
@@ -107,7 +108,7 @@ impl Group {
     }
 
     /// One step of every matrix.
-    pub(super) fn step(&mut self, cpu: &Cpu, lr: f64, grad_scale: f32, data: &mut [f32], grad: &[f32]) {
+    pub(super) fn step(&mut self, cpu: &Cpu, lr: f64, grad_scale: f32, data: &mut [f32], grads: &Grads<'_>) {
         let Self { settings, slots, shapes, order, momentum, workspaces } = self;
         // shared by the tasks
         let workspaces = &*workspaces;
@@ -125,7 +126,7 @@ impl Group {
             let (part, left) = momentum.split_at_mut(slot.len());
             (data, momentum, at) = (rest, left, slot.range.end);
             // a lock only hands the parts over: each is taken once
-            tasks.push(Mutex::new(Task { weight, momentum: part, grad: &grad[slot.range.clone()] }));
+            tasks.push(Mutex::new(Task { weight, momentum: part, grad: grads.of(slot.range.clone()) }));
         }
         let update = |i: usize| {
             let at = order[i];
@@ -223,7 +224,7 @@ impl Workspace {
         let gram = &mut gram[..m * m];
         let one = [0, m as u32];
         let [a, b, c] = QUINTIC;
-        let scale = (1.0 / (sum_squares(cpu, x).sqrt() + NORM_EPS)) as f32;
+        let scale = (1.0 / (sum_squares(cpu, &[x]).sqrt() + NORM_EPS)) as f32;
         for x in x.iter_mut() {
             *x *= scale;
         }

@@ -43,7 +43,8 @@ const SHAPES: [(&[usize], Role); 10] = [
 ];
 
 fn settings(optimizer: recipe::Optimizer) -> Settings {
-    Settings { optimizer, betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.1, muon_momentum: 0.95 }
+    let moments = recipe::Moments::Auto;
+    Settings { optimizer, betas: [0.9, 0.95], moments, eps: 1e-8, weight_decay: 0.1, muon_momentum: 0.95 }
 }
 
 const RATES: Rates = Rates { adamw: 3e-3, muon: 2e-2 };
@@ -54,9 +55,24 @@ fn steps(cpu: &Cpu, optimizer: recipe::Optimizer, count: u64) -> Params {
     let mut optimizer = Optimizer::new(&settings(optimizer), &params.entries, DType::F32);
     for step in 0..count {
         rng::fill_normal(2, step, 1.0, &mut params.grad);
-        optimizer.step(cpu, &mut params.data, &params.grad, RATES, GRAD_SCALE);
+        let grads = in_parts(&params.grad);
+        optimizer.step(cpu, &mut params.data, &grads, RATES, GRAD_SCALE);
     }
     params
+}
+
+/// Gradients as a store has them: both experts are one weight.
+fn in_parts(grad: &[f32]) -> Grads<'_> {
+    let (mut parts, mut at) = (Vec::new(), 0);
+    for (shape, role) in SHAPES {
+        let len: usize = shape.iter().product();
+        match (role, parts.last_mut()) {
+            (Role::ExpertLinear { expert: 1 }, Some((start, part))) => *part = &grad[*start..at + len],
+            _ => parts.push((at, &grad[at..at + len])),
+        }
+        at += len;
+    }
+    Grads::new(parts)
 }
 
 /// Row-major f64 product `a [m, k] b [k, n]`.
@@ -212,7 +228,7 @@ fn state_is_listed_once_and_restores() {
         let mut one = params(&SHAPES);
         let mut first = Optimizer::new(&settings(kind), &one.entries, moments);
         rng::fill_normal(2, 0, 1.0, &mut one.grad);
-        first.step(&cpu, &mut one.data, &one.grad, RATES, 1.0);
+        first.step(&cpu, &mut one.data, &in_parts(&one.grad), RATES, 1.0);
         let mut other = one.clone();
         let mut second = Optimizer::new(&settings(kind), &other.entries, moments);
         for ((to_kind, to_entry, to), (kind, entry, from)) in
@@ -226,8 +242,8 @@ fn state_is_listed_once_and_restores() {
             }
         }
         second.set_steps(first.steps());
-        first.step(&cpu, &mut one.data, &one.grad, RATES, 1.0);
-        second.step(&cpu, &mut other.data, &other.grad, RATES, 1.0);
+        first.step(&cpu, &mut one.data, &in_parts(&one.grad), RATES, 1.0);
+        second.step(&cpu, &mut other.data, &in_parts(&other.grad), RATES, 1.0);
         assert_same_bits("restored", &other.data, &one.data);
         let bytes: usize =
             first.state().iter().map(|(_, _, part)| part.len() * part.dtype().size_bytes()).sum();

@@ -96,7 +96,7 @@ pub struct Memory {
     pub weights_bytes: u64,
     /// The weights as products read them.
     pub packed_bytes: u64,
-    /// Their gradients.
+    /// What their gradients add: most of them lie where values were, unless micro-batches add to them.
     pub gradients_bytes: u64,
     /// Moments and momentum, and what Muon works in.
     pub optimizer_bytes: u64,
@@ -253,9 +253,14 @@ impl Shape {
         self.optim.recompute.into()
     }
 
+    fn moments(&self) -> DType {
+        self.optim.moments.dtype(self.precision, self.optim.betas)
+    }
+
     fn found(&self) -> Found {
         let balance = self.optim.sequence_balance_alpha > 0.0;
-        walk(&self.config, self.precision, self.recompute(), balance, self.batch.rows)
+        let Self { config, precision, batch, accumulation, .. } = self;
+        walk(config, *precision, self.recompute(), balance, batch.rows, *accumulation)
     }
 
     /// Bytes that training on `threads` threads of this level takes at its peak.
@@ -268,7 +273,7 @@ impl Shape {
         let counts = spec::parameters(config);
         let parameters = counts.total + counts.mtp;
         let (adamw, muon, matrices) = trained(config, self.optim.optimizer);
-        let moments = 2 * optim::moments(self.precision).size_bytes() as u64;
+        let moments = 2 * self.moments().size_bytes() as u64;
         // x, its transpose or Gram matrix, the polynomial, a packed operand
         let workspace = matrices.iter().map(|&(m, n)| 4 * (3 * m * n + m.min(n).pow(2))).max().unwrap_or(0);
         let of_attention = attention::scratch_bytes(&config.attention_shape(), self.batch.sequence_length);
@@ -278,10 +283,10 @@ impl Shape {
         let mut memory = Memory {
             weights_bytes: 4 * parameters,
             packed_bytes: packed_bytes(&weights(config, self.precision), level),
-            gradients_bytes: 4 * parameters,
+            gradients_bytes: found.tensor_bytes.saturating_sub(found.values_bytes),
             optimizer_bytes: moments * adamw + 4 * muon + (workspace * threads) as u64,
-            activations_bytes: found.kept_bytes.min(found.tensor_bytes),
-            passing_bytes: found.tensor_bytes.saturating_sub(found.kept_bytes),
+            activations_bytes: found.kept_bytes.min(found.values_bytes),
+            passing_bytes: found.values_bytes.saturating_sub(found.kept_bytes),
             threads_bytes: (thread * threads) as u64,
             process_bytes: PROCESS_BYTES + tokenizer + batch as u64,
             data_bytes: if self.prepares { DATA_BYTES } else { 0 },

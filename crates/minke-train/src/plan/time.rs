@@ -17,7 +17,7 @@ use minke_tensor::{Tensor, Tensor8};
 use serde::Serialize;
 
 use super::{Found, Shape, Weights, Work, compute, trained, weights};
-use crate::optim::{self, muon};
+use crate::optim::muon;
 
 /// Seconds that all measurements share by what they are about; a little more where the least that each needs is more.
 const BUDGET_S: f64 = 2.5;
@@ -333,14 +333,14 @@ fn update_s(shape: &Shape, probe: &mut Probe<'_>) -> f64 {
     let (by_adamw, by_muon, matrices) = trained(&shape.config, shape.optim.optimizer);
     let n = PASS_ELEMENTS.min(counts.total as usize).max(1);
     let (mut w, g) = (vec![0.1; n], vec![0.2; n]);
-    let [mut m, mut v] = [(); 2].map(|()| Tensor::zeros(1, n, optim::moments(shape.precision)));
+    let [mut m, mut v] = [(); 2].map(|()| Tensor::zeros(1, n, shape.moments()));
     let cfg = AdamW { lr: 1e-9, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
     probe.allow(PIECE_S);
     let adamw_s =
         probe.seconds(|| adamw(cpu, &cfg, 10, 1.0, &mut w, &g, m.view_mut(), v.view_mut())) / n as f64;
     let mut sum = 0.0;
     probe.allow(PIECE_S);
-    let norm_s = probe.seconds(|| sum += sum_squares(cpu, &g)) / n as f64;
+    let norm_s = probe.seconds(|| sum += sum_squares(cpu, &[&g])) / n as f64;
     std::hint::black_box(sum);
     let mut total = adamw_s * by_adamw as f64 + norm_s * parameters;
     // matrices are tasks of one thread each where there are many
@@ -368,8 +368,7 @@ fn update_s(shape: &Shape, probe: &mut Probe<'_>) -> f64 {
         total += once * count as f64 * share;
     }
     // a moment less than two in f32, as much as two in bf16
-    total +=
-        adamw_s * if optim::moments(shape.precision) == DType::F32 { 0.75 } else { 1.0 } * by_muon as f64;
+    total += adamw_s * if shape.moments() == DType::F32 { 0.75 } else { 1.0 } * by_muon as f64;
     // packed per direction, the first of which turns the weight over
     let side = PACKED_SIDE;
     let mut by_kind: HashMap<Weights, usize> = HashMap::new();
@@ -465,7 +464,7 @@ pub(super) fn predict(shape: &Shape, found: &Found, cpu: &Cpu) -> Time {
     time.tok_s = (shape.batch.rows * shape.accumulation) as f64 / time.step_s;
     time.run_s = time.step_s * shape.steps as f64;
     drop(probe);
-    minke_tensor::release();
+    minke_cpu::arena::release();
     time.measuring_s = start.elapsed().as_secs_f64();
     time
 }

@@ -27,8 +27,8 @@ use reader::Places;
 pub use reader::{BYTES, Section, TOKENS, Units};
 use sections::GivenTrain;
 pub use sections::{
-    Data, Dtype, Optim, Optimizer, Precision, Recompute, Run, Sample, Scales, Scaling, Source, Train,
-    located, optim, precision, run,
+    Data, Dtype, Moments, Optim, Optimizer, Precision, Recompute, Run, Sample, Scales, Scaling, Source,
+    Train, located, optim, precision, run,
 };
 use tree::Texts;
 

@@ -82,6 +82,8 @@ pub struct Optim {
     pub muon_momentum: f64,
     /// Decay rates of `AdamW`'s two moments.
     pub betas: [f64; 2],
+    /// What these moments are kept in.
+    pub moments: Moments,
     /// Epsilon of `AdamW`.
     pub eps: f64,
     /// Decoupled weight decay of matrices.
@@ -113,6 +115,42 @@ impl Optim {
     pub fn schedule(&self) -> Schedule {
         let Self { warmup_share, decay_share, decay, final_lr_share, .. } = *self;
         Schedule { warmup_share, decay_share, decay, final_share: final_lr_share }
+    }
+}
+
+/// What `AdamW`'s moments are kept in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Moments {
+    /// bf16 where linear layers are in FP8, f32 elsewhere.
+    Auto,
+    /// f32.
+    F32,
+    /// bf16: DeepSeek-V3 report, section 3.3.3.
+    Bf16,
+}
+
+impl Moments {
+    /// Names that recipes use.
+    const CHOICES: [(&'static str, Self); 3] =
+        [("auto", Self::Auto), ("f32", Self::F32), ("bf16", Self::Bf16)];
+    /// The slowest decay of the second moment that bf16 can follow: with a slower one it changes by less than half of its
+    /// last place in a step and stands still.
+    pub const SLOWEST_BF16: f64 = 0.99;
+
+    /// The name that recipes use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    /// The type, for a model of this precision and these decay rates.
+    pub fn dtype(self, precision: minke_model::Precision, betas: [f64; 2]) -> DType {
+        let coded = precision.coded.any() && betas[1] <= Self::SLOWEST_BF16;
+        if self == Self::Bf16 || self == Self::Auto && coded { DType::Bf16 } else { DType::F32 }
     }
 }
 
@@ -393,6 +431,15 @@ pub fn located(path: String, folder: Option<&Path>) -> String {
 pub fn optim(s: &mut Section, defaults: Optim) -> Result<Optim, RecipeError> {
     let optimizers = [("adamw", Optimizer::AdamW), ("muon", Optimizer::Muon)];
     let decays = [("linear", Decay::Linear), ("one_minus_sqrt", Decay::OneMinusSqrt)];
+    let betas = s.decays("betas")?.unwrap_or(defaults.betas);
+    let moments = s.choice("moments", &Moments::CHOICES)?.unwrap_or(defaults.moments);
+    if moments == Moments::Bf16 && betas[1] > Moments::SLOWEST_BF16 {
+        let expected = format!(
+            "\"f32\", or betas[1] of {} at most: bf16 cannot follow slower ones",
+            Moments::SLOWEST_BF16
+        );
+        return Err(s.conflict("moments", "\"bf16\"", &expected));
+    }
     Ok(Optim {
         optimizer: s.choice("optimizer", &optimizers)?.unwrap_or(defaults.optimizer),
         lr: s.positive("lr")?.unwrap_or(defaults.lr),
@@ -400,7 +447,8 @@ pub fn optim(s: &mut Section, defaults: Optim) -> Result<Optim, RecipeError> {
         muon_momentum: s
             .float("muon_momentum", "a number from 0 to below 1", |share| (0.0..1.0).contains(&share))?
             .unwrap_or(defaults.muon_momentum),
-        betas: s.decays("betas")?.unwrap_or(defaults.betas),
+        betas,
+        moments,
         eps: s.positive("eps")?.unwrap_or(defaults.eps),
         weight_decay: s.not_negative("weight_decay")?.unwrap_or(defaults.weight_decay),
         warmup_share: s.share("warmup_share")?.unwrap_or(defaults.warmup_share),
@@ -426,6 +474,7 @@ impl Optim {
         muon_lr: 0.0,
         muon_momentum: 0.95,
         betas: [0.9, 0.95],
+        moments: Moments::Auto,
         eps: 1e-8,
         weight_decay: 0.1,
         warmup_share: 0.02,

@@ -228,7 +228,7 @@ fn the_vocabulary_comes_from_one_place() {
 #[test]
 fn messages_point_at_the_place() {
     let sources = "[[data.sources]]\npath = '/a'\n";
-    let cases: [(&str, &[&str]); 31] = [
+    let cases: [(&str, &[&str]); 32] = [
         ("[run\nname = 1", &[]),
         ("[train]\nlr = 0.1\nlr = 0.2", &[]),
         ("[trian]\nlr = 0.1\n", &[]),
@@ -238,6 +238,7 @@ fn messages_point_at_the_place() {
         ("[train]\nbatch_size = 0\n", &[]),
         ("[train]\ntokens = '4 apples'\n", &[]),
         ("[train]\nbetas = [0.9, 1.5]\n", &[]),
+        ("[train]\nbetas = [0.9, 0.999]\nmoments = 'bf16'\n", &[]),
         ("[train]\noptimizer = 'sgd'\n", &[]),
         ("[train]\nseed = 1\n", &[]),
         ("train = 3\n", &[]),

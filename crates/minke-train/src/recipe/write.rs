@@ -166,6 +166,7 @@ fn write_train(w: &mut Writer, resolved: &Resolved) {
     w.put("muon_lr", float(optim.muon_lr));
     w.put("muon_momentum", float(optim.muon_momentum));
     w.put("betas", format!("[{}, {}]", float(optim.betas[0]), float(optim.betas[1])));
+    w.put("moments", string(optim.moments.name()));
     w.put("eps", float(optim.eps));
     w.put("weight_decay", float(optim.weight_decay));
     w.put("warmup_share", float(optim.warmup_share));

@@ -9,8 +9,8 @@ use minke_model::config::Config;
 use minke_model::spec::{self, Role};
 use minke_model::{CacheKind, DType, KvFormat, PAGE, Precision, WeightSource};
 use minke_num::fp8::BLOCK;
-use minke_train::recipe::{self, Optimizer, Resolved};
-use minke_train::{optim, plan};
+use minke_train::plan;
+use minke_train::recipe::{self, Optim, Optimizer, Resolved};
 use serde::Serialize;
 
 use super::train::duration;
@@ -132,8 +132,8 @@ pub fn run(args: &Inspect) -> Result<(), Failure> {
         let resolved = resolve(args.what.as_ref(), &args.set)?;
         let context = args.context.map_or(resolved.train.sequence_length, |n| n as usize);
         let precision = minke_model::Precision::from(resolved.precision);
-        let optimizer = resolved.train.optim.optimizer;
-        let mut report = describe(args.what.clone(), &resolved.config, precision, context, optimizer);
+        let optim = &resolved.train.optim;
+        let mut report = describe(args.what.clone(), &resolved.config, precision, context, optim);
         let (training, why) = training(&resolved, threads(args.threads));
         (report.training, too_large) = (Some(training), why);
         report
@@ -156,7 +156,13 @@ pub fn run(args: &Inspect) -> Result<(), Failure> {
         if is("F8_E4M3") {
             precision.attention = DType::Bf16;
         }
-        let mut report = describe(name, config, precision, context, Optimizer::AdamW);
+        let mut report = describe(
+            name,
+            config,
+            precision,
+            context,
+            &Optim { optimizer: Optimizer::AdamW, ..Optim::PRETRAIN },
+        );
         report.memory.weights_bytes = files.bytes;
         report.memory.running_weights_bytes = match weights.gguf() {
             // it runs from the file's pages
@@ -202,13 +208,7 @@ fn precision_name(precision: recipe::Precision) -> String {
     precision.roles().map(|(role, dtype)| format!("{role} {}", dtype.name())).join(", ")
 }
 
-fn describe(
-    what: String,
-    config: &Config,
-    precision: Precision,
-    context: usize,
-    optimizer: Optimizer,
-) -> Report {
+fn describe(what: String, config: &Config, precision: Precision, context: usize, optim: &Optim) -> Report {
     let tensors = spec::tensors(config);
     let counts = spec::parameters(config);
     let size = |dtype: DType| dtype.size_bytes() as u64;
@@ -217,11 +217,11 @@ fn describe(
         .map(|t| t.numel() as u64 * size(precision.of(t.role, config.tie_word_embeddings)))
         .sum();
     // masters and gradients; AdamW keeps two moments, Muon one in f32 for the matrices that it moves
-    let moments = 2 * size(optim::moments(precision));
+    let moments = 2 * size(optim.moments.dtype(precision, optim.betas));
     let state = tensors.iter().filter(|t| t.role != Role::RouterBias).map(|t| {
         let by_muon = match t.role {
             Role::AttentionLinear | Role::FfnLinear | Role::ExpertLinear { .. } | Role::MtpProjection => {
-                optimizer == Optimizer::Muon
+                optim.optimizer == Optimizer::Muon
             }
             Role::Embedding | Role::Head | Role::Norm | Role::Bias | Role::Router | Role::RouterBias => false,
         };
@@ -239,7 +239,7 @@ fn describe(
         vocab_size: config.vocab_size,
         max_position_embeddings: config.max_position_embeddings,
         context,
-        optimizer: match optimizer {
+        optimizer: match optim.optimizer {
             Optimizer::AdamW => "adamw",
             Optimizer::Muon => "muon",
         },
@@ -412,7 +412,7 @@ fn training_rows(training: &Training) -> Vec<(&'static str, String)> {
         ("  peak memory", format!("{}{there}", size(m.peak_bytes))),
         ("    weights", size(m.weights_bytes)),
         ("    packed for products", size(m.packed_bytes)),
-        ("    gradients", size(m.gradients_bytes)),
+        ("    gradients", format!("{} more; the rest lies where values were", size(m.gradients_bytes))),
         ("    optimizer", size(m.optimizer_bytes)),
         (
             "    activations",

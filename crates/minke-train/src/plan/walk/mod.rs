@@ -1,7 +1,7 @@
 //! A training pass without its arithmetic: which buffers it asks for, in which order, and what it would compute.
 //!
-//! The operations are those of `minke-tensor`, call by call and buffer by buffer, with the same scopes, so that what is
-//! held at the end is what the pool of tensors holds, to the byte: a test compares the two. An operation that is changed
+//! The operations are those of `minke-tensor`, call by call and buffer by buffer, with the same scopes, so that buffers
+//! get the same places and what is held at the end is what tensors hold, to the byte: a test compares the two. An operation that is changed
 //! there is changed here.
 
 use std::collections::HashMap;
@@ -10,6 +10,7 @@ use std::rc::Rc;
 use minke_cpu::DType;
 use minke_cpu::fp8::Fp8;
 use minke_model::config::{AttentionKind, Config, FfnKind, ProjectionBias};
+use minke_model::spec::{self, Role};
 use minke_model::{Precision, Recompute};
 
 mod ffn;
@@ -17,7 +18,7 @@ mod ops;
 mod tape;
 
 use super::Kinds;
-use tape::{Input, Tracking, Var, Walk};
+use tape::{Input, Shared, Tracking, Var, Walk, WeightGrads};
 
 /// How products read a weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -70,10 +71,10 @@ pub enum Work {
 /// What a walk found.
 #[derive(Debug, Default)]
 pub struct Found {
-    /// Bytes of all buffers of tensors, which are kept when they are given back.
-    pub held_bytes: u64,
-    /// Of these, the bytes that something was ever written to: a buffer may be a little larger than what is in it.
+    /// Bytes that tensors hold, gradients of weights among them.
     pub tensor_bytes: u64,
+    /// The same if weights had no gradients.
+    pub values_bytes: u64,
     /// Of these, what is kept for the way back when it begins.
     pub kept_bytes: u64,
     /// What is computed, and how often.
@@ -101,29 +102,48 @@ impl Shapes {
     }
 }
 
-/// Walks through one micro-batch of `n` rows: forward, backward.
-pub fn walk(config: &Config, precision: Precision, recompute: Recompute, balance: bool, n: usize) -> Found {
+/// Walks through a step of `micro` micro-batches of `n` rows each: forward, backward. Work is that of one of them.
+pub fn walk(
+    config: &Config,
+    precision: Precision,
+    recompute: Recompute,
+    balance: bool,
+    n: usize,
+    micro: usize,
+) -> Found {
     let any_fp8 = super::weights(config, precision).iter().any(|weight| weight.kind.fp8.is_some());
     let model = Rc::new(Shapes { config: config.clone(), precision, balance, any_fp8 });
-    let mut cx = Walk {
-        pool: Rc::default(),
-        tracking: Tracking::Tape,
-        tape: Vec::new(),
-        grads: Vec::new(),
-        coded: None,
-        model,
-        n,
-        work: HashMap::new(),
-        moved_bytes: 0,
+    let pass = |wanted| {
+        let tied = config.tie_word_embeddings;
+        let mut cx = Walk {
+            pool: Rc::default(),
+            weight_grads: WeightGrads { wanted, first: true, tied, ..WeightGrads::default() },
+            tracking: Tracking::Tape,
+            tape: Vec::new(),
+            grads: Vec::new(),
+            coded: None,
+            model: model.clone(),
+            n,
+            work: HashMap::new(),
+            moved_bytes: 0,
+        };
+        let kept_bytes = cx.train_step(recompute);
+        (kept_bytes, cx)
     };
-    let kept_bytes = cx.train_step(recompute);
-    let pool = cx.pool.borrow();
+    let (kept_bytes, alone) = pass(false);
+    let (_, mut cx) = pass(true);
+    if micro > 1 {
+        // values of the second lie beside gradients; later ones are as the second
+        (cx.weight_grads.first, cx.grads) = (false, Vec::new());
+        cx.train_step(recompute);
+    }
+    let held = |cx: &Walk| cx.pool.borrow().held_bytes() as u64;
     Found {
-        held_bytes: pool.held,
-        tensor_bytes: pool.touched,
+        tensor_bytes: held(&cx),
+        values_bytes: held(&alone),
         kept_bytes,
-        work: cx.work.clone(),
-        moved_bytes: cx.moved_bytes,
+        work: alone.work.clone(),
+        moved_bytes: alone.moved_bytes,
     }
 }
 
@@ -145,7 +165,7 @@ impl Walk {
         let (model, weights) = (self.model.clone(), self.model.kinds().attention);
         let act = weights.dtype;
         let (config, shape) = (&model.config, self.shape(layer));
-        let attended = match config.attention {
+        let (attended, biased) = match config.attention {
             AttentionKind::Mla { q_lora_rank, kv_lora_rank, qk_rope_head_dim, .. } => {
                 let queries = shape.heads * shape.qk_dim;
                 let kv_a = self.linear(y, kv_lora_rank + qk_rope_head_dim, weights, act);
@@ -157,7 +177,7 @@ impl Walk {
                         self.linear(&low, queries, weights, act)
                     }
                 };
-                self.mla(&q, &kv_a, kv_lora_rank)
+                (self.mla(&q, &kv_a, kv_lora_rank), false)
             }
             AttentionKind::Gqa { bias, qk_norm, .. } => {
                 let [mut q, mut k, v] = [shape.heads, shape.kv_heads, shape.kv_heads].map(|heads| {
@@ -172,14 +192,10 @@ impl Walk {
                     q = self.rmsnorm_of_heads(&q, shape.heads, act);
                     k = self.rmsnorm_of_heads(&k, shape.kv_heads, act);
                 }
-                let attended = self.gqa(&q, &k, &v, &shape);
-                if bias == ProjectionBias::All {
-                    return self.linear_biased_of_kept(&attended, config.hidden_size, weights, act);
-                }
-                attended
+                (self.gqa(&q, &k, &v, &shape), bias == ProjectionBias::All)
             }
         };
-        self.linear_of_kept(&attended, config.hidden_size, weights, act)
+        self.linear_of_kept(&attended, config.hidden_size, weights, act, biased)
     }
 
     fn layer_once(&mut self, layer: usize, state: State) -> [Var; 2] {
@@ -256,7 +272,8 @@ impl Walk {
             let rows = chunk.min(n - start);
             let d_logits = self.uninit(rows, vocabulary, dtype);
             self.does(Work::Head { rows, d, vocabulary, dtype });
-            self.weight_grad(&d_logits, &Input::Plain(x.value.clone()), rows, 1, weights);
+            self.shared_grad_of(Shared::Head);
+            self.weight_product(&d_logits, &Input::Plain(x.value.clone()), rows, 1, weights);
             let (k, x, y) = (vocabulary, d_logits.dtype, x.value.dtype);
             let passing = false;
             self.does(Work::Product { rows, k, parts: 1, n: d, groups: 1, weights, x, passing, y });
@@ -278,10 +295,19 @@ impl Walk {
             state = self.module(config.num_hidden_layers + module, recompute, &state);
             self.head_loss(&state);
         }
-        let kept = self.pool.borrow().used;
+        let kept = self.pool.borrow().used_bytes() - self.weight_grads.bytes();
         self.unwind();
         drop(state);
-        kept
+        self.settle_grads();
+        kept as u64
+    }
+
+    /// The zeros of gradients that no operation wrote: of biases that routers have.
+    fn settle_grads(&mut self) {
+        let model = self.model.clone();
+        for tensor in spec::tensors(&model.config).iter().filter(|tensor| tensor.role == Role::RouterBias) {
+            self.weight_grad_of(tensor.numel());
+        }
     }
 
     fn module(&mut self, layer: usize, recompute: Recompute, h: &Var) -> Var {

@@ -7,7 +7,7 @@ use minke_cpu::attention::AttentionShape;
 use minke_cpu::fp8::{Cuts, Fp8};
 use minke_cpu::gemm;
 
-use super::tape::{Input, Scales, Tensor, Tensor8, Var, Walk};
+use super::tape::{Input, Scales, Shared, Tensor, Tensor8, Var, Walk};
 use super::{Weights, Work};
 
 impl Walk {
@@ -24,6 +24,7 @@ impl Walk {
             if scales {
                 d_y = cx.scaled(&d_y);
             }
+            cx.shared_grad_of(Shared::Embedding);
             cx.moves(&[&d_y, &d_y, &d_y]);
         });
         y
@@ -185,6 +186,19 @@ impl Walk {
         groups: usize,
         weights: Weights,
     ) {
+        self.weight_grad_of(groups * d_y.cols * x.cols());
+        self.weight_product(d_y, x, rows, groups, weights);
+    }
+
+    /// The arithmetic of it.
+    pub(super) fn weight_product(
+        &mut self,
+        d_y: &Tensor,
+        x: &Input,
+        rows: usize,
+        groups: usize,
+        weights: Weights,
+    ) {
         let (coded, x_dtype) = match x {
             Input::Plain(x) => (false, x.dtype),
             Input::Codes(_) => (true, weights.dtype),
@@ -216,14 +230,16 @@ impl Walk {
     }
 
     /// Of what another operation keeps for its own way back.
-    pub(super) fn linear_of_kept(&mut self, x: &Var, n: usize, weights: Weights, dtype: DType) -> Var {
+    pub(super) fn linear_of_kept(
+        &mut self,
+        x: &Var,
+        n: usize,
+        weights: Weights,
+        dtype: DType,
+        biased: bool,
+    ) -> Var {
         let input = self.input_once(&x.value, n, weights, Scales::PowersOfTwo);
-        self.linear_of(x, input, Input::Plain(x.value.clone()), n, 1, weights, dtype, false)
-    }
-
-    pub(super) fn linear_biased_of_kept(&mut self, x: &Var, n: usize, weights: Weights, dtype: DType) -> Var {
-        let input = self.input_once(&x.value, n, weights, Scales::PowersOfTwo);
-        self.linear_of(x, input, Input::Plain(x.value.clone()), n, 1, weights, dtype, true)
+        self.linear_of(x, input, Input::Plain(x.value.clone()), n, 1, weights, dtype, biased)
     }
 
     #[expect(clippy::too_many_arguments, reason = "what the operation is told")]
@@ -253,6 +269,7 @@ impl Walk {
             let Some(d_y) = cx.take_grad(out) else { return };
             cx.weight_grad(&d_y, &kept, d_y.rows, 1, weights);
             if biased {
+                cx.weight_grad_of(d_y.cols);
                 cx.moves(&[&d_y]);
             }
             let d_x = cx.input_grad(&d_y, parts, x.cols, weights, x.dtype);
@@ -299,6 +316,7 @@ impl Walk {
         self.record(move |cx| {
             let Some(_d_y) = cx.take_grad(out) else { return };
             let d_x = cx.uninit(n, d, x.dtype);
+            cx.weight_grad_of(d / heads);
             cx.does(back);
             cx.add_grad(x, d_x);
             drop((value, rstd));
@@ -320,9 +338,10 @@ impl Walk {
             let d_sum = cx.take_grad(s);
             let d = match cx.take_grad(out) {
                 Some(_d_y) => {
-                    let d = cx.uninit(n, d, DType::F32);
+                    let of = cx.uninit(n, d, DType::F32);
+                    cx.weight_grad_of(d);
                     cx.does(back);
-                    d
+                    of
                 }
                 None => match d_sum.clone() {
                     Some(d) => d,
@@ -420,6 +439,7 @@ impl Walk {
             let _d_normed = cx.input_grad(&d_kv, 1, c, weights, act);
             {
                 let d_latent = cx.uninit(n, c, act);
+                cx.weight_grad_of(c);
                 cx.does(norm(true));
                 cx.moves(&[&d_latent, &d_latent]);
             }

@@ -5,33 +5,22 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use minke_cpu::DType;
+use minke_cpu::arena::{Place, Places};
 use minke_cpu::fp8::{Cuts, Fp8};
-use minke_tensor::size_class;
 
 use super::{Shapes, Work};
 
-/// Buffers by size class, as in the pool of tensors.
-#[derive(Default)]
-pub(super) struct Pool {
-    /// Free buffers, and of how many bytes of each something was ever written.
-    pub(super) free: HashMap<u64, Vec<u64>>,
-    pub(super) held: u64,
-    /// Now in use.
-    pub(super) used: u64,
-    pub(super) touched: u64,
-}
+/// Places of buffers, as the tensors' own.
+pub(super) type Pool = Rc<RefCell<Places>>;
 
 pub(super) struct Block {
-    class: u64,
-    touched: u64,
-    pool: Rc<RefCell<Pool>>,
+    place: Place,
+    pool: Pool,
 }
 
 impl Drop for Block {
     fn drop(&mut self) {
-        let mut pool = self.pool.borrow_mut();
-        pool.used -= self.class;
-        pool.free.entry(self.class).or_default().push(self.touched);
+        self.pool.borrow_mut().give(self.place);
     }
 }
 
@@ -111,6 +100,32 @@ impl Var {
     }
 }
 
+/// Gradients of weights, from the first micro-batch that adds to them on.
+#[derive(Default)]
+pub(super) struct WeightGrads {
+    /// Whether there are any.
+    pub(super) wanted: bool,
+    /// Whether this is the first micro-batch.
+    pub(super) first: bool,
+    /// Whether the head is the embedding.
+    pub(super) tied: bool,
+    pub(super) all: Vec<Tensor>,
+    pub(super) shared: [Option<Tensor>; 2],
+}
+
+impl WeightGrads {
+    pub(super) fn bytes(&self) -> usize {
+        self.all.iter().chain(self.shared.iter().flatten()).map(|grad| grad.block.place.bytes()).sum()
+    }
+}
+
+/// Weights that several operations read.
+#[derive(Clone, Copy)]
+pub(super) enum Shared {
+    Head,
+    Embedding,
+}
+
 pub(super) type Step = Box<dyn FnOnce(&mut Walk)>;
 
 #[derive(Clone, Copy, PartialEq)]
@@ -120,7 +135,8 @@ pub(super) enum Tracking {
 }
 
 pub(super) struct Walk {
-    pub(super) pool: Rc<RefCell<Pool>>,
+    pub(super) pool: Pool,
+    pub(super) weight_grads: WeightGrads,
     pub(super) tracking: Tracking,
     pub(super) tape: Vec<Step>,
     pub(super) grads: Vec<Option<Tensor>>,
@@ -135,15 +151,26 @@ pub(super) struct Walk {
 impl Walk {
     pub(super) fn block(&mut self, rows: usize, row_bytes: usize) -> Rc<Block> {
         let bytes = (rows as u64).saturating_mul(row_bytes as u64).min(1 << 50);
-        let class = size_class(bytes as usize) as u64;
-        let mut pool = self.pool.borrow_mut();
-        let found = pool.free.get_mut(&class).and_then(Vec::pop);
-        pool.held += if found.is_none() { class } else { 0 };
-        pool.used += class;
-        let before = found.unwrap_or(0);
-        let touched = before.max(bytes);
-        pool.touched += touched - before;
-        Rc::new(Block { class, touched, pool: self.pool.clone() })
+        let place = self.pool.borrow_mut().take(bytes as usize);
+        Rc::new(Block { place, pool: self.pool.clone() })
+    }
+
+    /// The gradient of a weight of so many elements, which has one operation.
+    pub(super) fn weight_grad_of(&mut self, elements: usize) {
+        if self.weight_grads.wanted && self.weight_grads.first {
+            let grad = self.uninit(1, elements, DType::F32);
+            self.weight_grads.all.push(grad);
+        }
+    }
+
+    /// The gradient of a weight that several operations read.
+    pub(super) fn shared_grad_of(&mut self, which: Shared) {
+        let WeightGrads { wanted, tied, .. } = self.weight_grads;
+        let which = if tied { Shared::Head } else { which } as usize;
+        if wanted && self.weight_grads.shared[which].is_none() {
+            let grad = self.uninit(self.model.config.vocab_size, self.model.config.hidden_size, DType::F32);
+            self.weight_grads.shared[which] = Some(grad);
+        }
     }
 
     pub(super) fn uninit(&mut self, rows: usize, cols: usize, dtype: DType) -> Tensor {
