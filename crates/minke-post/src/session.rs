@@ -131,6 +131,12 @@ pub trait Stage {
         None
     }
 
+    /// Bytes of the caches of answers that the model writes at once, beside what training takes.
+    fn caches_bytes(&self, model: &Model) -> u64 {
+        let _ = model;
+        0
+    }
+
     /// What a person wants to know before the first step.
     fn facts(&self) -> Vec<(String, String)> {
         Vec::new()
@@ -266,12 +272,15 @@ pub fn run(
             precision: loaded.model.precision,
             optim: setup.optim,
             batch,
-            accumulation: 1,
+            // more than one pass may add to a gradient
+            accumulation: 2,
             prepares: false,
             steps: setup.steps,
         };
         // the weights are there already
-        let available = available_bytes().map(|bytes| bytes + 4 * (counts.total + counts.mtp));
+        let there = 4 * (counts.total + counts.mtp);
+        let caches = stage.caches_bytes(&loaded.model);
+        let available = available_bytes().map(|bytes| (bytes + there).saturating_sub(caches));
         if let Some(text) = plan::check(&shape, &cpu, available)? {
             on_event(Event::Warning { text });
         }

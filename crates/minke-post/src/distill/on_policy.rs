@@ -91,6 +91,10 @@ impl Stage for OnPolicy {
         self.grpo.batch()
     }
 
+    fn caches_bytes(&self, model: &Model) -> u64 {
+        self.grpo.caches_bytes(model)
+    }
+
     fn facts(&self) -> Vec<(String, String)> {
         let rollout = &self.grpo.recipe.rollout;
         let mut facts = self.grpo.facts();

@@ -27,7 +27,7 @@ use std::time::Instant;
 use minke_data::template::Thinking;
 use minke_gym::{Split, Task};
 use minke_infer::load_model;
-use minke_model::Purpose;
+use minke_model::{CacheKind, Model, PAGE, Purpose};
 use minke_train::plan::Batch;
 use minke_train::pretrain::Options;
 use serde_json::Value;
@@ -243,6 +243,14 @@ impl Stage for Grpo {
         let sequence_length = max_tokens + PROMPT_TOKENS;
         let rows = self.recipe.train.rows_per_pass.min(prompts * group * sequence_length);
         Some(Batch { rows, sequence_length, key: "train.rows_per_pass", unit: 1 })
+    }
+
+    fn caches_bytes(&self, model: &Model) -> u64 {
+        let RolloutSettings { prompts, group, max_tokens, concurrency, .. } = self.recipe.rollout;
+        let answers = (prompts * group).min(concurrency.max(1));
+        let pages = answers * (max_tokens + PROMPT_TOKENS).div_ceil(PAGE);
+        let page = CacheKind::Model.page_bytes(&model.config, &model.precision).unwrap_or(0);
+        (pages as u64).saturating_mul(page as u64)
     }
 
     fn updates(&self) -> u64 {
