@@ -6,6 +6,9 @@ use std::time::Duration;
 const ROW_BEFORE: f64 = 0.25;
 /// How much of the past a call leaves behind.
 const KEEP: f64 = 0.95;
+/// How much of what a row was seen to cost a call without drafts forgets: a row that was dear once, since somebody else was
+/// computing, would never be tried again.
+const FORGET: f64 = 0.02;
 /// A draft must promise so much more than it costs.
 const MARGIN: f64 = 1.1;
 
@@ -66,6 +69,8 @@ impl Costs {
             let slope = (srt - sr * st / n) / spread;
             let mean = st / sr;
             self.row = Some(slope.clamp(0.02 * mean, 1.5 * mean));
+        } else if let Some(row) = &mut self.row {
+            *row += FORGET * (ROW_BEFORE * st / sr - *row);
         }
     }
 
@@ -130,6 +135,19 @@ mod tests {
         costs.learn_draft(2, Duration::from_millis(4));
         assert!(costs.threshold(1, true) > costs.threshold(1, false));
         assert_eq!(Costs::default().threshold(1, false), 1.0);
+    }
+
+    #[test]
+    fn a_row_that_was_dear_is_tried_again() {
+        let mut costs = calls(0.001, 0.009);
+        for _ in 0..3 {
+            costs.learn(5, Duration::from_millis(100));
+        }
+        assert!(costs.threshold(1, false) > 1.0, "{costs:?}");
+        for _ in 0..300 {
+            costs.learn(1, Duration::from_millis(10));
+        }
+        assert!(costs.threshold(1, false) < 0.4, "{costs:?}");
     }
 
     #[test]
