@@ -272,6 +272,8 @@ impl Trainer {
         let start = Instant::now();
         let step = self.optimizer.steps() + 1;
         let Course { clip, bias_update_speed, .. } = self.course;
+        // zeros where no pass came by: a part of a rollout may have nothing to learn from
+        self.model.params.settle_grad();
         let grad_norm = sum_squares(cpu, &self.model.params.grads().parts()).sqrt();
         let factor = self.course.schedule.factor(step - 1, self.course.steps);
         let rates = Rates { adamw: self.course.rates.adamw * factor, muon: self.course.rates.muon * factor };
@@ -360,9 +362,11 @@ mod tests {
         let report = trainer.step(&cpu, &batch(2)).unwrap();
         assert!(report.skipped.is_none() && report.grad_norm.is_finite() && trainer.skip_warning().is_none());
         assert!(all(&trainer) != before);
+        let idle = trainer.update(&cpu, 0.0, &[]).unwrap();
+        assert_eq!((idle.step, idle.grad_norm, idle.skipped), (4, 0.0, None));
         spoiled(&mut trainer).unwrap();
         let error = spoiled(&mut trainer).unwrap_err();
-        assert!(matches!(error, TrainError::Diverged { step: 5, what: "gradient", in_a_row: 2 }), "{error}");
+        assert!(matches!(error, TrainError::Diverged { step: 6, what: "gradient", in_a_row: 2 }), "{error}");
     }
 
     #[test]

@@ -412,7 +412,7 @@ fn training_rows(training: &Training) -> Vec<(&'static str, String)> {
         ("  peak memory", format!("{}{there}", size(m.peak_bytes))),
         ("    weights", size(m.weights_bytes)),
         ("    packed for products", size(m.packed_bytes)),
-        ("    gradients", format!("{} more; the rest lies where values were", size(m.gradients_bytes))),
+        ("    gradients", format!("{} more than values leave room for", size(m.gradients_bytes))),
         ("    optimizer", size(m.optimizer_bytes)),
         (
             "    activations",
