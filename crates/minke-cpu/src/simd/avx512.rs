@@ -325,7 +325,11 @@ impl<const PRODUCTS: u8> Simd for Avx512<PRODUCTS> {
         unsafe { _mm512_mask_mov_ps(_mm512_set1_ps(low), 0xff00, _mm512_set1_ps(high)) }
     }
 
-    const FEW_ROWS: usize = if PRODUCTS >= GRID { 8 } else { 12 };
+    const FEW_ROWS: usize = match PRODUCTS {
+        PLAIN => 12,
+        VNNI | DOT => 7,
+        _ => 8,
+    };
 
     #[inline(always)]
     fn signed_bytes(offset: u8) -> bool {
@@ -362,6 +366,17 @@ impl<const PRODUCTS: u8> Simd for Avx512<PRODUCTS> {
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast()))) }
     }
 
+    #[inline(always)]
+    fn splat_f16(self, x: [u8; 2]) -> __m512 {
+        unsafe { _mm512_cvtph_ps(_mm256_set1_epi16(i16::from_le_bytes(x))) }
+    }
+    #[inline(always)]
+    fn halves_f16(self, low: [u8; 2], high: [u8; 2]) -> __m512 {
+        unsafe {
+            let [low, high] = [low, high].map(|x| _mm_set1_epi16(i16::from_le_bytes(x)));
+            _mm512_cvtph_ps(_mm256_set_m128i(high, low))
+        }
+    }
     #[inline(always)]
     fn load_f16(self, x: [u64; 4]) -> __m512 {
         unsafe {

@@ -37,6 +37,20 @@ pub const GRID_ROWS: usize = 32;
 /// Pairs of depth that one instruction on tile registers takes.
 pub const GRID_STEPS: usize = 16;
 
+/// The f16 of two bytes, exactly; infinity and NaN too.
+#[inline(always)]
+pub(crate) fn half(bytes: [u8; 2]) -> f32 {
+    let bits = u32::from(u16::from_le_bytes(bytes));
+    let size = bits & 0x7fff;
+    let size = match size >> 10 {
+        // a product with a subnormal f32, which would do for these as well, takes a hundred cycles on x86
+        0 => (size as f32 * f32::from_bits(0x3380_0000)).to_bits(),
+        31 => size << 13 | 0x7f80_0000,
+        _ => (size << 13) + (112 << 23),
+    };
+    f32::from_bits(size | (bits & 0x8000) << 16)
+}
+
 /// Sixteen f32 lanes and what kernels do with them. `self` is the witness that the instructions exist.
 pub trait Simd: Copy + Send + Sync + 'static {
     /// The vector.
@@ -229,6 +243,18 @@ pub trait Simd: Copy + Send + Sync + 'static {
     #[inline(always)]
     fn load_i8(self, x: &[i8; LANES]) -> Self::V {
         self.load(&x.map(f32::from))
+    }
+
+    /// An f16 in all lanes, exactly.
+    #[inline(always)]
+    fn splat_f16(self, x: [u8; 2]) -> Self::V {
+        self.splat(half(x))
+    }
+
+    /// Eight lanes of each of two f16, exactly.
+    #[inline(always)]
+    fn halves_f16(self, low: [u8; 2], high: [u8; 2]) -> Self::V {
+        self.halves(half(low), half(high))
     }
 
     /// Sixteen f16, exactly.

@@ -219,3 +219,39 @@ fn levels_that_this_machine_lacks_are_said() {
     // not by a macro: those are captured
     std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes()).unwrap();
 }
+
+/// All f16, one by one, by halves and as vectors.
+struct Halves;
+
+impl Kernel for Halves {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let number = |bits: u16| minke_num::f16::from_bits(bits).to_f32();
+        for bits in 0..=u16::MAX {
+            let other = bits.wrapping_mul(7) ^ 0x5a5a;
+            let words = [bits, other, bits ^ 1, !other].map(|x| u64::from(x) * 0x0001_0001_0001_0001);
+            let vectors = [
+                (s.splat_f16(bits.to_le_bytes()), [bits; 4]),
+                (s.halves_f16(bits.to_le_bytes(), other.to_le_bytes()), [bits, bits, other, other]),
+                (s.load_f16(words), [bits, other, bits ^ 1, !other]),
+            ];
+            for (v, quarters) in vectors {
+                let mut out = [0.0f32; LANES];
+                s.store(v, &mut out);
+                for (i, x) in out.into_iter().enumerate() {
+                    let exact = number(quarters[i / 4]);
+                    let same = x.to_bits() == exact.to_bits() || x.is_nan() && exact.is_nan();
+                    assert!(same, "{:#x}: {x} {exact}", quarters[i / 4]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn numbers_in_f16_are_exact() {
+    for level in Level::available() {
+        level.dispatch(Halves);
+    }
+}

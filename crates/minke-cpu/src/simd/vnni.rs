@@ -55,6 +55,9 @@ pub unsafe fn block_dots(q: [__m512i; 8], x: &[i8]) -> __m512 {
     }
 }
 
+/// Stored rows of a tile that are multiplied together: their sums, and the dots of a block, stay in registers.
+const TOGETHER: usize = SIDE / 2;
+
 /// A tile; see [`crate::stored::tile`].
 ///
 /// # Safety
@@ -63,68 +66,106 @@ pub unsafe fn block_dots(q: [__m512i; 8], x: &[i8]) -> __m512 {
 pub unsafe fn tile(t: BytesTile) {
     // SAFETY: by the caller's promise.
     unsafe {
-        match (t.block, t.min.is_null()) {
-            (32, true) => run::<8, false>(t),
-            (32, false) => run::<8, true>(t),
-            (_, true) => run::<4, false>(t),
-            (_, false) => run::<4, true>(t),
+        for first in (0..SIDE).step_by(TOGETHER) {
+            match (t.rows <= SIDE / 2, t.block, t.min.is_null()) {
+                (false, 32, true) => of_sixteen::<8, false>(t, first),
+                (false, 32, false) => of_sixteen::<8, true>(t, first),
+                (false, _, true) => of_sixteen::<4, false>(t, first),
+                (false, _, false) => of_sixteen::<4, true>(t, first),
+                (true, 32, true) => of_eight::<8, false>(t, first),
+                (true, 32, false) => of_eight::<8, true>(t, first),
+                (true, _, true) => of_eight::<4, false>(t, first),
+                (true, _, false) => of_eight::<4, true>(t, first),
+            }
         }
     }
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
-unsafe fn run<const STEPS: usize, const MIN: bool>(t: BytesTile) {
-    let zero = _mm512_setzero_ps();
-    let mut levels = [const { MaybeUninit::<[__m512; SIDE]>::uninit() }; 5];
-    let (mut q, mut scale, mut min) = (t.q, t.scale, t.min);
-    let (mut x, mut x_scale, mut x_sum) = (t.x, t.x_scale, t.x_sum);
-    // SAFETY (all): by the caller's promise.
-    unsafe {
-        for (count, chain) in CHAINS.into_iter().enumerate() {
-            let mut sums = [zero; SIDE];
-            for _ in (chain..t.blocks).step_by(BLOCKS) {
-                let words: [_; STEPS] =
-                    std::array::from_fn(|step| _mm512_loadu_si512(x.add(step * 4 * LANES).cast()));
-                let (block_sum, block_scale) = (_mm512_loadu_ps(x_sum), _mm512_loadu_ps(x_scale));
-                let offset = _mm512_mul_ps(_mm512_set1_ps(-f32::from(t.offset)), block_sum);
-                let start = _mm512_cvtps_epi32(offset);
-                // a few stored rows at a time, since each step of a dot waits for the one before it; written out, so that
-                // sums stay in registers
-                macro_rules! of_rows {
-                    ($([$($r:literal)*])*) => {$({
-                        let mut dots = [$($r),*].map(|_| start);
-                        for (step, &words) in words.iter().enumerate() {
-                            for (dots, r) in dots.iter_mut().zip([$($r),*]) {
+/// Stored rows of a tile from `first` on, by rows of a vector's width.
+macro_rules! tile_rows {
+    (
+        $name:ident, $vector:ty, $zero:ident, $splat:ident, $splat_word:ident, $load:ident, $load_words:ident, $mul:ident, $fma:ident,
+        $add:ident, $dot:ident, $whole:ident, $float:ident, $store:ident
+    ) => {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
+        unsafe fn $name<const STEPS: usize, const MIN: bool>(t: BytesTile, first: usize) {
+            // a loop that is unrolled loads all that it multiplies at once, for which there are too few registers
+            let steps = std::hint::black_box(STEPS);
+            let mut levels = [const { MaybeUninit::<[$vector; TOGETHER]>::uninit() }; 5];
+            let offset = $splat(-f32::from(t.offset));
+            // SAFETY (all): by the caller's promise.
+            unsafe {
+                let (mut q, mut scale) = (t.q.add(4 * STEPS * first), t.scale.add(first));
+                let mut min = t.min.wrapping_add(first);
+                let (mut x, mut x_scale, mut x_sum) = (t.x, t.x_scale, t.x_sum);
+                for (count, chain) in CHAINS.into_iter().enumerate() {
+                    let mut sums = [$zero(); TOGETHER];
+                    for _ in (chain..t.blocks).step_by(BLOCKS) {
+                        let (block_sum, block_scale) = ($load(x_sum), $load(x_scale));
+                        let mut dots = [$whole($mul(offset, block_sum)); TOGETHER];
+                        for step in 0..steps {
+                            let words = $load_words(x.add(step * 4 * SIDE).cast());
+                            for (r, dots) in dots.iter_mut().enumerate() {
                                 let q = q.add(4 * (r * STEPS + step));
-                                let q = _mm512_set1_epi32(q.cast::<i32>().read_unaligned());
-                                *dots = _mm512_dpbusd_epi32(*dots, q, words);
+                                *dots = $dot(*dots, $splat_word(q.cast::<i32>().read_unaligned()), words);
                             }
                         }
-                        for (dots, r) in dots.into_iter().zip([$($r),*]) {
-                            let scale = _mm512_set1_ps(*scale.add(r));
-                            let mut part = _mm512_mul_ps(_mm512_cvtepi32_ps(dots), scale);
+                        for (r, (sum, dots)) in sums.iter_mut().zip(dots).enumerate() {
+                            let mut part = $mul($float(dots), $splat(*scale.add(r)));
                             if MIN {
-                                part = _mm512_fmadd_ps(_mm512_set1_ps(*min.add(r)), block_sum, part);
+                                part = $fma($splat(*min.add(r)), block_sum, part);
                             }
-                            sums[r] = _mm512_fmadd_ps(part, block_scale, sums[r]);
+                            *sum = $fma(part, block_scale, *sum);
                         }
-                    })*};
+                        (q, scale, min) = (q.add(4 * STEPS * SIDE), scale.add(SIDE), min.wrapping_add(SIDE));
+                        (x, x_scale, x_sum) = (x.add(4 * STEPS * SIDE), x_scale.add(SIDE), x_sum.add(SIDE));
+                    }
+                    let mut level = 0;
+                    while count >> level & 1 == 1 {
+                        for (sum, before) in sums.iter_mut().zip(levels[level].assume_init_ref()) {
+                            *sum = $add(*before, *sum);
+                        }
+                        level += 1;
+                    }
+                    levels[level].write(sums);
                 }
-                of_rows!([0 1 2 3] [4 5 6 7] [8 9 10 11] [12 13 14 15]);
-                (q, scale, min) = (q.add(4 * STEPS * SIDE), scale.add(SIDE), min.wrapping_add(SIDE));
-                (x, x_scale, x_sum) = (x.add(4 * STEPS * SIDE), x_scale.add(SIDE), x_sum.add(SIDE));
-            }
-            let mut level = 0;
-            while count >> level & 1 == 1 {
-                for (sum, before) in sums.iter_mut().zip(levels[level].assume_init_ref()) {
-                    *sum = _mm512_add_ps(*before, *sum);
+                for (r, sum) in levels[4].assume_init_ref().iter().enumerate() {
+                    $store(t.out.add((first + r) * SIDE), *sum);
                 }
-                level += 1;
             }
-            levels[level].write(sums);
         }
-        for (r, sum) in levels[4].assume_init_ref().iter().enumerate() {
-            _mm512_storeu_ps(t.out.add(r * SIDE), *sum);
-        }
-    }
+    };
 }
+
+tile_rows!(
+    of_sixteen,
+    __m512,
+    _mm512_setzero_ps,
+    _mm512_set1_ps,
+    _mm512_set1_epi32,
+    _mm512_loadu_ps,
+    _mm512_loadu_si512,
+    _mm512_mul_ps,
+    _mm512_fmadd_ps,
+    _mm512_add_ps,
+    _mm512_dpbusd_epi32,
+    _mm512_cvtps_epi32,
+    _mm512_cvtepi32_ps,
+    _mm512_storeu_ps
+);
+tile_rows!(
+    of_eight,
+    __m256,
+    _mm256_setzero_ps,
+    _mm256_set1_ps,
+    _mm256_set1_epi32,
+    _mm256_loadu_ps,
+    _mm256_loadu_si256,
+    _mm256_mul_ps,
+    _mm256_fmadd_ps,
+    _mm256_add_ps,
+    _mm256_dpbusd_epi32,
+    _mm256_cvtps_epi32,
+    _mm256_cvtepi32_ps,
+    _mm256_storeu_ps
+);

@@ -95,24 +95,16 @@ pub(super) fn whole<'a, F: Unpack>(
     if from + F::BYTES <= rows.len() {
         return InRow(&rows[from..from + F::BYTES]);
     }
-    let rest = &rows[from..];
-    room[..rest.len()].copy_from_slice(rest);
-    room[rest.len()..].fill(0);
+    fill_up(&rows[from..], room);
     InRow(&room[..F::BYTES])
 }
 
-/// The f16 of two bytes, exactly; infinity and NaN too.
-#[inline(always)]
-pub(super) fn half(bytes: [u8; 2]) -> f32 {
-    let bits = u32::from(u16::from_le_bytes(bytes));
-    let size = bits & 0x7fff;
-    let size = match size >> 10 {
-        // a product with a subnormal f32, which would do for these as well, takes a hundred cycles on x86
-        0 => (size as f32 * f32::from_bits(0x3380_0000)).to_bits(),
-        31 => size << 13 | 0x7f80_0000,
-        _ => (size << 13) + (112 << 23),
-    };
-    f32::from_bits(size | (bits & 0x8000) << 16)
+/// The last bytes of a matrix, and zeros.
+#[cold]
+#[inline(never)]
+fn fill_up(rest: &[u8], room: &mut [u8; STORED_CHUNK]) {
+    room[..rest.len()].copy_from_slice(rest);
+    room[rest.len()..].fill(0);
 }
 
 #[inline(always)]
@@ -204,19 +196,20 @@ fn bits_twice<S: Simd>(s: S, x: &[u8; 32], from: [u32; 2], mask: u8, to: u32) ->
 /// Eight scales and eight minima of 6 bits, in twelve bytes (ggml, `get_scale_min_k4`): two numbers of eight bytes.
 #[inline(always)]
 fn six_bits(bytes: &[u8; 12]) -> [u64; 2] {
-    let [a, b, c] = [word(bytes, 0), word(bytes, 4), word(bytes, 8)];
-    let (low, two) = (0x3f3f_3f3f, 0x0303_0303);
-    let join = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
-    let scales = join(a & low, c & 0x0f0f_0f0f | (a >> 6 & two) << 4);
-    let mins = join(b & low, c >> 4 & 0x0f0f_0f0f | (b >> 6 & two) << 4);
-    [scales, mins]
+    // four of either, with two bits each of the others, of which the last word has the rest
+    let (first, rest) = (u64::from_le_bytes(*array(bytes, 0)), u64::from(word(bytes, 8)));
+    let low = first & 0x3f3f_3f3f_3f3f_3f3f;
+    let rest = rest & 0x0f0f_0f0f | (rest & 0xf0f0_f0f0) << 28;
+    let high = rest | first >> 2 & 0x3030_3030_3030_3030;
+    let half = 0xffff_ffff;
+    [low & half | high << 32, low >> 32 | high & !half]
 }
 
 /// `scale[i] = d sc[i]`, `min[i] = -(dmin m[i])` of two stored blocks.
 #[inline(always)]
 fn scales_of_two<S: Simd, const BYTES: usize>(s: S, blocks: impl Blocks) -> [S::V; 2] {
     let (a, b) = (blocks.block::<BYTES>(0), blocks.block::<BYTES>(1));
-    let halves = |at: usize| s.halves(half(*array(a, at)), half(*array(b, at)));
+    let halves = |at: usize| s.halves_f16(*array(a, at), *array(b, at));
     let ([sc_a, m_a], [sc_b, m_b]) = (six_bits(array(a, 4)), six_bits(array(b, 4)));
     let scale = s.mul(halves(0), s.load_u8([sc_a, sc_b]));
     let min = s.sub(s.splat(-0.0), s.mul(halves(2), s.load_u8([m_a, m_b])));
@@ -283,7 +276,7 @@ impl Unpack for Q6K {
         let (low, high) = scales.split_at(8);
         let biased = [low, high].map(|x| u64::from_le_bytes(*array(x, 0)) ^ 0x8080_8080_8080_8080);
         let scales = s.sub(s.load_u8(biased), s.splat(128.0));
-        [s.mul(s.splat(half(*array(bytes, 208))), scales), s.zero()]
+        [s.mul(s.splat_f16(*array(bytes, 208)), scales), s.zero()]
     }
 
     #[inline(always)]
@@ -310,11 +303,11 @@ impl Unpack for Q2K {
     #[inline(always)]
     fn scales<S: Simd>(s: S, blocks: impl Blocks) -> [S::V; 2] {
         let bytes = blocks.block::<84>(0);
-        let (d, d_min) = (half(*array(bytes, 80)), half(*array(bytes, 82)));
+        let (d, d_min) = (s.splat_f16(*array(bytes, 80)), s.splat_f16(*array(bytes, 82)));
         let both = [0, 8].map(|at| u64::from_le_bytes(*array(bytes, at)));
         let scales = s.load_u8(both.map(|x| x & 0x0f0f_0f0f_0f0f_0f0f));
         let mins = s.load_u8(both.map(|x| x >> 4 & 0x0f0f_0f0f_0f0f_0f0f));
-        [s.mul(s.splat(d), scales), s.sub(s.splat(-0.0), s.mul(s.splat(d_min), mins))]
+        [s.mul(d, scales), s.sub(s.splat(-0.0), s.mul(d_min, mins))]
     }
 
     #[inline(always)]
@@ -344,7 +337,7 @@ impl Unpack for Q3K {
         let low = x & four | two(0) | two(2) << 32;
         let high = x >> 4 & four | two(4) | two(6) << 32;
         let scales = s.sub(s.load_u8([low, high]), s.splat(32.0));
-        [s.mul(s.splat(half(*array(bytes, 108))), scales), s.zero()]
+        [s.mul(s.splat_f16(*array(bytes, 108)), scales), s.zero()]
     }
 
     #[inline(always)]
@@ -377,7 +370,7 @@ impl Unpack for Iq4Xs {
                 low | ((high >> (2 * j)) as u8 & 3) << 4
             }));
         }
-        let d = s.halves(half(*array(blocks.block::<136>(0), 0)), half(*array(blocks.block::<136>(1), 0)));
+        let d = s.halves_f16(*array(blocks.block::<136>(0), 0), *array(blocks.block::<136>(1), 0));
         [s.mul(d, s.sub(s.load_u8(scales), s.splat(32.0))), s.zero()]
     }
 

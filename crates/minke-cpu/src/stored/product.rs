@@ -169,13 +169,18 @@ fn few<S: Simd, F: Unpack, const M: usize>(s: S, task: &Task<'_>) {
         for r in 0..width {
             let start = (first + r) * task.row_bytes;
             let ahead = task.bytes.as_ptr().wrapping_add(start + AHEAD);
+            // of this row alone: one of them stays in a register
+            let mut own = [s.zero(); M];
             for c in 0..whole + usize::from(end > 0 && together == 1) {
                 (0..F::BYTES).step_by(LINE).for_each(|at| s.prefetch(ahead.wrapping_add(c * F::BYTES + at)));
                 let product = Product::new::<F>(s, chunk::whole::<F>(task.bytes, start, c, &mut room));
-                for (sums, &(codes, scales, block_sums)) in sums[..m].iter_mut().zip(&x) {
+                for (own, &(codes, scales, block_sums)) in own[..m].iter_mut().zip(&x) {
                     let part = product.with::<F>(s, &codes[c * F::LEN..][..F::LEN], array(block_sums, c));
-                    sums[r] = s.fma(part, s.load(array(scales, c)), sums[r]);
+                    *own = s.fma(part, s.load(array(scales, c)), *own);
                 }
+            }
+            for (sums, own) in sums[..m].iter_mut().zip(own) {
+                sums[r] = own;
             }
         }
         let row_ends: [_; ROWS] = std::array::from_fn(|r| {
@@ -322,6 +327,7 @@ fn many<S: Simd, F: Unpack>(s: S, task: &Task<'_>) {
                     x: x.as_ptr(),
                     x_scale: x_scale.as_ptr(),
                     x_sum: x_sum.as_ptr(),
+                    rows,
                     out: sums.as_mut_ptr(),
                 };
                 // SAFETY: panel, rows and their scales have `blocks` blocks, `sums` room for a tile.

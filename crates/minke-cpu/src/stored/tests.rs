@@ -66,17 +66,6 @@ fn product(cpu: &Cpu, x: &[f32], index: Option<&[u32]>, offsets: &[u32], w: &Sto
 }
 
 #[test]
-fn scales_in_f16_are_exact() {
-    for bits in 0..=u16::MAX {
-        let (ours, exact) = (chunk::half(bits.to_le_bytes()), minke_num::f16::from_bits(bits).to_f32());
-        assert!(
-            ours.to_bits() == exact.to_bits() || ours.is_nan() && exact.is_nan(),
-            "{bits:#x}: {ours} {exact}"
-        );
-    }
-}
-
-#[test]
 fn products_are_those_of_the_numbers() {
     for format in BlockFormat::ALL {
         let (n, m) = (37, 3);
@@ -116,7 +105,7 @@ fn every_level_every_batch_and_any_threads_give_the_same_bits() {
             for level in Level::available() {
                 for threads in [1, 3] {
                     let cpu = Cpu::with_level(level, threads);
-                    for rows in [1, 2, 5, 7, 17, m] {
+                    for rows in [1, 2, 5, 8, 10, 17, m] {
                         let y = product(&cpu, &x[..rows * cols], None, &[0, rows as u32], &w);
                         assert!(
                             y.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits()),

@@ -43,6 +43,8 @@ pub struct BytesTile {
     /// A scale for each block of each, and the sum of its codes, `[blocks][16]`.
     pub x_scale: *const f32,
     pub x_sum: *const f32,
+    /// How many of the sixteen rows are rows; what becomes of the others is nobody's business.
+    pub rows: usize,
     /// `[16 stored rows][16]`
     pub out: *mut f32,
 }
