@@ -49,6 +49,8 @@ pub(crate) struct Part {
     /// Tokens that are taken to come behind them, and who says so.
     pub drafts: Vec<u32>,
     pub source: Source,
+    /// What a model drafted, with how likely it took that to be: the drafts, and perhaps one more that was not worth a row.
+    pub made: Vec<(u32, f32)>,
     /// What may come at each place: in front of each draft, and, once that is known, behind the last.
     pub next: Vec<Result<Next, EngineError>>,
     /// Where the guide stood before it looked ahead.
@@ -119,8 +121,8 @@ impl Engine<'_> {
                 }
                 accepted += 1;
             }
-            let source = part.map_or(Source::Text, |part| part.source);
-            sequence.drafting.learn(source, drafts, &sequence.all[from..]);
+            let (source, made) = part.map_or((Source::Text, &[][..]), |part| (part.source, &part.made));
+            sequence.drafting.learn(source, drafts, made, &sequence.all[from..]);
             sequence.session.truncate(sequence.session.len() - (drafts.len() - accepted));
             row += rows;
         }
@@ -169,6 +171,7 @@ impl Engine<'_> {
             last: take == sequence.unread(),
             drafts: Vec::new(),
             source: Source::Text,
+            made: Vec::new(),
             next: Vec::new(),
             mark: None,
         };

@@ -87,30 +87,88 @@ impl Costs {
         (n > 0.0).then(|| (st / n + self.row.unwrap_or(0.0) * (rows - sr / n)).max(0.2 * st / n))
     }
 
-    /// How right a drafted token must be to be worth its row, in a call that gives `tokens` tokens without drafts; and
-    /// what drafting it with a model must add to that.
-    ///
-    /// A call of t seconds gives N tokens; a row more, of b seconds, gives p tokens more: more a second where
-    /// `(N + p) / (t + b) > N / t`, that is `p > b N / t`.
-    pub fn threshold(&self, tokens: usize, by_model: bool) -> f64 {
-        let n = tokens.max(1) as f64;
-        let Some(call) = self.call(n) else { return 1.0 };
-        let row = self.row.unwrap_or(ROW_BEFORE * call / n);
-        let draft = if by_model { self.draft.unwrap_or(ROW_BEFORE * call / n) } else { 0.0 };
-        MARGIN * (row + draft) * n / call
+    /// How fast a call is that gives `tokens` tokens without drafts, and what drafts cost beside it; none before there
+    /// was a call.
+    pub fn pace(&self, tokens: usize) -> Option<Pace> {
+        let tokens = tokens.max(1) as f64;
+        let seconds = self.call(tokens)?;
+        let guess = ROW_BEFORE * seconds / tokens;
+        let (row, draft) = (self.row.unwrap_or(guess), self.draft.unwrap_or(guess));
+        Some(Pace { tokens, seconds, row, draft })
     }
 }
 
-/// How many tokens to draft, and how many more tokens that promises beyond what they cost, of a source whose tokens are
-/// right with probability `share` each, where a token is worth its row from `threshold` on.
-pub(crate) fn length(share: f64, threshold: f64, most: usize) -> (usize, f64) {
-    let (mut k, mut right, mut gain) = (0, share, 0.0);
-    while k < most && right > threshold {
+/// The tokens that a call is expected to give, and its seconds: both grow with each draft.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Pace {
+    tokens: f64,
+    seconds: f64,
+    /// Seconds that the row of a draft costs, and making it with a model.
+    row: f64,
+    draft: f64,
+}
+
+impl Pace {
+    /// Tokens a second.
+    pub fn rate(self) -> f64 {
+        self.tokens / self.seconds
+    }
+
+    /// Whether a draft that is there, and right with the probability `right`, is worth its row: tokens a second grow where
+    /// `(N + p) / (t + b) > N / t`, that is `p > b N / t`.
+    pub fn is_worth_reading(self, right: f64) -> bool {
+        right > MARGIN * self.row * self.rate()
+    }
+
+    /// Whether one is worth being made by a model, too.
+    pub fn is_worth_making(self, right: f64) -> bool {
+        right > MARGIN * (self.row + self.draft) * self.rate()
+    }
+
+    /// With the row of such a draft.
+    pub fn read(self, right: f64) -> Self {
+        Self { tokens: self.tokens + right, seconds: self.seconds + self.row, ..self }
+    }
+
+    /// With the making of a draft.
+    pub fn made(self) -> Self {
+        Self { seconds: self.seconds + self.draft, ..self }
+    }
+}
+
+/// How many tokens to draft of a source whose tokens are right with probability `share` each, and the pace with them.
+pub(crate) fn length(share: f64, mut pace: Pace, by_model: bool, most: usize) -> (usize, Pace) {
+    let (mut k, mut right) = (0, share);
+    while k < most && if by_model { pace.is_worth_making(right) } else { pace.is_worth_reading(right) } {
         k += 1;
-        gain += right - threshold;
+        pace = pace.read(right);
+        if by_model {
+            pace = pace.made();
+        }
         right *= share;
     }
-    (k, gain)
+    (k, pace)
+}
+
+/// How often a model's drafts are right, by how likely it takes them to be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Trust([Rate; SURE.len() + 1]);
+
+/// Probabilities between which drafts are counted together.
+const SURE: [f32; 6] = [0.1, 0.3, 0.5, 0.7, 0.85, 0.95];
+
+impl Default for Trust {
+    /// Drafts are as likely as the model says.
+    fn default() -> Self {
+        Self([0.05, 0.2, 0.4, 0.6, 0.78, 0.9, 0.98].map(Rate::new))
+    }
+}
+
+impl Trust {
+    /// Of drafts that are taken to be so likely.
+    pub fn rate(&mut self, sure: f32) -> &mut Rate {
+        &mut self.0[SURE.partition_point(|edge| *edge <= sure)]
+    }
 }
 
 #[cfg(test)]
@@ -125,16 +183,21 @@ mod tests {
         costs
     }
 
+    fn worth(costs: &Costs, right: f64) -> bool {
+        costs.pace(1).unwrap().is_worth_reading(right)
+    }
+
     #[test]
     fn a_line_is_found_and_an_outlier_is_not_believed() {
         let mut costs = calls(0.001, 0.009);
         assert!((costs.row.unwrap() - 0.001).abs() < 1e-6, "{costs:?}");
-        assert!((costs.threshold(1, false) - MARGIN * 0.1).abs() < 1e-3);
+        assert!(worth(&costs, MARGIN * 0.102) && !worth(&costs, MARGIN * 0.098));
+        costs.learn_draft(2, Duration::from_millis(4));
+        let pace = costs.pace(1).unwrap();
+        assert!(pace.is_worth_reading(0.25) && !pace.is_worth_making(0.25));
         costs.learn(1, Duration::from_secs(100));
         assert!(costs.call(1.0).unwrap() < 0.02);
-        costs.learn_draft(2, Duration::from_millis(4));
-        assert!(costs.threshold(1, true) > costs.threshold(1, false));
-        assert_eq!(Costs::default().threshold(1, false), 1.0);
+        assert_eq!(Costs::default().pace(1), None);
     }
 
     #[test]
@@ -143,24 +206,43 @@ mod tests {
         for _ in 0..3 {
             costs.learn(5, Duration::from_millis(100));
         }
-        assert!(costs.threshold(1, false) > 1.0, "{costs:?}");
+        assert!(!worth(&costs, 0.99), "{costs:?}");
         for _ in 0..300 {
             costs.learn(1, Duration::from_millis(10));
         }
-        assert!(costs.threshold(1, false) < 0.4, "{costs:?}");
+        assert!(worth(&costs, 0.4), "{costs:?}");
+    }
+
+    /// No other number of drafts gives more tokens a second.
+    #[test]
+    fn drafts_are_as_long_as_they_pay() {
+        let (base, row) = (0.0095, 0.0005);
+        let (cheap, dear) = (calls(row, base).pace(1).unwrap(), calls(0.01, 0.0001).pace(1).unwrap());
+        assert_eq!(length(0.9, dear, false, 8), (0, dear));
+        assert_eq!(length(0.0, cheap, false, 8), (0, cheap));
+        assert_eq!(length(0.99, cheap, false, 8).0, 8);
+        for share in [0.3_f64, 0.5, 0.7, 0.9] {
+            let rate = |k: usize| {
+                let tokens: f64 = (0..=k as i32).map(|i| share.powi(i)).sum();
+                tokens / (base + row * (k + 1) as f64)
+            };
+            let (k, pace) = length(share, cheap, false, 64);
+            assert!((pace.rate() / rate(k) - 1.0).abs() < 1e-6);
+            assert!((0..64).all(|other| rate(other) < 1.02 * rate(k)), "{share}: {k}");
+            assert!(length(share, cheap, true, 64).0 < k);
+        }
+        // many sequences share the cost of a call: a row of one is a larger part of what a token costs
+        let of_many = calls(row, base).pace(16).unwrap();
+        assert!(cheap.is_worth_reading(0.3) && !of_many.is_worth_reading(0.3));
     }
 
     #[test]
-    fn drafts_are_as_long_as_they_pay() {
-        let cheap = calls(0.0005, 0.0095);
-        let dear = calls(0.01, 0.0001);
-        assert_eq!(length(0.9, dear.threshold(1, false), 8).0, 0);
-        assert_eq!(length(0.99, cheap.threshold(1, false), 8).0, 8);
-        let (k, gain) = length(0.5, cheap.threshold(1, false), 8);
-        assert!((3..=5).contains(&k) && gain > 0.5, "{k} {gain}");
-        // many sequences share the cost of a call: a row of one is a larger part of what a token costs
-        assert!(cheap.threshold(16, false) > cheap.threshold(1, false));
-        assert_eq!(length(0.0, 0.1, 8), (0, 0.0));
+    fn trust_goes_by_what_the_model_says() {
+        let mut trust = Trust::default();
+        assert!(trust.rate(0.0).share() < trust.rate(0.4).share() && trust.rate(1.0).share() > 0.95);
+        (0..40).for_each(|_| trust.rate(0.97).learn(false));
+        assert!(trust.rate(1.0).share() < 0.05 && trust.rate(0.9).share() > 0.85);
+        assert!(trust.rate(f32::NAN).share() < 1.0);
     }
 
     #[test]

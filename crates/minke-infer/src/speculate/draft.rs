@@ -5,8 +5,8 @@ use std::time::Instant;
 use minke_data::Tokenizer;
 use minke_model::{CacheKind, DraftCache, DraftStep, Model, PAGE, Step, Want};
 
-use super::{Drafting, MOST, Proposal, Source};
-use crate::choose::{Ask, choose};
+use super::{Chain, Drafting, MOST, Proposal, Source};
+use crate::choose::{Ask, choose, log_probs};
 use crate::engine::Engine;
 use crate::sampling::Allowed;
 use crate::sequence::{Sequence, Session};
@@ -19,8 +19,7 @@ const TOKENS_PER_CALL: usize = 512;
 struct Guess {
     /// Which part of the call.
     part: usize,
-    /// How many it is to have.
-    most: usize,
+    chain: Chain,
     /// For a module: its state behind the last draft, and the position of that state.
     state: Vec<f32>,
     position: usize,
@@ -76,11 +75,11 @@ impl Engine<'_> {
                         }
                     }
                 }
-                Proposal::Model(most) => {
+                Proposal::Model(chain) => {
                     let to = if drafting.by_other(has_other) { &mut by_other } else { &mut by_module };
                     part.source = Source::Model;
                     part.mark = Some(sequence.guide.mark());
-                    to.push(Guess { part: index, most, state: Vec::new(), position: 0 });
+                    to.push(Guess { part: index, chain, state: Vec::new(), position: 0 });
                 }
             }
         }
@@ -157,8 +156,8 @@ impl Engine<'_> {
         let limit = other.config.max_position_embeddings;
         guesses.retain(|guess| {
             let sequence = &mut sequences[parts[guess.part].at];
-            let fits =
-                sequence.all.len() + guess.most < limit && sequence.all.iter().all(|&id| (id as usize) < w);
+            let fits = sequence.all.len() + guess.chain.most() < limit
+                && sequence.all.iter().all(|&id| (id as usize) < w);
             if fits {
                 let session = sequence.drafting.other.get_or_insert_with(|| Session::new(other));
                 session.reuse(&sequence.all);
@@ -234,8 +233,8 @@ impl Engine<'_> {
         if is_long { Err(()) } else { Ok(logits) }
     }
 
-    /// Draws a draft for each guess from its row of logits, as the token itself will be drawn; those that have enough, or
-    /// whose draft may not come, are done.
+    /// Draws a draft for each guess from its row of logits, as the token itself will be drawn; those whose draft may not
+    /// come or is not worth its row, and those that have enough, are done.
     fn draw_drafts(
         &mut self,
         sequences: &mut [Sequence],
@@ -255,14 +254,19 @@ impl Engine<'_> {
             })
             .collect();
         let choices = choose(self.cpu, &mut self.sampler, &asks, logits, w);
+        let log_probs = log_probs(self.cpu, logits, w, &choices);
         let rows = self.model.config.vocab_size;
-        let mut choices = choices.into_iter().zip(next);
-        guesses.retain(|guess| {
+        let mut drawn = choices.into_iter().zip(log_probs).zip(next);
+        guesses.retain_mut(|guess| {
             let part = &mut parts[guess.part];
-            let Some((Ok(choice), next)) = choices.next() else { return false };
+            let Some(((Ok(choice), log_prob), next)) = drawn.next() else { return false };
+            let sequence = &mut sequences[part.at];
+            let sure = log_prob.exp();
+            part.made.push((choice.id, sure));
             (choice.id as usize) < rows
-                && part.follow(&mut sequences[part.at], next, choice.id)
-                && part.drafts.len() < guess.most
+                && guess.chain.takes(sequence.drafting.trust(sure))
+                && part.follow(sequence, next, choice.id)
+                && guess.chain.goes_on()
         });
     }
 }

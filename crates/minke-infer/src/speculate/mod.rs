@@ -20,7 +20,7 @@ use minke_model::{DraftCache, Model};
 
 use crate::sequence::Session;
 
-use control::{Rate, length};
+use control::{Pace, Rate, Trust, length};
 use ngram::Ngrams;
 
 pub(crate) use control::Costs;
@@ -84,26 +84,70 @@ pub(crate) struct Drafting {
     ngrams: Ngrams,
     /// By source.
     rates: [Rate; 3],
+    /// Of a module's or a model's drafts, by how likely they were taken to be.
+    trust: Trust,
     /// Whether a module or a model may draft.
     by_models: bool,
     /// Whether the model was asked for its module.
     begun: bool,
-    /// What somebody would have drafted first, had it been worth it.
-    guess: Option<(Source, u32)>,
+    /// What the text would have drafted first, had it been worth it.
+    guess: Option<u32>,
     pub module: Option<Module>,
     /// What the other model has read.
     pub other: Option<Session>,
     pub stats: Speculated,
 }
 
-/// How many tokens to draft, and who does it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What to draft, and who does it.
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Proposal {
     Nothing,
     /// These.
     Tokens(Source, Vec<u32>),
-    /// So many, by a model.
-    Model(usize),
+    /// What a model says, as long as that pays.
+    Model(Chain),
+}
+
+/// Drafts of a model, one after the other, each as likely to come as all before it are right.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Chain {
+    /// So many at most.
+    most: usize,
+    /// So many at least, whether they pay or not.
+    least: usize,
+    /// So many so far.
+    len: usize,
+    /// The probability that all of them come.
+    right: f64,
+    /// How often a draft of this sequence is right.
+    share: f64,
+    /// With the drafts so far; none where costs are not known.
+    pace: Option<Pace>,
+}
+
+impl Chain {
+    /// Whether a draft that is right so often, if those before it are, is to be read; it counts from then on.
+    pub fn takes(&mut self, share: f64) -> bool {
+        let right = self.right * share;
+        let made = self.pace.map(Pace::made);
+        if self.len >= self.least && made.is_none_or(|pace| !pace.is_worth_reading(right)) {
+            return false;
+        }
+        (self.len, self.right, self.pace) = (self.len + 1, right, made.map(|pace| pace.read(right)));
+        true
+    }
+
+    /// How many it may be.
+    pub fn most(&self) -> usize {
+        self.most
+    }
+
+    /// Whether another is to be made.
+    pub fn goes_on(&self) -> bool {
+        let next = self.right * self.share;
+        self.len < self.most
+            && (self.len < self.least || self.pace.is_some_and(|pace| pace.is_worth_making(next)))
+    }
 }
 
 impl Drafting {
@@ -113,6 +157,7 @@ impl Drafting {
             mode,
             ngrams: Ngrams::default(),
             rates: [Rate::new(0.9), Rate::new(0.5), Rate::new(0.6)],
+            trust: Trust::default(),
             by_models: matches!(mode, Speculation::Auto | Speculation::Mtp | Speculation::Draft),
             begun: false,
             guess: None,
@@ -177,29 +222,33 @@ impl Drafting {
         if most == 0 || !self.is_on() {
             return Proposal::Nothing;
         }
-        let mode = self.mode;
-        let measured = mode == Speculation::Auto;
-        let threshold = |by_model| if measured { costs.threshold(tokens, by_model) } else { 0.25 };
+        let (mode, pace) = (self.mode, costs.pace(tokens));
         // what was asked for is done, whether it pays or not
-        let least = usize::from(!measured);
+        let least = usize::from(mode != Speculation::Auto);
+        let length = |share, by_model, most| match pace {
+            None => (0, None),
+            Some(pace) => {
+                let (k, with) = length(share, pace, by_model, most);
+                (k, Some(with.rate()))
+            }
+        };
         if !forced.is_empty() {
             let share = self.rate(Source::Forced).share();
-            let k = length(share, threshold(false), most.min(forced.len())).0;
-            return match k {
+            return match length(share, false, most.min(forced.len())).0 {
                 0 => Proposal::Nothing,
                 k => Proposal::Tokens(Source::Forced, forced[..k].to_vec()),
             };
         }
-        let mut best = (0.0, Proposal::Nothing);
+        let mut best = (None, Proposal::Nothing);
         if matches!(mode, Speculation::Auto | Speculation::Ngram) {
             self.ngrams.read(all);
             let found = self.ngrams.propose(all, most.min(MOST)).to_vec();
             if let Some(&first) = found.first() {
-                self.guess = Some((Source::Text, first));
-                let (k, gain) = length(self.rate(Source::Text).share(), threshold(false), found.len());
+                self.guess = Some(first);
+                let (k, rate) = length(self.rate(Source::Text).share(), false, found.len());
                 let k = k.max(least);
                 if k > 0 {
-                    best = (gain, Proposal::Tokens(Source::Text, found[..k].to_vec()));
+                    best = (rate, Proposal::Tokens(Source::Text, found[..k].to_vec()));
                 }
             }
         }
@@ -212,11 +261,10 @@ impl Drafting {
             Speculation::Off | Speculation::Ngram => false,
         };
         if can {
-            let (k, gain) =
-                length(self.rate(Source::Model).share(), threshold(true), most.min(MOST_BY_MODEL));
-            let k = k.max(least);
-            if k > 0 && (gain > best.0 || best.1 == Proposal::Nothing) {
-                best = (gain, Proposal::Model(k));
+            let (most, share) = (most.min(MOST_BY_MODEL), self.rate(Source::Model).share());
+            let (k, rate) = length(share, true, most);
+            if k.max(least) > 0 && (rate > best.0 || best.1 == Proposal::Nothing) {
+                best = (rate, Proposal::Model(Chain { most, least, len: 0, right: 1.0, share, pace }));
             } else {
                 self.rate(Source::Model).forget();
             }
@@ -229,19 +277,29 @@ impl Drafting {
         has_other && self.mode != Speculation::Mtp
     }
 
-    /// A call gave `tokens`, behind drafts of a source.
-    pub fn learn(&mut self, source: Source, drafts: &[u32], tokens: &[u32]) {
+    /// How often a model's draft that it takes to be so likely is right.
+    pub fn trust(&mut self, sure: f32) -> f64 {
+        self.trust.rate(sure).share()
+    }
+
+    /// A call gave `tokens`, behind drafts of a source; `made` are those that a model made, with how likely it took them
+    /// to be, of which the last may not have been worth reading.
+    pub fn learn(&mut self, source: Source, drafts: &[u32], made: &[(u32, f32)], tokens: &[u32]) {
         self.stats.calls += 1;
-        if drafts.is_empty() {
-            if let (Some((source, guess)), Some(&first)) = (self.guess.take(), tokens.first()) {
-                self.rate(source).learn(guess == first);
-            }
+        self.stats.drafted += drafts.len();
+        self.stats.accepted += drafts.iter().zip(tokens).filter(|(draft, token)| draft == token).count();
+        for ((draft, sure), token) in made.iter().zip(tokens) {
+            self.rate(Source::Model).learn(draft == token);
+            self.trust.rate(*sure).learn(draft == token);
+        }
+        if source != Source::Model {
+            drafts.iter().zip(tokens).for_each(|(draft, token)| self.rate(source).learn(draft == token));
+        }
+        if source == Source::Text && !drafts.is_empty() {
             return;
         }
-        self.stats.drafted += drafts.len();
-        for (draft, token) in drafts.iter().zip(tokens) {
-            self.rate(source).learn(draft == token);
-            self.stats.accepted += usize::from(draft == token);
+        if let (Some(guess), Some(&first)) = (self.guess.take(), tokens.first()) {
+            self.rate(Source::Text).learn(guess == first);
         }
     }
 }
