@@ -182,6 +182,9 @@ fn few<S: Simd, F: Unpack, const M: usize>(s: S, task: &Task<'_>) {
             for (sums, own) in sums[..m].iter_mut().zip(own) {
                 sums[r] = own;
             }
+            if together > 1 {
+                (whole * F::BYTES..task.row_bytes).step_by(LINE).for_each(|at| s.prefetch(ahead.wrapping_add(at)));
+            }
         }
         let row_ends: [_; ROWS] = std::array::from_fn(|r| {
             if r < width { &task.bytes[(first + r) * task.row_bytes + whole * F::BYTES..] } else { &[] }
