@@ -27,7 +27,7 @@ const ROWS: usize = 4;
 const PANELS: usize = 8;
 
 /// How far ahead of them memory is read, in bytes: the hardware's own reading ahead ends at each page.
-const AHEAD: usize = 4096;
+const AHEAD: usize = 8192;
 
 /// Bytes of the weight of a task, about: as stored, and unpacked for many rows, which all go through them.
 const TASK_BYTES: usize = 64 * 1024;
