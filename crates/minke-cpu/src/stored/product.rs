@@ -183,7 +183,9 @@ fn few<S: Simd, F: Unpack, const M: usize>(s: S, task: &Task<'_>) {
                 sums[r] = own;
             }
             if together > 1 {
-                (whole * F::BYTES..task.row_bytes).step_by(LINE).for_each(|at| s.prefetch(ahead.wrapping_add(at)));
+                (whole * F::BYTES..task.row_bytes)
+                    .step_by(LINE)
+                    .for_each(|at| s.prefetch(ahead.wrapping_add(at)));
             }
         }
         let row_ends: [_; ROWS] = std::array::from_fn(|r| {
