@@ -169,8 +169,7 @@ fn every_mode_gives_what_none_gives() {
                     sums[3].accepted, sums[3].drafted,
                     "what agrees on all logits agrees on all draws"
                 );
-                // at least one is drafted, however dear it is
-                assert!(sums[3].tokens_per_call() > 1.8, "{:?}", sums[3]);
+                assert!(sums[3].tokens_per_call() > 3.0, "{:?}", sums[3]);
             }
             // drafts of a module, over keys and values, are verified over latents
             let sums = compare(&mut target, &mut draft, &tokenizer, &kinds, &MODES, CacheKind::Auto);

@@ -149,7 +149,7 @@ fn the_same_arguments_give_the_same_text() {
         let drafted = json(&args);
         assert_eq!((&one["tokens"], &one["logprobs"]), (&drafted["tokens"], &drafted["logprobs"]));
         let drafts = &drafted["speculation"];
-        assert_eq!(how == "draft", drafts["tokens_per_call"].as_f64().unwrap() > 1.8, "{how}: {drafts}");
+        assert_eq!(how == "draft", drafts["tokens_per_call"].as_f64().unwrap() > 2.0, "{how}: {drafts}");
         assert!(how != "off" || drafts["drafted"] == 0);
     }
     // plain output is the continuation alone, and a prompt may come over a pipe

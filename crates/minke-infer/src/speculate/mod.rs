@@ -30,6 +30,8 @@ pub(crate) use draft::same_vocabulary;
 pub(crate) const MOST: usize = 16;
 /// Tokens that a model drafts at once, at most.
 pub(crate) const MOST_BY_MODEL: usize = 8;
+/// How likely all drafts so far must be to come, for another one where drafts were asked for, whether they pay or not.
+const ASKED: f64 = 0.25;
 /// States that wait for a module, at most: what lies further back is not read by it.
 const WINDOW: usize = 128;
 
@@ -123,6 +125,8 @@ pub(crate) struct Chain {
     share: f64,
     /// With the drafts so far; none where costs are not known.
     pace: Option<Pace>,
+    /// What counts instead of costs.
+    floor: Option<f64>,
 }
 
 impl Chain {
@@ -130,7 +134,11 @@ impl Chain {
     pub fn takes(&mut self, share: f64) -> bool {
         let right = self.right * share;
         let made = self.pace.map(Pace::made);
-        if self.len >= self.least && made.is_none_or(|pace| !pace.is_worth_reading(right)) {
+        let is_worth = match self.floor {
+            Some(floor) => right > floor,
+            None => made.is_some_and(|pace| pace.is_worth_reading(right)),
+        };
+        if self.len >= self.least && !is_worth {
             return false;
         }
         (self.len, self.right, self.pace) = (self.len + 1, right, made.map(|pace| pace.read(right)));
@@ -145,8 +153,11 @@ impl Chain {
     /// Whether another is to be made.
     pub fn goes_on(&self) -> bool {
         let next = self.right * self.share;
-        self.len < self.most
-            && (self.len < self.least || self.pace.is_some_and(|pace| pace.is_worth_making(next)))
+        let is_worth = match self.floor {
+            Some(floor) => next > floor,
+            None => self.pace.is_some_and(|pace| pace.is_worth_making(next)),
+        };
+        self.len < self.most && (self.len < self.least || is_worth)
     }
 }
 
@@ -224,10 +235,12 @@ impl Drafting {
         }
         let (mode, pace) = (self.mode, costs.pace(tokens));
         // what was asked for is done, whether it pays or not
-        let least = usize::from(mode != Speculation::Auto);
-        let length = |share, by_model, most| match pace {
-            None => (0, None),
-            Some(pace) => {
+        let floor = (mode != Speculation::Auto).then_some(ASKED);
+        let least = usize::from(floor.is_some());
+        let length = |share: f64, by_model, most| match (floor, pace) {
+            (Some(floor), _) => ((1..=most).take_while(|&k| share.powi(k as i32) > floor).count(), None),
+            (None, None) => (0, None),
+            (None, Some(pace)) => {
                 let (k, with) = length(share, pace, by_model, most);
                 (k, Some(with.rate()))
             }
@@ -264,7 +277,7 @@ impl Drafting {
             let (most, share) = (most.min(MOST_BY_MODEL), self.rate(Source::Model).share());
             let (k, rate) = length(share, true, most);
             if k.max(least) > 0 && (rate > best.0 || best.1 == Proposal::Nothing) {
-                best = (rate, Proposal::Model(Chain { most, least, len: 0, right: 1.0, share, pace }));
+                best = (rate, Proposal::Model(Chain { most, least, len: 0, right: 1.0, share, pace, floor }));
             } else {
                 self.rate(Source::Model).forget();
             }
