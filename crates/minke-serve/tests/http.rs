@@ -388,8 +388,15 @@ fn who_goes_away_cancels_and_who_comes_too_late_waits() {
         assert!(begin.elapsed() < Duration::from_secs(20));
     }
     drop(clients);
-    server.idle();
-    assert_eq!(server.post(TEXT, &json!({"prompt": "the", "max_tokens": 1})).0, 200);
+    // requests of those that are gone may still arrive: until the last of them is cancelled there may be no room
+    let begin = Instant::now();
+    loop {
+        server.idle();
+        match server.post(TEXT, &json!({"prompt": "the", "max_tokens": 1})).0 {
+            429 => assert!(begin.elapsed() < Duration::from_secs(20), "there is no room again"),
+            status => break assert_eq!(status, 200),
+        }
+    }
 }
 
 #[test]
