@@ -340,6 +340,8 @@ impl<const PRODUCTS: u8> Simd for Avx512<PRODUCTS> {
         }
     }
 
+    const BYTES_TILE_ASKS: bool = matches!(PRODUCTS, VNNI | DOT);
+
     #[inline(always)]
     unsafe fn bytes_tile(self, tile: BytesTile) {
         // SAFETY: by the caller's promise; the witness says that the instructions exist.

@@ -218,6 +218,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
         false
     }
 
+    /// Whether [`Simd::bytes_tile`] asks memory for [`BytesTile::next`].
+    const BYTES_TILE_ASKS: bool = false;
+
     /// A tile of a product of bytes; see [`crate::stored::tile`].
     ///
     /// # Safety

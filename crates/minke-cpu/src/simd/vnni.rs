@@ -4,6 +4,7 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
 use super::LANES;
+use crate::stored::chunk::LINE;
 use crate::stored::tile::{BytesTile, CHAINS, SIDE};
 
 /// Blocks that a chain skips.
@@ -98,11 +99,19 @@ macro_rules! tile_rows {
                 let (mut q, mut scale) = (t.q.add(4 * STEPS * first), t.scale.add(first));
                 let mut min = t.min.wrapping_add(first);
                 let (mut x, mut x_scale, mut x_sum) = (t.x, t.x_scale, t.x_sum);
+                // a part of what comes next, as many bytes of it with each block
+                let mut next = t.next.wrapping_add(first * t.next_bytes / SIDE);
+                let (share, mut due) = ((t.next_bytes / (SIDE / TOGETHER)).div_ceil(t.blocks.max(1)), 0);
                 for (count, chain) in CHAINS.into_iter().enumerate() {
                     let mut sums = [$zero(); TOGETHER];
                     for _ in (chain..t.blocks).step_by(BLOCKS) {
                         let (block_sum, block_scale) = ($load(x_sum), $load(x_scale));
                         let mut dots = [$whole($mul(offset, block_sum)); TOGETHER];
+                        due += share;
+                        while due >= LINE {
+                            _mm_prefetch::<_MM_HINT_T1>(next.cast());
+                            (next, due) = (next.wrapping_add(LINE), due - LINE);
+                        }
                         for step in 0..steps {
                             let words = $load_words(x.add(step * 4 * SIDE).cast());
                             for (r, dots) in dots.iter_mut().enumerate() {

@@ -15,7 +15,7 @@ pub(super) const CHUNK: usize = 32 * BLOCKS;
 pub(super) const STORED_CHUNK: usize = 16 * 34;
 
 /// Bytes by which memory is read ahead.
-pub(super) const LINE: usize = 64;
+pub const LINE: usize = 64;
 
 /// How rows of a format are unpacked.
 pub(super) trait Unpack {

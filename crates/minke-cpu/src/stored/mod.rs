@@ -1,7 +1,7 @@
 //! Matrices as they lie in a file, row by row: what a model that only runs reads, without a copy.
 
 mod bytes;
-mod chunk;
+pub(crate) mod chunk;
 mod inputs;
 mod product;
 #[cfg(test)]

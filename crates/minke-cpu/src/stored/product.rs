@@ -23,7 +23,7 @@ const FEW: usize = 12;
 /// Stored rows that a few rows are multiplied with at a time.
 const ROWS: usize = 4;
 
-/// Panels that are unpacked together where there is one tile of rows.
+/// Panels that are unpacked together where there is one tile of rows and it does not ask for the next on its way.
 const PANELS: usize = 8;
 
 /// How far ahead of them memory is read, in bytes: the hardware's own reading ahead ends at each page.
@@ -294,9 +294,17 @@ fn many<S: Simd, F: Unpack>(s: S, task: &Task<'_>) {
     let signed = S::signed_bytes(F::OFFSET);
     let columns = task.bytes.len() / task.row_bytes;
     // one tile of rows has nothing to read a panel again for; a few panels in turn are faster all the same where products
-    // are made in tile registers
+    // are made in tile registers. Where tiles take longer than memory does, it answers in the meantime
     let all = columns.div_ceil(SIDE);
-    let together = if task.span.rows.len() <= SIDE { all.min(PANELS) } else { all };
+    let one = task.span.rows.len() <= SIDE;
+    let tile_asks = one && S::BYTES_TILE_ASKS;
+    let together = if tile_asks {
+        1
+    } else if one {
+        all.min(PANELS)
+    } else {
+        all
+    };
     let mut q = scratch::take::<u8>(together * codes);
     let mut scale = scratch::take::<f32>(together * numbers);
     let mut min = scratch::take::<f32>(if F::MIN { scale.len() } else { 0 });
@@ -311,6 +319,7 @@ fn many<S: Simd, F: Unpack>(s: S, task: &Task<'_>) {
                 task.bytes,
                 task.row_bytes,
                 from + p * SIDE,
+                !tile_asks,
                 &places,
                 q,
                 &mut scale[part],
@@ -334,6 +343,8 @@ fn many<S: Simd, F: Unpack>(s: S, task: &Task<'_>) {
                     x_sum: x_sum.as_ptr(),
                     rows,
                     out: sums.as_mut_ptr(),
+                    next: task.bytes.as_ptr().wrapping_add((from + SIDE) * task.row_bytes),
+                    next_bytes: if tile_asks { SIDE * task.row_bytes } else { 0 },
                 };
                 // SAFETY: panel, rows and their scales have `blocks` blocks, `sums` room for a tile.
                 unsafe { s.bytes_tile(t) };

@@ -47,16 +47,21 @@ pub struct BytesTile {
     pub rows: usize,
     /// `[16 stored rows][16]`
     pub out: *mut f32,
+    /// What is unpacked after this tile, any address: where [`Simd::BYTES_TILE_ASKS`] is true, memory is asked for so many bytes
+    /// of it on the way.
+    pub next: *const u8,
+    pub next_bytes: usize,
 }
 
 /// Unpacks sixteen stored rows from `first` on; those that are not there are zero. There is room for one block more than they
-/// have.
+/// have. `asks` says that memory is asked for those that come next.
 #[inline(always)]
 pub(super) fn pack<S: Simd, F: Unpack>(
     s: S,
     rows: &[u8],
     row_bytes: usize,
     first: usize,
+    asks: bool,
     places: &[u32],
     panel: &mut [u8],
     scale: &mut [f32],
@@ -78,8 +83,10 @@ pub(super) fn pack<S: Simd, F: Unpack>(
                 continue;
             }
             // the same of a row that comes later: these steps are too long for the hardware's reading ahead
-            let later = rows.as_ptr().wrapping_add(start + SIDE * row_bytes + c * F::BYTES);
-            (0..F::BYTES).step_by(LINE).for_each(|at| s.prefetch(later.wrapping_add(at)));
+            if asks {
+                let later = rows.as_ptr().wrapping_add(start + SIDE * row_bytes + c * F::BYTES);
+                (0..F::BYTES).step_by(LINE).for_each(|at| s.prefetch(later.wrapping_add(at)));
+            }
             let blocks = chunk::whole::<F>(rows, start, c, &mut room);
             [scales[j], mins[j]] = F::scales(s, blocks);
             for i in 0..F::LEN / 64 {
