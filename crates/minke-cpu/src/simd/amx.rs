@@ -26,7 +26,7 @@ use std::sync::OnceLock;
 
 use super::{GRID_ROWS, GRID_STEPS, LANES};
 use crate::gemm::tile::{DotTile, PANEL, RowsTile};
-use crate::stored::tile::{BytesTile, CHAINS, SIDE};
+use crate::stored::tile::{BytesTile, CHAINS, SIDE, Tree};
 
 /// Rows of a tile register.
 const HALF: usize = GRID_ROWS / 2;
@@ -471,7 +471,7 @@ unsafe fn bytes_run<const MIN: bool>(t: BytesTile) {
     let zero = _mm512_setzero_ps();
     // written before they are read: filling them would cost each short tile a twentieth of its time
     let mut passing = [const { MaybeUninit::<Passing>::uninit() }; AHEAD + 1];
-    let mut levels = [const { MaybeUninit::<[__m512; SIDE]>::uninit() }; 5];
+    let mut tree = Tree::<[__m512; SIDE]>::new();
     let (mut x_scale, mut x_sum) = (t.x_scale, t.x_sum);
     let (mut scale, mut min) = (t.scale, t.min);
     // SAFETY (all): by the caller's promise; registers are configured.
@@ -495,7 +495,7 @@ unsafe fn bytes_run<const MIN: bool>(t: BytesTile) {
             issue(at, &mut passing[at % (AHEAD + 1)]);
         }
         let mut at = 0;
-        for (count, chain) in CHAINS.into_iter().enumerate() {
+        for chain in CHAINS {
             let mut sums = [zero; SIDE];
             for _ in (chain..t.blocks).step_by(LANES) {
                 if at + AHEAD < t.blocks {
@@ -516,16 +516,13 @@ unsafe fn bytes_run<const MIN: bool>(t: BytesTile) {
                 (x_scale, x_sum) = (x_scale.add(SIDE), x_sum.add(SIDE));
                 at += 1;
             }
-            let mut level = 0;
-            while count >> level & 1 == 1 {
-                for (sum, before) in sums.iter_mut().zip(levels[level].assume_init_ref()) {
+            tree.add(sums, |before, sums| {
+                for (sum, before) in sums.iter_mut().zip(before) {
                     *sum = _mm512_add_ps(*before, *sum);
                 }
-                level += 1;
-            }
-            levels[level].write(sums);
+            });
         }
-        for (r, sum) in levels[4].assume_init_ref().iter().enumerate() {
+        for (r, sum) in tree.whole().iter().enumerate() {
             _mm512_storeu_ps(t.out.add(r * SIDE), *sum);
         }
     }

@@ -5,11 +5,10 @@
 //! signed: their size times the other byte with their sign, which fits for once.
 
 use std::arch::x86_64::*;
-use std::mem::MaybeUninit;
 
 use super::LANES;
 use super::avx2::V;
-use crate::stored::tile::{BytesTile, CHAINS, SIDE};
+use crate::stored::tile::{BytesTile, CHAINS, SIDE, Tree};
 
 /// Blocks that a chain skips.
 const BLOCKS: usize = LANES;
@@ -137,9 +136,9 @@ unsafe fn run<const VNNI: bool, const SIGNED: bool>(t: BytesTile) {
     // SAFETY (all): by the caller's promise.
     unsafe {
         let zero = _mm256_setzero_ps();
-        let mut levels = [const { MaybeUninit::<[[__m256; HALVES]; SIDE]>::uninit() }; 5];
+        let mut tree = Tree::<[[__m256; HALVES]; SIDE]>::new();
         let mut at = 0;
-        for (count, chain) in CHAINS.into_iter().enumerate() {
+        for chain in CHAINS {
             let mut sums = [[zero; HALVES]; SIDE];
             for _ in (chain..t.blocks).step_by(BLOCKS) {
                 let (q, x) = (t.q.add(at * SIDE * t.block), t.x.add(at * SIDE * t.block));
@@ -167,18 +166,13 @@ unsafe fn run<const VNNI: bool, const SIGNED: bool>(t: BytesTile) {
                 }
                 at += 1;
             }
-            let mut level = 0;
-            while count >> level & 1 == 1 {
-                for (sums, before) in sums.iter_mut().zip(levels[level].assume_init_ref()) {
-                    for (sum, before) in sums.iter_mut().zip(before) {
-                        *sum = _mm256_add_ps(*before, *sum);
-                    }
+            tree.add(sums, |before, sums| {
+                for (sum, before) in sums.as_flattened_mut().iter_mut().zip(before.as_flattened()) {
+                    *sum = _mm256_add_ps(*before, *sum);
                 }
-                level += 1;
-            }
-            levels[level].write(sums);
+            });
         }
-        for (r, sums) in levels[4].assume_init_ref().iter().enumerate() {
+        for (r, sums) in tree.whole().iter().enumerate() {
             for (half, sum) in sums.iter().enumerate() {
                 _mm256_storeu_ps(t.out.add(r * SIDE + half * 8), *sum);
             }

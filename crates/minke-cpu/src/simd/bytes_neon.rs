@@ -6,11 +6,10 @@
 
 use std::arch::aarch64::*;
 use std::arch::asm;
-use std::mem::MaybeUninit;
 
 use super::LANES;
 use super::neon::V;
-use crate::stored::tile::{BytesTile, CHAINS, SIDE};
+use crate::stored::tile::{BytesTile, CHAINS, SIDE, Tree};
 
 /// 64 bytes.
 pub type B = [uint8x16_t; 4];
@@ -194,9 +193,9 @@ unsafe fn run<const SDOT: bool, const WIDE: bool, const ROWS: usize>(t: BytesTil
     // SAFETY (all): by the caller's promise.
     unsafe {
         let zero = vdupq_n_f32(0.0);
-        let mut levels = [const { MaybeUninit::<[[float32x4_t; QUARTERS]; SIDE]>::uninit() }; 5];
+        let mut tree = Tree::<[[float32x4_t; QUARTERS]; SIDE]>::new();
         let mut at = 0;
-        for (count, chain) in CHAINS.into_iter().enumerate() {
+        for chain in CHAINS {
             let mut sums = [[zero; QUARTERS]; SIDE];
             for _ in (chain..t.blocks).step_by(BLOCKS) {
                 let (q, x) = (t.q.add(at * SIDE * t.block), t.x.add(at * SIDE * t.block));
@@ -226,18 +225,13 @@ unsafe fn run<const SDOT: bool, const WIDE: bool, const ROWS: usize>(t: BytesTil
                 }
                 at += 1;
             }
-            let mut level = 0;
-            while count >> level & 1 == 1 {
-                for (sums, before) in sums.iter_mut().zip(levels[level].assume_init_ref()) {
-                    for (sum, before) in sums.iter_mut().zip(before) {
-                        *sum = vaddq_f32(*before, *sum);
-                    }
+            tree.add(sums, |before, sums| {
+                for (sum, before) in sums.as_flattened_mut().iter_mut().zip(before.as_flattened()) {
+                    *sum = vaddq_f32(*before, *sum);
                 }
-                level += 1;
-            }
-            levels[level].write(sums);
+            });
         }
-        for (r, sums) in levels[4].assume_init_ref().iter().enumerate() {
+        for (r, sums) in tree.whole().iter().enumerate() {
             for (i, sum) in sums.iter().enumerate() {
                 vst1q_f32(t.out.add(r * SIDE + 4 * i), *sum);
             }

@@ -1,11 +1,10 @@
 //! Products of bytes on AVX-512: four of them to a lane in one instruction (`vpdpbusd`).
 
 use std::arch::x86_64::*;
-use std::mem::MaybeUninit;
 
 use super::LANES;
 use crate::stored::chunk::LINE;
-use crate::stored::tile::{BytesTile, CHAINS, SIDE};
+use crate::stored::tile::{BytesTile, CHAINS, SIDE, Tree};
 
 /// Blocks that a chain skips.
 const BLOCKS: usize = LANES;
@@ -92,7 +91,7 @@ macro_rules! tile_rows {
         unsafe fn $name<const STEPS: usize, const MIN: bool>(t: BytesTile, first: usize) {
             // a loop that is unrolled loads all that it multiplies at once, for which there are too few registers
             let steps = std::hint::black_box(STEPS);
-            let mut levels = [const { MaybeUninit::<[$vector; TOGETHER]>::uninit() }; 5];
+            let mut tree = Tree::<[$vector; TOGETHER]>::new();
             let offset = $splat(-f32::from(t.offset));
             // SAFETY (all): by the caller's promise.
             unsafe {
@@ -102,7 +101,7 @@ macro_rules! tile_rows {
                 // a part of what comes next, as many bytes of it with each block
                 let mut next = t.next.wrapping_add(first * t.next_bytes / SIDE);
                 let (share, mut due) = ((t.next_bytes / (SIDE / TOGETHER)).div_ceil(t.blocks.max(1)), 0);
-                for (count, chain) in CHAINS.into_iter().enumerate() {
+                for chain in CHAINS {
                     let mut sums = [$zero(); TOGETHER];
                     for _ in (chain..t.blocks).step_by(BLOCKS) {
                         let (block_sum, block_scale) = ($load(x_sum), $load(x_scale));
@@ -129,16 +128,13 @@ macro_rules! tile_rows {
                         (q, scale, min) = (q.add(4 * STEPS * SIDE), scale.add(SIDE), min.wrapping_add(SIDE));
                         (x, x_scale, x_sum) = (x.add(4 * STEPS * SIDE), x_scale.add(SIDE), x_sum.add(SIDE));
                     }
-                    let mut level = 0;
-                    while count >> level & 1 == 1 {
-                        for (sum, before) in sums.iter_mut().zip(levels[level].assume_init_ref()) {
+                    tree.add(sums, |before, sums| {
+                        for (sum, before) in sums.iter_mut().zip(before) {
                             *sum = $add(*before, *sum);
                         }
-                        level += 1;
-                    }
-                    levels[level].write(sums);
+                    });
                 }
-                for (r, sum) in levels[4].assume_init_ref().iter().enumerate() {
+                for (r, sum) in tree.whole().iter().enumerate() {
                     $store(t.out.add((first + r) * SIDE), *sum);
                 }
             }

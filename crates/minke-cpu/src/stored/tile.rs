@@ -4,6 +4,8 @@
 //! [`Simd::sum`] adds its lanes. So a few rows, which have a chain in each lane, and a tile, which walks one chain after the
 //! other, give the same bits. Sums within a block are whole numbers below 2^24: their order is free.
 
+use std::mem::MaybeUninit;
+
 use super::chunk::{self, BLOCKS, LINE, STORED_CHUNK, Unpack};
 use crate::simd::{LANES, Simd};
 
@@ -131,7 +133,7 @@ pub unsafe fn body<S: Simd>(s: S, t: BytesTile) {
     unsafe {
         let vector = |p: *const f32, at: usize| s.load(&*p.add(at * LANES).cast());
         for r in 0..SIDE {
-            let mut tree = Tree::new(s);
+            let mut tree = Tree::new();
             let mut at = 0;
             for chain in CHAINS {
                 let mut sum = s.zero();
@@ -164,33 +166,45 @@ pub unsafe fn body<S: Simd>(s: S, t: BytesTile) {
                     sum = s.fma(part, vector(t.x_scale, at), sum);
                     at += 1;
                 }
-                tree.add(s, sum);
+                tree.add(sum, |before, sum| *sum = s.add(*before, *sum));
             }
-            s.store(tree.levels[4], &mut *t.out.add(r * SIDE).cast());
+            s.store(*tree.whole(), &mut *t.out.add(r * SIDE).cast());
         }
     }
 }
 
-/// Sums of chains, added two by two.
-struct Tree<V> {
-    levels: [V; 5],
+/// Sums of chains, which come in the order of [`CHAINS`], added two by two.
+pub struct Tree<T> {
+    /// Level l has the sum of 2^l chains where bit l of `count` is set.
+    levels: [MaybeUninit<T>; 5],
     count: usize,
 }
 
-impl<V: Copy> Tree<V> {
+impl<T: Copy> Tree<T> {
+    /// Of no chains yet.
     #[inline(always)]
-    fn new<S: Simd<V = V>>(s: S) -> Self {
-        Self { levels: [s.zero(); 5], count: 0 }
+    pub fn new() -> Self {
+        Self { levels: [const { MaybeUninit::uninit() }; 5], count: 0 }
     }
 
+    /// Takes those of another chain; `join(before, sums)` adds to sums what came before them.
     #[inline(always)]
-    fn add<S: Simd<V = V>>(&mut self, s: S, mut sum: V) {
+    pub fn add(&mut self, mut sums: T, join: impl Fn(&T, &mut T)) {
         let mut level = 0;
         while self.count >> level & 1 == 1 {
-            sum = s.add(self.levels[level], sum);
+            // SAFETY: the bit says that it was written.
+            join(unsafe { self.levels[level].assume_init_ref() }, &mut sums);
             level += 1;
         }
-        self.levels[level] = sum;
+        self.levels[level].write(sums);
         self.count += 1;
+    }
+
+    /// The sums of all sixteen chains.
+    #[inline(always)]
+    pub fn whole(&self) -> &T {
+        assert_eq!(self.count, CHAINS.len(), "a sum of all chains");
+        // SAFETY: the last chain wrote it.
+        unsafe { self.levels[4].assume_init_ref() }
     }
 }
