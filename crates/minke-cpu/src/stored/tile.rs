@@ -75,10 +75,10 @@ pub(super) fn pack<S: Simd, F: Unpack>(
     assert!(panel.len() >= numbers * F::BLOCK && scale.len() >= numbers && (!F::MIN || min.len() >= numbers));
     for (c, places) in places.as_chunks::<BLOCKS>().0.iter().enumerate() {
         let (mut scales, mut mins) = ([s.zero(); SIDE], [s.zero(); SIDE]);
+        // SAFETY (here and below): there is room for every place, by the assertion.
+        let starts = places.map(|place| unsafe { panel.as_mut_ptr().add(place as usize * SIDE * F::BLOCK) });
         for j in 0..SIDE {
-            // SAFETY (here and below): there is room for every place, by the assertion.
-            let mut panel =
-                |b: usize| unsafe { panel.as_mut_ptr().add((places[b] as usize * SIDE + j) * F::BLOCK) };
+            let panel = |b: usize| unsafe { starts[b].add(j * F::BLOCK) };
             let start = (first + j) * row_bytes;
             if start >= rows.len() {
                 (0..BLOCKS).for_each(|b| unsafe { panel(b).write_bytes(0, F::BLOCK) });
