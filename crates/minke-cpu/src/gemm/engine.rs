@@ -503,6 +503,24 @@ impl<S: Simd> Engine<S> {
         }
     }
 
+    /// Whether tiles of so few rows take two panels at once; [`Engine::tile_of_two`].
+    #[inline(always)]
+    pub fn takes_two(self, rows: usize) -> bool {
+        self.pairs && rows <= S::DOT_OF_TWO
+    }
+
+    /// As [`Engine::tile`], of few rows over the panel of the words and one at `next`: 3 or 4 vectors.
+    ///
+    /// # Safety
+    /// As for [`Engine::tile`], where [`Engine::takes_two`] is true.
+    #[inline(always)]
+    pub unsafe fn tile_of_two(self, w: Words, next: *const u32, rows: usize, vecs: usize) {
+        let Words { steps, a, a_row, a_step, b, c, c_row, accumulate, half, half_row } = w;
+        let t = DotTile { pairs: steps, a, a_row, a_step, b, c, c_row, accumulate, half, half_row };
+        // SAFETY: by the caller's promise.
+        unsafe { self.s.dot_tile_of_two(t, next, rows, vecs) }
+    }
+
     /// `rows` by `vecs` vectors (16 columns each; any number) of a product with f32 sums; panel `i` of the right operand is
     /// at `w.b + i * panel`.
     ///
@@ -522,6 +540,10 @@ impl<S: Simd> Engine<S> {
                     let t =
                         DotTile { pairs: steps, a, a_row, a_step, b, c, c_row, accumulate, half, half_row };
                     self.s.grid_tile_of_two(t, b.add(panel), rows, (vecs - done).min(2 * WIDTH));
+                    done += 2 * WIDTH;
+                } else if self.takes_two(rows) && vecs - done > WIDTH {
+                    let next = b.add(panel);
+                    self.tile_of_two(Words { b, c, ..w }, next, rows, (vecs - done).min(2 * WIDTH));
                     done += 2 * WIDTH;
                 } else {
                     self.tile(Words { b, c, ..w }, rows, (vecs - done).min(WIDTH));

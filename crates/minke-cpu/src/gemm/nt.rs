@@ -228,7 +228,9 @@ impl Task<'_> {
         // tile registers write faster than memory answers: there tiles follow each other along rows of the output, so that
         // it sees what comes next; elsewhere a panel stays in the first-level cache
         let along = engine.rows_along();
-        for t in 0..row_tiles * self.panels.len() {
+        let takes_two = engine.takes_two(self.rows);
+        let mut t = 0;
+        while t < row_tiles * self.panels.len() {
             let (panel, tile) = if along {
                 (self.panels.start + t % self.panels.len(), t / self.panels.len())
             } else {
@@ -241,7 +243,11 @@ impl Task<'_> {
             let direct = width == PANEL || width == LANES;
             let i = tile * tile_rows;
             let rows = tile_rows.min(self.rows - i);
-            if panel + 1 < self.panels.end && !along {
+            // both panels straight into the output
+            let beside = (n - col - width).min(PANEL);
+            let two = takes_two && panel + 1 < self.panels.end && (beside == PANEL || beside == LANES);
+            t += 1 + usize::from(two);
+            if panel + 1 < self.panels.end && !along && !two {
                 // the next panel, a share per register tile
                 let share = (to - from).div_ceil(row_tiles);
                 let first = from + tile * share;
@@ -268,6 +274,18 @@ impl Task<'_> {
                     ..Words::NOWHERE
                 };
                 let at = |r: usize| (target.row + i + r) * target.stride + col - target.column;
+                if two {
+                    let next = self.b.panel(panel + 1)[from * PANEL..].as_ptr();
+                    let nowhere = words(std::ptr::null_mut(), 0, false);
+                    let words = match target.out {
+                        SharedView::F32(c) => words(c.start().add(at(0)), target.stride, accumulate),
+                        SharedView::Bf16(c) => {
+                            Words { half: c.start().add(at(0)), half_row: target.stride, ..nowhere }
+                        }
+                    };
+                    engine.tile_of_two(words, next, rows, vecs + beside / LANES);
+                    continue;
+                }
                 let c = match target.out {
                     SharedView::F32(c) => c,
                     SharedView::Bf16(c) if engine.pairs() && direct => {

@@ -127,6 +127,40 @@ fn a_row_alone_is_the_row_in_a_batch_at_any_thread_count() {
     }
 }
 
+/// Few rows may take two panels at once: whole ones, halves and parts, into either dtype, with sums that go on.
+#[test]
+fn few_rows_are_those_of_a_batch_at_any_width() {
+    let (m, k) = (23, 1301);
+    for level in Level::available() {
+        for (compute, n) in [Compute::F32, Compute::Bf16]
+            .into_iter()
+            .flat_map(|compute| [16, 48, 63, 64, 79, 80, 208].map(|n| (compute, n)))
+        {
+            let (x, w, before) = (normal(1, m * k), normal(2, n * k), normal(3, m * n));
+            let cpu = Cpu::with_level(level, 1);
+            let mut b = Packed::empty();
+            b.pack_nt(&cpu, View::F32(&w), 1, n, k, compute);
+            let product = |rows: Range<usize>, accumulate: bool| {
+                let (x, rows_n) = (&x[rows.start * k..rows.end * k], rows.start * n..rows.end * n);
+                let (offsets, mut y) = ([0, rows.len() as u32], before[rows_n].to_vec());
+                matmul(&cpu, Operand::new(View::F32(x), k), &offsets, &b, ViewMut::F32(&mut y), accumulate);
+                let mut half = vec![bf16::ZERO; y.len()];
+                matmul(&cpu, Operand::new(View::F32(x), k), &offsets, &b, ViewMut::Bf16(&mut half), false);
+                (y, half.iter().map(|x| x.to_f32()).collect::<Vec<_>>())
+            };
+            for accumulate in [false, true] {
+                let whole = product(0..m, accumulate);
+                for rows in [0..1, 7..9, 11..14, 3..7, 22..23] {
+                    let what = format!("{} {compute:?} {rows:?} x {n}", level.name());
+                    let (y, half) = product(rows.clone(), accumulate);
+                    assert_same_bits(&what, &y, &whole.0[rows.start * n..rows.end * n]);
+                    assert_same_bits(&what, &half, &whole.1[rows.start * n..rows.end * n]);
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn groups_and_gathers_equal_separate_products() {
     let (tokens, n, k) = (50, 144, 37);

@@ -107,7 +107,7 @@ impl<const PRODUCTS: u8> Simd for Avx512<PRODUCTS> {
             ($vecs:literal: $($n:literal)*) => {
                 match rows {
                     // SAFETY: the witness says that the instruction exists; the rest is the caller's promise.
-                    $($n => unsafe { dot_rows::<$n, $vecs>(tile) },)*
+                    $($n => unsafe { dot_rows::<$n, $vecs>(tile, tile.b) },)*
                     _ => unreachable!("a tile has 1 to 14 rows"),
                 }
             };
@@ -116,6 +116,24 @@ impl<const PRODUCTS: u8> Simd for Avx512<PRODUCTS> {
             of_rows!(2: 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
         } else {
             of_rows!(1: 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+        }
+    }
+
+    const DOT_OF_TWO: usize = if PRODUCTS == DOT { 3 } else { 0 };
+
+    #[inline(always)]
+    unsafe fn dot_tile_of_two(self, tile: DotTile, next: *const u32, rows: usize, vecs: usize) {
+        // SAFETY: as for `dot_tile`.
+        unsafe {
+            match (rows, vecs) {
+                (1, 3) => dot_rows::<1, 3>(tile, next),
+                (1, 4) => dot_rows::<1, 4>(tile, next),
+                (2, 3) => dot_rows::<2, 3>(tile, next),
+                (2, 4) => dot_rows::<2, 4>(tile, next),
+                (3, 3) => dot_rows::<3, 3>(tile, next),
+                (3, 4) => dot_rows::<3, 4>(tile, next),
+                _ => unreachable!("1 to 3 rows of 3 or 4 vectors"),
+            }
         }
     }
 
@@ -731,9 +749,12 @@ unsafe fn interleaved(low: __m256i, high: __m256i) -> __m512 {
     }
 }
 
-/// The tile's rows are a constant, so that its sums stay in registers.
+/// Vectors of a row of a panel.
+const PANEL_VECS: usize = PANEL / LANES;
+
+/// The tile's rows are a constant, so that its sums stay in registers. Vectors behind the second are of the panel at `next`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-unsafe fn dot_rows<const ROWS: usize, const VECS: usize>(t: DotTile) {
+unsafe fn dot_rows<const ROWS: usize, const VECS: usize>(t: DotTile, next: *const u32) {
     // SAFETY: by the promise of the caller of `dot_tile`.
     unsafe {
         let mut acc = [[_mm512_setzero_ps(); VECS]; ROWS];
@@ -747,11 +768,16 @@ unsafe fn dot_rows<const ROWS: usize, const VECS: usize>(t: DotTile) {
         // a copy of the loop for packed columns, whose rows are next to each other: addresses become constants
         if t.a_row == 1 {
             for p in 0..t.pairs {
-                dot_step(&mut acc, t.a.add(p * t.a_step), 1, t.b.add(p * PANEL));
+                dot_step(&mut acc, t.a.add(p * t.a_step), 1, [t.b, next].map(|b| b.wrapping_add(p * PANEL)));
             }
         } else {
             for p in 0..t.pairs {
-                dot_step(&mut acc, t.a.add(p * t.a_step), t.a_row, t.b.add(p * PANEL));
+                dot_step(
+                    &mut acc,
+                    t.a.add(p * t.a_step),
+                    t.a_row,
+                    [t.b, next].map(|b| b.wrapping_add(p * PANEL)),
+                );
             }
         }
         for (i, row) in acc.iter().enumerate() {
@@ -761,12 +787,15 @@ unsafe fn dot_rows<const ROWS: usize, const VECS: usize>(t: DotTile) {
                 }
             } else {
                 let out = t.half.add(i * t.half_row);
-                if VECS == 2 {
-                    let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(row[1], row[0]));
-                    _mm512_storeu_si512(out.cast(), both);
-                } else {
-                    let one = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(row[0]));
-                    _mm256_storeu_si256(out.cast(), one);
+                for v in (0..VECS).step_by(2) {
+                    let out = out.add(v * LANES);
+                    if v + 1 < VECS {
+                        let both = _mm512_cvtne2ps_pbh(row[v + 1], row[v]);
+                        _mm512_storeu_si512(out.cast(), std::mem::transmute::<__m512bh, __m512i>(both));
+                    } else {
+                        let one = _mm512_cvtneps_pbh(row[v]);
+                        _mm256_storeu_si256(out.cast(), std::mem::transmute::<__m256bh, __m256i>(one));
+                    }
                 }
             }
         }
@@ -779,13 +808,13 @@ unsafe fn dot_step<const ROWS: usize, const VECS: usize>(
     acc: &mut [[__m512; VECS]; ROWS],
     a: *const u32,
     a_row: usize,
-    b: *const u32,
+    b: [*const u32; 2],
 ) {
     // SAFETY: by the promise of the caller of `dot_tile`.
     unsafe {
         let mut right = [_mm512_setzero_si512(); VECS];
         for (v, right) in right.iter_mut().enumerate() {
-            *right = _mm512_loadu_si512(b.add(v * LANES).cast());
+            *right = _mm512_loadu_si512(b[v / PANEL_VECS].add(v % PANEL_VECS * LANES).cast());
         }
         for (i, row) in acc.iter_mut().enumerate() {
             let pair = as_bf16(_mm512_set1_epi32(a.add(i * a_row).read_unaligned() as i32));

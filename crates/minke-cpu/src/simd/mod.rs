@@ -80,6 +80,17 @@ pub trait Simd: Copy + Send + Sync + 'static {
         unreachable!("a bf16 dot product on a level without one")
     }
 
+    /// Rows up to which [`Simd::dot_tile_of_two`] exists here: a tile of so few waits for its own sums.
+    const DOT_OF_TWO: usize = 0;
+
+    /// [`Simd::dot_tile`] over the panel of the tile and one at `next`, 3 or 4 vectors.
+    ///
+    /// # Safety
+    /// As for [`Simd::dot_tile`], of up to [`Simd::DOT_OF_TWO`] rows.
+    unsafe fn dot_tile_of_two(self, _tile: DotTile, _next: *const u32, _rows: usize, _vecs: usize) {
+        unreachable!("two panels at once on a level that does not have them")
+    }
+
     /// One step of [`Simd::dot_tile`]: `sums[i] + a[i] . b[i]`. Exists where [`Simd::DOT`] is.
     fn add_pairs(self, _sums: Self::V, _a: Self::V, _b: Self::V) -> Self::V {
         unreachable!("a bf16 dot product on a level without one")
