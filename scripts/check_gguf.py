@@ -88,7 +88,8 @@ class Check:
                                 "-ctk", "f32", "-ctv", "f32", "-fa", "off", "-t", 2, "--no-warmup", "-c", self.args.context, until=b"total time")
             theirs = theirs.decode(errors="replace").removesuffix("\n").replace(" [end of text]", "").rstrip("\n")
             for source in sources:
-                command = ["generate", source, "-p", prompt, "-n", n, "--temperature", 0]
+                # the file is in f32: weights in bf16 would multiply in bf16, another arithmetic
+                command = ["generate", source, "-p", prompt, "-n", n, "--temperature", 0, "--precision", "f32"]
                 ours = json.loads(self.minke(*command, "--json"))["text"].rstrip("\n")
                 ours = ours.removeprefix(prompt)
                 same = ours == theirs
@@ -181,6 +182,8 @@ def random_model(family, tokenizer, work):
         "deepseek_v3_yarn": (transformers.DeepseekV3Config, shape | latent | dict(rope_parameters=yarn)),
         "deepseek_v2": (transformers.DeepseekV2Config, shape | latent | dict(n_group=1, q_lora_rank=None, topk_method="greedy", norm_topk_prob=False, head_dim=16)),
     }
+    if family not in families:
+        raise ValueError(f"unknown family; there are {', '.join(families)}")
     kind, settings = families[family]
     torch.manual_seed(7)
     model = transformers.AutoModelForCausalLM.from_config(kind(**settings))
