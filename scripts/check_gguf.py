@@ -88,8 +88,7 @@ class Check:
                                 "-ctk", "f32", "-ctv", "f32", "-fa", "off", "-t", 2, "--no-warmup", "-c", self.args.context, until=b"total time")
             theirs = theirs.decode(errors="replace").removesuffix("\n").replace(" [end of text]", "").rstrip("\n")
             for source in sources:
-                # the file is in f32: weights in bf16 would multiply in bf16, another arithmetic
-                command = ["generate", source, "-p", prompt, "-n", n, "--temperature", 0, "--precision", "f32"]
+                command = ["generate", source, "-p", prompt, "-n", n, "--temperature", 0]
                 ours = json.loads(self.minke(*command, "--json"))["text"].rstrip("\n")
                 ours = ours.removeprefix(prompt)
                 same = ours == theirs
