@@ -503,7 +503,7 @@ impl<S: Simd> Engine<S> {
         }
     }
 
-    /// Whether tiles of so few rows take two panels at once; [`Engine::tile_of_two`].
+    /// Whether tiles of so few rows take two panels at once, into either dtype; [`Engine::tile_of_two`].
     #[inline(always)]
     pub fn takes_two(self, rows: usize) -> bool {
         self.pairs && rows <= S::DOT_OF_TWO
@@ -512,13 +512,19 @@ impl<S: Simd> Engine<S> {
     /// As [`Engine::tile`], of few rows over the panel of the words and one at `next`: 3 or 4 vectors.
     ///
     /// # Safety
-    /// As for [`Engine::tile`], where [`Engine::takes_two`] is true.
+    /// As for [`Engine::tile`], where [`Engine::takes_two`] is true, or up to [`LANES`] rows in tile registers with sums in f32.
     #[inline(always)]
     pub unsafe fn tile_of_two(self, w: Words, next: *const u32, rows: usize, vecs: usize) {
         let Words { steps, a, a_row, a_step, b, c, c_row, accumulate, half, half_row } = w;
         let t = DotTile { pairs: steps, a, a_row, a_step, b, c, c_row, accumulate, half, half_row };
         // SAFETY: by the caller's promise.
-        unsafe { self.s.dot_tile_of_two(t, next, rows, vecs) }
+        unsafe {
+            if self.grid {
+                self.s.grid_tile_of_two(t, next, rows, vecs);
+            } else {
+                self.s.dot_tile_of_two(t, next, rows, vecs);
+            }
+        }
     }
 
     /// `rows` by `vecs` vectors (16 columns each; any number) of a product with f32 sums; panel `i` of the right operand is
@@ -529,19 +535,14 @@ impl<S: Simd> Engine<S> {
     #[inline(always)]
     pub unsafe fn product(self, w: Words, rows: usize, vecs: usize, panel: usize) {
         const WIDTH: usize = PANEL / LANES;
+        // tiles of few rows wait for each other: two panels side by side wait half as often
+        let two = self.grid && rows <= LANES || self.takes_two(rows);
         let mut done = 0;
         while done < vecs {
             // SAFETY: by the caller's promise; each call covers other columns.
             unsafe {
                 let (b, c) = (w.b.add(done / WIDTH * panel), w.c.add(done * LANES));
-                // tiles of few rows wait for each other: two panels side by side wait half as often
-                if self.grid && rows <= LANES && vecs - done > WIDTH {
-                    let Words { steps, a, a_row, a_step, c_row, accumulate, half, half_row, .. } = w;
-                    let t =
-                        DotTile { pairs: steps, a, a_row, a_step, b, c, c_row, accumulate, half, half_row };
-                    self.s.grid_tile_of_two(t, b.add(panel), rows, (vecs - done).min(2 * WIDTH));
-                    done += 2 * WIDTH;
-                } else if self.takes_two(rows) && vecs - done > WIDTH {
+                if two && vecs - done > WIDTH {
                     let next = b.add(panel);
                     self.tile_of_two(Words { b, c, ..w }, next, rows, (vecs - done).min(2 * WIDTH));
                     done += 2 * WIDTH;
