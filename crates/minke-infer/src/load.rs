@@ -5,8 +5,9 @@ use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
-use minke_cpu::stored::{Bytes, Form, Stored};
+use minke_cpu::stored::{Bytes, Form, Owner, Stored};
 use minke_data::hf::{Dtype, QuantizedView, TensorView, WeightFiles};
 use minke_data::{ChatTemplate, MappedFile, Tokenizer};
 use minke_model::config::{Config, ConfigError};
@@ -380,8 +381,26 @@ impl WeightSource for WeightFolder {
     }
 }
 
-/// Bytes of a map, which can come near.
+/// Bytes of a map.
 pub(crate) fn mapped_bytes(file: Arc<MappedFile>, range: Range<usize>) -> Bytes {
-    let map = file.clone();
-    Bytes::new(file, range).brought_near_by(move |bytes, stop| map.bring_near(bytes, stop))
+    Bytes::new(Arc::new(Mapped(file)), range)
+}
+
+/// A map that owns bytes of weights.
+struct Mapped(Arc<MappedFile>);
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Owner for Mapped {
+    fn bring_near(&self, ranges: &[Range<usize>], stop: &AtomicBool) {
+        self.0.bring_near(ranges, stop);
+    }
+
+    fn forget(&self, range: Range<usize>) {
+        self.0.forget(range);
+    }
 }

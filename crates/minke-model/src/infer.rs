@@ -198,7 +198,7 @@ impl Model {
     /// # Panics
     /// As [`Model::infer`].
     pub fn infer_whole(&mut self, cpu: &Cpu, steps: &mut [Step<'_>], states: bool) -> Inferred {
-        self.come_near();
+        self.come_near(cpu);
         let (mut tokens, mut positions, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
         let kind = |cache: &Cache| (cache.latent, cache.layers.first().map(KvCache::format));
         let all = steps.first().map(|s| kind(s.cache)).unwrap_or_default();

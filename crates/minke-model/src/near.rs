@@ -1,9 +1,11 @@
-//! Weights that run from a map of their file: copied into memory in huge pages, beside the model's work, once it is in use.
+//! Weights that run from a map of their file: copied into memory in huge pages, beside the model's work, once it is in use;
+//! in panels where products read those faster.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use minke_cpu::stored::{Bytes, Stored, bring_near};
+use minke_cpu::stored::{Bytes, Stored, bring_near, lay};
+use minke_cpu::{Cpu, Level};
 
 use crate::forward::Model;
 
@@ -38,30 +40,30 @@ impl Model {
     }
 
     /// Lets the weights that products read from a map of their file be copied, a while after the model began to be used, if
-    /// there is memory for them: huge pages are read faster. No bit depends on it.
+    /// there is memory for them: huge pages are read faster, and panels. No bit of what the model computes depends on it.
     pub fn copy_mapped_weights(&mut self) {
         self.near = Near::After(CALLS);
     }
 
     /// Begins to copy at once what would be copied after a while: for a program that will run the model for long.
-    pub fn copy_mapped_weights_now(&mut self) {
+    pub fn copy_mapped_weights_now(&mut self, cpu: &Cpu) {
         if let Near::After(calls) = &mut self.near {
             *calls = 0;
-            self.come_near();
+            self.come_near(cpu);
         }
     }
 
     /// Copies at once what would be copied after a while, and waits: for who measures how fast the model is from then on.
-    pub fn copy_mapped_weights_first(&mut self) {
+    pub fn copy_mapped_weights_first(&mut self, cpu: &Cpu) {
         if let Near::After(_) = self.near {
             let stop = Arc::new(AtomicBool::new(false));
-            bring_near(&self.all_mapped(), &stop);
+            copy(&self.all_mapped(), cpu.level(), &stop);
             self.near = Near::Coming(Stop(stop));
         }
     }
 
     /// A call of the model.
-    pub(crate) fn come_near(&mut self) {
+    pub(crate) fn come_near(&mut self, cpu: &Cpu) {
         match &mut self.near {
             Near::Never | Near::Coming(_) => {}
             Near::After(0) => {
@@ -71,15 +73,16 @@ impl Model {
                 if !all.is_empty() {
                     // (without a thread they stay where they are)
                     let thread = std::thread::Builder::new().name("weights".to_owned());
-                    let _ = thread.spawn(move || bring_near(&all, &stop));
+                    let level = cpu.level();
+                    let _ = thread.spawn(move || copy(&all, level, &stop));
                 }
             }
             Near::After(calls) => *calls -= 1,
         }
     }
 
-    fn all_mapped(&self) -> Vec<Bytes> {
-        self.mapped().map(|part| part.bytes.clone()).collect()
+    fn all_mapped(&self) -> Vec<Stored> {
+        self.mapped().cloned().collect()
     }
 
     /// The matrices that products read from a map: all but an embedding that is not the head, of which a call reads few rows.
@@ -88,4 +91,11 @@ impl Model {
         let weights = self.params.all_stored().filter(move |(id, _)| Some(*id) != looked_up);
         weights.flat_map(|(_, weight)| weight.parts())
     }
+}
+
+/// Copies matrices, until told to stop: in panels where that is faster, others in their place.
+fn copy(all: &[Stored], level: Level, stop: &AtomicBool) {
+    let others = lay(&all.iter().collect::<Vec<_>>(), level, stop);
+    let others: Vec<Bytes> = others.into_iter().map(|stored| stored.bytes.clone()).collect();
+    bring_near(&others, stop);
 }

@@ -7,6 +7,7 @@ use minke_num::bf16;
 use super::avx2::{V, max8, sum8};
 use super::{Kernel, LANES, RECIPROCAL, Simd, amx, bytes256, vnni};
 use crate::gemm::tile::{DotTile, PANEL, RowsTile, Tile};
+use crate::stored::panels::{Panel, PanelTile};
 use crate::stored::tile::BytesTile;
 
 /// The witness, and the products that it answers for: made by [`run`], [`run_dot`] and [`run_grid`] alone.
@@ -370,6 +371,14 @@ impl<const PRODUCTS: u8> Simd for Avx512<PRODUCTS> {
                 _ => amx::bytes_tile(tile),
             }
         }
+    }
+
+    const PANELS: bool = matches!(PRODUCTS, VNNI | DOT);
+
+    #[inline(always)]
+    unsafe fn panel_tile<F: Panel, const M: usize>(self, tile: PanelTile) {
+        // SAFETY: by the caller's promise; the witness says that the instructions exist.
+        unsafe { vnni::panel_tile::<F, M>(tile) }
     }
 
     #[inline(always)]

@@ -26,6 +26,7 @@ mod vnni;
 use minke_num::{bf16, fp8};
 
 use crate::gemm::tile::{DotTile, RowsTile, Tile};
+use crate::stored::panels::{Panel, PanelTile};
 use crate::stored::tile::BytesTile;
 
 /// Lanes of a vector, on every level.
@@ -240,6 +241,18 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn bytes_tile(self, tile: BytesTile) {
         // SAFETY: by the caller's promise.
         unsafe { crate::stored::tile::body(self, tile) }
+    }
+
+    /// Whether products of bytes are faster with stored rows laid in panels ([`crate::stored::panels`]).
+    const PANELS: bool = false;
+
+    /// A tile of a product of `M` rows with a panel, where [`Simd::PANELS`] is true; see [`crate::stored::panels`].
+    ///
+    /// # Safety
+    /// All that the tile addresses must be readable, `out` writable.
+    #[inline(always)]
+    unsafe fn panel_tile<F: Panel, const M: usize>(self, _: PanelTile) {
+        unreachable!("a level without panels")
     }
 
     /// Sixteen numbers of magnitude up to 127.5, rounded (ties to even), as bytes; returns their sum.

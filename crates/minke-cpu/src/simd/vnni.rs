@@ -4,6 +4,8 @@ use std::arch::x86_64::*;
 
 use super::LANES;
 use crate::stored::chunk::LINE;
+use crate::stored::inputs::TileRows;
+use crate::stored::panels::{Panel, PanelTile, Scales, Width};
 use crate::stored::tile::{BytesTile, CHAINS, SIDE, Tree};
 
 /// Blocks that a chain skips.
@@ -174,3 +176,127 @@ tile_rows!(
     _mm256_cvtepi32_ps,
     _mm256_storeu_ps
 );
+
+/// A tile of `M` rows with a panel; see [`crate::stored::panels`].
+///
+/// # Safety
+/// AVX-512 with VNNI must exist, and as for [`crate::simd::Simd::panel_tile`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
+pub unsafe fn panel_tile<F: Panel, const M: usize>(t: PanelTile) {
+    let mut tree = Tree::<[__m512; M]>::new();
+    // SAFETY (all): by the caller's promise.
+    unsafe {
+        let (mut codes, mut scales, mut x, mut next) = (t.codes, t.scales, t.x, t.next);
+        // as many bytes of what comes next with each block
+        let (share, mut due) = (t.next_bytes.div_ceil(t.blocks.max(1)), 0);
+        for chain in CHAINS {
+            let mut sums = [_mm512_setzero_ps(); M];
+            for block in (chain..t.blocks).step_by(BLOCKS) {
+                due += share;
+                while due >= LINE {
+                    _mm_prefetch::<_MM_HINT_T1>(next.cast());
+                    (next, due) = (next.wrapping_add(LINE), due - LINE);
+                }
+                let mut dots = [_mm512_setzero_si512(); M];
+                if F::OFFSET != 0 {
+                    for (j, dots) in dots.iter_mut().enumerate() {
+                        let negated = _mm512_set1_epi32(*x.negated.add(j));
+                        *dots = _mm512_sll_epi32(negated, _mm_cvtsi32_si128(F::OFFSET.ilog2() as i32));
+                    }
+                }
+                macro_rules! steps {
+                    ($($step:literal)*) => {
+                        $(if $step < F::STEPS {
+                            let q = words::<F, $step>(codes);
+                            for (j, dots) in dots.iter_mut().enumerate() {
+                                let x = x.codes.add(4 * ($step * M + j)).cast::<i32>().read_unaligned();
+                                *dots = _mm512_dpbusd_epi32(*dots, q, _mm512_set1_epi32(x));
+                            }
+                        })*
+                    };
+                }
+                steps!(0 1 2 3 4 5 6 7);
+                let [scale, min] =
+                    panel_scales::<F>(scales, t.factors.add(block / F::PER_STORED * F::FACTORS));
+                for (j, (sum, dots)) in sums.iter_mut().zip(dots).enumerate() {
+                    let mut part = _mm512_mul_ps(_mm512_cvtepi32_ps(dots), scale);
+                    if F::MIN {
+                        part = _mm512_fmadd_ps(min, _mm512_set1_ps(*x.sums.add(j)), part);
+                    }
+                    *sum = _mm512_fmadd_ps(part, _mm512_set1_ps(*x.scales.add(j)), *sum);
+                }
+                (codes, scales) = (codes.add(F::CODES), scales.add(F::SCALE_BYTES));
+                x = TileRows {
+                    codes: x.codes.add(4 * F::STEPS * M),
+                    scales: x.scales.add(M),
+                    sums: x.sums.add(M),
+                    negated: x.negated.add(M),
+                };
+            }
+            tree.add(sums, |before, sums| {
+                for (sum, before) in sums.iter_mut().zip(before) {
+                    *sum = _mm512_add_ps(*before, *sum);
+                }
+            });
+        }
+        for (j, sum) in tree.whole().iter().enumerate() {
+            _mm512_storeu_ps(t.out.add(j * LANES), *sum);
+        }
+    }
+}
+
+/// Four elements of each of sixteen rows: word `STEP` of a block.
+///
+/// # Safety
+/// AVX-512 must exist, the block's elements be readable.
+#[inline(always)]
+unsafe fn words<F: Panel, const STEP: usize>(codes: *const u8) -> __m512i {
+    // SAFETY: by the caller's promise.
+    unsafe {
+        let vector = |i: usize| _mm512_loadu_si512(codes.add(64 * i).cast());
+        if matches!(F::WIDTH, Width::Eight) {
+            return vector(STEP);
+        }
+        let (pair, low) = (vector(STEP / 2), _mm512_set1_epi8(0x0f));
+        let mut words =
+            _mm512_and_si512(if STEP.is_multiple_of(2) { pair } else { _mm512_srli_epi16::<4>(pair) }, low);
+        if matches!(F::WIDTH, Width::FourAndMore) {
+            let (more, from) = (vector(F::STEPS / 2), F::MORE * STEP);
+            let more = match from {
+                0..4 => _mm512_sll_epi16(more, _mm_cvtsi32_si128(4 - from as i32)),
+                4 => more,
+                _ => _mm512_srl_epi16(more, _mm_cvtsi32_si128(from as i32 - 4)),
+            };
+            let mask = _mm512_set1_epi8((((1 << F::MORE) - 1) << 4) as i8);
+            words = _mm512_or_si512(words, _mm512_and_si512(more, mask));
+        }
+        words
+    }
+}
+
+/// A scale and a minimum of a block for each of sixteen rows.
+///
+/// # Safety
+/// AVX-512 must exist, the block's scales and the numbers of what is stored as one be readable.
+#[inline(always)]
+unsafe fn panel_scales<F: Panel>(scales: *const u8, factors: *const u8) -> [__m512; 2] {
+    // SAFETY: by the caller's promise.
+    unsafe {
+        let halves = |at: *const u8| _mm512_cvtph_ps(_mm256_loadu_si256(at.cast()));
+        let bytes = |at: *const u8| _mm_loadu_si128(at.cast());
+        let zero = _mm512_setzero_ps();
+        match F::SCALES {
+            Scales::Half => [halves(scales), zero],
+            Scales::HalfAndMin => [halves(scales), halves(scales.add(2 * LANES))],
+            Scales::SixBits => {
+                let number = |at: usize| _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes(scales.add(at))));
+                let min = _mm512_mul_ps(halves(factors.add(2 * LANES)), number(LANES));
+                [_mm512_mul_ps(halves(factors), number(0)), _mm512_sub_ps(_mm512_set1_ps(-0.0), min)]
+            }
+            Scales::Signed => {
+                let number = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes(scales)));
+                [_mm512_mul_ps(halves(factors), number), zero]
+            }
+        }
+    }
+}

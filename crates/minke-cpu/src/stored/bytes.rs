@@ -5,35 +5,33 @@ use std::ops::{Deref, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Bytes that somebody owns, such as a mapped file; cloning shares them.
-#[derive(Clone)]
-pub struct Bytes {
-    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
-    range: Range<usize>,
-    near: Option<Arc<Near>>,
+/// What bytes belong to, such as a mapped file.
+pub trait Owner: AsRef<[u8]> + Send + Sync {
+    /// Makes ranges of the bytes faster to read, until told to stop; they stay where they are, and the same.
+    fn bring_near(&self, _ranges: &[Range<usize>], _stop: &AtomicBool) {}
+
+    /// Gives back the memory of a range that will hardly be read again, where the bytes come from elsewhere.
+    fn forget(&self, _range: Range<usize>) {}
 }
 
-/// What makes ranges of the owner's bytes faster to read, until it is told to stop.
-type Near = dyn Fn(&[Range<usize>], &AtomicBool) + Send + Sync;
+impl Owner for Vec<u8> {}
+
+/// Bytes that somebody owns; cloning shares them.
+#[derive(Clone)]
+pub struct Bytes {
+    owner: Arc<dyn Owner>,
+    range: Range<usize>,
+}
 
 impl Bytes {
     /// The bytes `range` of `owner`.
     ///
     /// # Panics
     /// When there are fewer.
-    pub fn new(owner: Arc<dyn AsRef<[u8]> + Send + Sync>, range: Range<usize>) -> Self {
+    pub fn new(owner: Arc<dyn Owner>, range: Range<usize>) -> Self {
         let len = (*owner).as_ref().len();
         assert!(range.start <= range.end && range.end <= len, "bytes {range:?} of {len}");
-        Self { owner, range, near: None }
-    }
-
-    /// With what makes ranges of the owner's bytes faster to read: they stay where they are, and the same.
-    #[must_use]
-    pub fn brought_near_by(
-        self,
-        near: impl Fn(&[Range<usize>], &AtomicBool) + Send + Sync + 'static,
-    ) -> Self {
-        Self { near: Some(Arc::new(near)), ..self }
+        Self { owner, range }
     }
 
     /// A part of them.
@@ -44,6 +42,11 @@ impl Bytes {
         assert!(range.start <= range.end && range.end <= self.len(), "bytes {range:?} of {}", self.len());
         let range = self.range.start + range.start..self.range.start + range.end;
         Self { range, ..self.clone() }
+    }
+
+    /// Gives back their memory, where their owner can; they can be read all the same.
+    pub fn forget(&self) {
+        self.owner.forget(self.range.clone());
     }
 }
 
@@ -64,14 +67,13 @@ impl fmt::Debug for Bytes {
 /// Makes bytes faster to read, where their owners can; ends early when told to `stop`.
 pub fn bring_near(all: &[Bytes], stop: &AtomicBool) {
     let owner = |bytes: &Bytes| (*bytes.owner).as_ref().as_ptr();
-    let mut all: Vec<(&Bytes, &Arc<Near>)> =
-        all.iter().filter_map(|bytes| Some((bytes, bytes.near.as_ref()?))).collect();
-    all.sort_by_key(|(bytes, _)| owner(bytes));
-    for of_one in all.chunk_by(|(a, _), (b, _)| owner(a) == owner(b)) {
+    let mut all: Vec<&Bytes> = all.iter().collect();
+    all.sort_by_key(|bytes| owner(bytes));
+    for of_one in all.chunk_by(|a, b| owner(a) == owner(b)) {
         if stop.load(Ordering::Relaxed) {
             return;
         }
-        let ranges: Vec<_> = of_one.iter().map(|(bytes, _)| bytes.range.clone()).collect();
-        of_one[0].1(&ranges, stop);
+        let ranges: Vec<_> = of_one.iter().map(|bytes| bytes.range.clone()).collect();
+        of_one[0].owner.bring_near(&ranges, stop);
     }
 }

@@ -195,7 +195,7 @@ fn bits_twice<S: Simd>(s: S, x: &[u8; 32], from: [u32; 2], mask: u8, to: u32) ->
 
 /// Eight scales and eight minima of 6 bits, in twelve bytes (ggml, `get_scale_min_k4`): two numbers of eight bytes.
 #[inline(always)]
-fn six_bits(bytes: &[u8; 12]) -> [u64; 2] {
+pub(super) fn six_bits(bytes: &[u8; 12]) -> [u64; 2] {
     // four of either, with two bits each of the others, of which the last word has the rest
     let (first, rest) = (u64::from_le_bytes(*array(bytes, 0)), u64::from(word(bytes, 8)));
     let low = first & 0x3f3f_3f3f_3f3f_3f3f;
@@ -216,7 +216,7 @@ fn scales_of_two<S: Simd, const BYTES: usize>(s: S, blocks: impl Blocks) -> [S::
     [scale, min]
 }
 
-pub(super) struct Q4K;
+pub(crate) struct Q4K;
 
 impl Unpack for Q4K {
     const BLOCK: usize = 32;

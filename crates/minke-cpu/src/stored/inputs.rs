@@ -18,7 +18,8 @@ const SHARE: usize = 32;
 ///
 /// Scales and sums are kept per block of the right operand, 16 or 32 elements, and rows are filled with zeros to whole chunks.
 /// Few rows lie one after the other. Of many, [`tile::SIDE`] lie together, as a tile walks through them: block after block in
-/// the order of [`tile::places`], each with four elements of every row, the next four of every row and so on.
+/// the order of [`tile::places`], each with four elements of every row, the next four of every row and so on. For panels they
+/// always lie so, fewer together.
 pub(super) struct Inputs {
     /// Elements of a block.
     block: usize,
@@ -28,6 +29,18 @@ pub(super) struct Inputs {
     /// Scales, and the sums of the blocks' codes.
     scales: Scratch<f32>,
     sums: Scratch<f32>,
+    /// Minus these sums: what panels begin with where an offset is subtracted.
+    negated: Scratch<i32>,
+}
+
+/// M rows of the left operand, as a tile walks through them: codes, four of each row at a time, `[blocks][block / 4][M][4]`; of
+/// each block of each row a scale, the sum of its codes, and minus that sum, `[blocks][M]`.
+#[derive(Clone, Copy)]
+pub struct TileRows {
+    pub codes: *const i8,
+    pub scales: *const f32,
+    pub sums: *const f32,
+    pub negated: *const i32,
 }
 
 /// The rows of one group: where they come from, and where they lie.
@@ -36,6 +49,8 @@ pub(super) struct Span {
     pub rows: Range<usize>,
     /// Rows that lie together.
     pub tall: usize,
+    /// Whether they lie as a tile walks through them.
+    walk: bool,
     /// The first of the rows as coded.
     pub first: usize,
 }
@@ -43,11 +58,33 @@ pub(super) struct Span {
 impl Span {
     /// Spans for groups of rows, of which up to `few` lie one after the other, and more in tiles.
     pub fn all(offsets: &[u32], few: usize) -> Vec<Self> {
+        Self::each(offsets, |rows| if rows <= few { (1, false) } else { (tile::SIDE, true) })
+    }
+
+    /// Spans for groups of rows that are multiplied with panels.
+    pub fn of_panels(offsets: &[u32]) -> Vec<Self> {
+        // as few as leave few of a tile without a row
+        let tall = |rows| match rows {
+            ..=1 => 1,
+            2 => 2,
+            3..=4 => 4,
+            9..=12 | 17.. => 12,
+            _ => 8,
+        };
+        Self::each(offsets, |rows| (tall(rows), true))
+    }
+
+    /// Whether so few that each part of a weight is read once.
+    pub fn few(&self) -> bool {
+        !self.walk || self.tall < tile::SIDE && self.rows.len() <= self.tall
+    }
+
+    fn each(offsets: &[u32], lie: impl Fn(usize) -> (usize, bool)) -> Vec<Self> {
         let mut first = 0;
         let span = |ends: &[u32]| {
             let rows = ends[0] as usize..ends[1] as usize;
-            let tall = if rows.len() <= few { 1 } else { tile::SIDE };
-            let span = Self { rows, tall, first };
+            let (tall, walk) = lie(rows.len());
+            let span = Self { rows, tall, walk, first };
             first += span.rows.len().next_multiple_of(tall);
             span
         };
@@ -65,7 +102,13 @@ impl Inputs {
         let mut codes = scratch::take::<i8>(rows * stride);
         let mut scales = scratch::take::<f32>(rows * blocks);
         let mut sums = scratch::take::<f32>(rows * blocks);
-        let shared = (SharedMut::new(&mut codes), SharedMut::new(&mut scales), SharedMut::new(&mut sums));
+        let mut negated = scratch::take::<i32>(rows * blocks);
+        let shared = (
+            SharedMut::new(&mut codes),
+            SharedMut::new(&mut scales),
+            SharedMut::new(&mut sums),
+            SharedMut::new(&mut negated),
+        );
         let places = tile::places(cols / block);
         let mut lots: Vec<(&Span, usize)> = Vec::new();
         for span in spans {
@@ -78,20 +121,33 @@ impl Inputs {
             let codes = unsafe { shared.0.slice(first * stride, span.tall * stride) };
             let scales = unsafe { shared.1.slice(first * blocks, span.tall * blocks) };
             let sums = unsafe { shared.2.slice(first * blocks, span.tall * blocks) };
+            let negated = unsafe { shared.3.slice(first * blocks, span.tall * blocks) };
             if span.tall > 1 {
                 scales.fill(0.0);
                 sums.fill(0.0);
             }
             let rows = span.rows.start + at..span.rows.end.min(span.rows.start + at + span.tall);
-            let places = if span.tall > 1 { &places[..] } else { &[] };
+            let places = if span.walk { &places[..] } else { &[] };
             for (r, row) in rows.enumerate() {
                 let from = x.index.map_or(row, |index| index[row] as usize);
                 let x = x.view.slice(from * cols, (from + 1) * cols);
-                let room = Room { places, r, block, codes, scales, sums };
+                let room = Room { places, tall: span.tall, r, block, codes, scales, sums, negated };
                 cpu.dispatch(Code { x, cols, room });
             }
         });
-        Self { block, stride, codes, scales, sums }
+        Self { block, stride, codes, scales, sums, negated }
+    }
+
+    /// What [`Inputs::from`] has, as tiles of panels read it.
+    #[inline(always)]
+    pub fn tile(&self, first: usize) -> TileRows {
+        let ((codes, scales, sums), blocks) = (self.from(first), self.stride / self.block);
+        TileRows {
+            codes: codes.as_ptr(),
+            scales: scales.as_ptr(),
+            sums: sums.as_ptr(),
+            negated: self.negated[first * blocks..].as_ptr(),
+        }
     }
 
     /// Codes, scales and sums from a coded row on: of itself, or of its tile.
@@ -106,28 +162,30 @@ impl Inputs {
 struct Room<'a> {
     /// Which block of the walk each is; nothing where the row lies alone.
     places: &'a [u32],
+    tall: usize,
     r: usize,
     block: usize,
     codes: &'a mut [i8],
     scales: &'a mut [f32],
     sums: &'a mut [f32],
+    negated: &'a mut [i32],
 }
 
 impl Room<'_> {
     /// Puts block `b` where it goes.
     #[inline(always)]
-    fn put(&mut self, b: usize, codes: &[i8], scale: f32, sum: f32) {
+    fn put(&mut self, b: usize, codes: &[i8], scale: f32, sum: i32) {
         let at = if let Some(&place) = self.places.get(b) {
-            let words = &mut self.codes[place as usize * self.block * tile::SIDE..];
-            for (word, out) in codes.as_chunks::<4>().0.iter().zip(words.chunks_exact_mut(4 * tile::SIDE)) {
+            let words = &mut self.codes[place as usize * self.block * self.tall..];
+            for (word, out) in codes.as_chunks::<4>().0.iter().zip(words.chunks_exact_mut(4 * self.tall)) {
                 out[4 * self.r..][..4].copy_from_slice(word);
             }
-            place as usize * tile::SIDE + self.r
+            place as usize * self.tall + self.r
         } else {
             self.codes[b * self.block..][..self.block].copy_from_slice(codes);
             b
         };
-        (self.scales[at], self.sums[at]) = (scale, sum);
+        (self.scales[at], self.sums[at], self.negated[at]) = (scale, sum as f32, -sum);
     }
 }
 
@@ -154,7 +212,7 @@ kernel! {
             }
             for (part, codes) in codes.chunks_exact(room.block).enumerate() {
                 let sum = if per_share == 2 { sums[part] } else { sums[0] + sums[1] };
-                room.put(i * per_share + part, codes, scale, sum as f32);
+                room.put(i * per_share + part, codes, scale, sum);
             }
         }
         if room.places.is_empty() {

@@ -2,11 +2,14 @@
 
 mod bytes;
 pub(crate) mod chunk;
-mod inputs;
+pub(crate) mod inputs;
+pub(crate) mod panels;
 mod product;
 #[cfg(test)]
 mod tests;
 pub(crate) mod tile;
+
+use std::sync::Arc;
 
 use minke_num::blocks::{self, BlockFormat};
 use minke_num::{bf16, f16};
@@ -15,7 +18,9 @@ use crate::cpu::Cpu;
 use crate::gemm::{self, ByRow, Compute, Operand};
 use crate::view::{View, ViewMut};
 
-pub use bytes::{Bytes, bring_near};
+pub use bytes::{Bytes, Owner, bring_near};
+use panels::Laid;
+pub use panels::lay;
 
 /// What the elements of a stored matrix are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -52,6 +57,8 @@ pub struct Stored {
     pub cols: usize,
     /// Its elements.
     pub bytes: Bytes,
+    /// The same for all clones.
+    laid: Arc<Laid>,
 }
 
 impl Stored {
@@ -62,7 +69,7 @@ impl Stored {
     pub fn new(form: Form, rows: usize, cols: usize, bytes: Bytes) -> Self {
         let expected = form.row_bytes(cols).and_then(|row| row.checked_mul(rows));
         assert_eq!(Some(bytes.len()), expected, "stored: {rows} x {cols} of {form:?}");
-        Self { form, rows, cols, bytes }
+        Self { form, rows, cols, bytes, laid: Arc::default() }
     }
 
     /// The bytes of a row.
@@ -187,6 +194,11 @@ impl StoredWeight {
     pub fn numbers_into(&self, group: usize, i: usize, out: &mut [f32]) {
         let (part, i) = self.place(group, i);
         part.numbers_into(i, out);
+    }
+
+    /// Gives back the memory of rows that were looked up, where products do not read them: a file's pages come with many others.
+    pub fn forget_rows(&self) {
+        self.parts.iter().filter(|part| part.laid.get().is_some()).for_each(|part| part.bytes.forget());
     }
 
     /// Bytes of all matrices.

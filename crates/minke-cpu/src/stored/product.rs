@@ -7,6 +7,7 @@ use minke_num::blocks::BlockFormat;
 
 use super::chunk::{self, BLOCKS, Blocks, CHUNK, LINE, OfRows, STORED_CHUNK, Unpack};
 use super::inputs::{Inputs, Span};
+use super::panels::{Multiply, Panel, Panels, with_panel};
 use super::tile::{self, BytesTile, SIDE};
 use super::{Form, StoredWeight};
 use crate::cpu::Cpu;
@@ -62,26 +63,45 @@ struct Task<'a> {
     column: usize,
 }
 
+/// A stored matrix of a weight in blocks, as it lies while a product is made.
+struct Part<'a> {
+    format: BlockFormat,
+    panels: Option<&'a Panels>,
+    /// Which of a product's inputs it takes.
+    inputs: usize,
+}
+
 /// As [`super::matmul_stored`], for weights in blocks; shapes are checked there.
 pub(super) fn matmul(cpu: &Cpu, a: Operand<'_>, offsets: &[u32], w: &StoredWeight, c: ViewMut<'_>) {
-    let spans = Span::all(offsets, cpu.level().dispatch_product(FewRows));
-    let mut inputs: [Option<Inputs>; 2] = [None, None];
-    for part in w.parts() {
+    let few = cpu.level().dispatch_product(FewRows);
+    // of rows where they lie, and of panels
+    let spans = [Span::all(offsets, few), Span::of_panels(offsets)];
+    let parts = w.parts().iter().map(|part| {
         let Form::Blocks(format) = part.form else { unreachable!("a weight in blocks") };
-        let block = block_of(format);
-        inputs[usize::from(block == 16)].get_or_insert_with(|| Inputs::new(cpu, a, &spans, block));
+        let panels = part.laid.get();
+        Part {
+            format,
+            panels,
+            inputs: 2 * usize::from(panels.is_some()) + usize::from(block_of(format) == 16),
+        }
+    });
+    let parts: Vec<Part> = parts.collect();
+    let mut inputs: [Option<Inputs>; 4] = [const { None }; 4];
+    for part in &parts {
+        inputs[part.inputs]
+            .get_or_insert_with(|| Inputs::new(cpu, a, &spans[part.inputs / 2], block_of(part.format)));
     }
     let out = SharedView::new(c);
     // tasks are parts of stored matrices, so that each reads one piece of memory
     let mut tasks: Vec<(usize, &Span, Range<usize>)> = Vec::new();
-    for (group, span) in spans.iter().enumerate().filter(|(_, span)| !span.rows.is_empty()) {
+    for group in (0..w.groups()).filter(|&group| offsets[group] < offsets[group + 1]) {
         for (p, part) in w.group(group).iter().enumerate() {
+            let stored = group * w.parts_per_group() + p;
+            let span = &spans[parts[stored].inputs / 2][group];
             let row_bytes = part.bytes.len() / part.rows.max(1);
-            let most =
-                if span.tall == 1 { TASK_BYTES / row_bytes.max(1) } else { PANEL_BYTES / w.cols.max(1) };
+            let most = if span.few() { TASK_BYTES / row_bytes.max(1) } else { PANEL_BYTES / w.cols.max(1) };
             // enough tasks for all threads, where a matrix is small
             let each = most.min(part.rows.div_ceil(4 * cpu.threads())).max(1).next_multiple_of(SIDE);
-            let stored = group * w.parts_per_group() + p;
             for first in (0..part.rows).step_by(each) {
                 tasks.push((stored, span, first..part.rows.min(first + each)));
             }
@@ -90,13 +110,19 @@ pub(super) fn matmul(cpu: &Cpu, a: Operand<'_>, offsets: &[u32], w: &StoredWeigh
     cpu.run(tasks.len(), |i| {
         let (stored, span, columns) = tasks[i].clone();
         let part = &w.parts()[stored];
-        let Form::Blocks(format) = part.form else { unreachable!("a weight in blocks") };
+        let Part { format, panels, inputs: own } = parts[stored];
         let row_bytes = part.bytes.len() / part.rows;
         let before: usize = w.parts()[stored / w.parts_per_group() * w.parts_per_group()..stored]
             .iter()
             .map(|part| part.rows)
             .sum();
-        let x = inputs[usize::from(block_of(format) == 16)].as_ref().expect("coded above");
+        let x = inputs[own].as_ref().expect("coded above");
+        if let Some(panels) = panels {
+            let (n, column) = (w.rows, before + columns.start);
+            let product = Multiply { panels, columns, x, span, out: &out, n, column };
+            with_panel!(format, F => cpu.level().dispatch_product(OfPanels::<F> { product, format: PhantomData }));
+            return;
+        }
         let task = Task {
             x,
             span,
@@ -124,6 +150,20 @@ fn block_of(format: BlockFormat) -> usize {
         | BlockFormat::Iq4Nl
         | BlockFormat::Iq4Xs => 32,
         BlockFormat::Q2K | BlockFormat::Q3K | BlockFormat::Q6K => 16,
+    }
+}
+
+struct OfPanels<'a, F> {
+    product: Multiply<'a>,
+    format: PhantomData<F>,
+}
+
+impl<F: Panel> Kernel for OfPanels<'_, F> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        self.product.run::<S, F>(s);
     }
 }
 
@@ -280,7 +320,7 @@ impl<S: Simd> Product<S> {
 
 /// The `i`-th sixteen.
 #[inline(always)]
-fn array(x: &[f32], i: usize) -> &[f32; LANES] {
+pub(super) fn array(x: &[f32], i: usize) -> &[f32; LANES] {
     x[i * LANES..][..LANES].try_into().expect("sixteen")
 }
 

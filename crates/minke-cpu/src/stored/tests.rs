@@ -121,6 +121,49 @@ fn every_level_every_batch_and_any_threads_give_the_same_bits() {
 }
 
 #[test]
+fn panels_give_the_bits_of_rows() {
+    for format in BlockFormat::ALL {
+        for blocks in [1, 3, 5, 8, 20, 33] {
+            let (cols, x_rows) = (blocks * format.block_len(), 25);
+            let parts: Vec<Stored> =
+                (0..4).map(|i| stored(format, [37, 16][i % 2], cols, i as u64)).collect();
+            let w = StoredWeight::new(2, parts);
+            let mut x = random(x_rows * cols, 5);
+            (x[cols + 1], x[2 * cols]) = (f32::NAN, 1e30);
+            x[3 * cols..4 * cols].fill(0.0);
+            let scalar = Cpu::with_level(Level::SCALAR, 1);
+            for level in Level::available() {
+                // laid for this level alone
+                let laid = StoredWeight::new(
+                    2,
+                    w.parts()
+                        .iter()
+                        .map(|part| Stored::new(part.form, part.rows, cols, part.bytes.clone()))
+                        .collect(),
+                );
+                // the last stays where it is: a product takes each as it lies
+                let all: Vec<&Stored> = laid.parts()[..3].iter().collect();
+                let stopped = AtomicBool::new(true);
+                assert_eq!(lay(&all, level, &stopped).len(), 3, "stopped before it began");
+                let others = lay(&all, level, &AtomicBool::new(false)).len();
+                assert!(others == 0 || others == 3);
+                for threads in [1, 3] {
+                    let cpu = Cpu::with_level(level, threads);
+                    for (first, rows) in [(1, 1), (0, 2), (2, 5), (3, 8), (0, 9), (4, 13), (8, 25)] {
+                        let offsets = [0, first, rows as u32];
+                        let x = &x[..rows * cols];
+                        let expected = product(&scalar, x, None, &offsets, &w);
+                        let y = product(&cpu, x, None, &offsets, &laid);
+                        let same = y.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits());
+                        assert!(same, "{format:?} {cols} {} {threads} threads, {rows} rows", level.name());
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn sums_of_the_largest_numbers_do_not_overflow() {
     for format in BlockFormat::ALL {
         for byte in [0x00, 0x7f, 0x80, 0xff] {
@@ -257,17 +300,56 @@ fn bf16_where_it_lies_multiplies_as_packed() {
 }
 
 #[test]
+fn owners_forget_what_is_laid() {
+    static FORGOTTEN: Mutex<Vec<Range<usize>>> = Mutex::new(Vec::new());
+    struct Forgetful(Vec<u8>);
+    impl AsRef<[u8]> for Forgetful {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+    impl Owner for Forgetful {
+        fn forget(&self, range: Range<usize>) {
+            FORGOTTEN.lock().unwrap().push(range);
+        }
+    }
+    let (rows, cols) = (9000, 1024);
+    let bytes = random_rows(BlockFormat::Q8_0, rows, cols, 1, None);
+    let len = bytes.len();
+    let bytes = Bytes::new(Arc::new(Forgetful(bytes)), 0..len);
+    let stored = Stored::new(Form::Blocks(BlockFormat::Q8_0), rows, cols, bytes);
+    if lay(&[&stored], Level::detect(), &AtomicBool::new(false)).is_empty() {
+        let forgotten = FORGOTTEN.lock().unwrap();
+        assert!(forgotten.len() > 2 && forgotten[0].end < len / 2, "on the way: {forgotten:?}");
+        assert!(forgotten.windows(2).all(|pair| pair[0].end >= pair[1].start));
+        assert_eq!(forgotten.last().map(|range| range.end), Some(len));
+    } else {
+        assert!(FORGOTTEN.lock().unwrap().is_empty());
+    }
+}
+
+#[test]
 fn owners_bring_near_what_is_theirs() {
     static ASKED: Mutex<Vec<Vec<Range<usize>>>> = Mutex::new(Vec::new());
-    let of = |len: usize| Arc::new(vec![0u8; len]);
+    struct Near(Vec<u8>);
+    impl AsRef<[u8]> for Near {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+    impl Owner for Near {
+        fn bring_near(&self, ranges: &[Range<usize>], _: &AtomicBool) {
+            ASKED.lock().unwrap().push(ranges.to_vec());
+        }
+    }
+    let of = |len: usize| Arc::new(Near(vec![0u8; len]));
     let (first, second) = (of(3000), of(50));
-    let near = |ranges: &[Range<usize>], _: &AtomicBool| ASKED.lock().unwrap().push(ranges.to_vec());
-    let whole = Bytes::new(first.clone(), 100..1100).brought_near_by(near);
+    let whole = Bytes::new(first.clone(), 100..1100);
     let all = [
         whole.slice(10..30),
-        Bytes::new(second, 3..5).brought_near_by(near),
-        Bytes::new(of(7), 0..7),
-        Bytes::new(first, 1107..2999).brought_near_by(near),
+        Bytes::new(second, 3..5),
+        Bytes::new(Arc::new(vec![0; 7]), 0..7),
+        Bytes::new(first, 1107..2999),
     ];
     bring_near(&all, &AtomicBool::new(true));
     assert_eq!(ASKED.lock().unwrap().len(), 0, "stopped before it began");

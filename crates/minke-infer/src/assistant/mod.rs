@@ -243,7 +243,7 @@ impl Assistant {
     /// Begins at once with what makes a model that is used for long faster, instead of after a while: for who has a moment
     /// before the first question.
     pub fn warm_up(&mut self) {
-        self.loaded.model.copy_mapped_weights_now();
+        self.loaded.model.copy_mapped_weights_now(&self.cpu);
     }
 
     /// Whether the model only continues text: it has no chat template.

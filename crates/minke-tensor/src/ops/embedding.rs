@@ -7,6 +7,9 @@ use crate::context::{Context, Var};
 use crate::store::WeightId;
 use crate::tensor::Tensor;
 
+/// Rows that are looked up in a file at once.
+const LOOKED_UP: usize = 64;
+
 /// `y[t] = scale W[ids[t]]`: W [w, d], y [n, d] in f32. Weights kept in bf16 are rounded first, as everywhere;
 /// those that run from a file are its numbers.
 ///
@@ -17,8 +20,11 @@ pub fn embedding(cx: &mut Context<'_>, w: WeightId, ids: &Arc<[u32]>, scale: Opt
         let mut y = Tensor::uninit(ids.len(), cx.store.cols(w), cx.store.dtype(w));
         if let Some(stored) = cx.store.stored(w) {
             let mut rows = Tensor::uninit(ids.len(), stored.cols, DType::F32);
-            for (row, &id) in rows.f32_mut().chunks_mut(stored.cols).zip(ids.iter()) {
-                stored.numbers_into(0, id as usize, row);
+            for (rows, ids) in rows.f32_mut().chunks_mut(LOOKED_UP * stored.cols).zip(ids.chunks(LOOKED_UP)) {
+                for (row, &id) in rows.chunks_mut(stored.cols).zip(ids) {
+                    stored.numbers_into(0, id as usize, row);
+                }
+                stored.forget_rows();
             }
             return scale.map_or_else(|| rows.clone(), |scale| scaled(cx, &rows, scale));
         }

@@ -109,7 +109,7 @@ pub fn run(args: &BenchInfer) -> Result<(), Failure> {
     let prompts: Vec<Vec<u32>> =
         (0..batch as u64).map(|b| read.clone().unwrap_or_else(|| random(b))).collect();
     // as they are after a second or two of use
-    model.copy_mapped_weights_first();
+    model.copy_mapped_weights_first(&cpu);
     let mut engine = Engine::new(&mut model, &cpu, None).with_cache(cache(args.cache.cache))?;
     let (mut reading, mut writing) = (Vec::new(), Vec::new());
     let (mut kv_cache_bytes, mut speculated) = (0, Speculated::default());

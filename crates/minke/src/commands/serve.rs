@@ -60,7 +60,7 @@ pub fn run(args: &Serve) -> Result<(), Failure> {
         .map_err(|error| Failure::user(error.to_string()))?;
     let context = loaded.model.config.max_position_embeddings;
     // who serves will read them often
-    loaded.model.copy_mapped_weights_now();
+    loaded.model.copy_mapped_weights_now(&cpu);
     let service = Service::start(
         loaded.model,
         cpu,

@@ -1,0 +1,414 @@
+//! Stored rows laid anew for machines that multiply sixteen of them at once: no more bytes than the rows, and the same numbers.
+//!
+//! A panel has sixteen rows. Of each block of the depth it has a vector of words, four elements of every row, then the next
+//! four, so that a product needs nothing but to part a byte's two elements, and sums of sixteen rows lie side by side. Blocks
+//! are in the order in which chains are walked ([`tile`](super::tile)), so every bit is that of the rows where they lie.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use minke_num::blocks::BlockFormat;
+
+use super::chunk::{self, BLOCKS, LINE, STORED_CHUNK, Unpack};
+use super::inputs::{Inputs, Span, TileRows};
+use super::product::array;
+use super::tile::{self, SIDE};
+use super::{Form, Stored};
+use crate::rows::{SharedView, store};
+use crate::scratch::AlignedBuf;
+use crate::simd::{Kernel, LANES, Level, Simd};
+
+/// How elements lie in the words of a panel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Width {
+    /// Four bytes of four elements.
+    Eight,
+    /// Bytes whose low half is of one word, and whose high half is of the next.
+    Four,
+    /// As [`Width::Four`], and behind all of a block the higher bits of its elements, so many of each that words of a
+    /// block share one.
+    FourAndMore,
+}
+
+/// How the scales of a block of sixteen rows lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scales {
+    /// Sixteen in f16.
+    Half,
+    /// Sixteen in f16, then sixteen minima.
+    HalfAndMin,
+    /// Sixteen whole numbers, then sixteen for minima; they are multiplied with two numbers in f16 for each stored block.
+    SixBits,
+    /// Sixteen signed whole numbers, multiplied with one number in f16 for each stored block.
+    Signed,
+}
+
+/// A format that is laid in panels.
+pub trait Panel: 'static {
+    /// Words of a block: four elements of each row.
+    const STEPS: usize;
+    /// How they lie.
+    const WIDTH: Width;
+    /// How scales lie.
+    const SCALES: Scales;
+    /// What is subtracted of each element, zero or a power of two.
+    const OFFSET: u8;
+    /// Blocks that have a scale of their own of what is stored as one.
+    const PER_STORED: usize;
+
+    /// Bytes of the elements of a block.
+    const CODES: usize = LANES
+        * match Self::WIDTH {
+            Width::Eight => 4 * Self::STEPS,
+            Width::Four => 2 * Self::STEPS,
+            Width::FourAndMore => 2 * Self::STEPS + 4,
+        };
+    /// Higher bits of an element.
+    const MORE: usize = 8 / Self::STEPS;
+    /// Bytes of the scales of a block.
+    const SCALE_BYTES: usize = match Self::SCALES {
+        Scales::Half | Scales::SixBits => 2 * LANES,
+        Scales::HalfAndMin => 4 * LANES,
+        Scales::Signed => LANES,
+    };
+    /// Whether blocks have a minimum.
+    const MIN: bool = matches!(Self::SCALES, Scales::HalfAndMin | Scales::SixBits);
+    /// Bytes of the numbers in f16 of a stored block.
+    const FACTORS: usize = match Self::SCALES {
+        Scales::Half | Scales::HalfAndMin => 0,
+        Scales::SixBits => 4 * LANES,
+        Scales::Signed => 2 * LANES,
+    };
+}
+
+macro_rules! panel {
+    ($name:ident, $steps:literal, $width:ident, $scales:ident) => {
+        impl Panel for chunk::$name {
+            const STEPS: usize = $steps;
+            const WIDTH: Width = Width::$width;
+            const SCALES: Scales = Scales::$scales;
+            const OFFSET: u8 = <Self as Unpack>::OFFSET;
+            const PER_STORED: usize = Self::STORED_LEN / Self::BLOCK;
+        }
+    };
+}
+
+panel!(Q4_0, 8, Four, Half);
+panel!(Q4_1, 8, Four, HalfAndMin);
+panel!(Q5_0, 8, FourAndMore, Half);
+panel!(Q5_1, 8, FourAndMore, HalfAndMin);
+panel!(Q8_0, 8, Eight, Half);
+panel!(Q4K, 8, Four, SixBits);
+panel!(Q5K, 8, FourAndMore, SixBits);
+panel!(Q6K, 4, FourAndMore, Signed);
+
+/// `with_panel!(format, F => expression)`: some, with the type of a format that is laid in panels.
+macro_rules! with_panel {
+    ($format:expr, $f:ident => $body:expr) => {
+        with_panel!(@ $format, $f => $body; Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q4K Q5K Q6K)
+    };
+    (@ $format:expr, $f:ident => $body:expr; $($name:ident)*) => {
+        match $format {
+            $(BlockFormat::$name => {
+                type $f = chunk::$name;
+                Some($body)
+            })*
+            _ => None,
+        }
+    };
+}
+
+/// A stored matrix in panels, once it has been laid so.
+pub(super) type Laid = OnceLock<Panels>;
+
+/// A matrix in panels: of each the scales of all blocks, then the numbers of stored blocks, then all elements.
+pub(super) struct Panels {
+    memory: Arc<AlignedBuf>,
+    /// The first byte.
+    at: usize,
+    shape: Shape,
+}
+
+/// How many panels a matrix has, and of what.
+#[derive(Clone, Copy)]
+struct Shape {
+    panels: usize,
+    /// Bytes of a panel, whole lines.
+    stride: usize,
+    blocks: usize,
+}
+
+impl Shape {
+    #[inline(always)]
+    fn new<F: Unpack + Panel>(stored: &Stored) -> Self {
+        let blocks = stored.cols / F::BLOCK;
+        let used = blocks * (F::CODES + F::SCALE_BYTES) + blocks / F::PER_STORED * F::FACTORS;
+        Self { panels: stored.rows.div_ceil(SIDE), stride: used.next_multiple_of(LINE), blocks }
+    }
+
+    fn bytes(self) -> usize {
+        self.panels * self.stride
+    }
+}
+
+impl fmt::Debug for Panels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} panels", self.shape.panels)
+    }
+}
+
+/// What a tile of a product with a panel reads and writes; blocks are in the order in which they are walked.
+#[derive(Clone, Copy)]
+pub struct PanelTile {
+    /// Elements of all blocks, their scales, and the numbers of stored blocks in the order of these.
+    pub codes: *const u8,
+    pub scales: *const u8,
+    pub factors: *const u8,
+    /// What comes a while after this panel, any address: memory is asked for so many bytes of it on the way.
+    pub next: *const u8,
+    pub next_bytes: usize,
+    /// Blocks of the depth.
+    pub blocks: usize,
+    /// The left operand.
+    pub x: TileRows,
+    /// `[M][16 stored rows]`
+    pub out: *mut f32,
+}
+
+/// Bytes of rows that are forgotten at once, as soon as they are laid.
+const FORGOTTEN_BYTES: usize = 4 << 20;
+
+/// How far ahead of a panel memory is read, in bytes: the hardware's own reading ahead ends at each page.
+const AHEAD: usize = 8192;
+
+/// Memory that is laid out at once, at least: some pages of the large kind.
+const TOGETHER_BYTES: usize = 32 << 20;
+
+/// Lays matrices in panels where products on this machine read them faster than rows, unless told to stop; then products read no
+/// more of their rows, and their owners are told to forget them. Gives back those that stay as they are.
+pub fn lay<'a>(all: &[&'a Stored], level: Level, stop: &AtomicBool) -> Vec<&'a Stored> {
+    let of = |stored: &Stored| match stored.form {
+        Form::Blocks(format) if has_panels(level) => with_panel!(format, F => Shape::new::<F>(stored)),
+        _ => None,
+    };
+    let (wanted, mut others): (Vec<&'a Stored>, Vec<&'a Stored>) =
+        all.iter().partition(|stored| of(stored).is_some());
+    let mut left = wanted.into_iter().filter(|stored| stored.laid.get().is_none()).peekable();
+    while left.peek().is_some() {
+        let (mut these, mut bytes) = (Vec::new(), 0);
+        while bytes < TOGETHER_BYTES
+            && let Some(stored) = left.next()
+        {
+            these.push((stored, bytes));
+            bytes += of(stored).map_or(0, Shape::bytes);
+        }
+        let mut memory = AlignedBuf::default();
+        let mut rest = memory.get::<u8>(bytes);
+        for (stored, _) in &these {
+            if stop.load(Ordering::Relaxed) {
+                others.extend(these.iter().map(|(stored, _)| *stored).chain(left));
+                return others;
+            }
+            let Form::Blocks(format) = stored.form else { unreachable!("a matrix in blocks") };
+            let panels;
+            (panels, rest) = rest.split_at_mut(of(stored).map_or(0, Shape::bytes));
+            with_panel!(format, F => level.dispatch(Lay::<F> { stored, panels, format: PhantomData }));
+            stored.bytes.forget();
+        }
+        let memory = Arc::new(memory);
+        for (stored, at) in these {
+            let shape = of(stored).expect("laid above");
+            let _ = stored.laid.set(Panels { memory: memory.clone(), at, shape });
+        }
+    }
+    others
+}
+
+/// Whether products of this level read panels.
+fn has_panels(level: Level) -> bool {
+    struct HasPanels;
+    impl Kernel for HasPanels {
+        type Out = bool;
+
+        #[inline(always)]
+        fn run<S: Simd>(self, _: S) -> bool {
+            S::PANELS
+        }
+    }
+    level.dispatch_product(HasPanels)
+}
+
+struct Lay<'a, F> {
+    stored: &'a Stored,
+    /// Zeros.
+    panels: &'a mut [u8],
+    format: PhantomData<F>,
+}
+
+impl<F: Unpack + Panel> Kernel for Lay<'_, F> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Stored { rows, bytes, .. } = self.stored;
+        let Shape { stride, blocks, .. } = Shape::new::<F>(self.stored);
+        let row_bytes = bytes.len() / rows;
+        let places = tile::places(blocks);
+        let mut room = [0; STORED_CHUNK];
+        let mut kept = 0;
+        for (panel, first) in self.panels.chunks_exact_mut(stride).zip((0..*rows).step_by(SIDE)) {
+            // so that a large matrix is never held twice
+            if first * row_bytes - kept >= FORGOTTEN_BYTES {
+                bytes.slice(kept..first * row_bytes).forget();
+                kept = first * row_bytes;
+            }
+            let (scales, rest) = panel.split_at_mut(blocks * F::SCALE_BYTES);
+            let (factors, codes) = rest.split_at_mut(rest.len() - blocks * F::CODES);
+            for r in 0..SIDE.min(rows - first) {
+                let start = (first + r) * row_bytes;
+                for (c, places) in places.as_chunks::<BLOCKS>().0.iter().enumerate() {
+                    let chunk = chunk::whole::<F>(bytes, start, c, &mut room);
+                    let mut q = [0; chunk::CHUNK];
+                    for (i, out) in q.as_chunks_mut::<64>().0.iter_mut().enumerate().take(F::LEN / 64) {
+                        s.store_bytes(F::vector(s, chunk, i), out);
+                    }
+                    let here = BLOCKS.min(blocks - c * BLOCKS);
+                    for (q, &place) in q.chunks_exact(F::BLOCK).zip(places).take(here) {
+                        put_codes::<F>(q, &mut codes[place as usize * F::CODES..][..F::CODES], r);
+                    }
+                }
+                let row = &bytes[start..start + row_bytes];
+                for (i, stored) in row.chunks_exact(F::STORED_BYTES).enumerate() {
+                    let places = &places[i * F::PER_STORED..][..F::PER_STORED];
+                    put_scales::<F>(stored, places, scales, &mut factors[i * F::FACTORS..], r);
+                }
+            }
+        }
+    }
+}
+
+/// Puts the elements of a block of row `r` where they go.
+#[inline(always)]
+fn put_codes<F: Panel>(q: &[u8], codes: &mut [u8], r: usize) {
+    let words: [u32; 8] = std::array::from_fn(|step| {
+        q.as_chunks::<4>().0.get(step).map_or(0, |word| u32::from_le_bytes(*word))
+    });
+    let mut put = |vector: usize, word: u32| {
+        codes[4 * (LANES * vector + r)..][..4].copy_from_slice(&word.to_le_bytes());
+    };
+    if F::WIDTH == Width::Eight {
+        (0..F::STEPS).for_each(|step| put(step, words[step]));
+        return;
+    }
+    for pair in 0..F::STEPS / 2 {
+        let [low, high] = [0, 1].map(|i| words[2 * pair + i] & 0x0f0f_0f0f);
+        put(pair, low | high << 4);
+    }
+    if F::WIDTH == Width::FourAndMore {
+        let mask = ((1 << F::MORE) - 1) * 0x0101_0101;
+        let more = (0..F::STEPS).map(|step| (words[step] >> 4 & mask) << (F::MORE * step));
+        put(F::STEPS / 2, more.fold(0, |all, bits| all | bits));
+    }
+}
+
+/// Puts the scales of the blocks of what is stored as one, of row `r`, where they go.
+#[inline(always)]
+fn put_scales<F: Panel>(stored: &[u8], places: &[u32], scales: &mut [u8], factors: &mut [u8], r: usize) {
+    let mut factor = |i: usize, at: usize| {
+        factors[2 * (LANES * i + r)..][..2].copy_from_slice(&stored[at..at + 2]);
+    };
+    let at = |place: u32| place as usize * F::SCALE_BYTES;
+    match F::SCALES {
+        Scales::Half | Scales::HalfAndMin => {
+            for i in 0..F::SCALE_BYTES / (2 * LANES) {
+                let at = at(places[0]) + 2 * (LANES * i + r);
+                scales[at..at + 2].copy_from_slice(&stored[2 * i..2 * i + 2]);
+            }
+        }
+        Scales::SixBits => {
+            let [numbers, mins] =
+                chunk::six_bits(stored[4..16].try_into().expect("twelve")).map(u64::to_le_bytes);
+            for ((&place, number), min) in places.iter().zip(numbers).zip(mins) {
+                (scales[at(place) + r], scales[at(place) + LANES + r]) = (number, min);
+            }
+            factor(0, 0);
+            factor(1, 2);
+        }
+        Scales::Signed => {
+            for (&place, number) in places.iter().zip(&stored[192..]) {
+                scales[at(place) + r] = *number;
+            }
+            factor(0, 208);
+        }
+    }
+}
+
+/// The product of rows with the panels of a matrix that has rows `columns` of it.
+pub(super) struct Multiply<'a> {
+    pub panels: &'a Panels,
+    pub columns: Range<usize>,
+    pub x: &'a Inputs,
+    pub span: &'a Span,
+    pub out: &'a SharedView,
+    /// Row length of the output, and where the column of the first row is.
+    pub n: usize,
+    pub column: usize,
+}
+
+impl Multiply<'_> {
+    /// Makes it.
+    #[inline(always)]
+    pub fn run<S: Simd, F: Panel>(self, s: S) {
+        match self.span.tall {
+            1 => self.tiles::<S, F, 1>(s),
+            2 => self.tiles::<S, F, 2>(s),
+            4 => self.tiles::<S, F, 4>(s),
+            12 => self.tiles::<S, F, 12>(s),
+            8 => self.tiles::<S, F, 8>(s),
+            tall => unreachable!("{tall} rows of a tile"),
+        }
+    }
+
+    #[inline(always)]
+    fn tiles<S: Simd, F: Panel, const M: usize>(self, s: S) {
+        let Panels { memory, at, shape } = self.panels;
+        let Shape { stride, blocks, .. } = shape;
+        let all = &memory.view::<u8>(at + shape.bytes())[*at..];
+        let mut sums = [[0.0f32; LANES]; M];
+        let ahead = all[self.columns.start / SIDE * stride..].iter().take(AHEAD);
+        ahead.step_by(LINE).for_each(|at| s.prefetch(at));
+        for first in (0..self.span.rows.len()).step_by(M) {
+            let x = self.x.tile(self.span.first + first);
+            for start in self.columns.clone().step_by(SIDE) {
+                let panel = &all[start / SIDE * stride..][..*stride];
+                let (scales, rest) = panel.split_at(blocks * F::SCALE_BYTES);
+                let (factors, codes) = rest.split_at(rest.len() - blocks * F::CODES);
+                let t = PanelTile {
+                    codes: codes.as_ptr(),
+                    scales: scales.as_ptr(),
+                    factors: factors.as_ptr(),
+                    next: panel.as_ptr().wrapping_add(AHEAD),
+                    next_bytes: *stride,
+                    blocks: *blocks,
+                    x,
+                    out: sums.as_mut_ptr().cast(),
+                };
+                // SAFETY: a panel and a tile of rows have `blocks` blocks, `sums` room for a tile.
+                unsafe { s.panel_tile::<F, M>(t) };
+                let column = self.column + start - self.columns.start;
+                let here = SIDE.min(self.columns.end - start);
+                for (r, sums) in sums.iter().enumerate().take(self.span.rows.len() - first) {
+                    let at = (self.span.rows.start + first + r) * self.n + column;
+                    // SAFETY: rows and columns of this task alone.
+                    let mut out = unsafe { self.out.slice(at, here) };
+                    store(s, s.load(array(sums, 0)), &mut out, 0, here);
+                }
+            }
+        }
+    }
+}
+
+pub(super) use with_panel;
