@@ -200,8 +200,7 @@ pub unsafe fn panel_tile<F: Panel, const M: usize>(t: PanelTile) {
                 let mut dots = [_mm512_setzero_si512(); M];
                 if F::OFFSET != 0 {
                     for (j, dots) in dots.iter_mut().enumerate() {
-                        let negated = _mm512_set1_epi32(*x.negated.add(j));
-                        *dots = _mm512_sll_epi32(negated, _mm_cvtsi32_si128(F::OFFSET.ilog2() as i32));
+                        *dots = _mm512_set1_epi32(*x.owed.add(j));
                     }
                 }
                 macro_rules! steps {
@@ -230,7 +229,7 @@ pub unsafe fn panel_tile<F: Panel, const M: usize>(t: PanelTile) {
                     codes: x.codes.add(4 * F::STEPS * M),
                     scales: x.scales.add(M),
                     sums: x.sums.add(M),
-                    negated: x.negated.add(M),
+                    owed: x.owed.add(M),
                 };
             }
             tree.add(sums, |before, sums| {

@@ -29,18 +29,18 @@ pub(super) struct Inputs {
     /// Scales, and the sums of the blocks' codes.
     scales: Scratch<f32>,
     sums: Scratch<f32>,
-    /// Minus these sums: what panels begin with where an offset is subtracted.
-    negated: Scratch<i32>,
+    /// Minus these sums, times the offset: what products with panels begin with where one is subtracted.
+    owed: Scratch<i32>,
 }
 
 /// M rows of the left operand, as a tile walks through them: codes, four of each row at a time, `[blocks][block / 4][M][4]`; of
-/// each block of each row a scale, the sum of its codes, and minus that sum, `[blocks][M]`.
+/// each block of each row a scale, the sum of its codes, and minus that sum times the format's offset, `[blocks][M]`.
 #[derive(Clone, Copy)]
 pub struct TileRows {
     pub codes: *const i8,
     pub scales: *const f32,
     pub sums: *const f32,
-    pub negated: *const i32,
+    pub owed: *const i32,
 }
 
 /// The rows of one group: where they come from, and where they lie.
@@ -68,7 +68,7 @@ impl Span {
             ..=1 => 1,
             2 => 2,
             3..=4 => 4,
-            9..=12 | 17.. => 12,
+            9..=12 => 12,
             _ => 8,
         };
         Self::each(offsets, |rows| (tall(rows), true))
@@ -93,8 +93,8 @@ impl Span {
 }
 
 impl Inputs {
-    /// Codes rows, whose length is a multiple of 32, for blocks of 16 or 32.
-    pub fn new(cpu: &Cpu, x: Operand<'_>, spans: &[Span], block: usize) -> Self {
+    /// Codes rows, whose length is a multiple of 32, for blocks of 16 or 32; `offset` is what panels subtract of the other side.
+    pub fn new(cpu: &Cpu, x: Operand<'_>, spans: &[Span], block: usize, offset: u8) -> Self {
         let cols = x.cols;
         let stride = cols.next_multiple_of(BLOCKS * block);
         let blocks = stride / block;
@@ -102,12 +102,12 @@ impl Inputs {
         let mut codes = scratch::take::<i8>(rows * stride);
         let mut scales = scratch::take::<f32>(rows * blocks);
         let mut sums = scratch::take::<f32>(rows * blocks);
-        let mut negated = scratch::take::<i32>(rows * blocks);
+        let mut owed = scratch::take::<i32>(rows * blocks);
         let shared = (
             SharedMut::new(&mut codes),
             SharedMut::new(&mut scales),
             SharedMut::new(&mut sums),
-            SharedMut::new(&mut negated),
+            SharedMut::new(&mut owed),
         );
         let places = tile::places(cols / block);
         let mut lots: Vec<(&Span, usize)> = Vec::new();
@@ -121,7 +121,7 @@ impl Inputs {
             let codes = unsafe { shared.0.slice(first * stride, span.tall * stride) };
             let scales = unsafe { shared.1.slice(first * blocks, span.tall * blocks) };
             let sums = unsafe { shared.2.slice(first * blocks, span.tall * blocks) };
-            let negated = unsafe { shared.3.slice(first * blocks, span.tall * blocks) };
+            let owed = unsafe { shared.3.slice(first * blocks, span.tall * blocks) };
             if span.tall > 1 {
                 scales.fill(0.0);
                 sums.fill(0.0);
@@ -131,11 +131,11 @@ impl Inputs {
             for (r, row) in rows.enumerate() {
                 let from = x.index.map_or(row, |index| index[row] as usize);
                 let x = x.view.slice(from * cols, (from + 1) * cols);
-                let room = Room { places, tall: span.tall, r, block, codes, scales, sums, negated };
+                let room = Room { places, tall: span.tall, r, block, offset, codes, scales, sums, owed };
                 cpu.dispatch(Code { x, cols, room });
             }
         });
-        Self { block, stride, codes, scales, sums, negated }
+        Self { block, stride, codes, scales, sums, owed }
     }
 
     /// What [`Inputs::from`] has, as tiles of panels read it.
@@ -146,7 +146,7 @@ impl Inputs {
             codes: codes.as_ptr(),
             scales: scales.as_ptr(),
             sums: sums.as_ptr(),
-            negated: self.negated[first * blocks..].as_ptr(),
+            owed: self.owed[first * blocks..].as_ptr(),
         }
     }
 
@@ -165,10 +165,11 @@ struct Room<'a> {
     tall: usize,
     r: usize,
     block: usize,
+    offset: u8,
     codes: &'a mut [i8],
     scales: &'a mut [f32],
     sums: &'a mut [f32],
-    negated: &'a mut [i32],
+    owed: &'a mut [i32],
 }
 
 impl Room<'_> {
@@ -185,7 +186,8 @@ impl Room<'_> {
             self.codes[b * self.block..][..self.block].copy_from_slice(codes);
             b
         };
-        (self.scales[at], self.sums[at], self.negated[at]) = (scale, sum as f32, -sum);
+        (self.scales[at], self.sums[at]) = (scale, sum as f32);
+        self.owed[at] = -sum * i32::from(self.offset);
     }
 }
 

@@ -54,7 +54,7 @@ pub trait Panel: 'static {
     const WIDTH: Width;
     /// How scales lie.
     const SCALES: Scales;
-    /// What is subtracted of each element, zero or a power of two.
+    /// What is subtracted of each element.
     const OFFSET: u8;
     /// Blocks that have a scale of their own of what is stored as one.
     const PER_STORED: usize;
@@ -380,7 +380,8 @@ impl Multiply<'_> {
         let mut sums = [[0.0f32; LANES]; M];
         let ahead = all[self.columns.start / SIDE * stride..].iter().take(AHEAD);
         ahead.step_by(LINE).for_each(|at| s.prefetch(at));
-        for first in (0..self.span.rows.len()).step_by(M) {
+        let rows = self.span.rows.len();
+        for first in (0..rows).step_by(M) {
             let x = self.x.tile(self.span.first + first);
             for start in self.columns.clone().step_by(SIDE) {
                 let panel = &all[start / SIDE * stride..][..*stride];
@@ -400,7 +401,7 @@ impl Multiply<'_> {
                 unsafe { s.panel_tile::<F, M>(t) };
                 let column = self.column + start - self.columns.start;
                 let here = SIDE.min(self.columns.end - start);
-                for (r, sums) in sums.iter().enumerate().take(self.span.rows.len() - first) {
+                for (r, sums) in sums.iter().enumerate().take(rows - first) {
                     let at = (self.span.rows.start + first + r) * self.n + column;
                     // SAFETY: rows and columns of this task alone.
                     let mut out = unsafe { self.out.slice(at, here) };

@@ -63,6 +63,14 @@ struct Task<'a> {
     column: usize,
 }
 
+/// How a product's rows are coded for a stored matrix.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Coding {
+    panels: bool,
+    block: usize,
+    offset: u8,
+}
+
 /// A stored matrix of a weight in blocks, as it lies while a product is made.
 struct Part<'a> {
     format: BlockFormat,
@@ -76,28 +84,27 @@ pub(super) fn matmul(cpu: &Cpu, a: Operand<'_>, offsets: &[u32], w: &StoredWeigh
     let few = cpu.level().dispatch_product(FewRows);
     // of rows where they lie, and of panels
     let spans = [Span::all(offsets, few), Span::of_panels(offsets)];
+    let mut inputs: Vec<(Coding, Inputs)> = Vec::new();
     let parts = w.parts().iter().map(|part| {
         let Form::Blocks(format) = part.form else { unreachable!("a weight in blocks") };
         let panels = part.laid.get();
-        Part {
-            format,
-            panels,
-            inputs: 2 * usize::from(panels.is_some()) + usize::from(block_of(format) == 16),
-        }
+        let offset = panels.and_then(|_| with_panel!(format, F => <F as Panel>::OFFSET)).unwrap_or(0);
+        let coding = Coding { panels: panels.is_some(), block: block_of(format), offset };
+        let inputs = inputs.iter().position(|(made, _)| *made == coding).unwrap_or_else(|| {
+            let spans = &spans[usize::from(coding.panels)];
+            inputs.push((coding, Inputs::new(cpu, a, spans, coding.block, coding.offset)));
+            inputs.len() - 1
+        });
+        Part { format, panels, inputs }
     });
     let parts: Vec<Part> = parts.collect();
-    let mut inputs: [Option<Inputs>; 4] = [const { None }; 4];
-    for part in &parts {
-        inputs[part.inputs]
-            .get_or_insert_with(|| Inputs::new(cpu, a, &spans[part.inputs / 2], block_of(part.format)));
-    }
     let out = SharedView::new(c);
     // tasks are parts of stored matrices, so that each reads one piece of memory
     let mut tasks: Vec<(usize, &Span, Range<usize>)> = Vec::new();
     for group in (0..w.groups()).filter(|&group| offsets[group] < offsets[group + 1]) {
         for (p, part) in w.group(group).iter().enumerate() {
             let stored = group * w.parts_per_group() + p;
-            let span = &spans[parts[stored].inputs / 2][group];
+            let span = &spans[usize::from(parts[stored].panels.is_some())][group];
             let row_bytes = part.bytes.len() / part.rows.max(1);
             let most = if span.few() { TASK_BYTES / row_bytes.max(1) } else { PANEL_BYTES / w.cols.max(1) };
             // enough tasks for all threads, where a matrix is small
@@ -116,7 +123,7 @@ pub(super) fn matmul(cpu: &Cpu, a: Operand<'_>, offsets: &[u32], w: &StoredWeigh
             .iter()
             .map(|part| part.rows)
             .sum();
-        let x = inputs[own].as_ref().expect("coded above");
+        let (_, x) = &inputs[own];
         if let Some(panels) = panels {
             let (n, column) = (w.rows, before + columns.start);
             let product = Multiply { panels, columns, x, span, out: &out, n, column };
