@@ -1,4 +1,4 @@
-//! Stored rows laid anew for machines that multiply sixteen of them at once: no more bytes than the rows, and the same numbers.
+//! Stored rows laid anew for machines that multiply sixteen of them at once: the same numbers, in as many bytes (Q4_K in 3 % more).
 //!
 //! A panel has sixteen rows. Of each block of the depth it has a vector of words, four elements of every row, then the next
 //! four, so that a product needs nothing but to part a byte's two elements, and sums of sixteen rows lie side by side. Blocks
@@ -346,8 +346,8 @@ fn put_scales<F: Panel>(stored: &[u8], places: &[u32], scales: &mut [u8], factor
     }
 }
 
-/// The product of rows with the panels of a matrix that has rows `columns` of it.
-pub(super) struct Multiply<'a> {
+/// The product of rows with rows `columns` of a matrix in panels.
+pub(super) struct Multiply<'a, F> {
     pub panels: &'a Panels,
     pub columns: Range<usize>,
     pub x: &'a Inputs,
@@ -356,24 +356,28 @@ pub(super) struct Multiply<'a> {
     /// Row length of the output, and where the column of the first row is.
     pub n: usize,
     pub column: usize,
+    pub format: PhantomData<F>,
 }
 
-impl Multiply<'_> {
-    /// Makes it.
+impl<F: Panel> Kernel for Multiply<'_, F> {
+    type Out = ();
+
     #[inline(always)]
-    pub fn run<S: Simd, F: Panel>(self, s: S) {
+    fn run<S: Simd>(self, s: S) {
         match self.span.tall {
-            1 => self.tiles::<S, F, 1>(s),
-            2 => self.tiles::<S, F, 2>(s),
-            4 => self.tiles::<S, F, 4>(s),
-            12 => self.tiles::<S, F, 12>(s),
-            8 => self.tiles::<S, F, 8>(s),
+            1 => self.tiles::<S, 1>(s),
+            2 => self.tiles::<S, 2>(s),
+            4 => self.tiles::<S, 4>(s),
+            8 => self.tiles::<S, 8>(s),
+            12 => self.tiles::<S, 12>(s),
             tall => unreachable!("{tall} rows of a tile"),
         }
     }
+}
 
+impl<F: Panel> Multiply<'_, F> {
     #[inline(always)]
-    fn tiles<S: Simd, F: Panel, const M: usize>(self, s: S) {
+    fn tiles<S: Simd, const M: usize>(self, s: S) {
         let Panels { memory, at, shape } = self.panels;
         let Shape { stride, blocks, .. } = shape;
         let all = &memory.view::<u8>(at + shape.bytes())[*at..];

@@ -125,9 +125,11 @@ pub(super) fn matmul(cpu: &Cpu, a: Operand<'_>, offsets: &[u32], w: &StoredWeigh
             .sum();
         let (_, x) = &inputs[own];
         if let Some(panels) = panels {
-            let (n, column) = (w.rows, before + columns.start);
-            let product = Multiply { panels, columns, x, span, out: &out, n, column };
-            with_panel!(format, F => cpu.level().dispatch_product(OfPanels::<F> { product, format: PhantomData }));
+            let (n, column, out) = (w.rows, before + columns.start, &out);
+            with_panel!(format, F => {
+                let format = PhantomData::<F>;
+                cpu.level().dispatch_product(Multiply { panels, columns, x, span, out, n, column, format });
+            });
             return;
         }
         let task = Task {
@@ -157,20 +159,6 @@ fn block_of(format: BlockFormat) -> usize {
         | BlockFormat::Iq4Nl
         | BlockFormat::Iq4Xs => 32,
         BlockFormat::Q2K | BlockFormat::Q3K | BlockFormat::Q6K => 16,
-    }
-}
-
-struct OfPanels<'a, F> {
-    product: Multiply<'a>,
-    format: PhantomData<F>,
-}
-
-impl<F: Panel> Kernel for OfPanels<'_, F> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        self.product.run::<S, F>(s);
     }
 }
 

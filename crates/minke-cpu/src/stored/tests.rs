@@ -146,7 +146,10 @@ fn panels_give_the_bits_of_rows() {
                 let stopped = AtomicBool::new(true);
                 assert_eq!(lay(&all, level, &stopped).len(), 3, "stopped before it began");
                 let others = lay(&all, level, &AtomicBool::new(false)).len();
-                assert!(others == 0 || others == 3);
+                let has_panels = matches!(level.name(), "avx512-vnni" | "avx512-bf16");
+                let in_rows = [BlockFormat::Q2K, BlockFormat::Q3K, BlockFormat::Iq4Nl, BlockFormat::Iq4Xs]
+                    .contains(&format);
+                assert_eq!(others == 0, has_panels && !in_rows, "{format:?} on {}", level.name());
                 for threads in [1, 3] {
                     let cpu = Cpu::with_level(level, threads);
                     for (first, rows) in [(1, 1), (0, 2), (2, 5), (3, 8), (0, 9), (4, 13), (8, 25)] {
