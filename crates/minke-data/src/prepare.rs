@@ -2,7 +2,8 @@
 //!
 //! 1. **Scan.** Every file is read, hashed, deduplicated and given its side of the split. What comes out is a
 //!    fingerprint of the content (paths, hashes, settings).
-//! 2. The fingerprint names a folder in the cache. If it is there and its shards open, that is all.
+//! 2. The fingerprint names a folder in the cache. If it is there and its shards open, that is all. If not, the folder's
+//!    lock is taken, so of several runs that start at once one prepares and the others wait.
 //! 3. **Train the tokenizer** on training documents picked by hash up to a bound, or load the given one.
 //! 4. **Tokenize** and write. The folder is built under another name and moved into place whole, so a killed
 //!    run leaves nothing that a later one would trust.
@@ -15,7 +16,7 @@
 //!
 //! The tokenizer learns from whole texts, prompts included.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -106,10 +107,13 @@ pub fn prepare(settings: &DataSettings, progress: &mut dyn FnMut(Progress)) -> R
     let corpus = Corpus::open(&settings.sources)?;
     let scan = scan(&corpus, settings, progress)?;
     let folder = settings.cache.join(cache_key(settings, &scan, given.as_ref()));
-    match open_prepared(&folder) {
-        Ok(Some(prepared)) => return Ok(prepared),
-        Ok(None) => {}
-        Err(error) => tracing::warn!("the prepared data in {} is made again: {error}", folder.display()),
+    if let Some(prepared) = usable(&folder) {
+        return Ok(prepared);
+    }
+    let _held = hold(settings, &folder)?;
+    // whoever held it may have made it
+    if let Some(prepared) = usable(&folder) {
+        return Ok(prepared);
     }
     let tokenizer = match (given, &settings.tokenizer) {
         (Some(tokenizer), _) => tokenizer,
@@ -119,7 +123,6 @@ pub fn prepare(settings: &DataSettings, progress: &mut dyn FnMut(Progress)) -> R
         }
         (None, TokenizerSpec::File(_)) => unreachable!("a file was loaded above"),
     };
-    fs::create_dir_all(&settings.cache).map_err(Error::io("create", &settings.cache))?;
     write_folder_atomic(&folder, |folder| write(&corpus, settings, &scan, &tokenizer, folder, progress))?;
     let prepared = open_prepared(&folder)?.ok_or_else(|| {
         Error::io("open", &folder)(std::io::Error::new(
@@ -137,6 +140,34 @@ pub fn prepare(settings: &DataSettings, progress: &mut dyn FnMut(Progress)) -> R
 /// The data is there and damaged.
 pub fn reopen(folder: &Path) -> Result<Option<Prepared>> {
     open_prepared(folder)
+}
+
+/// What an earlier run prepared, unless it is damaged.
+fn usable(folder: &Path) -> Option<Prepared> {
+    open_prepared(folder).unwrap_or_else(|error| {
+        tracing::warn!("the prepared data in {} is made again: {error}", folder.display());
+        None
+    })
+}
+
+/// Taken by the run that makes a folder of the cache: others that start meanwhile and want the same data wait for it.
+fn hold(settings: &DataSettings, folder: &Path) -> Result<File> {
+    fs::create_dir_all(&settings.cache).map_err(Error::io("create", &settings.cache))?;
+    let path = folder.with_extension("lock");
+    let lock = File::create(&path).map_err(Error::io("create", &path))?;
+    let taken = match lock.try_lock() {
+        Err(TryLockError::WouldBlock) => {
+            tracing::info!("another run prepares this data in {}: waiting for it", folder.display());
+            lock.lock()
+        }
+        Err(TryLockError::Error(error)) => Err(error),
+        Ok(()) => Ok(()),
+    };
+    match taken {
+        // some network file systems have no locks: nothing to hold, nothing to wait for
+        Err(error) if error.kind() != std::io::ErrorKind::Unsupported => Err(Error::io("lock", &path)(error)),
+        _ => Ok(lock),
+    }
 }
 
 struct Scan {
@@ -499,6 +530,30 @@ mod tests {
         assert_ne!(prepare(&other, &mut |_| {}).unwrap().folder, first.folder);
         fs::write(data.path().join("pkg0-1.0.0/lib.rs"), "changed").unwrap();
         assert_ne!(prepare(&settings, &mut |_| {}).unwrap().folder, first.folder);
+    }
+
+    #[test]
+    fn runs_that_start_at_once_prepare_their_data_once() {
+        let (data, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        corpus(data.path());
+        let settings = settings(data.path(), cache.path());
+        // nobody goes on before all have scanned, so all find the cache empty
+        let scanned = std::sync::Barrier::new(4);
+        let reused: Vec<bool> = std::thread::scope(|scope| {
+            let run = || {
+                let mut waited = false;
+                let mut progress = |p: Progress| {
+                    if p.stage == Stage::Scan && p.done_bytes == p.total_bytes && !waited {
+                        waited = true;
+                        scanned.wait();
+                    }
+                };
+                prepare(&settings, &mut progress).unwrap().reused
+            };
+            let runs: Vec<_> = (0..4).map(|_| scope.spawn(run)).collect();
+            runs.into_iter().map(|run| run.join().unwrap()).collect()
+        });
+        assert_eq!(reused.iter().filter(|reused| !**reused).count(), 1, "{reused:?}");
     }
 
     #[test]
