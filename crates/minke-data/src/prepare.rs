@@ -157,7 +157,7 @@ fn hold(settings: &DataSettings, folder: &Path) -> Result<File> {
     let lock = File::create(&path).map_err(Error::io("create", &path))?;
     let taken = match lock.try_lock() {
         Err(TryLockError::WouldBlock) => {
-            tracing::info!("another run prepares this data in {}: waiting for it", folder.display());
+            tracing::warn!("another run prepares this data in {}: waiting for it", folder.display());
             lock.lock()
         }
         Err(TryLockError::Error(error)) => Err(error),
