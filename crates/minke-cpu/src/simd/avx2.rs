@@ -7,16 +7,17 @@ use minke_num::bf16;
 use crate::gemm::tile::Tile;
 
 use super::{Kernel, LANES, RECIPROCAL, Simd, bytes256};
+use crate::stored::panels::{Panel, PanelTile};
 use crate::stored::tile::BytesTile;
 
 /// The witness, and whether it answers for products of bytes (`vpdpbusd`): made by [`run`] and [`run_vnni`] alone.
 #[derive(Clone, Copy)]
 pub struct Avx2<const VNNI: bool>(());
 
-/// Runs a kernel with AVX2, FMA and F16C-free code.
+/// Runs a kernel with AVX2 and FMA.
 ///
 /// # Safety
-/// The machine must have `avx2` and `fma`.
+/// The machine must have `avx2`, `fma` and, for panels, `f16c`.
 #[target_feature(enable = "avx2,fma")]
 pub unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
     kernel.run(Avx2::<false>(()))
@@ -421,6 +422,20 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     unsafe fn bytes_tile(self, tile: BytesTile) {
         // SAFETY: by the caller's promise; the witness says that the instructions exist.
         unsafe { if VNNI { bytes256::tile_vnni(tile) } else { bytes256::tile(tile) } }
+    }
+
+    const PANELS: bool = true;
+
+    #[inline(always)]
+    unsafe fn panel_tile<F: Panel, const M: usize>(self, tile: PanelTile) {
+        // SAFETY: as above.
+        unsafe {
+            if VNNI {
+                bytes256::panel_tile_vnni::<F, M>(tile);
+            } else {
+                bytes256::panel_tile::<F, M>(tile);
+            }
+        }
     }
 }
 

@@ -373,12 +373,17 @@ impl<const PRODUCTS: u8> Simd for Avx512<PRODUCTS> {
         }
     }
 
-    const PANELS: bool = matches!(PRODUCTS, VNNI | DOT);
+    const PANELS: bool = matches!(PRODUCTS, PLAIN | VNNI | DOT);
 
     #[inline(always)]
     unsafe fn panel_tile<F: Panel, const M: usize>(self, tile: PanelTile) {
         // SAFETY: by the caller's promise; the witness says that the instructions exist.
-        unsafe { vnni::panel_tile::<F, M>(tile) }
+        unsafe {
+            match PRODUCTS {
+                PLAIN => bytes256::panel_tile::<F, M>(tile),
+                _ => vnni::panel_tile::<F, M>(tile),
+            }
+        }
     }
 
     #[inline(always)]

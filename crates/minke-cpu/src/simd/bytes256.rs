@@ -2,12 +2,16 @@
 //! (`vpmaddubsw`).
 //!
 //! Such a pair holds whole products of unsigned bytes below 64, twice over. Other bytes, whose offset is 128, are taken as
-//! signed: their size times the other byte with their sign, which fits for once.
+//! signed: their size times the other byte with their sign, which fits for once. Of panels ([`crate::stored::panels`]) as many
+//! such pairs are added as fit: eight of bytes below 16, four below 32.
 
 use std::arch::x86_64::*;
 
 use super::LANES;
 use super::avx2::V;
+use crate::stored::chunk::LINE;
+use crate::stored::inputs::TileRows;
+use crate::stored::panels::{Panel, PanelTile, Scales, Width};
 use crate::stored::tile::{BytesTile, CHAINS, SIDE, Tree};
 
 /// Blocks that a chain skips.
@@ -212,5 +216,194 @@ unsafe fn dots<const VNNI: bool, const SIGNED: bool>(
             }
         }
         dots
+    }
+}
+
+/// A tile of `M` rows with a panel; see [`crate::stored::panels`].
+///
+/// # Safety
+/// AVX2, FMA and F16C must exist, and as for [`crate::simd::Simd::panel_tile`].
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn panel_tile<F: Panel, const M: usize>(t: PanelTile) {
+    // SAFETY: by the caller's promise.
+    unsafe { panel::<F, M, false>(t) }
+}
+
+/// The same with `vpdpbusd`.
+///
+/// # Safety
+/// As for [`panel_tile`], and AVX-VNNI must exist.
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+pub unsafe fn panel_tile_vnni<F: Panel, const M: usize>(t: PanelTile) {
+    // SAFETY: by the caller's promise.
+    unsafe { panel::<F, M, true>(t) }
+}
+
+#[inline(always)]
+unsafe fn panel<F: Panel, const M: usize, const VNNI: bool>(t: PanelTile) {
+    let signed = !VNNI && F::OFFSET == 128;
+    let mut tree = Tree::<[[__m256; HALVES]; M]>::new();
+    // SAFETY (all): by the caller's promise.
+    unsafe {
+        let (mut codes, mut scales, mut x, mut next) = (t.codes, t.scales, t.x, t.next);
+        // as many bytes of what comes next with each block
+        let (share, mut due) = (t.next_bytes.div_ceil(t.blocks.max(1)), 0);
+        for chain in CHAINS {
+            let mut sums = [[_mm256_setzero_ps(); HALVES]; M];
+            for block in (chain..t.blocks).step_by(BLOCKS) {
+                due += share;
+                while due >= LINE {
+                    _mm_prefetch::<_MM_HINT_T1>(next.cast());
+                    (next, due) = (next.wrapping_add(LINE), due - LINE);
+                }
+                let factors = t.factors.add(block / F::PER_STORED * F::FACTORS);
+                for half in 0..HALVES {
+                    let q = half_words::<F>(codes.add(32 * half), signed);
+                    let [scale, min] = half_scales::<F>(scales, factors, half);
+                    for (j, sums) in sums.iter_mut().enumerate() {
+                        let mut dots = half_dots::<F, VNNI>(&q, x.codes.add(4 * j), 4 * M, signed);
+                        if F::OFFSET != 0 && !signed {
+                            dots = _mm256_add_epi32(dots, _mm256_set1_epi32(*x.owed.add(j)));
+                        }
+                        let mut part = _mm256_mul_ps(_mm256_cvtepi32_ps(dots), scale);
+                        if F::MIN {
+                            part = _mm256_fmadd_ps(min, _mm256_set1_ps(*x.sums.add(j)), part);
+                        }
+                        sums[half] = _mm256_fmadd_ps(part, _mm256_set1_ps(*x.scales.add(j)), sums[half]);
+                    }
+                }
+                (codes, scales) = (codes.add(F::CODES), scales.add(F::SCALE_BYTES));
+                x = TileRows {
+                    codes: x.codes.add(4 * F::STEPS * M),
+                    scales: x.scales.add(M),
+                    sums: x.sums.add(M),
+                    owed: x.owed.add(M),
+                };
+            }
+            tree.add(sums, |before, sums| {
+                for (sum, before) in sums.as_flattened_mut().iter_mut().zip(before.as_flattened()) {
+                    *sum = _mm256_add_ps(*before, *sum);
+                }
+            });
+        }
+        for (j, sums) in tree.whole().iter().enumerate() {
+            for (half, sum) in sums.iter().enumerate() {
+                _mm256_storeu_ps(t.out.add(j * LANES + half * 8), *sum);
+            }
+        }
+    }
+}
+
+/// Sums within a block of eight stored rows with one other, whose words are `stride` bytes apart.
+#[inline(always)]
+unsafe fn half_dots<F: Panel, const VNNI: bool>(
+    q: &[__m256i; 8],
+    x: *const i8,
+    stride: usize,
+    signed: bool,
+) -> __m256i {
+    // words whose pairs of products, added, are one number of 16 bits
+    let fit = match F::WIDTH {
+        Width::Four => 8,
+        Width::FourAndMore => 8 >> F::MORE,
+        Width::Eight => 1,
+    };
+    // SAFETY (all): by the caller's promise.
+    unsafe {
+        let word = |step: usize| _mm256_set1_epi32(x.add(step * stride).cast::<i32>().read_unaligned());
+        let mut dots = _mm256_setzero_si256();
+        if VNNI {
+            for (step, q) in q.iter().enumerate().take(F::STEPS) {
+                dots = _mm256_dpbusd_avx_epi32(dots, *q, word(step));
+            }
+            return dots;
+        }
+        for first in (0..F::STEPS).step_by(fit) {
+            let pairs = |step: usize| {
+                let (q, x) = (q[step], word(step));
+                if signed {
+                    _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(x, q))
+                } else {
+                    _mm256_maddubs_epi16(q, x)
+                }
+            };
+            let mut sum = pairs(first);
+            for step in first + 1..F::STEPS.min(first + fit) {
+                sum = _mm256_add_epi16(sum, pairs(step));
+            }
+            dots = _mm256_add_epi32(dots, _mm256_madd_epi16(sum, _mm256_set1_epi16(1)));
+        }
+        dots
+    }
+}
+
+/// The words of a block of eight rows: four elements of each, then the next four; zero behind those that the format has.
+#[inline(always)]
+unsafe fn half_words<F: Panel>(codes: *const u8, signed: bool) -> [__m256i; 8] {
+    // SAFETY (all): by the caller's promise.
+    unsafe {
+        let mut words = [_mm256_setzero_si256(); 8];
+        macro_rules! steps {
+            ($($step:literal)*) => {
+                $(if $step < F::STEPS {
+                    words[$step] = half_word::<F, $step>(codes, signed);
+                })*
+            };
+        }
+        steps!(0 1 2 3 4 5 6 7);
+        words
+    }
+}
+
+/// Four elements of each of eight rows: word `STEP` of a block.
+#[inline(always)]
+unsafe fn half_word<F: Panel, const STEP: usize>(codes: *const u8, signed: bool) -> __m256i {
+    // SAFETY (all): by the caller's promise.
+    unsafe {
+        let vector = |i: usize| _mm256_loadu_si256(codes.add(64 * i).cast());
+        if matches!(F::WIDTH, Width::Eight) {
+            let q = vector(STEP);
+            return if signed { _mm256_xor_si256(q, _mm256_set1_epi8(-128)) } else { q };
+        }
+        let (pair, low) = (vector(STEP / 2), _mm256_set1_epi8(0x0f));
+        let mut words =
+            _mm256_and_si256(if STEP.is_multiple_of(2) { pair } else { _mm256_srli_epi16::<4>(pair) }, low);
+        if matches!(F::WIDTH, Width::FourAndMore) {
+            let (more, from) = (vector(F::STEPS / 2), F::MORE * STEP);
+            let more = match from {
+                0..4 => _mm256_sll_epi16(more, _mm_cvtsi32_si128(4 - from as i32)),
+                4 => more,
+                _ => _mm256_srl_epi16(more, _mm_cvtsi32_si128(from as i32 - 4)),
+            };
+            let mask = _mm256_set1_epi8((((1 << F::MORE) - 1) << 4) as i8);
+            words = _mm256_or_si256(words, _mm256_and_si256(more, mask));
+        }
+        words
+    }
+}
+
+/// A scale and a minimum of a block for each of eight rows.
+#[inline(always)]
+unsafe fn half_scales<F: Panel>(scales: *const u8, factors: *const u8, half: usize) -> [__m256; 2] {
+    // SAFETY (all): by the caller's promise.
+    unsafe {
+        let halves = |at: *const u8, i: usize| {
+            _mm256_cvtph_ps(_mm_loadu_si128(at.add(2 * (LANES * i + 8 * half)).cast()))
+        };
+        let bytes = |i: usize| _mm_loadl_epi64(scales.add(LANES * i + 8 * half).cast());
+        let zero = _mm256_setzero_ps();
+        match F::SCALES {
+            Scales::Half => [halves(scales, 0), zero],
+            Scales::HalfAndMin => [halves(scales, 0), halves(scales, 1)],
+            Scales::SixBits => {
+                let number = |i: usize| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes(i)));
+                let min = _mm256_mul_ps(halves(factors, 1), number(1));
+                [_mm256_mul_ps(halves(factors, 0), number(0)), _mm256_sub_ps(_mm256_set1_ps(-0.0), min)]
+            }
+            Scales::Signed => {
+                let number = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes(0)));
+                [_mm256_mul_ps(halves(factors, 0), number), zero]
+            }
+        }
     }
 }

@@ -598,7 +598,10 @@ impl Level {
         let mut levels = vec![Level::SCALAR];
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            let has_avx2 = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c");
+            if has_avx2 {
                 levels.push(Level(Kind::Avx2));
                 if is_x86_feature_detected!("avxvnni") {
                     levels.push(Level(Kind::Avx2Vnni));
