@@ -8,7 +8,10 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 use super::LANES;
-use super::neon::V;
+use super::neon::{V, prefetch, widened};
+use crate::stored::chunk::LINE;
+use crate::stored::inputs::TileRows;
+use crate::stored::panels::{Panel, PanelTile, Scales, Width};
 use crate::stored::tile::{BytesTile, CHAINS, SIDE, Tree};
 
 /// 64 bytes.
@@ -19,6 +22,9 @@ const BLOCKS: usize = LANES;
 
 /// Vectors that sixteen rows are.
 const QUARTERS: usize = 4;
+
+/// Words of a vector: rows of a tile whose products one vector of the left operand makes.
+const WORDS: usize = 4;
 
 /// Products of signed bytes, those of four neighbours added to a sum. (The compiler's own is not stable yet.)
 #[target_feature(enable = "neon,dotprod")]
@@ -322,5 +328,183 @@ unsafe fn dots<const WIDE: bool, const ROWS: usize>(
             }
         }
         dots
+    }
+}
+
+/// A tile of `M` rows with a panel, by `sdot`; see [`crate::stored::panels`].
+///
+/// # Safety
+/// NEON and `sdot` must exist, and as for [`crate::simd::Simd::panel_tile`].
+#[target_feature(enable = "neon,dotprod")]
+pub unsafe fn panel_tile<F: Panel, const M: usize>(t: PanelTile) {
+    let mut tree = Tree::<[[float32x4_t; QUARTERS]; M]>::new();
+    // SAFETY (all): by the caller's promise.
+    unsafe {
+        let (mut codes, mut scales, mut x, mut next) = (t.codes, t.scales, t.x, t.next);
+        // as many bytes of what comes next with each block
+        let (share, mut due) = (t.next_bytes.div_ceil(t.blocks.max(1)), 0);
+        for chain in CHAINS {
+            let mut sums = [[vdupq_n_f32(0.0); QUARTERS]; M];
+            for block in (chain..t.blocks).step_by(BLOCKS) {
+                due += share;
+                while due >= LINE {
+                    prefetch(next);
+                    (next, due) = (next.wrapping_add(LINE), due - LINE);
+                }
+                let factors = t.factors.add(block / F::PER_STORED * F::FACTORS);
+                let scales_of_block = panel_scales::<F>(scales, factors);
+                for (part, sums) in sums.chunks_mut(WORDS).enumerate() {
+                    let j = part * WORDS;
+                    let x = TileRows {
+                        codes: x.codes.add(4 * j),
+                        scales: x.scales.add(j),
+                        sums: x.sums.add(j),
+                        owed: x.owed.add(j),
+                    };
+                    match M {
+                        1 => add_block::<F, M, 1>(codes, scales_of_block, x, sums),
+                        2 => add_block::<F, M, 2>(codes, scales_of_block, x, sums),
+                        _ => add_block::<F, M, WORDS>(codes, scales_of_block, x, sums),
+                    }
+                }
+                (codes, scales) = (codes.add(F::CODES), scales.add(F::SCALE_BYTES));
+                x = TileRows {
+                    codes: x.codes.add(4 * F::STEPS * M),
+                    scales: x.scales.add(M),
+                    sums: x.sums.add(M),
+                    owed: x.owed.add(M),
+                };
+            }
+            tree.add(sums, |before, sums| {
+                for (sum, before) in sums.as_flattened_mut().iter_mut().zip(before.as_flattened()) {
+                    *sum = vaddq_f32(*before, *sum);
+                }
+            });
+        }
+        for (j, sums) in tree.whole().iter().enumerate() {
+            for (i, sum) in sums.iter().enumerate() {
+                vst1q_f32(t.out.add(j * LANES + 4 * i), *sum);
+            }
+        }
+    }
+}
+
+/// Adds the products of a block with `ROWS` of a tile's `M` rows, the first of which is that of `x`.
+#[target_feature(enable = "neon,dotprod")]
+#[inline]
+unsafe fn add_block<F: Panel, const M: usize, const ROWS: usize>(
+    codes: *const u8,
+    [scale, min]: [V; 2],
+    x: TileRows,
+    sums: &mut [[float32x4_t; QUARTERS]],
+) {
+    // SAFETY (all): by the caller's promise.
+    unsafe {
+        let mut dots = [[vdupq_n_s32(0); QUARTERS]; ROWS];
+        // bytes of any size are taken as signed, and have nothing added to them
+        if F::OFFSET != 0 && F::OFFSET != 128 {
+            for (j, dots) in dots.iter_mut().enumerate() {
+                *dots = [vdupq_n_s32(*x.owed.add(j)); QUARTERS];
+            }
+        }
+        macro_rules! steps {
+            ($($step:literal)*) => {
+                $(if $step < F::STEPS {
+                    let q = panel_word::<F, $step>(codes);
+                    let x = x.codes.add(4 * $step * M);
+                    if ROWS == WORDS {
+                        let x = vld1q_s8(x);
+                        for i in 0..QUARTERS {
+                            dots[0][i] = sdot_word::<0>(dots[0][i], q[i], x);
+                            dots[1 % ROWS][i] = sdot_word::<1>(dots[1 % ROWS][i], q[i], x);
+                            dots[2 % ROWS][i] = sdot_word::<2>(dots[2 % ROWS][i], q[i], x);
+                            dots[3 % ROWS][i] = sdot_word::<3>(dots[3 % ROWS][i], q[i], x);
+                        }
+                    } else {
+                        for (j, dots) in dots.iter_mut().enumerate() {
+                            let x = vdupq_n_s32(x.add(4 * j).cast::<i32>().read_unaligned());
+                            for (dots, q) in dots.iter_mut().zip(q) {
+                                *dots = sdot(*dots, q, vreinterpretq_s8_s32(x));
+                            }
+                        }
+                    }
+                })*
+            };
+        }
+        steps!(0 1 2 3 4 5 6 7);
+        for (j, (sums, dots)) in sums.iter_mut().zip(dots).enumerate() {
+            for (i, (sum, dots)) in sums.iter_mut().zip(dots).enumerate() {
+                let mut part = vmulq_f32(vcvtq_f32_s32(dots), scale[i]);
+                if F::MIN {
+                    part = vfmaq_n_f32(part, min[i], *x.sums.add(j));
+                }
+                *sum = vfmaq_n_f32(*sum, part, *x.scales.add(j));
+            }
+        }
+    }
+}
+
+/// Four elements of each of sixteen rows: word `STEP` of a block.
+#[inline(always)]
+unsafe fn panel_word<F: Panel, const STEP: usize>(codes: *const u8) -> [int8x16_t; QUARTERS] {
+    // SAFETY (all): by the caller's promise.
+    unsafe {
+        let mut words = [vdupq_n_s8(0); QUARTERS];
+        for (i, words) in words.iter_mut().enumerate() {
+            let vector = |v: usize| vld1q_u8(codes.add(64 * v + 16 * i));
+            let mut q;
+            if matches!(F::WIDTH, Width::Eight) {
+                q = veorq_u8(vector(STEP), vdupq_n_u8(128));
+            } else {
+                let pair = vector(STEP / 2);
+                q = if STEP.is_multiple_of(2) {
+                    vandq_u8(pair, vdupq_n_u8(0x0f))
+                } else {
+                    vshrq_n_u8::<4>(pair)
+                };
+                if matches!(F::WIDTH, Width::FourAndMore) {
+                    let by = vdupq_n_s8(4 - (F::MORE * STEP) as i8);
+                    let more = vshlq_u8(vector(F::STEPS / 2), by);
+                    q = vorrq_u8(q, vandq_u8(more, vdupq_n_u8(((1 << F::MORE) - 1) << 4)));
+                }
+            }
+            *words = vreinterpretq_s8_u8(q);
+        }
+        words
+    }
+}
+
+/// A scale and a minimum of a block for each of sixteen rows.
+#[inline(always)]
+unsafe fn panel_scales<F: Panel>(scales: *const u8, factors: *const u8) -> [V; 2] {
+    // SAFETY (all): by the caller's promise.
+    unsafe {
+        let zero = vdupq_n_f32(0.0);
+        let mut out = [[zero; QUARTERS]; 2];
+        let [scale, min] = &mut out;
+        for i in 0..QUARTERS {
+            let halves = |at: *const u8, n: usize| {
+                widened(vreinterpret_u16_u8(vld1_u8(at.add(2 * (LANES * n + 4 * i)))))
+            };
+            let word = |n: usize| scales.add(LANES * n + 4 * i).cast::<u32>().read_unaligned();
+            match F::SCALES {
+                Scales::Half => scale[i] = halves(scales, 0),
+                Scales::HalfAndMin => (scale[i], min[i]) = (halves(scales, 0), halves(scales, 1)),
+                Scales::SixBits => {
+                    let number = |n: usize| {
+                        let bytes = vmovl_u8(vcreate_u8(u64::from(word(n))));
+                        vcvtq_f32_u32(vmovl_u16(vget_low_u16(bytes)))
+                    };
+                    scale[i] = vmulq_f32(halves(factors, 0), number(0));
+                    min[i] = vsubq_f32(vdupq_n_f32(-0.0), vmulq_f32(halves(factors, 1), number(1)));
+                }
+                Scales::Signed => {
+                    let bytes = vmovl_s8(vcreate_s8(u64::from(word(0))));
+                    let number = vcvtq_f32_s32(vmovl_s16(vget_low_s16(bytes)));
+                    scale[i] = vmulq_f32(halves(factors, 0), number);
+                }
+            }
+        }
+        out
     }
 }

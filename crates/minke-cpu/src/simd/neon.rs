@@ -9,6 +9,7 @@ use crate::gemm::tile::Tile;
 
 use super::bytes_neon::{self, B};
 use super::{Kernel, LANES, RECIPROCAL, Simd};
+use crate::stored::panels::{Panel, PanelTile};
 use crate::stored::tile::BytesTile;
 
 /// The witness, and whether it answers for products of bytes (`sdot`): made by [`run`] and [`run_dot`] alone.
@@ -67,10 +68,7 @@ impl<const SDOT: bool> Simd for Neon<SDOT> {
 
     #[inline(always)]
     fn prefetch<T>(self, at: *const T) {
-        // SAFETY: a hint reads nothing.
-        unsafe {
-            asm!("prfm pldl2keep, [{at}]", at = in(reg) at, options(readonly, nostack, preserves_flags));
-        }
+        prefetch(at);
     }
     #[inline(always)]
     fn splat(self, x: f32) -> V {
@@ -388,6 +386,23 @@ impl<const SDOT: bool> Simd for Neon<SDOT> {
         // SAFETY: by the caller's promise; the witness says that the instructions exist.
         unsafe { if SDOT { bytes_neon::tile_sdot(tile) } else { bytes_neon::tile(tile) } }
     }
+
+    const PANELS: bool = SDOT;
+
+    #[inline(always)]
+    unsafe fn panel_tile<F: Panel, const M: usize>(self, tile: PanelTile) {
+        // SAFETY: by the caller's promise; the witness says that the instructions exist.
+        unsafe { bytes_neon::panel_tile::<F, M>(tile) }
+    }
+}
+
+/// Asks memory for the line of an address, any address.
+#[inline(always)]
+pub fn prefetch<T>(at: *const T) {
+    // SAFETY: a hint reads nothing.
+    unsafe {
+        asm!("prfm pldl2keep, [{at}]", at = in(reg) at, options(readonly, nostack, preserves_flags));
+    }
 }
 
 /// The number whose last place is that of E4M3 at the size of each lane, 1.5 times the power of two that is 2^20 of x's or
@@ -439,7 +454,7 @@ unsafe fn shifted(x: uint8x16_t, by: i64) -> uint8x16_t {
 
 /// Four f16, exactly. (The compiler's own is not stable everywhere yet.)
 #[inline(always)]
-unsafe fn widened(x: uint16x4_t) -> float32x4_t {
+pub unsafe fn widened(x: uint16x4_t) -> float32x4_t {
     let out: float32x4_t;
     // SAFETY: by the caller's promise that NEON exists; nothing but the operands is touched.
     unsafe {
