@@ -9,10 +9,8 @@ use std::arch::x86_64::*;
 
 use super::LANES;
 use super::avx2::V;
-use crate::stored::chunk::LINE;
-use crate::stored::inputs::TileRows;
 use crate::stored::panels::{Panel, PanelTile, Scales, Width};
-use crate::stored::tile::{BytesTile, CHAINS, SIDE, Tree};
+use crate::stored::tile::{Ahead, BytesTile, CHAINS, SIDE, Tree};
 
 /// Blocks that a chain skips.
 const BLOCKS: usize = LANES;
@@ -245,17 +243,12 @@ unsafe fn panel<F: Panel, const M: usize, const VNNI: bool>(t: PanelTile) {
     let mut tree = Tree::<[[__m256; HALVES]; M]>::new();
     // SAFETY (all): by the caller's promise.
     unsafe {
-        let (mut codes, mut scales, mut x, mut next) = (t.codes, t.scales, t.x, t.next);
-        // as many bytes of what comes next with each block
-        let (share, mut due) = (t.next_bytes.div_ceil(t.blocks.max(1)), 0);
+        let (mut codes, mut scales, mut x) = (t.codes, t.scales, t.x);
+        let mut ahead = Ahead::new(t.next, t.next_bytes, t.blocks);
         for chain in CHAINS {
             let mut sums = [[_mm256_setzero_ps(); HALVES]; M];
             for block in (chain..t.blocks).step_by(BLOCKS) {
-                due += share;
-                while due >= LINE {
-                    _mm_prefetch::<_MM_HINT_T1>(next.cast());
-                    (next, due) = (next.wrapping_add(LINE), due - LINE);
-                }
+                ahead.block(|at| _mm_prefetch::<_MM_HINT_T1>(at.cast()));
                 let factors = t.factors.add(block / F::PER_STORED * F::FACTORS);
                 for half in 0..HALVES {
                     let q = half_words::<F>(codes.add(32 * half), signed);
@@ -273,12 +266,7 @@ unsafe fn panel<F: Panel, const M: usize, const VNNI: bool>(t: PanelTile) {
                     }
                 }
                 (codes, scales) = (codes.add(F::CODES), scales.add(F::SCALE_BYTES));
-                x = TileRows {
-                    codes: x.codes.add(4 * F::STEPS * M),
-                    scales: x.scales.add(M),
-                    sums: x.sums.add(M),
-                    owed: x.owed.add(M),
-                };
+                x = x.after(4 * F::STEPS * M, M);
             }
             tree.add(sums, |before, sums| {
                 for (sum, before) in sums.as_flattened_mut().iter_mut().zip(before.as_flattened()) {

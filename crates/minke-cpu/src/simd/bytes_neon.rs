@@ -9,10 +9,9 @@ use std::arch::asm;
 
 use super::LANES;
 use super::neon::{V, prefetch, widened};
-use crate::stored::chunk::LINE;
 use crate::stored::inputs::TileRows;
 use crate::stored::panels::{Panel, PanelTile, Scales, Width};
-use crate::stored::tile::{BytesTile, CHAINS, SIDE, Tree};
+use crate::stored::tile::{Ahead, BytesTile, CHAINS, SIDE, Tree};
 
 /// 64 bytes.
 pub type B = [uint8x16_t; 4];
@@ -340,27 +339,17 @@ pub unsafe fn panel_tile<F: Panel, const M: usize>(t: PanelTile) {
     let mut tree = Tree::<[[float32x4_t; QUARTERS]; M]>::new();
     // SAFETY (all): by the caller's promise.
     unsafe {
-        let (mut codes, mut scales, mut x, mut next) = (t.codes, t.scales, t.x, t.next);
-        // as many bytes of what comes next with each block
-        let (share, mut due) = (t.next_bytes.div_ceil(t.blocks.max(1)), 0);
+        let (mut codes, mut scales, mut x) = (t.codes, t.scales, t.x);
+        let mut ahead = Ahead::new(t.next, t.next_bytes, t.blocks);
         for chain in CHAINS {
             let mut sums = [[vdupq_n_f32(0.0); QUARTERS]; M];
             for block in (chain..t.blocks).step_by(BLOCKS) {
-                due += share;
-                while due >= LINE {
-                    prefetch(next);
-                    (next, due) = (next.wrapping_add(LINE), due - LINE);
-                }
+                ahead.block(prefetch);
                 let factors = t.factors.add(block / F::PER_STORED * F::FACTORS);
                 let scales_of_block = panel_scales::<F>(scales, factors);
                 for (part, sums) in sums.chunks_mut(WORDS).enumerate() {
                     let j = part * WORDS;
-                    let x = TileRows {
-                        codes: x.codes.add(4 * j),
-                        scales: x.scales.add(j),
-                        sums: x.sums.add(j),
-                        owed: x.owed.add(j),
-                    };
+                    let x = x.after(4 * j, j);
                     match M {
                         1 => add_block::<F, M, 1>(codes, scales_of_block, x, sums),
                         2 => add_block::<F, M, 2>(codes, scales_of_block, x, sums),
@@ -368,12 +357,7 @@ pub unsafe fn panel_tile<F: Panel, const M: usize>(t: PanelTile) {
                     }
                 }
                 (codes, scales) = (codes.add(F::CODES), scales.add(F::SCALE_BYTES));
-                x = TileRows {
-                    codes: x.codes.add(4 * F::STEPS * M),
-                    scales: x.scales.add(M),
-                    sums: x.sums.add(M),
-                    owed: x.owed.add(M),
-                };
+                x = x.after(4 * F::STEPS * M, M);
             }
             tree.add(sums, |before, sums| {
                 for (sum, before) in sums.as_flattened_mut().iter_mut().zip(before.as_flattened()) {

@@ -3,10 +3,8 @@
 use std::arch::x86_64::*;
 
 use super::LANES;
-use crate::stored::chunk::LINE;
-use crate::stored::inputs::TileRows;
 use crate::stored::panels::{Panel, PanelTile, Scales, Width};
-use crate::stored::tile::{BytesTile, CHAINS, SIDE, Tree};
+use crate::stored::tile::{Ahead, BytesTile, CHAINS, SIDE, Tree};
 
 /// Blocks that a chain skips.
 const BLOCKS: usize = LANES;
@@ -100,19 +98,14 @@ macro_rules! tile_rows {
                 let (mut q, mut scale) = (t.q.add(4 * STEPS * first), t.scale.add(first));
                 let mut min = t.min.wrapping_add(first);
                 let (mut x, mut x_scale, mut x_sum) = (t.x, t.x_scale, t.x_sum);
-                // a part of what comes next, as many bytes of it with each block
-                let mut next = t.next.wrapping_add(first * t.next_bytes / SIDE);
-                let (share, mut due) = ((t.next_bytes / (SIDE / TOGETHER)).div_ceil(t.blocks.max(1)), 0);
+                let part = t.next_bytes / (SIDE / TOGETHER);
+                let mut ahead = Ahead::new(t.next.wrapping_add(first * t.next_bytes / SIDE), part, t.blocks);
                 for chain in CHAINS {
                     let mut sums = [$zero(); TOGETHER];
                     for _ in (chain..t.blocks).step_by(BLOCKS) {
                         let (block_sum, block_scale) = ($load(x_sum), $load(x_scale));
                         let mut dots = [$whole($mul(offset, block_sum)); TOGETHER];
-                        due += share;
-                        while due >= LINE {
-                            _mm_prefetch::<_MM_HINT_T1>(next.cast());
-                            (next, due) = (next.wrapping_add(LINE), due - LINE);
-                        }
+                        ahead.block(|at| _mm_prefetch::<_MM_HINT_T1>(at.cast()));
                         for step in 0..steps {
                             let words = $load_words(x.add(step * 4 * SIDE).cast());
                             for (r, dots) in dots.iter_mut().enumerate() {
@@ -186,17 +179,12 @@ pub unsafe fn panel_tile<F: Panel, const M: usize>(t: PanelTile) {
     let mut tree = Tree::<[__m512; M]>::new();
     // SAFETY (all): by the caller's promise.
     unsafe {
-        let (mut codes, mut scales, mut x, mut next) = (t.codes, t.scales, t.x, t.next);
-        // as many bytes of what comes next with each block
-        let (share, mut due) = (t.next_bytes.div_ceil(t.blocks.max(1)), 0);
+        let (mut codes, mut scales, mut x) = (t.codes, t.scales, t.x);
+        let mut ahead = Ahead::new(t.next, t.next_bytes, t.blocks);
         for chain in CHAINS {
             let mut sums = [_mm512_setzero_ps(); M];
             for block in (chain..t.blocks).step_by(BLOCKS) {
-                due += share;
-                while due >= LINE {
-                    _mm_prefetch::<_MM_HINT_T1>(next.cast());
-                    (next, due) = (next.wrapping_add(LINE), due - LINE);
-                }
+                ahead.block(|at| _mm_prefetch::<_MM_HINT_T1>(at.cast()));
                 let mut dots = [_mm512_setzero_si512(); M];
                 if F::OFFSET != 0 {
                     for (j, dots) in dots.iter_mut().enumerate() {
@@ -225,12 +213,7 @@ pub unsafe fn panel_tile<F: Panel, const M: usize>(t: PanelTile) {
                     *sum = _mm512_fmadd_ps(part, _mm512_set1_ps(*x.scales.add(j)), *sum);
                 }
                 (codes, scales) = (codes.add(F::CODES), scales.add(F::SCALE_BYTES));
-                x = TileRows {
-                    codes: x.codes.add(4 * F::STEPS * M),
-                    scales: x.scales.add(M),
-                    sums: x.sums.add(M),
-                    owed: x.owed.add(M),
-                };
+                x = x.after(4 * F::STEPS * M, M);
             }
             tree.add(sums, |before, sums| {
                 for (sum, before) in sums.iter_mut().zip(before) {

@@ -43,6 +43,19 @@ pub struct TileRows {
     pub owed: *const i32,
 }
 
+impl TileRows {
+    /// What begins so many bytes of codes, and so many numbers, later.
+    #[inline(always)]
+    pub fn after(self, codes: usize, numbers: usize) -> Self {
+        Self {
+            codes: self.codes.wrapping_add(codes),
+            scales: self.scales.wrapping_add(numbers),
+            sums: self.sums.wrapping_add(numbers),
+            owed: self.owed.wrapping_add(numbers),
+        }
+    }
+}
+
 /// The rows of one group: where they come from, and where they lie.
 pub(super) struct Span {
     /// Rows of the operand.

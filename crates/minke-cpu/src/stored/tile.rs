@@ -173,6 +173,31 @@ pub unsafe fn body<S: Simd>(s: S, t: BytesTile) {
     }
 }
 
+/// Memory that is asked for on the way through a tile, some lines with each block.
+pub struct Ahead {
+    next: *const u8,
+    share: usize,
+    due: usize,
+}
+
+impl Ahead {
+    /// So many bytes from `next` on, any address, on the way through so many blocks.
+    #[inline(always)]
+    pub fn new(next: *const u8, bytes: usize, blocks: usize) -> Self {
+        Self { next, share: bytes.div_ceil(blocks.max(1)), due: 0 }
+    }
+
+    /// Another block: its share of lines is asked for by `prefetch`.
+    #[inline(always)]
+    pub fn block(&mut self, prefetch: impl Fn(*const u8)) {
+        self.due += self.share;
+        while self.due >= LINE {
+            prefetch(self.next);
+            (self.next, self.due) = (self.next.wrapping_add(LINE), self.due - LINE);
+        }
+    }
+}
+
 /// Sums of chains, which come in the order of [`CHAINS`], added two by two.
 pub struct Tree<T> {
     /// Level l has the sum of 2^l chains where bit l of `count` is set.
