@@ -34,7 +34,8 @@ impl Score {
     }
 }
 
-/// Scores the first `max_tokens` tokens of held-out text, in whole batches and at least one.
+/// Scores `tokens` of the first `of` tokens of held-out text, in whole batches and at least one, spread evenly: texts of one
+/// kind stand together, so the first would not stand for all.
 ///
 /// # Errors
 /// A shard that cannot be read.
@@ -43,11 +44,13 @@ pub fn score(
     cpu: &Cpu,
     evaluation: &Evaluation,
     tokens_per_batch: u64,
-    max_tokens: u64,
+    tokens: u64,
+    of: u64,
 ) -> Result<Score> {
-    let batches = max_tokens.div_ceil(tokens_per_batch.max(1)).clamp(1, evaluation.batches());
+    let batches = |tokens: u64| tokens.div_ceil(tokens_per_batch.max(1)).clamp(1, evaluation.batches());
+    let (all, count) = (batches(of), batches(tokens.min(of)));
     let mut score = Score::default();
-    for index in 0..batches {
+    for index in spread(count, all) {
         let rows = evaluation.batch(index)?;
         let losses = model.evaluate(cpu, &batch::from_rows(&rows));
         score.loss_sum += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
@@ -55,6 +58,11 @@ pub fn score(
         score.bytes += rows.text_bytes;
     }
     Ok(score)
+}
+
+/// `count` of `all` numbers, evenly.
+fn spread(count: u64, all: u64) -> impl Iterator<Item = u64> {
+    (0..count).map(move |i| i * all / count)
 }
 
 /// Continues each prompt by up to `tokens` tokens, until an end of document or the longest sequence of the model.
@@ -92,6 +100,13 @@ pub fn samples(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_part_is_spread_over_all() {
+        assert_eq!(spread(3, 10).collect::<Vec<_>>(), [0, 3, 6]);
+        assert_eq!(spread(1, 10).collect::<Vec<_>>(), [0]);
+        assert_eq!(spread(10, 10).collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
+    }
 
     #[test]
     fn bits_per_byte_is_per_byte() {

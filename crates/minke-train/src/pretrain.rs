@@ -364,11 +364,11 @@ impl<'a> Session<'a> {
             self.step(steps)?;
             step += 1;
             let train = &self.recipe.train;
-            let (eval_tokens, last) = (train.eval_tokens, step == steps);
+            let last = step == steps;
             let (evaluates, samples) = (due(step, train.eval_every), due(step, train.sample_every));
             let saves = due(step, train.checkpoint_every) || last;
             if evaluates || last {
-                let tokens = if last { eval_tokens.max(FINAL_EVAL_TOKENS) } else { eval_tokens };
+                let tokens = if last { self.final_eval_tokens() } else { train.eval_tokens };
                 self.score = self.evaluate(step, tokens)?;
             }
             if samples || last {
@@ -426,11 +426,17 @@ impl<'a> Session<'a> {
         Ok(self.metrics.append(&Record::Step(metrics))?)
     }
 
-    /// Scores held-out text, if there is any.
+    /// Held-out tokens of the last evaluation.
+    fn final_eval_tokens(&self) -> u64 {
+        self.recipe.train.eval_tokens.max(FINAL_EVAL_TOKENS)
+    }
+
+    /// Scores so many tokens of the held-out text that the last evaluation reads, if there is any.
     fn score_held_out(&mut self, tokens: u64) -> Result<Option<Score>> {
+        let of = self.final_eval_tokens();
         let Some(held_out) = &self.held_out else { return Ok(None) };
         let per_batch = (self.recipe.train.sequence_length * self.recipe.train.batch_size) as u64;
-        eval::score(&mut self.trainer.model, &self.cpu, held_out, per_batch, tokens).map(Some)
+        eval::score(&mut self.trainer.model, &self.cpu, held_out, per_batch, tokens, of).map(Some)
     }
 
     fn evaluate(&mut self, step: u64, tokens: u64) -> Result<Option<Score>> {
@@ -492,7 +498,7 @@ impl<'a> Session<'a> {
         let score = match self.score {
             Some(score) => Some(score),
             // resumed after the last step: the same figure again
-            None => self.score_held_out(self.recipe.train.eval_tokens.max(FINAL_EVAL_TOKENS))?,
+            None => self.score_held_out(self.final_eval_tokens())?,
         };
         let bytes = score.map_or(0, |score| score.bytes);
         // where only a part of every document is predicted, compressing the whole is another task
