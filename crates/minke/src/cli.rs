@@ -558,6 +558,9 @@ pub struct BenchInfer {
     /// Draft tokens ahead, as minke generate does; random weights and prompts draft badly
     #[arg(long, value_name = "HOW", value_enum, default_value = "off")]
     pub speculate: Drafts,
+    /// A smaller model with the same tokenizer that drafts, with --speculate draft or auto
+    #[arg(long, value_name = "MODEL")]
+    pub draft_model: Option<String>,
     /// Read this text instead of random tokens
     #[arg(long, value_name = "TEXT")]
     pub prompt: Option<String>,

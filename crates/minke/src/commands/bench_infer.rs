@@ -110,7 +110,21 @@ pub fn run(args: &BenchInfer) -> Result<(), Failure> {
         (0..batch as u64).map(|b| read.clone().unwrap_or_else(|| random(b))).collect();
     // as they are after a second or two of use
     model.copy_mapped_weights_first(&cpu);
-    let mut engine = Engine::new(&mut model, &cpu, None).with_cache(cache(args.cache.cache))?;
+    let mut draft = match &args.draft_model {
+        Some(draft) if matches!(args.speculate, Drafts::Auto | Drafts::Draft) => {
+            let mut loaded = load_model(draft, precision(args.precision), Purpose::Run(&cpu))?;
+            loaded.model.copy_mapped_weights_first(&cpu);
+            Some(loaded)
+        }
+        Some(_) => return Err(Failure::user("--draft-model drafts with --speculate draft or auto")),
+        None => None,
+    };
+    // texts are not asked for; a draft's vocabulary is compared with the model's
+    let of_draft = tokenizer.as_ref().filter(|_| draft.is_some());
+    let mut engine = Engine::new(&mut model, &cpu, of_draft).with_cache(cache(args.cache.cache))?;
+    if let Some(draft) = &mut draft {
+        engine = engine.with_draft(&mut draft.model, draft.tokenizer.as_ref())?;
+    }
     let (mut reading, mut writing) = (Vec::new(), Vec::new());
     let (mut kv_cache_bytes, mut speculated) = (0, Speculated::default());
     // the first run packs weights and touches memory: it does not count
