@@ -26,7 +26,7 @@ const GRID: u8 = 3;
 /// Runs a kernel with AVX-512.
 ///
 /// # Safety
-/// The machine must have `avx512f`, `avx512bw`, `avx512dq`, `avx512vl` and `fma`.
+/// The machine must have `avx512f`, `avx512bw`, `avx512dq`, `avx512vl`, `fma` and, for panels, `f16c`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 pub unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
     kernel.run(Avx512::<PLAIN>(()))

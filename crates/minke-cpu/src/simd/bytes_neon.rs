@@ -397,6 +397,7 @@ unsafe fn add_block<F: Panel, const M: usize, const ROWS: usize>(
                     let q = panel_word::<F, $step>(codes);
                     let x = x.codes.add(4 * $step * M);
                     if ROWS == WORDS {
+                        // four rows are one vector; `% ROWS` is for the compiler, which reads this with fewer rows too
                         let x = vld1q_s8(x);
                         for i in 0..QUARTERS {
                             dots[0][i] = sdot_word::<0>(dots[0][i], q[i], x);

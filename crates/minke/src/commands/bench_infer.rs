@@ -119,7 +119,7 @@ pub fn run(args: &BenchInfer) -> Result<(), Failure> {
         Some(_) => return Err(Failure::user("--draft-model drafts with --speculate draft or auto")),
         None => None,
     };
-    // texts are not asked for; a draft's vocabulary is compared with the model's
+    // only so that a draft's vocabulary is compared with the model's: nobody asks for the text
     let of_draft = tokenizer.as_ref().filter(|_| draft.is_some());
     let mut engine = Engine::new(&mut model, &cpu, of_draft).with_cache(cache(args.cache.cache))?;
     if let Some(draft) = &mut draft {
