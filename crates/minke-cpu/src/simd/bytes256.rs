@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 
 use super::LANES;
 use super::avx2::V;
-use crate::stored::panels::{Panel, PanelTile, Scales, Width};
+use crate::stored::panels::{ASKING, Panel, PanelTile, Scales, Width};
 use crate::stored::tile::{Ahead, BytesTile, CHAINS, SIDE, Tree};
 
 /// Blocks that a chain skips.
@@ -243,12 +243,15 @@ unsafe fn panel<F: Panel, const M: usize, const VNNI: bool>(t: PanelTile) {
     let mut tree = Tree::<[[__m256; HALVES]; M]>::new();
     // SAFETY (all): by the caller's promise.
     unsafe {
-        let (mut codes, mut scales, mut x) = (t.codes, t.scales, t.x);
+        let (mut scales, mut x) = (t.first, t.x);
         let mut ahead = Ahead::new(t.next, t.next_bytes, t.blocks);
         for chain in CHAINS {
             let mut sums = [[_mm256_setzero_ps(); HALVES]; M];
             for block in (chain..t.blocks).step_by(BLOCKS) {
-                ahead.block(|at| _mm_prefetch::<_MM_HINT_T1>(at.cast()));
+                if M >= ASKING {
+                    ahead.block(|at| _mm_prefetch::<_MM_HINT_T1>(at.cast()));
+                }
+                let codes = scales.add(F::SCALE_BYTES);
                 let factors = t.factors.add(block / F::PER_STORED * F::FACTORS);
                 for half in 0..HALVES {
                     let q = half_words::<F>(codes.add(32 * half), signed);
@@ -265,8 +268,7 @@ unsafe fn panel<F: Panel, const M: usize, const VNNI: bool>(t: PanelTile) {
                         sums[half] = _mm256_fmadd_ps(part, _mm256_set1_ps(*x.scales.add(j)), sums[half]);
                     }
                 }
-                (codes, scales) = (codes.add(F::CODES), scales.add(F::SCALE_BYTES));
-                x = x.after(4 * F::STEPS * M, M);
+                (scales, x) = (scales.add(F::BLOCK_BYTES), x.after(4 * F::STEPS * M, M));
             }
             tree.add(sums, |before, sums| {
                 for (sum, before) in sums.as_flattened_mut().iter_mut().zip(before.as_flattened()) {

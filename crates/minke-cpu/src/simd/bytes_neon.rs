@@ -10,7 +10,7 @@ use std::arch::asm;
 use super::LANES;
 use super::neon::{V, prefetch, widened};
 use crate::stored::inputs::TileRows;
-use crate::stored::panels::{Panel, PanelTile, Scales, Width};
+use crate::stored::panels::{ASKING, Panel, PanelTile, Scales, Width};
 use crate::stored::tile::{Ahead, BytesTile, CHAINS, SIDE, Tree};
 
 /// 64 bytes.
@@ -339,12 +339,15 @@ pub unsafe fn panel_tile<F: Panel, const M: usize>(t: PanelTile) {
     let mut tree = Tree::<[[float32x4_t; QUARTERS]; M]>::new();
     // SAFETY (all): by the caller's promise.
     unsafe {
-        let (mut codes, mut scales, mut x) = (t.codes, t.scales, t.x);
+        let (mut scales, mut x) = (t.first, t.x);
         let mut ahead = Ahead::new(t.next, t.next_bytes, t.blocks);
         for chain in CHAINS {
             let mut sums = [[vdupq_n_f32(0.0); QUARTERS]; M];
             for block in (chain..t.blocks).step_by(BLOCKS) {
-                ahead.block(prefetch);
+                if M >= ASKING {
+                    ahead.block(prefetch);
+                }
+                let codes = scales.add(F::SCALE_BYTES);
                 let factors = t.factors.add(block / F::PER_STORED * F::FACTORS);
                 let scales_of_block = panel_scales::<F>(scales, factors);
                 for (part, sums) in sums.chunks_mut(WORDS).enumerate() {
@@ -356,8 +359,7 @@ pub unsafe fn panel_tile<F: Panel, const M: usize>(t: PanelTile) {
                         _ => add_block::<F, M, WORDS>(codes, scales_of_block, x, sums),
                     }
                 }
-                (codes, scales) = (codes.add(F::CODES), scales.add(F::SCALE_BYTES));
-                x = x.after(4 * F::STEPS * M, M);
+                (scales, x) = (scales.add(F::BLOCK_BYTES), x.after(4 * F::STEPS * M, M));
             }
             tree.add(sums, |before, sums| {
                 for (sum, before) in sums.as_flattened_mut().iter_mut().zip(before.as_flattened()) {

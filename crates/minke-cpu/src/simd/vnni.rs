@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::LANES;
-use crate::stored::panels::{Panel, PanelTile, Scales, Width};
+use crate::stored::panels::{ASKING, Panel, PanelTile, Scales, Width};
 use crate::stored::tile::{Ahead, BytesTile, CHAINS, SIDE, Tree};
 
 /// Blocks that a chain skips.
@@ -179,12 +179,15 @@ pub unsafe fn panel_tile<F: Panel, const M: usize>(t: PanelTile) {
     let mut tree = Tree::<[__m512; M]>::new();
     // SAFETY (all): by the caller's promise.
     unsafe {
-        let (mut codes, mut scales, mut x) = (t.codes, t.scales, t.x);
+        let (mut scales, mut x) = (t.first, t.x);
         let mut ahead = Ahead::new(t.next, t.next_bytes, t.blocks);
         for chain in CHAINS {
             let mut sums = [_mm512_setzero_ps(); M];
             for block in (chain..t.blocks).step_by(BLOCKS) {
-                ahead.block(|at| _mm_prefetch::<_MM_HINT_T1>(at.cast()));
+                if M >= ASKING {
+                    ahead.block(|at| _mm_prefetch::<_MM_HINT_T1>(at.cast()));
+                }
+                let codes = scales.add(F::SCALE_BYTES);
                 let mut dots = [_mm512_setzero_si512(); M];
                 if F::OFFSET != 0 {
                     for (j, dots) in dots.iter_mut().enumerate() {
@@ -212,8 +215,7 @@ pub unsafe fn panel_tile<F: Panel, const M: usize>(t: PanelTile) {
                     }
                     *sum = _mm512_fmadd_ps(part, _mm512_set1_ps(*x.scales.add(j)), *sum);
                 }
-                (codes, scales) = (codes.add(F::CODES), scales.add(F::SCALE_BYTES));
-                x = x.after(4 * F::STEPS * M, M);
+                (scales, x) = (scales.add(F::BLOCK_BYTES), x.after(4 * F::STEPS * M, M));
             }
             tree.add(sums, |before, sums| {
                 for (sum, before) in sums.iter_mut().zip(before) {

@@ -76,6 +76,8 @@ pub trait Panel: 'static {
     };
     /// Whether blocks have a minimum.
     const MIN: bool = matches!(Self::SCALES, Scales::HalfAndMin | Scales::SixBits);
+    /// Bytes of a block: scales, then elements.
+    const BLOCK_BYTES: usize = Self::SCALE_BYTES + Self::CODES;
     /// Bytes of the numbers in f16 of a stored block.
     const FACTORS: usize = match Self::SCALES {
         Scales::Half | Scales::HalfAndMin => 0,
@@ -124,7 +126,8 @@ macro_rules! with_panel {
 /// A stored matrix in panels, once it has been laid so.
 pub(super) type Laid = OnceLock<Panels>;
 
-/// A matrix in panels: of each the scales of all blocks, then the numbers of stored blocks, then all elements.
+/// A matrix in panels: of each the numbers of stored blocks, then all blocks, each with its scales before its elements. One
+/// stream of memory is what hardware reads ahead of best.
 pub(super) struct Panels {
     memory: Arc<AlignedBuf>,
     /// The first byte.
@@ -145,7 +148,7 @@ impl Shape {
     #[inline(always)]
     fn new<F: Unpack + Panel>(stored: &Stored) -> Self {
         let blocks = stored.cols / F::BLOCK;
-        let used = blocks * (F::CODES + F::SCALE_BYTES) + blocks / F::PER_STORED * F::FACTORS;
+        let used = blocks * F::BLOCK_BYTES + blocks / F::PER_STORED * F::FACTORS;
         Self { panels: stored.rows.div_ceil(SIDE), stride: used.next_multiple_of(LINE), blocks }
     }
 
@@ -160,13 +163,13 @@ impl fmt::Debug for Panels {
     }
 }
 
-/// What a tile of a product with a panel reads and writes; blocks are in the order in which they are walked.
+/// What a tile of a product with a panel reads and writes.
 #[derive(Clone, Copy)]
 pub struct PanelTile {
-    /// Elements of all blocks, their scales, and the numbers of stored blocks in the order of these.
-    pub codes: *const u8,
-    pub scales: *const u8,
+    /// The numbers of stored blocks, in the order of these.
     pub factors: *const u8,
+    /// Blocks, each [`Panel::BLOCK_BYTES`] long, in the order in which they are walked.
+    pub first: *const u8,
     /// What comes a while after this panel, any address: memory is asked for so many bytes of it on the way.
     pub next: *const u8,
     pub next_bytes: usize,
@@ -181,8 +184,12 @@ pub struct PanelTile {
 /// Bytes of rows that are forgotten at once, as soon as they are laid.
 const FORGOTTEN_BYTES: usize = 4 << 20;
 
-/// How far ahead of a panel memory is read, in bytes: the hardware's own reading ahead ends at each page.
+/// How far ahead of a panel memory is read, in bytes.
 const AHEAD: usize = 8192;
+
+/// Rows from which on memory is asked for. With fewer, blocks of what comes next are in work before this one is done, and the
+/// hardware reads ahead of them; lines that are asked for would take the places of those that it reads.
+pub const ASKING: usize = 4;
 
 /// Memory that is laid out at once, at least: some pages of the large kind.
 const TOGETHER_BYTES: usize = 32 << 20;
@@ -265,8 +272,7 @@ impl<F: Unpack + Panel> Kernel for Lay<'_, F> {
                 bytes.slice(kept..first * row_bytes).forget();
                 kept = first * row_bytes;
             }
-            let (scales, rest) = panel.split_at_mut(blocks * F::SCALE_BYTES);
-            let (factors, codes) = rest.split_at_mut(rest.len() - blocks * F::CODES);
+            let (factors, all) = panel.split_at_mut(blocks / F::PER_STORED * F::FACTORS);
             for r in 0..SIDE.min(rows - first) {
                 let start = (first + r) * row_bytes;
                 for (c, places) in places.as_chunks::<BLOCKS>().0.iter().enumerate() {
@@ -277,13 +283,17 @@ impl<F: Unpack + Panel> Kernel for Lay<'_, F> {
                     }
                     let here = BLOCKS.min(blocks - c * BLOCKS);
                     for (q, &place) in q.chunks_exact(F::BLOCK).zip(places).take(here) {
-                        put_codes::<F>(q, &mut codes[place as usize * F::CODES..][..F::CODES], r);
+                        put_codes::<F>(
+                            q,
+                            &mut all[place as usize * F::BLOCK_BYTES..][F::SCALE_BYTES..F::BLOCK_BYTES],
+                            r,
+                        );
                     }
                 }
                 let row = &bytes[start..start + row_bytes];
                 for (i, stored) in row.chunks_exact(F::STORED_BYTES).enumerate() {
                     let places = &places[i * F::PER_STORED..][..F::PER_STORED];
-                    put_scales::<F>(stored, places, scales, &mut factors[i * F::FACTORS..], r);
+                    put_scales::<F>(stored, places, all, &mut factors[i * F::FACTORS..], r);
                 }
             }
         }
@@ -316,30 +326,30 @@ fn put_codes<F: Panel>(q: &[u8], codes: &mut [u8], r: usize) {
 
 /// Puts the scales of the blocks of what is stored as one, of row `r`, where they go.
 #[inline(always)]
-fn put_scales<F: Panel>(stored: &[u8], places: &[u32], scales: &mut [u8], factors: &mut [u8], r: usize) {
+fn put_scales<F: Panel>(stored: &[u8], places: &[u32], all: &mut [u8], factors: &mut [u8], r: usize) {
     let mut factor = |i: usize, at: usize| {
         factors[2 * (LANES * i + r)..][..2].copy_from_slice(&stored[at..at + 2]);
     };
-    let at = |place: u32| place as usize * F::SCALE_BYTES;
+    let at = |place: u32| place as usize * F::BLOCK_BYTES;
     match F::SCALES {
         Scales::Half | Scales::HalfAndMin => {
             for i in 0..F::SCALE_BYTES / (2 * LANES) {
                 let at = at(places[0]) + 2 * (LANES * i + r);
-                scales[at..at + 2].copy_from_slice(&stored[2 * i..2 * i + 2]);
+                all[at..at + 2].copy_from_slice(&stored[2 * i..2 * i + 2]);
             }
         }
         Scales::SixBits => {
             let [numbers, mins] =
                 chunk::six_bits(stored[4..16].try_into().expect("twelve")).map(u64::to_le_bytes);
             for ((&place, number), min) in places.iter().zip(numbers).zip(mins) {
-                (scales[at(place) + r], scales[at(place) + LANES + r]) = (number, min);
+                (all[at(place) + r], all[at(place) + LANES + r]) = (number, min);
             }
             factor(0, 0);
             factor(1, 2);
         }
         Scales::Signed => {
             for (&place, number) in places.iter().zip(&stored[192..]) {
-                scales[at(place) + r] = *number;
+                all[at(place) + r] = *number;
             }
             factor(0, 208);
         }
@@ -382,19 +392,19 @@ impl<F: Panel> Multiply<'_, F> {
         let Shape { stride, blocks, .. } = shape;
         let all = &memory.view::<u8>(at + shape.bytes())[*at..];
         let mut sums = [[0.0f32; LANES]; M];
-        let ahead = all[self.columns.start / SIDE * stride..].iter().take(AHEAD);
-        ahead.step_by(LINE).for_each(|at| s.prefetch(at));
+        if M >= ASKING {
+            let ahead = all[self.columns.start / SIDE * stride..].iter().take(AHEAD);
+            ahead.step_by(LINE).for_each(|at| s.prefetch(at));
+        }
         let rows = self.span.rows.len();
         for first in (0..rows).step_by(M) {
             let x = self.x.tile(self.span.first + first);
             for start in self.columns.clone().step_by(SIDE) {
                 let panel = &all[start / SIDE * stride..][..*stride];
-                let (scales, rest) = panel.split_at(blocks * F::SCALE_BYTES);
-                let (factors, codes) = rest.split_at(rest.len() - blocks * F::CODES);
+                let (factors, all) = panel.split_at(blocks / F::PER_STORED * F::FACTORS);
                 let t = PanelTile {
-                    codes: codes.as_ptr(),
-                    scales: scales.as_ptr(),
                     factors: factors.as_ptr(),
+                    first: all.as_ptr(),
                     next: panel.as_ptr().wrapping_add(AHEAD),
                     next_bytes: *stride,
                     blocks: *blocks,

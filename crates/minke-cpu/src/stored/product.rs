@@ -31,7 +31,7 @@ const PANELS: usize = 8;
 const AHEAD: usize = 8192;
 
 /// Bytes of the weight of a task, about: as stored, and unpacked for many rows, which all go through them.
-const TASK_BYTES: usize = 64 * 1024;
+const TASK_BYTES: usize = 256 * 1024;
 const PANEL_BYTES: usize = 512 * 1024;
 
 /// `with_format!(format, F => expression)`: the expression with the type that unpacks the format.
