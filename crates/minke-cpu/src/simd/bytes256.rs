@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 
 use super::LANES;
 use super::avx2::V;
-use crate::stored::panels::{ASKING, Panel, PanelTile, Scales, Width};
+use crate::stored::panels::{Panel, PanelTile, Scales, Width};
 use crate::stored::tile::{Ahead, BytesTile, CHAINS, SIDE, Tree};
 
 /// Blocks that a chain skips.
@@ -248,9 +248,7 @@ unsafe fn panel<F: Panel, const M: usize, const VNNI: bool>(t: PanelTile) {
         for chain in CHAINS {
             let mut sums = [[_mm256_setzero_ps(); HALVES]; M];
             for block in (chain..t.blocks).step_by(BLOCKS) {
-                if M >= ASKING {
-                    ahead.block(|at| _mm_prefetch::<_MM_HINT_T1>(at.cast()));
-                }
+                ahead.block(|at| _mm_prefetch::<_MM_HINT_T1>(at.cast()));
                 let codes = scales.add(F::SCALE_BYTES);
                 let factors = t.factors.add(block / F::PER_STORED * F::FACTORS);
                 for half in 0..HALVES {

@@ -10,7 +10,7 @@ use std::arch::asm;
 use super::LANES;
 use super::neon::{V, prefetch, widened};
 use crate::stored::inputs::TileRows;
-use crate::stored::panels::{ASKING, Panel, PanelTile, Scales, Width};
+use crate::stored::panels::{Panel, PanelTile, Scales, Width};
 use crate::stored::tile::{Ahead, BytesTile, CHAINS, SIDE, Tree};
 
 /// 64 bytes.
@@ -344,9 +344,7 @@ pub unsafe fn panel_tile<F: Panel, const M: usize>(t: PanelTile) {
         for chain in CHAINS {
             let mut sums = [[vdupq_n_f32(0.0); QUARTERS]; M];
             for block in (chain..t.blocks).step_by(BLOCKS) {
-                if M >= ASKING {
-                    ahead.block(prefetch);
-                }
+                ahead.block(prefetch);
                 let codes = scales.add(F::SCALE_BYTES);
                 let factors = t.factors.add(block / F::PER_STORED * F::FACTORS);
                 let scales_of_block = panel_scales::<F>(scales, factors);

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::LANES;
-use crate::stored::panels::{ASKING, Panel, PanelTile, Scales, Width};
+use crate::stored::panels::{Panel, PanelTile, Scales, Width};
 use crate::stored::tile::{Ahead, BytesTile, CHAINS, SIDE, Tree};
 
 /// Blocks that a chain skips.
@@ -169,6 +169,10 @@ tile_rows!(
     _mm256_cvtepi32_ps,
     _mm256_storeu_ps
 );
+
+/// Rows from which on a panel asks for memory. With fewer, blocks of what comes next are in work before this one is done, and the
+/// hardware reads ahead of them; lines that are asked for would take the places of those that it reads.
+const ASKING: usize = 4;
 
 /// A tile of `M` rows with a panel; see [`crate::stored::panels`].
 ///

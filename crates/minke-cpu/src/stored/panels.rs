@@ -184,12 +184,8 @@ pub struct PanelTile {
 /// Bytes of rows that are forgotten at once, as soon as they are laid.
 const FORGOTTEN_BYTES: usize = 4 << 20;
 
-/// How far ahead of a panel memory is read, in bytes.
+/// How far ahead of a panel memory is read, in bytes: the hardware's own reading ahead ends at each page.
 const AHEAD: usize = 8192;
-
-/// Rows from which on memory is asked for. With fewer, blocks of what comes next are in work before this one is done, and the
-/// hardware reads ahead of them; lines that are asked for would take the places of those that it reads.
-pub const ASKING: usize = 4;
 
 /// Memory that is laid out at once, at least: some pages of the large kind.
 const TOGETHER_BYTES: usize = 32 << 20;
@@ -392,10 +388,8 @@ impl<F: Panel> Multiply<'_, F> {
         let Shape { stride, blocks, .. } = shape;
         let all = &memory.view::<u8>(at + shape.bytes())[*at..];
         let mut sums = [[0.0f32; LANES]; M];
-        if M >= ASKING {
-            let ahead = all[self.columns.start / SIDE * stride..].iter().take(AHEAD);
-            ahead.step_by(LINE).for_each(|at| s.prefetch(at));
-        }
+        let ahead = all[self.columns.start / SIDE * stride..].iter().take(AHEAD);
+        ahead.step_by(LINE).for_each(|at| s.prefetch(at));
         let rows = self.span.rows.len();
         for first in (0..rows).step_by(M) {
             let x = self.x.tile(self.span.first + first);
