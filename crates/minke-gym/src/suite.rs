@@ -202,22 +202,14 @@ impl Suite {
     /// # Errors
     /// A name that is nothing, or levels that a family does not have.
     pub fn parse(text: &str) -> Result<Self, SuiteError> {
-        Self::parse_in(text, Path::new(""))
-    }
-
-    /// As [`Suite::parse`], with paths taken from `folder`.
-    ///
-    /// # Errors
-    /// As [`Suite::parse`].
-    pub fn parse_in(text: &str, folder: &Path) -> Result<Self, SuiteError> {
-        let whole = folder.join(text.trim());
+        let whole = PathBuf::from(text.trim());
         let mut parts = Vec::new();
         if !text.trim().is_empty() && whole.is_file() {
             // a name with commas in it
             parts.push(file(whole));
         } else {
             for name in text.split(',').map(str::trim).filter(|name| !name.is_empty()) {
-                part(name, folder, &mut parts)?;
+                part(name, &mut parts)?;
             }
         }
         if parts.is_empty() { Err(SuiteError::Empty) } else { Ok(Self { parts }) }
@@ -304,7 +296,7 @@ fn different(family: &'static dyn Family, level: u32, split: Split, count: usize
     tasks
 }
 
-fn part(name: &str, folder: &Path, parts: &mut Vec<Part>) -> Result<(), SuiteError> {
+fn part(name: &str, parts: &mut Vec<Part>) -> Result<(), SuiteError> {
     let (head, levels) = match name.split_once(':') {
         Some((head, levels)) => (head, Some(levels)),
         None => (name, None),
@@ -315,7 +307,7 @@ fn part(name: &str, folder: &Path, parts: &mut Vec<Part>) -> Result<(), SuiteErr
         other => family(other).map(|family| vec![(family, 1..=family.levels())]),
     };
     let Some(named) = named else {
-        let path = folder.join(name);
+        let path = PathBuf::from(name);
         let looks_like_a_path = name.contains(['/', '.']);
         if path.is_file() || looks_like_a_path {
             parts.push(file(path));

@@ -8,7 +8,7 @@ use minke_data::template::{ChatTemplate, Thinking};
 use minke_infer::load_model;
 use minke_model::Model;
 use minke_model::{Precision, Purpose};
-use minke_train::recipe::{self, Document, Section, located};
+use minke_train::recipe::{self, Document, RecipeError, Section, located};
 use serde::Serialize;
 
 use crate::error::{PostError, Result};
@@ -78,12 +78,11 @@ impl Asking {
     /// # Errors
     /// Unknown keys and words, and no `model.path`.
     pub fn read(document: &Document, root: &mut Section, section: &mut Section) -> Result<Self> {
-        let folder = document.folder();
         let mut model = root.section("model")?;
-        let Some(path) = model.text("path")? else {
+        let Some(path) = model_path(&mut model, "path")? else {
             return Err(model.missing("path", "a model folder, a run, or a hub id").into());
         };
-        let template = model.text("template")?.map(|name| template_place(name, folder));
+        let template = template_place(&mut model)?;
         model.finish()?;
         let precision = precision(document, root)?;
         let forms = [("chat", FormName::Chat), ("plain", FormName::Plain), ("worked", FormName::Worked)];
@@ -93,7 +92,7 @@ impl Asking {
             ("empty", ThinkingName::Empty),
         ];
         Ok(Self {
-            model: model_path(path, document),
+            model: path,
             template,
             precision,
             form: section.choice("form", &forms)?,
@@ -156,17 +155,29 @@ impl Asking {
     }
 }
 
-fn template_place(name: String, folder: Option<&Path>) -> String {
-    if ChatTemplate::builtin_names().contains(&&name[..]) { name } else { located(name, folder) }
+/// `template`: the name of a built-in one, or a path.
+pub(crate) fn template_place(s: &mut Section) -> Result<Option<String>, RecipeError> {
+    Ok(s.text("template")?.map(|name| {
+        if ChatTemplate::builtin_names().contains(&&name[..]) {
+            name
+        } else {
+            located(name, s.folder("template"))
+        }
+    }))
 }
 
-/// The files of a suite from the recipe's folder, where they are there.
-pub(crate) fn suite_place(suite: &str, folder: Option<&Path>) -> String {
-    let place = |part: &str| {
-        let there = located(part.trim().to_owned(), folder);
-        if Path::new(&there).is_file() { there } else { part.trim().to_owned() }
+/// The name of a suite, with those of its files located that are there.
+pub(crate) fn suite_place(s: &mut Section, key: &'static str) -> Result<Option<String>, RecipeError> {
+    let Some(suite) = s.text(key)? else { return Ok(None) };
+    let there = |name: &str| {
+        let there = located(name.trim().to_owned(), s.folder(key));
+        Path::new(&there).is_file().then_some(there)
     };
-    suite.split(',').map(place).collect::<Vec<_>>().join(",")
+    // a name may have commas in it
+    Ok(Some(there(&suite).unwrap_or_else(|| {
+        let parts = suite.split(',').map(|part| there(part).unwrap_or_else(|| part.trim().to_owned()));
+        parts.collect::<Vec<_>>().join(",")
+    })))
 }
 
 #[cfg(test)]

@@ -246,5 +246,11 @@ fn pipelines_that_cannot_be_made_say_why() {
         let error = refused(args);
         assert!(error.contains(expected), "{expected}: {error}");
     }
-    assert!(!out.join("worked").exists(), "nothing ran");
+    // a mistake is shown where it was made
+    fs::write(&recipe, RECIPE.replace("eval_per_level = 3", "eval_per_level = 0")).unwrap();
+    let error = refused(&[]);
+    let line = RECIPE.lines().position(|line| line.starts_with("eval_per_level")).unwrap() + 1;
+    assert!(error.contains("stage rl: `tasks.eval_per_level`"), "{error}");
+    assert!(error.contains(&format!("{}:{line}:", text(&recipe))), "{error}");
+    assert!(!out.exists(), "something is left");
 }

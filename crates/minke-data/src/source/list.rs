@@ -40,9 +40,12 @@ pub(crate) fn list_files(source: usize, spec: &SourceSpec) -> Result<Vec<ListedF
         Some(name) => cached_snapshot("datasets", name).map_err(|error| fail(error.to_string()))?,
         None => expand_path(&spec.path).map_err(fail)?,
     };
+    // the source is named by what was written, which need not be where it is
+    let is_named = root == Path::new(&spec.path);
+    let it = || if is_named { "it".to_owned() } else { root.display().to_string() };
     let metadata = fs::metadata(&root).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => fail(format!("{} does not exist", root.display())),
-        _ => fail(format!("cannot read {}: {error}", root.display())),
+        std::io::ErrorKind::NotFound => fail(format!("{} does not exist", it())),
+        _ => fail(format!("cannot read {}: {error}", it())),
     })?;
     if metadata.is_file() {
         let name = root.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
@@ -68,7 +71,7 @@ pub(crate) fn list_files(source: usize, spec: &SourceSpec) -> Result<Vec<ListedF
     }
     if files.is_empty() {
         let seen = walk.seen;
-        return Err(fail(format!("{} has no file to read ({seen} looked at, none fits)", root.display())));
+        return Err(fail(format!("{} has no file to read ({seen} looked at, none fits)", it())));
     }
     files.sort_by(|a, b| a.relative.cmp(&b.relative));
     let shared = shared_prefix(&files);

@@ -45,7 +45,6 @@ use crate::sft::Sft;
 /// Anything that [`PostError`] lists; what was on the disk before stays whole.
 pub fn run(options: &Options, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Outcome> {
     let mut recipe = Recipe::load(&options.recipe, &options.overrides, options.out.as_deref())?;
-    let folder = options.recipe.parent();
     // what is cheap to know comes before what takes long to load
     let teacher = Known::look("teacher.path", &recipe.teacher.path)?;
     let student = recipe.look(&teacher)?;
@@ -70,14 +69,14 @@ pub fn run(options: &Options, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<
     match recipe.distill.mode {
         Mode::Sequences => {
             let lessons = recipe.written();
-            let examination = lessons.examination(folder)?;
+            let examination = lessons.examination()?;
             let base = open(&setup, options, &teacher, &student, on_event)?;
             let mut stage = Sft::new(&lessons, examination, &mut setup, &base, on_event)?;
             session::run(&setup, base, &mut stage, options.resume, stop, on_event)
         }
         Mode::Logits => {
             let lessons = recipe.written();
-            let examination = lessons.examination(folder)?;
+            let examination = lessons.examination()?;
             if lessons.train.sequence_length > teacher.context() {
                 let reason = format!(
                     "expected at most the teacher's context of {}, got {}",
@@ -119,7 +118,7 @@ pub fn run(options: &Options, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<
                 );
                 return Err(PostError::unsuitable("teacher.path", reason));
             }
-            let grpo = Grpo::new(recipe.rollouts(), folder)?;
+            let grpo = Grpo::new(recipe.rollouts())?;
             let base = open(&setup, options, &teacher, &student, on_event)?;
             let fingerprint = teacher.fingerprint()?;
             let model = teacher.load(recipe.teacher_precision(), base.cpu(), on_event)?;

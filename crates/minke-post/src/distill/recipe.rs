@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use minke_data::template::ChatTemplate;
 use minke_model::Divergence;
-use minke_train::recipe::{self, Document, Dtype, GivenModel, Optim, Run, Section, located};
+use minke_train::recipe::{self, Document, Dtype, GivenModel, Optim, Run, Section};
 use serde::Serialize;
 
 use super::logits::Telling;
 use super::teacher::Known;
+use crate::asking::template_place;
 use crate::error::{PostError, Result};
 use crate::grpo::{self, RolloutSettings, Tasks, model_path, precision};
 use crate::session::{MOST_STEPS, Rhythm, Setup};
@@ -147,21 +147,30 @@ impl Recipe {
     /// # Errors
     /// Unknown keys, wrong types and values out of bounds, each with its place.
     pub fn load(path: &Path, overrides: &[String], out: Option<&Path>) -> Result<Self> {
-        let document = Document::load(path, overrides)?;
+        let mut recipe = Self::read(&Document::load(path, overrides)?)?;
+        if let Some(out) = out {
+            recipe.run.out = out.display().to_string();
+        }
+        Ok(recipe)
+    }
+
+    /// Reads a parsed recipe.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn read(document: &Document) -> Result<Self> {
+        document.is_for("distill")?;
         let mut root = document.root();
         let mut run_section = root.section("run")?;
         let teacher_section = root.section("teacher")?;
         let student_section = root.section("student")?;
-        let distill = read_distill(root.section("distill")?, &document)?;
-        let precision = precision(&document, &mut root)?;
+        let distill = read_distill(root.section("distill")?, document)?;
+        let precision = precision(document, &mut root)?;
         let train_section = root.section("train")?;
-        let mut run = recipe::run(&mut run_section, document.name())?;
+        let run = recipe::run(&mut run_section, document.name())?;
         run_section.finish()?;
-        if let Some(out) = out {
-            run.out = out.display().to_string();
-        }
-        let teacher = read_teacher(teacher_section, &document)?;
-        let student = read_student(student_section, &document)?;
+        let teacher = read_teacher(teacher_section, document)?;
+        let student = read_student(student_section, document)?;
         let begin = |optim: Optim| match student.given {
             Some(_) => Optim { lr: FRESH_LR, ..optim },
             None => optim,
@@ -183,7 +192,7 @@ impl Recipe {
             root.finish()?;
             let examined = document.given().contains("eval");
             Lessons::Written {
-                data: sft::data(data, document.folder())?,
+                data: sft::data(data)?,
                 train: sft::train(train_section, begin(sft::OPTIM))?,
                 eval: if examined { Some(sft::examination(eval)?) } else { None },
                 sample: sft::asking(sample)?,
@@ -329,22 +338,17 @@ fn is_free(key: &str) -> bool {
 }
 
 fn read_teacher(mut s: Section, document: &Document) -> Result<Teacher> {
-    let path = s.text("path")?.ok_or_else(|| s.missing("path", "a model folder, a run, or a hub id"))?;
+    let path = model_path(&mut s, "path")?;
+    let path = path.ok_or_else(|| s.missing("path", "a model folder, a run, or a hub id"))?;
     let given = recipe::precision(&mut s)?;
     let said = document.given().iter().any(|key| key.starts_with("teacher.precision"));
     s.finish()?;
-    Ok(Teacher { path: model_path(path, document), precision: said.then_some(given) })
+    Ok(Teacher { path, precision: said.then_some(given) })
 }
 
 fn read_student(mut s: Section, document: &Document) -> Result<Student> {
-    let path = s.text("path")?.map(|path| model_path(path, document));
-    let template = s.text("template")?.map(|name| {
-        if ChatTemplate::builtin_names().contains(&&name[..]) {
-            name
-        } else {
-            located(name, document.folder())
-        }
-    });
+    let path = model_path(&mut s, "path")?;
+    let template = template_place(&mut s)?;
     let section = s.section("model")?;
     let fresh = document.given().contains("student.model");
     if fresh && path.is_some() {
@@ -370,7 +374,7 @@ fn read_distill(mut s: Section, document: &Document) -> Result<Distill> {
         top_k: s.integer("top_k", 1, 1 << 16)?.unwrap_or(32) as usize,
         divergence: s.choice("divergence", &ways)?.unwrap_or(Way::Forward),
         temperature: s.positive("temperature")?.unwrap_or(1.0),
-        cache: s.text("cache")?.map(|path| located(path, document.folder())),
+        cache: s.path("cache")?,
     };
     let given = document.given();
     let needless = ["top_k", "divergence", "temperature", "cache"]

@@ -175,7 +175,7 @@ fn a_student_that_is_judged_comes_nearer_to_its_teacher() {
     go(&place.options("taught", COPY, "mode = 'sequences'", &more), None);
     let more = format!("{TASKS}steps = 40\nlr = 0.01\neval_every = 20\n");
     let mut options = place.options("judged", COPY, "mode = 'on_policy'", &more);
-    options.overrides.push("teacher.path=taught".to_owned());
+    options.overrides.push(format!("teacher.path={}", place.at("taught").display()));
     let told = go(&options, None);
     let values = all(&told, "divergence");
     let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
@@ -368,7 +368,7 @@ fn a_teacher_that_no_memory_holds_is_refused_before_it_is_loaded() {
         [("mode = 'on_policy'\n[teacher.precision]\nhead = 'bf16'", TASKS), (logits, WRITTEN)]
     {
         let mut options = place.options("hopeless", FRESH, distill, more);
-        options.overrides.push("teacher.path=giant".to_owned());
+        options.overrides.push(format!("teacher.path={}", place.at("giant").display()));
         let error = refusal(&options);
         assert!(
             error.starts_with("teacher.path: the teacher takes") && error.contains("are left"),

@@ -20,7 +20,6 @@ mod rollout;
 mod tests;
 
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
@@ -56,7 +55,7 @@ pub fn run(options: &Options, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<
     let recipe = Recipe::load(&options.recipe, &options.overrides, options.out.as_deref())?;
     let setup = recipe.setup()?;
     refuse_coupled("precision", setup.precision)?;
-    let mut stage = Grpo::new(recipe, options.recipe.parent())?;
+    let mut stage = Grpo::new(recipe)?;
     let base = session::open(&setup, options, on_event)?;
     let Recipe { model, objective, .. } = &stage.recipe;
     let reference = match (&model.reference, objective.beta > 0.0) {
@@ -100,9 +99,9 @@ pub(crate) struct Grpo {
 }
 
 impl Grpo {
-    /// Takes the tasks; relative files of them lie in `folder`.
-    pub fn new(recipe: Recipe, folder: Option<&Path>) -> Result<Self> {
-        let [suite, eval_suite] = recipe.suites(folder)?;
+    /// Takes the tasks.
+    pub fn new(recipe: Recipe) -> Result<Self> {
+        let [suite, eval_suite] = recipe.suites()?;
         let curriculum = Curriculum::new(&suite, recipe.tasks.floor, recipe.run.seed)
             .map_err(|error| PostError::unsuitable("tasks.suite", error.to_string()))?;
         // the examination is the same at every step, and the same in every run of these settings

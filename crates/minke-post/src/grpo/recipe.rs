@@ -5,13 +5,14 @@ use std::path::Path;
 use minke_data::template::ChatTemplate;
 use minke_gym::Suite;
 use minke_model::Precision;
-use minke_train::recipe::{self, Document, Optim, Optimizer, Run, Section};
+use minke_train::recipe::{self, Document, Optim, Optimizer, RecipeError, Run, Section, located};
 use minke_train::resume::is_free_everywhere;
 use serde::Serialize;
 
 use super::objective::{Algorithm, Normalization, Objective, Ratio};
 use super::reward::Reward;
 use super::rollout::RolloutSettings;
+use crate::asking::suite_place;
 use crate::error::{PostError, Result};
 use crate::session::{MOST_STEPS, Rhythm, Setup};
 
@@ -135,11 +136,12 @@ pub(crate) fn precision(document: &Document, root: &mut Section) -> Result<Optio
     Ok(said.then_some(given))
 }
 
-/// A model's path: relative ones are taken from the recipe's folder where they exist there, else as they stand, so
-/// that hub ids stay what they are.
-pub(crate) fn model_path(path: String, document: &Document) -> String {
-    let from_folder = recipe::located(path.clone(), document.folder());
-    if Path::new(&from_folder).exists() { from_folder } else { path }
+/// A model's path: relative ones are located where they exist, else they stay as they stand, so that hub ids stay what
+/// they are.
+pub(crate) fn model_path(s: &mut Section, key: &'static str) -> Result<Option<String>, RecipeError> {
+    let Some(path) = s.text(key)? else { return Ok(None) };
+    let there = located(path.clone(), s.folder(key));
+    Ok(Some(if Path::new(&there).exists() { there } else { path }))
 }
 
 impl Recipe {
@@ -148,7 +150,19 @@ impl Recipe {
     /// # Errors
     /// Unknown keys, wrong types and values out of bounds, each with its place; an unknown suite.
     pub fn load(path: &Path, overrides: &[String], out: Option<&Path>) -> Result<Self> {
-        let document = Document::load(path, overrides)?;
+        let mut recipe = Self::read(&Document::load(path, overrides)?)?;
+        if let Some(out) = out {
+            recipe.run.out = out.display().to_string();
+        }
+        Ok(recipe)
+    }
+
+    /// Reads a parsed recipe.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn read(document: &Document) -> Result<Self> {
+        document.is_for("grpo")?;
         let mut root = document.root();
         let mut run = root.section("run")?;
         let mut model = root.section("model")?;
@@ -157,18 +171,15 @@ impl Recipe {
         let mut reward = root.section("reward")?;
         let mut objective = root.section("objective")?;
         let mut train = root.section("train")?;
-        let precision = precision(&document, &mut root)?;
+        let precision = precision(document, &mut root)?;
         root.finish()?;
-        let mut run_part = recipe::run(&mut run, document.name())?;
+        let run_part = recipe::run(&mut run, document.name())?;
         run.finish()?;
-        if let Some(out) = out {
-            run_part.out = out.display().to_string();
-        }
-        let path = model.text("path")?.ok_or_else(|| model.missing("path", "a model folder"))?;
+        let path = model_path(&mut model, "path")?;
         let model_part = ModelPart {
-            path: model_path(path, &document),
+            path: path.ok_or_else(|| model.missing("path", "a model folder"))?,
             template: model.text("template")?,
-            reference: model.text("reference")?.map(|path| model_path(path, &document)),
+            reference: model_path(&mut model, "reference")?,
         };
         model.finish()?;
         let tasks_part = read_tasks(&mut tasks)?;
@@ -212,15 +223,14 @@ impl Recipe {
             objective: objective_part,
             train: train_part,
         };
-        recipe.suites(document.folder())?;
+        recipe.suites()?;
         Ok(recipe)
     }
 
     /// What is trained on and what is examined.
-    pub fn suites(&self, folder: Option<&Path>) -> Result<[Suite; 2]> {
+    pub fn suites(&self) -> Result<[Suite; 2]> {
         let parse = |key: &str, text: &str| {
-            let suite = Suite::parse_in(text, folder.unwrap_or(Path::new("")));
-            suite.map_err(|error| PostError::unsuitable(key, error.to_string()))
+            Suite::parse(text).map_err(|error| PostError::unsuitable(key, error.to_string()))
         };
         Ok([parse("tasks.suite", &self.tasks.suite)?, parse("tasks.eval_suite", &self.tasks.eval_suite)?])
     }
@@ -256,13 +266,13 @@ fn is_free(key: &str) -> bool {
 pub(crate) fn read_tasks(s: &mut Section) -> Result<Tasks> {
     let forms = [("chat", FormName::Chat), ("worked", FormName::Worked), ("plain", FormName::Plain)];
     let long = [("refuse", LongPrompts::Refuse), ("skip", LongPrompts::Skip), ("cut", LongPrompts::Cut)];
-    let suite =
-        s.text("suite")?.ok_or_else(|| s.missing("suite", "tasks, such as \"core:1-3\" or a .jsonl file"))?;
+    let suite = suite_place(s, "suite")?
+        .ok_or_else(|| s.missing("suite", "tasks, such as \"core:1-3\" or a .jsonl file"))?;
     Ok(Tasks {
         floor: s.share("floor")?.unwrap_or(0.3),
         form: s.choice("form", &forms)?,
         long_prompts: s.choice("long_prompts", &long)?.unwrap_or(LongPrompts::Refuse),
-        eval_suite: s.text("eval_suite")?.unwrap_or_else(|| suite.clone()),
+        eval_suite: suite_place(s, "eval_suite")?.unwrap_or_else(|| suite.clone()),
         eval_per_level: s.integer("eval_per_level", 1, 1 << 24)?.unwrap_or(20) as usize,
         eval_temperature: s.not_negative("eval_temperature")?.unwrap_or(1.0),
         suite,

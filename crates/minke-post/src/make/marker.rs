@@ -16,6 +16,8 @@ use crate::metrics::Values;
 const VERSION: u32 = 1;
 /// No marker is longer.
 const MAX_BYTES: u64 = 16 << 20;
+/// Held by the process that makes the pipeline.
+const LOCK: &str = ".make-lock";
 /// Folder of the stages' recipes and markers.
 pub(super) const STAGES: &str = "stages";
 
@@ -49,6 +51,8 @@ pub(super) struct Marker {
 /// A pipeline's folder, held by this process.
 pub(super) struct Folder {
     path: PathBuf,
+    /// Whether it was not there before.
+    is_new: bool,
     _lock: File,
 }
 
@@ -120,12 +124,12 @@ fn leaves(recipe: &str) -> BTreeMap<String, String> {
 impl Folder {
     /// Takes the folder, making it if there is none; `again` says that it may hold a pipeline already.
     pub fn take(path: &Path, again: bool) -> Result<Self, MakeError> {
-        let stages = path.join(STAGES);
+        let (stages, is_new) = (path.join(STAGES), !path.exists());
         if !again && !is_fresh(path)? {
             return Err(MakeError::Occupied { path: path.to_owned() });
         }
         fs::create_dir_all(&stages).map_err(MakeError::io("create the pipeline's folder", &stages))?;
-        let lock_path = path.join(".make-lock");
+        let lock_path = path.join(LOCK);
         let lock =
             File::create(&lock_path).map_err(MakeError::io("write to the pipeline's folder", &lock_path))?;
         match lock.try_lock() {
@@ -135,7 +139,7 @@ impl Folder {
             Err(fs::TryLockError::Error(error)) if error.kind() == std::io::ErrorKind::Unsupported => {}
             Err(fs::TryLockError::Error(error)) => return Err(MakeError::io("lock", &lock_path)(error)),
         }
-        Ok(Self { path: path.to_owned(), _lock: lock })
+        Ok(Self { path: path.to_owned(), is_new, _lock: lock })
     }
 
     pub fn path(&self) -> &Path {
@@ -209,13 +213,25 @@ impl Folder {
     }
 
     /// Writes a stage's complete recipe.
-    pub fn write_recipe(&self, pipeline: &Pipeline, stage: &Stage) -> Result<PathBuf, MakeError> {
+    pub fn write_recipe(&self, pipeline: &Pipeline, stage: &Stage) -> Result<(), MakeError> {
         let path = self.recipe(&stage.name);
         let recipe = text(stage, &pipeline.resolved(stage, &self.path))?;
         let alone = stage.kind.command.map(|command| format!(": `minke {command}` runs it alone"));
         let head = format!("# Stage {} of {}{}.\n", stage.name, pipeline.name, alone.unwrap_or_default());
-        replace(&path, format!("{head}{recipe}").as_bytes())?;
-        Ok(path)
+        replace(&path, format!("{head}{recipe}").as_bytes())
+    }
+}
+
+impl Drop for Folder {
+    /// A pipeline whose recipe is wrong leaves nothing.
+    fn drop(&mut self) {
+        // a folder that holds something is not removed
+        if fs::remove_dir(self.path.join(STAGES)).is_ok() {
+            let _ = fs::remove_file(self.path.join(LOCK));
+            if self.is_new {
+                let _ = fs::remove_dir(&self.path);
+            }
+        }
     }
 }
 
@@ -234,7 +250,7 @@ fn is_fresh(path: &Path) -> Result<bool, MakeError> {
             })
         };
         let name = entry.file_name();
-        if !(name == ".make-lock" || name == STAGES && only_recipes()) {
+        if !(name == LOCK || name == STAGES && only_recipes()) {
             return Ok(false);
         }
     }

@@ -43,6 +43,8 @@ pub struct Kind {
     pub name: &'static str,
     /// The command that runs such a recipe alone, if there is one.
     pub command: Option<&'static str>,
+    /// The dotted key of the model that it asks or goes on from, if there is one.
+    pub begins_with: Option<&'static str>,
     /// Whether its folder holds a `model/` when it is finished.
     pub makes_model: bool,
     /// Dotted keys of its recipe whose strings are paths; `*` stands for any place in an array.
@@ -63,7 +65,7 @@ pub trait Runner {
     ///
     /// # Errors
     /// It is wrong.
-    fn check(&mut self, kind: Kind, recipe: &Path) -> Result<(), Self::Error>;
+    fn check(&mut self, stage: &Stage) -> Result<(), Self::Error>;
 
     /// Runs a stage; `None` when it was stopped and can be resumed.
     ///
@@ -176,13 +178,13 @@ pub fn run<R: Runner>(options: &Options, runner: &mut R) -> Result<Outcome, Fail
     let again = options.resume || options.only.is_some() || options.from.is_some();
     let folder = Folder::take(&out, again)?;
     let plans = plan(&pipeline, &folder, options)?;
+    let made = || pipeline.stages.iter().zip(&plans).filter(|(_, plan)| **plan != Plan::Keep);
     // everything that can be found wrong is found before hours are spent on what comes before it
-    for (stage, plan) in pipeline.stages.iter().zip(&plans) {
-        if *plan != Plan::Keep {
-            let recipe = folder.write_recipe(&pipeline, stage)?;
-            let checked = runner.check(stage.kind, &recipe);
-            checked.map_err(|error| Failed::Stage { name: stage.name.clone(), error })?;
-        }
+    for (stage, _) in made() {
+        runner.check(stage).map_err(|error| Failed::Stage { name: stage.name.clone(), error })?;
+    }
+    for (stage, _) in made() {
+        folder.write_recipe(&pipeline, stage)?;
     }
     if options.from.is_some() {
         for (stage, _) in pipeline.stages.iter().zip(&plans).filter(|(_, plan)| **plan == Plan::Fresh) {

@@ -16,7 +16,7 @@ const RESERVED: [&str; 6] = ["run", "stage", "stages", "model", "plots", "report
 const MOST_STAGES: usize = 256;
 
 /// Stages, in the order in which they are made.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Pipeline {
     /// Its name; the recipe's file name by default.
     pub name: String,
@@ -33,7 +33,7 @@ pub struct Pipeline {
 }
 
 /// One stage.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Stage {
     /// Its name, and that of its folder.
     pub name: String,
@@ -43,6 +43,8 @@ pub struct Stage {
     pub recipe: Table,
     /// The stages that it refers to.
     pub inputs: BTreeSet<String>,
+    /// The same recipe where it stands in the pipeline's.
+    pub given: Document,
 }
 
 impl Pipeline {
@@ -52,7 +54,9 @@ impl Pipeline {
     /// An unreadable file, invalid TOML, unknown kinds and keys of the pipeline itself, names that occur twice or
     /// cannot be folders, references to stages that do not come earlier; each with its place.
     pub fn load(path: &Path, overrides: &[String], kinds: &[Kind]) -> Result<Self, MakeError> {
-        let names = names(&Document::load(path, &[])?)?;
+        let given = Document::load(path, &[])?;
+        given.is_for("make")?;
+        let names = names(&given)?;
         let translated: Vec<String> =
             overrides.iter().map(|option| translate(option, &names)).collect::<Result<_, _>>()?;
         let document = Document::load(path, &translated)?;
@@ -60,13 +64,14 @@ impl Pipeline {
         let mut section = root.section("run")?;
         let run = minke_train::recipe::run(&mut section, document.name())?;
         let publish = section.text("publish")?;
-        let after = section.text("after")?.map(|path| PathBuf::from(located(path, document.folder())));
+        let after = section.path("after")?.map(PathBuf::from);
         let no_publish = |expected: &str, section: &Section<'_>, got: &str| {
             section.conflict("publish", &format!("the string {got:?}"), expected)
         };
         let mut stages: Vec<Stage> = Vec::new();
-        for stage in root.sections("stage")? {
-            let stage = read(stage, run.seed, &stages, kinds, after.as_deref())?;
+        for (index, stage) in root.sections("stage")?.into_iter().enumerate() {
+            let given = document.within("stage", index, &["name", "kind"]).expect("there is such a stage");
+            let stage = read(stage, given, run.seed, &stages, kinds, after.as_deref())?;
             stages.push(stage);
         }
         if stages.is_empty() {
@@ -103,6 +108,12 @@ impl Pipeline {
         }
     }
 
+    /// The stage of this pipeline that the model of a stage, or the one that it asks, began with.
+    pub fn origin<'a>(&'a self, stage: &'a Stage) -> &'a Stage {
+        let before = stage.begins_with().and_then(|name| self.stage(name));
+        before.map_or(stage, |before| self.origin(before))
+    }
+
     /// The complete recipe of a stage of this pipeline in `out`: paths and references resolved, `[run]` filled in.
     pub fn resolved(&self, stage: &Stage, out: &Path) -> Table {
         let out = std::path::absolute(out).unwrap_or_else(|_| out.to_owned());
@@ -121,6 +132,16 @@ impl Pipeline {
 }
 
 impl Stage {
+    /// The stage whose model it asks or goes on from.
+    pub fn begins_with(&self) -> Option<&str> {
+        let mut keys = self.kind.begins_with?.split('.');
+        let first = self.recipe.get(keys.next()?)?;
+        let model = keys.try_fold(first, |value, key| value.get(key))?;
+        let name = model.as_str()?.strip_prefix(REFERENCE)?;
+        // stages refer to earlier ones alone
+        self.inputs.get(name).map(String::as_str)
+    }
+
     /// The references that its recipe makes.
     pub fn references(&self) -> Vec<String> {
         let mut found = Vec::new();
@@ -166,6 +187,7 @@ fn translate(option: &str, names: &[String]) -> Result<String, RecipeError> {
 
 fn read(
     mut section: Section<'_>,
+    given: Document,
     seed: u64,
     earlier: &[Stage],
     kinds: &[Kind],
@@ -191,11 +213,15 @@ fn read(
         return Err(section.missing("kind", &format!("one of {}", names.join(", "))));
     };
     let mut inputs = BTreeSet::new();
-    let mut recipe = section.rest(&mut |text| {
+    let mut recipe = section.rest(&mut |key, text, is_set| {
         if let Some(reference) = text.strip_prefix(REFERENCE) {
             inputs.extend(input(reference, earlier, after)?);
+        } else if is_set {
+            let any = |part: &str| if part.parse::<usize>().is_ok() { "*" } else { part }.to_owned();
+            let key: Vec<String> = key.split('.').map(any).collect();
+            return Ok(place(text.to_owned(), &key, kind, Path::new(".")));
         }
-        Ok(())
+        Ok(text.to_owned())
     })?;
     if let Some(after) = after {
         recipe.iter_mut().for_each(|(_, value)| settle(value, &inputs, after));
@@ -209,7 +235,7 @@ fn read(
         return Err(section.conflict("run", &format!("a table with `{key}`"), expected));
     }
     run.entry("seed").or_insert_with(|| Value::Integer(seed as i64));
-    Ok(Stage { name, kind, recipe, inputs })
+    Ok(Stage { name, kind, recipe, inputs, given })
 }
 
 /// The stage that a reference means, which must come earlier or (then it is none of ours) be in the folder of the
@@ -270,8 +296,8 @@ impl Resolve<'_> {
             Value::String(text) => {
                 if let Some(path) = referred(text, self.out) {
                     *text = path.display().to_string();
-                } else if text.starts_with("./") || text.starts_with("../") || self.is_path(key, text) {
-                    *text = located(std::mem::take(text), Some(self.folder));
+                } else {
+                    *text = place(std::mem::take(text), key, self.kind, self.folder);
                 }
             }
             Value::Array(values) => {
@@ -291,10 +317,14 @@ impl Resolve<'_> {
             _ => {}
         }
     }
+}
 
-    fn is_path(&self, key: &[String], text: &str) -> bool {
-        let key = key.join(".");
-        self.kind.paths.contains(&key.as_str())
-            || self.kind.models.contains(&key.as_str()) && self.folder.join(text).exists()
-    }
+/// A string of a stage's recipe, located in a folder where it is a path.
+fn place(text: String, key: &[String], kind: Kind, folder: &Path) -> String {
+    let key = key.join(".");
+    let is_path = text.starts_with("./")
+        || text.starts_with("../")
+        || kind.paths.contains(&&key[..])
+        || kind.models.contains(&&key[..]) && folder.join(&text).exists();
+    if is_path { located(text, Some(folder)) } else { text }
 }

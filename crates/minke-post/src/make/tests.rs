@@ -6,10 +6,18 @@ use super::*;
 use crate::metrics::{Record, Sample, Values};
 
 const KINDS: [Kind; 2] = [
-    Kind { name: "gym", command: None, makes_model: false, paths: &["words"], models: &[] },
+    Kind {
+        name: "gym",
+        command: None,
+        begins_with: None,
+        makes_model: false,
+        paths: &["words"],
+        models: &[],
+    },
     Kind {
         name: "train",
         command: Some("train"),
+        begins_with: Some("model.path"),
         makes_model: true,
         paths: &["data.sources.*.path"],
         models: &["model.path", "teacher"],
@@ -42,10 +50,10 @@ impl Runner for Fake {
         &KINDS
     }
 
-    fn check(&mut self, kind: Kind, recipe: &Path) -> Result<(), String> {
-        self.checked.push(recipe.file_stem().unwrap().to_string_lossy().into_owned());
-        let table = recipe_of(recipe);
-        if table.contains_key("wrong") { Err(format!("{}: `wrong` is wrong", kind.name)) } else { Ok(()) }
+    fn check(&mut self, stage: &Stage) -> Result<(), String> {
+        self.checked.push(stage.name.clone());
+        let wrong = stage.given.root().flag("wrong").map_err(|error| error.to_string())?;
+        wrong.map_or(Ok(()), |_| Err("`wrong` is wrong".to_owned()))
     }
 
     fn run(&mut self, kind: Kind, options: &pretrain::Options) -> Result<Option<StageResult>, String> {
@@ -199,6 +207,39 @@ fn stages_are_complete_recipes_and_the_last_model_is_the_pipelines() {
 }
 
 #[test]
+fn what_options_say_starts_where_the_user_is() {
+    let bench = Bench::new(RECIPE);
+    let set = [
+        "worked.words=words.txt",
+        "base.data.sources.1.path=more",
+        "rl.teacher=src",
+        "rl.model.path=stage:base",
+    ];
+    let overrides = set.map(str::to_owned).to_vec();
+    run(&Options { overrides, ..bench.options() }, &mut Fake::default()).unwrap();
+    let of = |stage: &str| recipe_of(&bench.out().join(format!("stages/{stage}.toml")));
+    let here = |path: &str| std::path::absolute(path).unwrap().display().to_string();
+    assert_eq!(of("worked")["words"].as_str(), Some(&here("words.txt")[..]));
+    assert_eq!(of("base")["data"]["sources"][1]["path"].as_str(), Some(&here("more")[..]));
+    assert_eq!(of("rl")["teacher"].as_str(), Some(&here("src")[..]));
+    assert!(of("rl")["model"]["path"].as_str().unwrap().ends_with("out/base"));
+}
+
+#[test]
+fn a_student_has_a_line_of_its_own() {
+    let student = "[[stage]]\nname = \"student\"\nkind = \"train\"\n";
+    for (publish, expected) in [("rl", true), ("student", false)] {
+        let recipe = RECIPE.replace("seed = 5", &format!("seed = 5\npublish = \"{publish}\""));
+        let bench = Bench::new(&(recipe + student));
+        run(&bench.options(), &mut Fake::default()).unwrap();
+        let plot = fs::read_to_string(bench.out().join("plots/pass.svg")).unwrap();
+        let has = |name: &str| plot.lines().any(|line| line.trim() == name);
+        // the stage `rl` goes on from `base`, so that both are one line
+        assert!((has("student"), has("rl")) == (expected, !expected), "{publish}: {plot}");
+    }
+}
+
+#[test]
 fn what_is_finished_is_kept_and_what_was_cut_off_goes_on() {
     let bench = Bench::new(RECIPE);
     let mut fake = Fake { stops: Some("base".into()), ..Fake::default() };
@@ -268,15 +309,15 @@ fn a_stage_that_failed_at_once_may_be_mended() {
 fn a_wrong_stage_is_found_before_anything_runs() {
     let bench = Bench::new(RECIPE);
     let mut fake = Fake::default();
-    let wrong = Options { overrides: vec!["rl.wrong=1".into()], ..bench.options() };
+    let wrong = Options { overrides: vec!["rl.wrong=true".into()], ..bench.options() };
     match run(&wrong, &mut fake) {
         Err(Failed::Stage { name, error }) => {
-            assert_eq!((&name[..], &error[..]), ("rl", "train: `wrong` is wrong"));
+            assert_eq!((&name[..], &error[..]), ("rl", "`wrong` is wrong"));
         }
         other => panic!("{other:?}"),
     }
-    assert!(fake.ran.is_empty());
-    // and leaves nothing in the way
+    assert!(fake.ran.is_empty() && !bench.out().exists());
+    // what was found wrong is not in the way
     run(&bench.options(), &mut fake).unwrap();
     assert_eq!(fake.ran.len(), 3);
 }

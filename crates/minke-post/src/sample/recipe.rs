@@ -84,21 +84,28 @@ impl Recipe {
     /// # Errors
     /// An unreadable file, invalid TOML, unknown keys and values out of bounds, each with its place.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
-        let document = Document::load(path, overrides)?;
+        Self::read(&Document::load(path, overrides)?)
+    }
+
+    /// Reads a parsed recipe.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn read(document: &Document) -> Result<Self> {
+        document.is_for("sample")?;
         let mut root = document.root();
         let mut run = root.section("run")?;
         let mut tasks = root.section("tasks")?;
         let mut sample = root.section("sample")?;
         let mut keep = root.section("keep")?;
-        let asking = Asking::read(&document, &mut root, &mut sample)?;
+        let asking = Asking::read(document, &mut root, &mut sample)?;
         root.finish()?;
         let run_part = recipe::run(&mut run, document.name())?;
         run.finish()?;
-        let Some(suite) = tasks.text("suite")? else {
+        let Some(suite) = suite_place(&mut tasks, "suite")? else {
             let expected = "what is asked, such as \"core\" or \"addition:1-3,my.jsonl\"";
             return Err(tasks.missing("suite", expected).into());
         };
-        let suite = suite_place(&suite, document.folder());
         let per_level = tasks.integer("per_level", 1, 1 << 20)?.unwrap_or(100) as usize;
         tasks.finish()?;
         let sampling = Sampling {

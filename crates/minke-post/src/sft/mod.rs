@@ -58,7 +58,7 @@ pub fn run(options: &Options, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<
         recipe: recipe.to_toml(),
         free: recipe::is_free,
     };
-    let examination = recipe.examination(document.folder())?;
+    let examination = recipe.examination()?;
     let base = session::open(&setup, options, on_event)?;
     let mut stage = Sft::new(&recipe, examination, &mut setup, &base, on_event)?;
     session::run(&setup, base, &mut stage, options.resume, stop, on_event)

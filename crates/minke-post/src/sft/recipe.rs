@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use minke_data::template::ChatTemplate;
 use minke_gym::{Split, Suite, Task};
 use minke_model::Precision;
-use minke_train::recipe::{self, Document, Optim, Optimizer, RecipeError, Run, Section, located, optim, run};
+use minke_train::recipe::{self, Document, Optim, Optimizer, RecipeError, Run, Section, optim, run};
 use minke_train::resume::is_free_everywhere;
 use minke_train::schedule::Decay;
 use serde::Serialize;
 
 use super::data::Overlong;
+use crate::asking::{suite_place, template_place};
 use crate::error::{PostError, Result};
 use crate::grpo::{model_path, precision};
 use crate::session::{MOST_STEPS, Rhythm};
@@ -158,7 +159,7 @@ impl Recipe {
     /// # Errors
     /// Unknown keys, wrong types and values out of bounds, each with its place.
     pub fn read(document: &Document) -> Result<Self> {
-        let folder = document.folder();
+        document.is_for("sft")?;
         let mut root = document.root();
         let (mut run_section, model_section) = (root.section("run")?, root.section("model")?);
         let (data_section, train_section) = (root.section("data")?, root.section("train")?);
@@ -172,8 +173,8 @@ impl Recipe {
         Ok(Self {
             precision,
             run,
-            model: model(model_section, document)?,
-            data: data(data_section, folder)?,
+            model: model(model_section)?,
+            data: data(data_section)?,
             train: train(train_section, OPTIM)?,
             eval: if given_eval { Some(examination(eval_section)?) } else { None },
             sample: asking(sample_section)?,
@@ -192,13 +193,9 @@ impl Recipe {
     ///
     /// # Errors
     /// There are none such.
-    pub fn examination(&self, folder: Option<&Path>) -> Result<Option<Vec<Task>>> {
+    pub fn examination(&self) -> Result<Option<Vec<Task>>> {
         let Some(eval) = &self.eval else { return Ok(None) };
-        let suite = match folder {
-            Some(folder) => Suite::parse_in(&eval.suite, folder),
-            None => Suite::parse(&eval.suite),
-        };
-        let tasks = suite
+        let tasks = Suite::parse(&eval.suite)
             .and_then(|suite| suite.tasks(Split::HeldOut, eval.per_level, eval.seed))
             .map_err(|error| PostError::unsuitable("eval.suite", error.to_string()))?;
         Ok(Some(tasks))
@@ -250,23 +247,20 @@ fn text_of(path: &Path) -> Result<String> {
     Ok(text)
 }
 
-fn model(mut s: Section, document: &Document) -> Result<ModelGiven, RecipeError> {
-    let folder = document.folder();
-    let path = s.text("path")?.ok_or_else(|| s.missing("path", "a model or run folder"))?;
-    let template = s.text("template")?.map(|name| {
-        if ChatTemplate::builtin_names().contains(&name.as_str()) { name } else { located(name, folder) }
-    });
-    let given = ModelGiven { path: model_path(path, document), template };
+fn model(mut s: Section) -> Result<ModelGiven, RecipeError> {
+    let path = model_path(&mut s, "path")?;
+    let path = path.ok_or_else(|| s.missing("path", "a model or run folder"))?;
+    let given = ModelGiven { path, template: template_place(&mut s)? };
     s.finish()?;
     Ok(given)
 }
 
-pub(crate) fn data(mut s: Section, folder: Option<&Path>) -> Result<Data, RecipeError> {
+pub(crate) fn data(mut s: Section) -> Result<Data, RecipeError> {
     let mut sources = Vec::new();
     for mut source in s.sections("sources")? {
-        let path = source.text("path")?.ok_or_else(|| source.missing("path", "a JSONL file"))?;
+        let path = source.path("path")?.ok_or_else(|| source.missing("path", "a JSONL file"))?;
         source.finish()?;
-        sources.push(Source { path: located(path, folder) });
+        sources.push(Source { path });
     }
     if sources.is_empty() {
         return Err(s.missing("sources", "at least one source, such as [{ path = \"examples.jsonl\" }]"));
@@ -309,8 +303,7 @@ pub(crate) fn train(mut s: Section, defaults: Optim) -> Result<Train> {
 
 pub(crate) fn examination(mut s: Section) -> Result<Examination, RecipeError> {
     let examination = Examination {
-        suite: s
-            .text("suite")?
+        suite: suite_place(&mut s, "suite")?
             .ok_or_else(|| s.missing("suite", "tasks, such as \"core\" or \"addition:1-3\""))?,
         per_level: s.integer("per_level", 1, 1 << 20)?.unwrap_or(10) as usize,
         samples: s.integer("samples", 1, 1 << 12)?.unwrap_or(1) as usize,

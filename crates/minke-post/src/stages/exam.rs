@@ -55,18 +55,24 @@ impl Recipe {
     /// # Errors
     /// Unknown keys and suites, and values out of bounds.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
-        let document = Document::load(path, overrides)?;
+        Self::read(&Document::load(path, overrides)?)
+    }
+
+    /// Reads a parsed recipe.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn read(document: &Document) -> Result<Self> {
         let mut root = document.root();
         let mut run = root.section("run")?;
         let mut eval = root.section("eval")?;
-        let asking = Asking::read(&document, &mut root, &mut eval)?;
+        let asking = Asking::read(document, &mut root, &mut eval)?;
         root.finish()?;
         let run_part = recipe::run(&mut run, document.name())?;
         run.finish()?;
-        let Some(suite) = eval.text("suite")? else {
+        let Some(suite) = suite_place(&mut eval, "suite")? else {
             return Err(eval.missing("suite", "what is asked, such as \"core\" or \"my.jsonl\"").into());
         };
-        let suite = suite_place(&suite, document.folder());
         Suite::parse(&suite).map_err(|error| PostError::unsuitable("eval.suite", error.to_string()))?;
         let samples = eval.integer("samples", 1, 1 << 12)?.unwrap_or(1) as usize;
         let temperature =

@@ -31,7 +31,14 @@ impl Recipe {
     /// # Errors
     /// Unknown keys, families and levels, and values out of bounds.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
-        let document = Document::load(path, overrides)?;
+        Self::read(&Document::load(path, overrides)?)
+    }
+
+    /// Reads a parsed recipe.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn read(document: &Document) -> Result<Self> {
         let mut root = document.root();
         let mut section = root.section("run")?;
         let run = recipe::run(&mut section, document.name())?;

@@ -86,6 +86,16 @@ pub enum RecipeError {
         /// Why not.
         reason: String,
     },
+    /// The recipe is another command's.
+    #[error("{name} is a recipe for `minke {got}`: expected one for `minke {expected}`")]
+    OtherCommand {
+        /// The recipe's name.
+        name: String,
+        /// The command that reads it.
+        expected: &'static str,
+        /// The command that it is for.
+        got: String,
+    },
     /// The text is not TOML.
     #[error("recipe is not valid TOML: {message}{frame}")]
     Syntax {

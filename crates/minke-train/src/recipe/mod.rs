@@ -79,7 +79,7 @@ pub struct Resolved {
 impl Recipe {
     /// Reads a recipe file and applies `a.b=v` options in order.
     ///
-    /// Relative paths in it are taken from its folder.
+    /// Relative paths in it are taken from its folder, and those of options from the working directory.
     ///
     /// # Errors
     /// Unreadable or overlong files, invalid TOML, unknown keys, wrong types and values out of bounds, each
@@ -93,7 +93,12 @@ impl Recipe {
         Self::read(&Document::parse(name, text, overrides)?)
     }
 
-    fn read(document: &Document) -> Result<Self, RecipeError> {
+    /// Reads a parsed recipe.
+    ///
+    /// # Errors
+    /// Unknown keys, wrong types and values out of bounds, each with its place.
+    pub fn read(document: &Document) -> Result<Self, RecipeError> {
+        document.is_for("pretrain")?;
         let mut root = document.root();
         let mut run_section = root.section("run")?;
         let model_section = root.section("model")?;
@@ -104,12 +109,12 @@ impl Recipe {
         // an unknown section first: what stands in it explains other errors
         root.finish()?;
         let run = sections::run(&mut run_section, document.name())?;
-        let baseline = run_section.text("baseline")?.map(|path| located(path, document.folder()));
+        let baseline = run_section.path("baseline")?;
         run_section.finish()?;
         let model = model(model_section)?;
         let train = sections::train(train_section)?;
         let sample = sections::sample(sample_section)?;
-        let data = sections::data(data_section, document.folder())?;
+        let data = sections::data(data_section)?;
         let (texts, places) = document.texts_and_places();
         Ok(Self { run, model, data, train, precision, sample, baseline, texts, places })
     }
@@ -259,5 +264,13 @@ impl Resolved {
     /// The whole recipe as TOML, derived values marked; reading it gives the same.
     pub fn to_toml(&self) -> String {
         write::recipe(self)
+    }
+
+    /// The same as JSON.
+    ///
+    /// # Panics
+    /// Never: what is written is TOML.
+    pub fn to_json(&self) -> serde_json::Value {
+        toml::from_str(&self.to_toml()).expect("a written recipe is TOML")
     }
 }

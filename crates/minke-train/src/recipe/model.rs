@@ -146,7 +146,7 @@ pub fn model(mut section: Section) -> Result<GivenModel, RecipeError> {
     }
     let places = given.keys().map(String::as_str).chain(["depth", ""]);
     let frames = places.filter_map(|key| Some((key.to_owned(), section.frame(key)?))).collect();
-    let path = section.path().to_owned();
+    let path = section.name().to_owned();
     section.finish()?;
     Ok(GivenModel { family, depth, fields: given, section: path, frames })
 }

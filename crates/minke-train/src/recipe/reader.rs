@@ -2,12 +2,17 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use super::error::{Frame, RecipeError};
+use super::sections::located;
 use super::tree::{Entry, Kind, Node, Place, Texts};
 
 /// Where each key that the recipe gives stands, by dotted name.
 pub(super) type Places = BTreeMap<String, Place>;
+
+/// What becomes of a string, by its key and whether an option said it; or what is expected in its place.
+type Settle<'f> = &'f mut dyn FnMut(&str, &str, bool) -> Result<String, String>;
 
 /// A table of the recipe, or an absent one.
 pub struct Section<'a> {
@@ -47,7 +52,7 @@ impl<'a> Section<'a> {
     }
 
     /// The section's dotted name.
-    pub(super) fn path(&self) -> &str {
+    pub(super) fn name(&self) -> &str {
         &self.path
     }
 
@@ -192,6 +197,16 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// Where relative paths in the value of a key start, if it was given and asked for.
+    pub fn folder(&self, key: &str) -> Option<&Path> {
+        self.texts.folder(self.places.borrow().get(&self.dotted(key))?)
+    }
+
+    /// A path, from where relative ones start.
+    pub fn path(&mut self, key: &'static str) -> Result<Option<String>, RecipeError> {
+        Ok(self.text(key)?.map(|path| located(path, self.folder(key))))
+    }
+
     /// An array of strings.
     pub fn texts(&mut self, key: &'static str) -> Result<Option<Vec<String>>, RecipeError> {
         let Some(node) = self.take(key) else { return Ok(None) };
@@ -231,25 +246,17 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Every key that was not asked for, as plain TOML: what another reader will read. `check` may say of a string
-    /// what is expected in its place.
+    /// Every key that was not asked for, as plain TOML: what another reader will read. `settle` makes of a string what
+    /// it is to be, from its key and whether an option said it, or says what is expected in its place.
     ///
     /// # Errors
-    /// What `check` says, dates, and integers beyond 64 bits.
-    pub fn rest(
-        &mut self,
-        check: &mut dyn FnMut(&str) -> Result<(), String>,
-    ) -> Result<toml::Table, RecipeError> {
+    /// What `settle` says, dates, and integers beyond 64 bits.
+    pub fn rest(&mut self, settle: Settle<'_>) -> Result<toml::Table, RecipeError> {
         let rest = self.entries.iter().filter(|entry| !self.asked.contains(&entry.key.as_str()));
-        rest.map(|entry| Ok((entry.key.clone(), self.plain(&entry.key, &entry.node, check)?))).collect()
+        rest.map(|entry| Ok((entry.key.clone(), self.plain(&entry.key, &entry.node, settle)?))).collect()
     }
 
-    fn plain(
-        &self,
-        key: &str,
-        node: &Node,
-        check: &mut dyn FnMut(&str) -> Result<(), String>,
-    ) -> Result<toml::Value, RecipeError> {
+    fn plain(&self, key: &str, node: &Node, settle: Settle<'_>) -> Result<toml::Value, RecipeError> {
         Ok(match &node.kind {
             Kind::Boolean(flag) => toml::Value::Boolean(*flag),
             Kind::Integer(number) => match i64::try_from(*number) {
@@ -257,20 +264,20 @@ impl<'a> Section<'a> {
                 Err(_) => return Err(self.invalid(key, node, "an integer of at most 64 bits", "")),
             },
             Kind::Float(number) => toml::Value::Float(*number),
-            Kind::Text(text) => match check(text) {
-                Ok(()) => toml::Value::String(text.clone()),
+            Kind::Text(text) => match settle(key, text, node.place.is_set()) {
+                Ok(text) => toml::Value::String(text),
                 Err(expected) => return Err(self.invalid(key, node, &expected, "")),
             },
             Kind::Datetime => return Err(self.invalid(key, node, "a value that is no date", "")),
             Kind::Array(nodes) => {
                 let values = nodes.iter().enumerate();
-                let values = values.map(|(index, node)| self.plain(&format!("{key}.{index}"), node, check));
+                let values = values.map(|(index, node)| self.plain(&format!("{key}.{index}"), node, settle));
                 toml::Value::Array(values.collect::<Result<_, _>>()?)
             }
             Kind::Table(entries) => {
                 let mut table = toml::Table::new();
                 for entry in entries {
-                    let value = self.plain(&format!("{key}.{}", entry.key), &entry.node, check)?;
+                    let value = self.plain(&format!("{key}.{}", entry.key), &entry.node, settle)?;
                     table.insert(entry.key.clone(), value);
                 }
                 toml::Value::Table(table)

@@ -355,19 +355,18 @@ pub fn run(section: &mut Section, recipe_name: &str) -> Result<Run, RecipeError>
     Ok(Run { name, seed, out })
 }
 
-pub(super) fn data(mut section: Section, folder: Option<&Path>) -> Result<Data, RecipeError> {
+pub(super) fn data(mut section: Section) -> Result<Data, RecipeError> {
     let mut sources = Vec::new();
     for mut source in section.sections("sources")? {
-        let path = source.text("path")?;
+        let Some(path) = source.path("path")? else {
+            return Err(source.missing("path", "a folder or file"));
+        };
         let entry = Source {
-            path: located(path.unwrap_or_default(), folder),
+            path,
             include: source.texts("include")?.unwrap_or_default(),
             exclude: source.texts("exclude")?.unwrap_or_default(),
             max_bytes: source.count("max_bytes", &BYTES)?,
         };
-        if entry.path.is_empty() {
-            return Err(source.missing("path", "a folder or file"));
-        }
         source.finish()?;
         sources.push(entry);
     }
@@ -386,7 +385,7 @@ pub(super) fn data(mut section: Section, folder: Option<&Path>) -> Result<Data, 
             .unwrap_or(if random { 0.0 } else { 0.02 }),
         document_borders: section.flag("document_borders")?.unwrap_or(true),
         packing: section.choice("packing", &Packing::CHOICES)?.unwrap_or_default(),
-        tokenizer: section.text("tokenizer")?.map(|path| located(path, folder)),
+        tokenizer: section.path("tokenizer")?,
         vocab_size: section
             .integer("vocab_size", SMALLEST_VOCABULARY as u64, 1 << 24)?
             .map(|size| size as usize),
@@ -415,7 +414,7 @@ pub(super) fn data(mut section: Section, folder: Option<&Path>) -> Result<Data, 
     Ok(data)
 }
 
-/// A relative path, from the recipe's folder; what the data reader expands or resolves itself stays.
+/// A relative path, from a folder; what the data reader expands or resolves itself stays.
 pub fn located(path: String, folder: Option<&Path>) -> String {
     let own = path.starts_with(['/', '~', '$']) || path.starts_with("hf:") || path.is_empty();
     match folder {

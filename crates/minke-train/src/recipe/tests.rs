@@ -274,11 +274,61 @@ fn options_that_cannot_be_applied_say_so() {
         "train..lr=1",
         "model.eos_token_id=[1,",
         "train.lr.peak=1",
+        "train.lr.shape.kind=steep",
         "data.sources.7.path=x",
     ];
     let text = format!("{RANDOM}sources = []\n[train]\nlr = 0.1\n");
     let text: Vec<String> = options.iter().map(|option| error(&text, &[option])).collect();
     assert_snapshot!(text.join("\n"));
+}
+
+#[test]
+fn paths_start_where_they_are_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("r.toml");
+    let text = "[run]\nbaseline = \"old\"\n[[data.sources]]\npath = \"texts\"\n";
+    std::fs::write(&path, text).unwrap();
+    let paths = |overrides: &[&str]| {
+        let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
+        let recipe = Recipe::load(&path, &overrides).unwrap();
+        [&recipe.baseline, &recipe.data.tokenizer, &Some(recipe.data.sources[0].path.clone())]
+            .map(Clone::clone)
+    };
+    let beside = |name: &str| Some(folder.path().join(name).display().to_string());
+    let here = |name: &str| Some(std::path::absolute(name).unwrap().display().to_string());
+    assert_eq!(paths(&[]), [beside("old"), None, beside("texts")]);
+    let set = ["run.baseline=runs/a", "data.tokenizer=./t", "data.sources=[{ path = '../x' }]"];
+    assert_eq!(paths(&set), [here("runs/a"), here("t"), here("../x")]);
+    assert_eq!(paths(&["data.sources.0.path=/x", "run.baseline=~/a"])[2], Some("/x".to_owned()));
+}
+
+#[test]
+fn recipes_of_other_commands_are_told() {
+    let told = |text: &str, command| {
+        Document::parse("r.toml", text, &[]).unwrap().is_for(command).err().map(|error| error.to_string())
+    };
+    let sft = "[model]\npath = 'm'\n[[data.sources]]\npath = 'x'\n";
+    let sample = "[model]\npath = 'm'\n[tasks]\nsuite = 'core'\n";
+    assert_snapshot!([
+        told("[[stage]]\nname = 'a'\n", "pretrain"),
+        told(sft, "pretrain"),
+        told(RANDOM, "make"),
+        told(sample, "sft"),
+    ]
+    .map(Option::unwrap)
+    .join("\n"), @r"
+    r.toml is a recipe for `minke make`: expected one for `minke pretrain`
+    r.toml is a recipe for `minke sft`: expected one for `minke pretrain`
+    r.toml is a recipe for `minke pretrain` or `minke sft` or `minke distill`: expected one for `minke make`
+    r.toml is a recipe for `minke grpo` or `minke sample`: expected one for `minke sft`
+    ");
+    for (text, command) in
+        [(RANDOM, "pretrain"), (sft, "sft"), (sample, "sample"), (sample, "grpo"), ("", "make")]
+    {
+        assert_eq!(told(text, command), None, "{text}");
+    }
+    // what is of no kind is for its reader to judge
+    assert_eq!(told("[[stage]]\n[teacher]\n", "sft"), None);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! TOML text and `--set` options as one tree of values that know where they stand.
 
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
@@ -13,21 +14,37 @@ pub(super) struct Place {
     span: Range<usize>,
 }
 
+impl Place {
+    /// Whether an option said it, rather than the recipe.
+    pub fn is_set(&self) -> bool {
+        self.source > 0
+    }
+}
+
 /// The recipe's text and, behind it, those of the options.
 #[derive(Debug, Clone)]
-pub(super) struct Texts(Vec<(String, String)>);
+pub(super) struct Texts {
+    texts: Vec<(String, String)>,
+    /// The folder of the recipe's file, if it is one.
+    pub folder: Option<PathBuf>,
+}
 
 impl Texts {
     /// The frame of a place, boxed since errors are moved about.
     #[expect(clippy::unnecessary_box_returns, reason = "its only use is in errors, which hold it boxed")]
     pub fn frame(&self, place: &Place) -> Box<Frame> {
-        let (name, text) = &self.0[place.source];
+        let (name, text) = &self.texts[place.source];
         Box::new(Frame::new(name, text, place.span.clone()))
+    }
+
+    /// Where relative paths start that stand there: in the recipe's folder, and those of options where the user is.
+    pub fn folder(&self, place: &Place) -> Option<&Path> {
+        if place.is_set() { Some(Path::new(".")) } else { self.folder.as_deref() }
     }
 
     /// The recipe's own name.
     pub fn name(&self) -> &str {
-        &self.0[0].0
+        &self.texts[0].0
     }
 }
 
@@ -56,6 +73,14 @@ pub(super) struct Entry {
 }
 
 impl Node {
+    /// The entry of a dotted key.
+    pub fn entry(&self, key: &str) -> Option<&Entry> {
+        let Kind::Table(entries) = &self.kind else { return None };
+        let (first, rest) = key.split_once('.').map_or((key, None), |(first, rest)| (first, Some(rest)));
+        let entry = entries.iter().find(|entry| entry.key == first)?;
+        rest.map_or(Some(entry), |rest| entry.node.entry(rest))
+    }
+
     /// The value for a message.
     pub fn describe(&self) -> String {
         match &self.kind {
@@ -73,7 +98,7 @@ impl Node {
 
 /// Parses a recipe and applies the options in order.
 pub(super) fn parse(name: &str, text: &str, overrides: &[String]) -> Result<(Node, Texts), RecipeError> {
-    let mut texts = Texts(vec![(name.to_owned(), text.to_owned())]);
+    let mut texts = Texts { texts: vec![(name.to_owned(), text.to_owned())], folder: None };
     let table = DeTable::parse(text).map_err(|error| {
         let span = error.span().unwrap_or(0..0);
         RecipeError::Syntax {
@@ -84,8 +109,8 @@ pub(super) fn parse(name: &str, text: &str, overrides: &[String]) -> Result<(Nod
     let span = table.span();
     let mut root = Node { kind: self::table(table.get_ref(), 0, 0), place: Place { source: 0, span } };
     for option in overrides {
-        texts.0.push(("--set".to_owned(), option.clone()));
-        apply(&mut root, option, texts.0.len() - 1)?;
+        texts.texts.push(("--set".to_owned(), option.clone()));
+        apply(&mut root, option, texts.texts.len() - 1)?;
     }
     Ok((root, texts))
 }
@@ -178,9 +203,14 @@ fn apply(root: &mut Node, option: &str, source: usize) -> Result<(), RecipeError
                 })?
             }
             Kind::Boolean(_) | Kind::Integer(_) | Kind::Float(_) | Kind::Text(_) | Kind::Datetime => {
+                let value = match &parsed.kind {
+                    Kind::Text(text) => format!("{text:?}"),
+                    _ => value.trim().to_owned(),
+                };
+                let (whole, part) = (keys[..depth].join("."), keys[depth..].join("."));
                 return Err(refuse(format!(
-                    "`{}` is a single value, not a section",
-                    keys[..depth].join(".")
+                    "`{whole}` is a single value, not a section; to give it parts, give all of them at once: \
+                     --set '{whole}={{{part}={value}, ...}}'"
                 )));
             }
         };

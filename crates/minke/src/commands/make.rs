@@ -1,15 +1,14 @@
 //! `minke make`: the terminal's side of pipelines, and the kinds of stages that there are.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use minke_post::make::{self, Event, Failed, Kind, Options, Outcome, Runner, StageResult};
+use minke_post::make::{self, Event, Failed, Kind, Options, Outcome, Runner, Stage, StageResult};
 use minke_post::metrics::Values;
 use minke_post::{distill, grpo, sft, stages};
 use minke_train::pretrain;
-use minke_train::recipe::{Document, Recipe};
+use minke_train::recipe::Recipe;
 use serde_json::json;
 
 use super::train::{duration, json_line};
@@ -21,10 +20,11 @@ use crate::output::{self, percent};
 
 /// The kinds of stages.
 const KINDS: [Kind; 7] = [
-    Kind { name: "worked", command: None, makes_model: false, paths: &[], models: &[] },
+    Kind { name: "worked", command: None, begins_with: None, makes_model: false, paths: &[], models: &[] },
     Kind {
         name: "pretrain",
         command: Some("pretrain"),
+        begins_with: None,
         makes_model: true,
         paths: &["data.sources.*.path", "data.tokenizer"],
         models: &[],
@@ -32,6 +32,7 @@ const KINDS: [Kind; 7] = [
     Kind {
         name: "sft",
         command: Some("sft"),
+        begins_with: Some("model.path"),
         makes_model: true,
         paths: &["data.sources.*.path"],
         models: &["model.path", "model.template", "eval.suite"],
@@ -39,6 +40,7 @@ const KINDS: [Kind; 7] = [
     Kind {
         name: "grpo",
         command: Some("grpo"),
+        begins_with: Some("model.path"),
         makes_model: true,
         paths: &[],
         models: &["model.path", "model.reference", "tasks.suite", "tasks.eval_suite"],
@@ -46,6 +48,7 @@ const KINDS: [Kind; 7] = [
     Kind {
         name: "sample",
         command: Some("sample"),
+        begins_with: Some("model.path"),
         makes_model: false,
         paths: &[],
         models: &["model.path", "model.template", "tasks.suite"],
@@ -53,6 +56,7 @@ const KINDS: [Kind; 7] = [
     Kind {
         name: "distill",
         command: Some("distill"),
+        begins_with: Some("student.path"),
         makes_model: true,
         paths: &["data.sources.*.path", "distill.cache"],
         models: &[
@@ -67,6 +71,7 @@ const KINDS: [Kind; 7] = [
     Kind {
         name: "eval",
         command: None,
+        begins_with: Some("model.path"),
         makes_model: false,
         paths: &[],
         models: &["model.path", "model.template", "eval.suite"],
@@ -135,15 +140,16 @@ impl Runner for Stages {
         &KINDS
     }
 
-    fn check(&mut self, kind: Kind, recipe: &Path) -> Result<(), Failure> {
-        match kind.name {
-            "worked" => drop(stages::gym::Recipe::load(recipe, &[])?),
-            "pretrain" => drop(Recipe::load(recipe, &[])?),
-            "sft" => drop(sft::recipe::Recipe::read(&Document::load(recipe, &[])?)?),
-            "grpo" => drop(grpo::Recipe::load(recipe, &[], None)?),
-            "sample" => drop(minke_post::sample::Recipe::load(recipe, &[])?),
-            "distill" => drop(distill::Recipe::load(recipe, &[], None)?),
-            "eval" => drop(stages::exam::Recipe::load(recipe, &[])?),
+    fn check(&mut self, stage: &Stage) -> Result<(), Failure> {
+        let recipe = &stage.given;
+        match stage.kind.name {
+            "worked" => drop(stages::gym::Recipe::read(recipe)?),
+            "pretrain" => drop(Recipe::read(recipe)?),
+            "sft" => drop(sft::recipe::Recipe::read(recipe)?),
+            "grpo" => drop(grpo::Recipe::read(recipe)?),
+            "sample" => drop(minke_post::sample::Recipe::read(recipe)?),
+            "distill" => drop(distill::Recipe::read(recipe)?),
+            "eval" => drop(stages::exam::Recipe::read(recipe)?),
             other => unreachable!("{other} is not among the kinds"),
         }
         Ok(())
