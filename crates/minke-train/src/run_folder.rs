@@ -12,6 +12,8 @@ const LOCK: &str = ".lock";
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
+    /// Whether it was not there before.
+    is_new: bool,
     _lock: File,
 }
 
@@ -21,6 +23,7 @@ impl RunFolder {
     /// # Errors
     /// It cannot be written to, another process has it, or it holds something and `resume` is not said.
     pub fn take(path: &Path, resume: bool) -> Result<Self> {
+        let is_new = !path.exists();
         fs::create_dir_all(path).map_err(TrainError::io("create the run's folder", path))?;
         if !resume && !is_empty(path)? {
             return Err(TrainError::Occupied { path: path.to_owned() });
@@ -35,7 +38,7 @@ impl RunFolder {
             Err(TryLockError::Error(error)) if error.kind() == std::io::ErrorKind::Unsupported => {}
             Err(TryLockError::Error(error)) => return Err(TrainError::io("lock", &lock_path)(error)),
         }
-        let folder = Self { path: path.to_owned(), _lock: lock };
+        let folder = Self { path: path.to_owned(), is_new, _lock: lock };
         let checkpoints = folder.checkpoints();
         fs::create_dir_all(&checkpoints).map_err(TrainError::io("create", &checkpoints))?;
         Ok(folder)
@@ -64,6 +67,20 @@ impl RunFolder {
     /// The model's folder, the result.
     pub fn model(&self) -> PathBuf {
         self.path.join("model")
+    }
+}
+
+impl Drop for RunFolder {
+    /// A run that failed before it wrote anything leaves nothing.
+    fn drop(&mut self) {
+        if is_empty(&self.path).unwrap_or(false) {
+            // what cannot be removed is in nobody's way
+            let _ = fs::remove_dir(self.checkpoints());
+            let _ = fs::remove_file(self.path.join(LOCK));
+            if self.is_new {
+                let _ = fs::remove_dir(&self.path);
+            }
+        }
     }
 }
 
@@ -107,7 +124,10 @@ mod tests {
         // the lock belongs to the open file, so a second one of this process stands for another process
         assert!(matches!(RunFolder::take(&path, true), Err(TrainError::Busy { .. })));
         drop(held);
+        assert!(!path.exists(), "nothing was written, and something is left");
+        fs::create_dir(&path).unwrap();
         drop(RunFolder::take(&path, false).unwrap());
+        assert!(path.exists(), "it was there before");
         fs::write(path.join("metrics.jsonl"), "kept").unwrap();
         let error = RunFolder::take(&path, false).unwrap_err().to_string();
         for option in ["--resume", "--out", "delete"] {

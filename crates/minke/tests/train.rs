@@ -135,7 +135,8 @@ fn recipes_that_cannot_be_are_refused() {
     }
     fs::remove_dir_all(bench.folder.path().join("texts")).unwrap();
     let error = refused_late(&["pretrain", text(&recipe), "--out", text(&out)]);
-    assert!(error.contains("data source"), "{error}");
+    assert!(error.contains("data source") && error.contains("it does not exist"), "{error}");
+    assert!(!out.exists(), "something is left");
 }
 
 #[test]
