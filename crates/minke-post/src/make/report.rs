@@ -1,9 +1,10 @@
 //! `report.md` of a pipeline: its stages, what they made of the model, and where their own reports are.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use minke_train::report::draw::{Axes, Bounds, Line, line_plot};
+use minke_train::report::draw::{Axes, Bounds, Line, MAX_LINES, line_plot};
 use minke_train::report::{cell, duration, grouped};
 
 use super::MakeError;
@@ -37,7 +38,7 @@ pub(super) fn write(pipeline: &Pipeline, folder: &Folder) -> Result<PathBuf, Mak
         let (name, kind) = (&stage.name[..], stage.kind.name);
         done.push(Done { name, kind, seconds: marker.seconds, result, records });
     }
-    let plots = plots(&done).map_err(|error| MakeError::Plot(error.to_string()))?;
+    let plots = plots(pipeline, &done).map_err(|error| MakeError::Plot(error.to_string()))?;
     report::write_plots(folder.path(), &plots).map_err(|error| MakeError::Plot(error.to_string()))?;
     let path = folder.path().join("report.md");
     replace(&path, markdown(pipeline, folder, &done, &plots).as_bytes())?;
@@ -125,35 +126,56 @@ fn stages(text: &mut String, pipeline: &Pipeline, folder: &Folder, done: &[Done<
     Ok(())
 }
 
-/// The whole way in one picture: evaluations of all stages by the minutes that the pipeline had worked.
-fn plots(done: &[Done<'_>]) -> Result<Vec<Plot>, minke_train::report::draw::DrawError> {
+/// The whole way in one picture: evaluations of all stages by the minutes that the pipeline had worked; of models that
+/// began otherwise than the pipeline's, such as students, a line of their own.
+fn plots(pipeline: &Pipeline, done: &[Done<'_>]) -> Result<Vec<Plot>, minke_train::report::draw::DrawError> {
+    let origin = |stage| &pipeline.origin(stage).name[..];
+    let main = pipeline.published().map(origin);
     let mut before = 0.0;
-    let mut evaluations: Vec<Values> = Vec::new();
+    // by origin, and called by the last of its models
+    let mut others: BTreeMap<&str, (&str, Vec<Values>)> = BTreeMap::new();
+    let mut evaluations = Vec::new();
     for stage in done {
         let own = report::evaluations(&stage.records);
-        evaluations.extend(own.into_iter().map(|values| Values {
+        let place = match pipeline.stage(stage.name) {
+            Some(of) if !own.is_empty() && Some(origin(of)) != main => {
+                let (name, place) = others.entry(origin(of)).or_default();
+                *name = of.begins_with().filter(|_| !of.kind.makes_model).unwrap_or(stage.name);
+                place
+            }
+            _ => &mut evaluations,
+        };
+        place.extend(own.into_iter().map(|values| Values {
             elapsed_s: before + values.elapsed_s.min(stage.seconds),
             ..values.clone()
         }));
         before += stage.seconds;
     }
     let minutes = |values: &Values| values.elapsed_s / 60.0;
-    let evaluations: Vec<&Values> = evaluations.iter().collect();
-    let thought = evaluations.iter().filter_map(|values| Some((minutes(values), values.get("thought")?)));
+    let line = |name: &str, evaluations: &[Values], value: &str| {
+        let points = evaluations.iter().filter_map(|values| Some((minutes(values), values.get(value)?)));
+        Line::new(name.to_owned(), points.collect::<Vec<_>>())
+    };
+    let with = |mut lines: Vec<Line>, value: &str| {
+        lines.truncate(MAX_LINES.saturating_sub(others.len()).max(1));
+        lines.extend(others.values().map(|(name, own)| line(name, own, value)));
+        lines
+    };
+    let levels = level_lines(&evaluations.iter().collect::<Vec<_>>(), "pass@1", minutes);
     let candidates = [
         (
             "pass.svg",
             "pass@1 on held-out problems over all stages",
             "right answers",
             Bounds::Share,
-            level_lines(&evaluations, "pass@1", minutes),
+            with(levels, "pass@1"),
         ),
         (
             "thought.svg",
             "Length of thought over all stages",
             "tokens",
             Bounds::Zero,
-            vec![Line::new("thought", thought.collect::<Vec<_>>())],
+            with(vec![line("thought", &evaluations, "thought")], "thought"),
         ),
     ];
     let mut plots = Vec::new();

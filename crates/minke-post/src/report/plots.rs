@@ -160,7 +160,9 @@ pub fn plots(records: &[Record]) -> Result<Vec<Plot>, DrawError> {
             names.iter().map(|(name, said)| Line::new(*said, points(name))).collect()
         };
         let mut lines = of(&steps, wanted.steps);
-        lines.extend(of(&evaluations, wanted.evaluations));
+        // beside the line that it is compared with, so that it has one colour everywhere
+        let first = lines.len().min(1);
+        lines.splice(first..first, of(&evaluations, wanted.evaluations));
         lines.retain(|line| !line.points.is_empty());
         if !lines.is_empty() {
             let axes = Axes { title: wanted.caption, x: "steps", y: wanted.axis, bounds: wanted.bounds };

@@ -13,8 +13,8 @@ const SIZE: (u32, u32) = (880, 420);
 const MAX_POINTS: usize = 400;
 /// More lines than this cannot be told apart by colour.
 pub const MAX_LINES: usize = 7;
-/// Lines whose names stand in a legend beside the plot rather than over it.
-const MANY_LINES: usize = 4;
+/// Where the plot itself begins.
+const LEFT: i32 = 98;
 
 // told apart in every kind of colour blindness (Okabe and Ito)
 const COLORS: [RGBColor; MAX_LINES] = [
@@ -97,16 +97,29 @@ pub(crate) fn short_count(number: f64) -> String {
     format!("{}{suffix}", digits.trim_end_matches('0').trim_end_matches('.'))
 }
 
-/// A value of the vertical axis in at most six characters or so.
-fn axis_value(number: f64) -> String {
-    let digits = match number.abs() {
-        0.0 => return "0".to_owned(),
+/// A value of the vertical axis, with as many digits as tell it from its neighbours, `step` or more apart.
+fn axis_value(number: f64, step: f64) -> String {
+    if number.abs() < step / 2.0 {
+        return "0".to_owned();
+    }
+    let digits = (-step.log10()).ceil().clamp(0.0, 12.0) as usize;
+    let text = match number.abs() {
         size if size >= 1e3 => return short_count(number),
-        size if size >= 0.1 => format!("{number:.2}"),
-        size if size >= 1e-4 => format!("{number:.4}"),
-        _ => return format!("{number:.0e}"),
+        size if size < 1e-4 => format!("{number:.1e}"),
+        _ => format!("{number:.digits$}"),
     };
-    digits.trim_end_matches('0').trim_end_matches('.').to_owned()
+    match text.split_once('e') {
+        Some((digits, power)) => format!("{}e{power}", digits.trim_end_matches(".0")),
+        None if text.contains('.') => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
+        None => text,
+    }
+}
+
+/// The range of the horizontal axis: from nothing, unless that would leave most of it empty.
+fn across(values: impl Iterator<Item = f64>) -> Range<f64> {
+    let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), v| (a.min(v), b.max(v)));
+    let from = if low > 0.3 * high && high > low { low - 0.02 * (high - low) } else { 0.0 };
+    from..if high > 0.0 { high + 0.01 * (high - from) } else { 1.0 }
 }
 
 /// A range around the values that is never empty.
@@ -131,26 +144,23 @@ fn titled<'a>(
     root.margin(8, 0, 0, 0).titled(title, ("sans-serif", 20).into_font().color(&INK)).map_err(drawing)
 }
 
-/// The corner of a plot that hides the fewest points.
-fn corner(lines: &[&Line], x: &Range<f64>, y: &Range<f64>) -> SeriesLabelPosition {
-    let within = |range: &Range<f64>, value: f64| (value - range.start) / (range.end - range.start);
-    let hidden = |right: bool, upper: bool| {
-        let points = lines.iter().flat_map(|line| &line.points);
-        let is_there = |(px, py): &&(f64, f64)| {
-            let (px, py) = (within(x, *px), within(y, *py));
-            (if right { px > 0.6 } else { px < 0.4 }) && (if upper { py > 0.65 } else { py < 0.35 })
-        };
-        points.filter(is_there).count()
-    };
-    [
-        (hidden(true, true), SeriesLabelPosition::UpperRight),
-        (hidden(false, true), SeriesLabelPosition::UpperLeft),
-        (hidden(true, false), SeriesLabelPosition::LowerRight),
-        (hidden(false, false), SeriesLabelPosition::LowerLeft),
-    ]
-    .into_iter()
-    .min_by_key(|(hidden, _)| *hidden)
-    .map_or(SeriesLabelPosition::UpperRight, |(_, corner)| corner)
+/// Where the name of each line stands above the plot, and how high all of them are together.
+fn legend(lines: &[&Line]) -> (Vec<(i32, i32)>, u32) {
+    let (mut at, mut places) = ((LEFT, 12), Vec::new());
+    for line in lines {
+        let width = 60 + 10 * shown(&line.name).chars().count() as i32;
+        if at.0 > LEFT && at.0 + width > SIZE.0 as i32 {
+            at = (LEFT, at.1 + 24);
+        }
+        places.push(at);
+        at.0 += width;
+    }
+    (places, if lines.len() > 1 { at.1 as u32 + 12 } else { 0 })
+}
+
+/// A name that is not too long for a legend.
+fn shown(name: &str) -> String {
+    name.chars().take(32).collect()
 }
 
 fn drawing(error: impl std::fmt::Display) -> DrawError {
@@ -170,14 +180,13 @@ pub fn line_plot(axes: &Axes<'_>, lines: &[Line]) -> Result<String, DrawError> {
     {
         let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
         let area = titled(&root, axes.title)?;
-        let longest = lines.iter().map(|line| line.name.chars().count()).max().unwrap_or(0);
-        let beside = lines.len() > MANY_LINES;
-        let legend_width = if beside { 60 + 9 * longest.min(24) as u32 } else { 0 };
         let points = || lines.iter().flat_map(|line| line.points.iter().copied());
-        let last = points().map(|point| point.0).fold(f64::NEG_INFINITY, f64::max);
-        let x = 0.0..if last > 0.0 { last * 1.01 } else { 1.0 };
+        let x = across(points().map(|point| point.0));
         let y = around(points().map(|point| point.1), axes.bounds);
-        let (plot, legend) = area.split_horizontally(SIZE.0 - legend_width);
+        // labels are at least this far apart
+        let step = (y.end - y.start) / 14.0;
+        let (names, height) = legend(&lines);
+        let (above, plot) = area.split_vertically(height);
         let mut chart = ChartBuilder::on(&plot)
             .margin(14)
             .margin_right(28)
@@ -186,7 +195,7 @@ pub fn line_plot(axes: &Axes<'_>, lines: &[Line]) -> Result<String, DrawError> {
             .build_cartesian_2d(x, y)
             .map_err(drawing)?;
         let label = |value: &f64| match axes.bounds {
-            Bounds::Values | Bounds::Zero => axis_value(*value),
+            Bounds::Values | Bounds::Zero => axis_value(*value, step),
             Bounds::Share => format!("{:.0} %", 100.0 * value),
         };
         chart
@@ -206,42 +215,20 @@ pub fn line_plot(axes: &Axes<'_>, lines: &[Line]) -> Result<String, DrawError> {
             .map_err(drawing)?;
         // the first line is what matters most: it is drawn last, over the others
         for (line, color) in lines.iter().zip(COLORS).rev() {
-            let drawn = chart
+            chart
                 .draw_series(LineSeries::new(line.points.iter().copied(), color.stroke_width(2)))
                 .map_err(drawing)?;
-            if lines.len() > 1 && !beside {
-                drawn
-                    .label(line.name.clone())
-                    .legend(move |(x, y)| PathElement::new([(x, y), (x + 24, y)], color.stroke_width(3)));
-            }
             // a line through few points does not show where they are
             if line.points.len() <= 40 {
                 let dots = line.points.iter().map(|point| Circle::new(*point, 3, color.filled()));
                 chart.draw_series(dots).map_err(drawing)?;
             }
         }
-        if lines.len() > 1 && !beside {
-            let corner = corner(&lines, &chart.x_range(), &chart.y_range());
-            chart
-                .configure_series_labels()
-                .position(corner)
-                .margin(12)
-                .legend_area_size(34)
-                .background_style(WHITE.mix(0.9))
-                .border_style(GRID)
-                .label_font(("sans-serif", 16).into_font().color(&INK))
-                .draw()
-                .map_err(drawing)?;
-        }
-        if beside {
-            for (place, (line, color)) in (0..).zip(lines.iter().zip(COLORS)) {
-                let y = 30 + 24 * place;
-                let stroke = PathElement::new([(4, y), (28, y)], color.stroke_width(3));
-                legend.draw(&stroke).map_err(drawing)?;
-                let name: String = line.name.chars().take(24).collect();
-                let style = ("sans-serif", 16).into_font().color(&INK);
-                legend.draw(&Text::new(name, (36, y - 8), style)).map_err(drawing)?;
-            }
+        for ((line, color), (x, y)) in lines.iter().zip(COLORS).zip(names).filter(|_| height > 0) {
+            let stroke = PathElement::new([(x, y), (x + 24, y)], color.stroke_width(3));
+            above.draw(&stroke).map_err(drawing)?;
+            let style = ("sans-serif", 16).into_font().color(&INK);
+            above.draw(&Text::new(shown(&line.name), (x + 32, y - 8), style)).map_err(drawing)?;
         }
         root.present().map_err(drawing)?;
     }

@@ -162,6 +162,24 @@ fn a_report_is_written_and_replaced() {
 }
 
 #[test]
+fn labels_of_an_axis_differ() {
+    for highest in [0.0003, 0.000_071, 0.012, 0.35, 1.0, 7.0, 950.0, 2e-7] {
+        let points = (0..50).map(|x| (f64::from(x), highest * f64::from(x) / 49.0));
+        let line = draw::Line::new("rate", points);
+        let axes = draw::Axes { title: "t", x: "steps", y: "rate", bounds: draw::Bounds::Zero };
+        let svg = draw::line_plot(&axes, &[line]).unwrap();
+        let labels: Vec<&str> = svg
+            .split("text-anchor=\"end\"")
+            .skip(1)
+            .filter_map(|rest| rest.split(['>', '<']).nth(1).map(str::trim))
+            .collect();
+        let different: std::collections::BTreeSet<&&str> = labels.iter().collect();
+        assert!(labels.len() > 3 && different.len() == labels.len(), "{labels:?}");
+        assert!(labels.iter().all(|label| label.len() < 9), "{labels:?}");
+    }
+}
+
+#[test]
 fn numbers_read_well() {
     assert_eq!([0, 12, 1234, 1_234_567].map(grouped), ["0", "12", "1,234", "1,234,567"]);
     assert_eq!([3.44, 61.0, 3725.0].map(duration), ["3.4 s", "1 min 1 s", "1 h 2 min"]);
