@@ -516,6 +516,9 @@ pub struct Score {
     /// Write f32 tensors logits.0, logits.1, ... of shape [tokens, vocabulary]
     #[arg(long, value_name = "OUT.safetensors")]
     pub logits: Option<PathBuf>,
+    /// Replace a file of logits that is there
+    #[arg(long, requires = "logits")]
+    pub force: bool,
     /// Print one JSON object, with the log-probability of each token
     #[arg(long)]
     pub json: bool,
@@ -861,4 +864,7 @@ pub struct GymWrite {
     /// The file
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
+    /// Replace a file that is there
+    #[arg(long)]
+    pub force: bool,
 }

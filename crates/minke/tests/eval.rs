@@ -140,10 +140,13 @@ fn problems_are_listed_shown_and_written() {
     let empty =
         texts.iter().filter(|line| line["completion"].as_str().unwrap().starts_with("T:\nA: ")).count();
     assert!((700..1100).contains(&empty), "{empty}");
-    let chats = write(&["--count", "30", "--format", "chat"]);
+    let again = refused(&["gym", "write", "chain", "--count", "5", "--out", text(&path)]);
+    assert!(again.contains("is there") && again.contains("--force"), "{again}");
+    assert_eq!(lines(&path).len(), 2000);
+    let chats = write(&["--count", "30", "--format", "chat", "--force"]);
     assert_eq!(chats[0]["messages"][1]["role"], "assistant");
     assert!(!chats[0]["messages"][1]["reasoning_content"].as_str().unwrap().is_empty());
-    let tasks = write(&["--count", "30", "--format", "task", "--split", "held-out"]);
+    let tasks = write(&["--count", "30", "--format", "task", "--split", "held-out", "--force"]);
     assert_eq!(tasks[0]["verifier"]["name"], "gym");
     // and what was written can be asked
     let model = talking();

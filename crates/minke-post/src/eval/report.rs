@@ -183,12 +183,17 @@ impl EvalReport {
         for k in &ks {
             head.extend([format!("pass@{k}"), format!("majority@{k}")]);
         }
-        head.extend(["thought", "tokens", "no answer", "errors"].map(str::to_owned));
+        head.extend(["thought", "tokens", "no answer"].map(str::to_owned));
+        // a column of zeros would break the lines of a terminal
+        let errors = self.overall.verifier_errors > 0;
+        head.extend(errors.then(|| "errors".to_owned()));
         let mut rows = vec![head];
         let by_level = self.by_level.len() > self.by_name.len();
         let levels = self.by_level.iter().filter(|_| by_level);
         let by_name = self.by_name.iter().filter(|_| self.by_name.len() > 1);
-        for row in std::iter::once(&self.overall).chain(by_name).chain(levels) {
+        // a run that was stopped has asked no tasks of some
+        let asked = by_name.chain(levels).filter(|row| row.answers > 0);
+        for row in std::iter::once(&self.overall).chain(asked) {
             let rate = row.pass_1;
             let mut cells = vec![
                 row.name.clone(),
@@ -202,12 +207,8 @@ impl EvalReport {
                 cells.push(percent(at.map_or(f64::NAN, |at| at.pass)));
                 cells.push(percent(at.map_or(f64::NAN, |at| at.majority)));
             }
-            cells.extend([
-                number(row.thought_tokens),
-                number(row.tokens),
-                percent(row.no_answer),
-                row.verifier_errors.to_string(),
-            ]);
+            cells.extend([number(row.thought_tokens), number(row.tokens), percent(row.no_answer)]);
+            cells.extend(errors.then(|| row.verifier_errors.to_string()));
             rows.push(cells);
         }
         let mut text = aligned(&rows);

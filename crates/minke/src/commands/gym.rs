@@ -6,6 +6,7 @@ use minke_gym::{Draw, Suite, families, problem};
 use minke_post::worked::{self, Format, Mix, Settings};
 use serde::Serialize;
 
+use super::may_write;
 use super::progress::Bar;
 use crate::cli::{Gym, GymList, GymShow, GymWrite, LineFormat};
 use crate::failure::Failure;
@@ -92,6 +93,7 @@ fn show(args: &GymShow) -> Result<(), Failure> {
 }
 
 fn write(args: &GymWrite) -> Result<(), Failure> {
+    may_write(&args.out, args.force)?;
     let settings = Settings {
         suite: Suite::parse(&args.suite)?,
         count: args.count,

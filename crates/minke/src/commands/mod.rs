@@ -192,6 +192,15 @@ fn read_file(path: &Path, limit_bytes: u64) -> Result<Vec<u8>, Failure> {
     Ok(bytes)
 }
 
+/// Refuses to write over a file, unless told to.
+fn may_write(path: &Path, force: bool) -> Result<(), Failure> {
+    if force || !path.exists() {
+        return Ok(());
+    }
+    Err(Failure::user(format!("{} is there", path.display()))
+        .hint("choose another file, or replace it with --force"))
+}
+
 /// Tokens per second, or 0 where nothing was timed.
 fn rate(tokens: usize, seconds: f64) -> f64 {
     if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 }
