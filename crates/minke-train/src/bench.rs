@@ -110,11 +110,11 @@ pub struct Figures {
     pub profile: Vec<Part>,
 }
 
-/// Measures.
+/// Measures; `on_step` hears between steps how many of all are done.
 ///
 /// # Errors
 /// A recipe that is wrong, or training that diverges.
-pub fn run(options: &Options) -> Result<Figures> {
+pub fn run(options: &Options, on_step: &mut dyn FnMut(u64, u64)) -> Result<Figures> {
     let recipe = Recipe::load(&options.recipe, &options.overrides)?.resolve()?;
     let cpu = Cpu::detect(options.threads);
     if !options.force {
@@ -136,6 +136,7 @@ pub fn run(options: &Options) -> Result<Figures> {
     let mut times_ms = Vec::with_capacity(steps + 2);
     let mut loss = 0.0;
     for step in 0..steps + 2 {
+        on_step(step as u64, steps as u64 + 2);
         let batch = micro(step as u64);
         if step == 2 {
             trainer.model.timers = minke_tensor::Timers::default();

@@ -488,7 +488,9 @@ fn the_benchmark_measures_a_step() {
     fs::write(&recipe, text).unwrap();
     let options =
         minke_train::bench::Options { recipe, overrides: Vec::new(), steps: 3, threads: 2, force: false };
-    let figures = minke_train::bench::run(&options).unwrap();
+    let mut heard = Vec::new();
+    let figures = minke_train::bench::run(&options, &mut |done, all| heard.push((done, all))).unwrap();
+    assert_eq!(heard[0].0 + heard.len() as u64, heard[0].1, "a word before each step");
     assert_eq!((figures.threads, figures.steps, figures.tokens_per_step), (2, 3, 128));
     let implied = figures.tok_s * figures.step_ms / 1e3;
     assert!((implied - 128.0).abs() < 1e-6, "{implied}");

@@ -84,6 +84,7 @@ pub enum Command {
     #[command(after_help = "Examples:\n  \
         minke inspect runs/quickstart\n  \
         minke inspect recipes/quickstart.toml --set model.depth=8\n  \
+        minke inspect recipes/quickstart.toml --resolved\n  \
         minke inspect deepseek-ai/DeepSeek-V2-Lite --json\n\n\
         Of a recipe it also says what training will need here: memory by formula, and time from measurements\n\
         of some seconds. A recipe that does not fit into memory ends with exit code 2.")]
@@ -533,6 +534,9 @@ pub struct Inspect {
     /// Change a value of the recipe; can be given several times
     #[arg(long, value_name = "K=V")]
     pub set: Vec<String>,
+    /// Print the recipe with everything that follows from it, as a recipe, and nothing else
+    #[arg(long, conflicts_with = "json")]
+    pub resolved: bool,
     /// Length of the sequences that memory and arithmetic are stated for [default: the recipe's, or the model's]
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=1_073_741_824))]
     pub context: Option<u32>,

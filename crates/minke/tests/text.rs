@@ -301,6 +301,29 @@ fn inspect_reads_recipes() {
         let bytes = |report: &Value| report["training"]["memory"][kind].as_u64().unwrap();
         assert!(bytes(smaller) < bytes(larger), "{kind}");
     }
+    assert_eq!(
+        report["recipe"]["model"]["n_routed_experts"],
+        report["recipe"]["model"]["num_experts_per_tok"].as_u64().unwrap() * 4
+    );
+    let shown = good(&["inspect", recipe]);
+    for part in
+        ["6 heads of 32 + 16 rotated", "16 experts of width 96, 4 a token", "adamw, lr ", " steps to warm up"]
+    {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    // the whole of it is a recipe that says the same
+    let scratch = tempfile::tempdir().unwrap();
+    let whole = scratch.path().join("whole.toml");
+    let resolved = good(&["inspect", recipe, "--resolved"]);
+    std::fs::write(&whole, &resolved).unwrap();
+    let plain = |recipe: &str| recipe.replace("  # derived", "");
+    assert!(resolved.contains("# derived"));
+    assert_eq!(plain(&resolved), plain(&good(&["inspect", text(&whole), "--resolved"])));
+    let stages = concat!(env!("CARGO_MANIFEST_DIR"), "/../../recipes/tiny-r1.toml");
+    for command in [&["inspect"][..], &["bench", "infer"], &["pretrain"], &["grpo"]] {
+        let error = refused(&[command, &[stages]].concat());
+        assert!(error.contains("tiny-r1.toml is a recipe for `minke make`"), "{error}");
+    }
     let error = refused(&["inspect", recipe, "--set", "model.n_routed_expert=8"]);
     let gone = refused(&["inspect", "/nonexistent-minke/a.toml"]);
     insta::assert_snapshot!(format!("{}\n{gone}", error.replace(recipe, "RECIPE")));

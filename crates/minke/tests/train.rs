@@ -57,7 +57,8 @@ fn a_run_makes_a_model_that_the_other_commands_use() {
     let run = minke(&["pretrain", text(&recipe), "--out", text(&out)]);
     assert_eq!(run.code, 0, "{}", run.err);
     assert!(run.out.contains("bits per byte") && run.out.contains("minke chat "), "{}", run.out);
-    for expected in ["step 10/10: loss ", "held-out text", "step 10: checkpoint", "[model]", " GFLOP/s"] {
+    for expected in ["step 10/10: loss ", "held-out text", "step 10: checkpoint", "a/recipe.toml", " GFLOP/s"]
+    {
         assert!(run.err.contains(expected), "{expected}: {}", run.err);
     }
     let shown = good(&["inspect", text(&out)]);

@@ -73,10 +73,11 @@ pub struct Figures {
 }
 
 /// Measures steps on random weights and prompts: sample groups, reward the share of even tokens, one update.
+/// `on_step` hears between steps how many of all are done.
 ///
 /// # Errors
 /// A recipe that is wrong, or lengths that do not fit into the model's context.
-pub fn run(options: &Options) -> Result<Figures> {
+pub fn run(options: &Options, on_step: &mut dyn FnMut(u64, u64)) -> Result<Figures> {
     let recipe = Recipe::load(&options.recipe, &options.overrides)?.resolve()?;
     let cpu = Cpu::detect(options.threads);
     let config = recipe.config.clone();
@@ -104,6 +105,7 @@ pub fn run(options: &Options) -> Result<Figures> {
     let answers = options.prompts * options.group;
     let mut profiles = [Timers::default(), Timers::default()];
     for step in 0..=options.steps as u64 {
+        on_step(step, options.steps as u64 + 1);
         if step == 1 {
             profiles = [Timers::default(), Timers::default()];
         }

@@ -12,6 +12,7 @@ use minke_model::{CacheKind, Model, Param, Purpose};
 use minke_num::rng;
 use serde::Serialize;
 
+use super::progress::Bar;
 use super::{cache, is_recipe, precision, precision_name, rate, resolve, speculation, threads, value_name};
 use crate::cli::{BenchInfer, Drafts, KeptAs};
 use crate::failure::Failure;
@@ -128,7 +129,9 @@ pub fn run(args: &BenchInfer) -> Result<(), Failure> {
     let (mut reading, mut writing) = (Vec::new(), Vec::new());
     let (mut kv_cache_bytes, mut speculated) = (0, Speculated::default());
     // the first run packs weights and touches memory: it does not count
+    let mut bar = Bar::new("runs", args.json);
     for run in 0..=runs {
+        bar.set(run as u64, runs as u64 + 1, String::new);
         let (read_s, written_s, kv, drafts) =
             measure(&mut engine, &prompts, decode, speculation(args.speculate))?;
         (kv_cache_bytes, speculated) = (kv, drafts);
@@ -137,6 +140,7 @@ pub fn run(args: &BenchInfer) -> Result<(), Failure> {
             writing.push(rate(batch * decode, written_s));
         }
     }
+    drop(bar);
     let (prefill_tok_s, decode_tok_s) = (machine::median(&reading), machine::median(&writing));
     // before the loops below, whose memory is not the model's
     let peak_rss_bytes = machine::peak_rss_bytes();

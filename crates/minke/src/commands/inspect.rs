@@ -5,7 +5,7 @@ use minke_data::gguf::TensorType;
 use minke_data::hf::weight_of_scales;
 use minke_infer::gguf::GgufWeights;
 use minke_infer::{ModelFiles, Weights, machine};
-use minke_model::config::Config;
+use minke_model::config::{AttentionKind, Config};
 use minke_model::spec::{self, Role};
 use minke_model::{CacheKind, DType, KvFormat, PAGE, Precision, WeightSource};
 use minke_num::fp8::BLOCK;
@@ -17,7 +17,7 @@ use super::train::duration;
 use super::{is_recipe, resolve, threads};
 use crate::cli::Inspect;
 use crate::failure::Failure;
-use crate::output::{self, bytes, count};
+use crate::output::{self, bytes, count, percent};
 
 #[derive(Serialize)]
 struct Parameters {
@@ -105,6 +105,8 @@ struct Training {
     available_bytes: Option<u64>,
     /// None where it does not fit.
     time: Option<plan::Time>,
+    #[serde(skip)]
+    rows: Vec<(&'static str, String)>,
 }
 
 #[derive(Serialize)]
@@ -115,6 +117,12 @@ struct Report {
     hidden_size: usize,
     vocab_size: usize,
     max_position_embeddings: usize,
+    /// Heads and their widths.
+    #[serde(skip)]
+    attention: String,
+    /// Widths of dense layers and of experts.
+    #[serde(skip)]
+    feed_forward: String,
     context: usize,
     optimizer: &'static str,
     parameters: Parameters,
@@ -122,6 +130,9 @@ struct Report {
     memory: Memory,
     flops_per_token: FlopsPerToken,
     training: Option<Training>,
+    /// Of a recipe: all that it says and all that follows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recipe: Option<serde_json::Value>,
     files: Option<Files>,
 }
 
@@ -130,16 +141,20 @@ pub fn run(args: &Inspect) -> Result<(), Failure> {
     let mut too_large = None;
     let report = if is_recipe(&args.what) {
         let resolved = resolve(args.what.as_ref(), &args.set)?;
+        if args.resolved {
+            return output::text(&resolved.to_toml());
+        }
         let context = args.context.map_or(resolved.train.sequence_length, |n| n as usize);
         let precision = minke_model::Precision::from(resolved.precision);
         let optim = &resolved.train.optim;
         let mut report = describe(args.what.clone(), &resolved.config, precision, context, optim);
         let (training, why) = training(&resolved, threads(args.threads));
         (report.training, too_large) = (Some(training), why);
+        report.recipe = Some(resolved.to_json());
         report
     } else {
-        if !args.set.is_empty() {
-            return Err(Failure::user("--set changes recipes, and this is a model")
+        if !args.set.is_empty() || args.resolved {
+            return Err(Failure::user("--set and --resolved are for recipes, and this is a model")
                 .hint("give a recipe file, whose name ends in .toml"));
         }
         let found = ModelFiles::find(&args.what)?;
@@ -195,8 +210,42 @@ fn training(recipe: &Resolved, threads: usize) -> (Training, Option<plan::TooLar
         memory: shape.memory(cpu.level(), cpu.threads()),
         available_bytes,
         time: too_large.is_none().then(|| shape.time(&cpu)),
+        rows: settings(recipe),
     };
     (training, too_large)
+}
+
+/// How a recipe trains.
+fn settings(recipe: &Resolved) -> Vec<(&'static str, String)> {
+    let Resolved { train, .. } = recipe;
+    let optim = &train.optim;
+    let rates = match optim.optimizer {
+        Optimizer::AdamW => format!("adamw, lr {}", optim.lr),
+        Optimizer::Muon => format!("muon, lr {} for matrices, {} for the rest", optim.muon_lr, optim.lr),
+    };
+    let accumulated =
+        if train.accumulation > 1 { format!(" x {}", train.accumulation) } else { String::new() };
+    vec![
+        (
+            "  batch",
+            format!(
+                "{} x {}{accumulated} tokens, {} in all",
+                train.batch_size,
+                train.sequence_length,
+                count(train.tokens as f64)
+            ),
+        ),
+        ("  optimizer", format!("{rates}; weight decay {}", optim.weight_decay)),
+        (
+            "  schedule",
+            format!(
+                "{} of {} steps to warm up, the last {} to decay",
+                percent(optim.warmup_share),
+                recipe.steps(),
+                percent(optim.decay_share)
+            ),
+        ),
+    ]
 }
 
 /// The word of a recipe for what products compute in, or that of each role.
@@ -238,6 +287,8 @@ fn describe(what: String, config: &Config, precision: Precision, context: usize,
         hidden_size: config.hidden_size,
         vocab_size: config.vocab_size,
         max_position_embeddings: config.max_position_embeddings,
+        attention: attention(config),
+        feed_forward: feed_forward(config),
         context,
         optimizer: match optim.optimizer {
             Optimizer::AdamW => "adamw",
@@ -268,8 +319,40 @@ fn describe(what: String, config: &Config, precision: Precision, context: usize,
             training_with_mtp: spec::flops_per_token(config, context, true).training(),
         },
         training: None,
+        recipe: None,
         files: None,
     }
+}
+
+fn attention(config: &Config) -> String {
+    let heads = config.num_attention_heads;
+    match config.attention {
+        AttentionKind::Mla { q_lora_rank, kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim } => {
+            let queries = q_lora_rank.map_or(String::new(), |rank| format!(", {rank} of queries"));
+            format!(
+                "{heads} heads of {qk_nope_head_dim} + {qk_rope_head_dim} rotated, values of {v_head_dim}; \
+                 latents: {kv_lora_rank} of keys and values{queries}"
+            )
+        }
+        AttentionKind::Gqa { num_key_value_heads, head_dim, .. } => {
+            format!("{heads} heads of {head_dim}, {num_key_value_heads} of keys and values")
+        }
+    }
+}
+
+fn feed_forward(config: &Config) -> String {
+    let layers = config.num_hidden_layers;
+    let Some(sparse) = &config.moe_layers else { return format!("width {}", config.intermediate_size) };
+    let with = (0..layers).filter(|layer| sparse.has_experts(*layer)).count();
+    let moe = &sparse.moe;
+    let dense = match layers - with {
+        0 => String::new(),
+        n => format!("width {} in {n} of {layers} layers; ", config.intermediate_size),
+    };
+    format!(
+        "{dense}{} experts of width {}, {} a token, {} shared",
+        moe.n_routed_experts, moe.moe_intermediate_size, moe.num_experts_per_tok, moe.n_shared_experts
+    )
 }
 
 /// Bytes of all weights in a model that runs; of those that are `coded` there are codes and scales alone.
@@ -404,11 +487,12 @@ fn training_rows(training: &Training) -> Vec<(&'static str, String)> {
     let there = training
         .available_bytes
         .map_or(String::new(), |available| format!(" of {} available", size(available)));
-    let mut rows = vec![
-        (
-            "training here",
-            format!("{} threads, {}; products in {}", training.threads, training.level, training.precision),
-        ),
+    let mut rows = vec![(
+        "training here",
+        format!("{} threads, {}; products in {}", training.threads, training.level, training.precision),
+    )];
+    rows.extend(training.rows.iter().cloned());
+    rows.extend([
         ("  peak memory", format!("{}{there}", size(m.peak_bytes))),
         ("    weights", size(m.weights_bytes)),
         ("    packed for products", size(m.packed_bytes)),
@@ -422,7 +506,7 @@ fn training_rows(training: &Training) -> Vec<(&'static str, String)> {
         ("    threads", size(m.threads_bytes)),
         ("    process", size(m.process_bytes)),
         ("    data", size(m.data_bytes)),
-    ];
+    ]);
     if let Some(time) = &training.time {
         let step = format!("{:.0} ms for {} tokens", time.step_s * 1e3, training.tokens_per_step);
         let run = format!("{} for {} steps", duration(time.run_s), training.steps);
@@ -455,6 +539,8 @@ fn text(report: &Report) -> String {
                 report.layers, report.hidden_size, report.vocab_size
             ),
         ),
+        ("attention", report.attention.clone()),
+        ("feed-forward", report.feed_forward.clone()),
         ("parameters", format!("{} ({} active per token)", count(p.total as f64), count(p.active as f64))),
         ("  embedding, head", format!("{}, {}", count(p.embedding as f64), count(p.head as f64))),
     ];

@@ -9,6 +9,7 @@ use minke_post::session::Outcome;
 use minke_train::pretrain::Options;
 use serde::Serialize;
 
+use super::progress::Bar;
 use super::screen::Screen;
 use super::threads;
 use super::train::{duration, json_line, options};
@@ -174,10 +175,6 @@ impl Watcher {
 
     fn started(&mut self, started: &Started) {
         self.end();
-        // complete, as it is stored with the run
-        if let Ok(recipe) = std::fs::read_to_string(started.folder.join("recipe.toml")) {
-            self.line(&format!("\n{}\n", recipe.trim_end()));
-        }
         self.line(&format!(
             "{} {}: {} parameters ({} active), {} steps; {} threads, {}; run in {}",
             started.kind,
@@ -189,6 +186,7 @@ impl Watcher {
             started.level,
             started.folder.display()
         ));
+        self.line(&format!("all settings: {}", started.folder.join("recipe.toml").display()));
         for (name, value) in &started.facts {
             self.line(&format!("{name}: {value}"));
         }
@@ -251,7 +249,7 @@ fn shown(sample: &Sample) -> String {
 
 /// Runs `minke bench grpo`.
 pub fn bench(args: &BenchGrpo) -> Result<(), Failure> {
-    let figures = bench::run(&bench::Options {
+    let options = bench::Options {
         recipe: args.recipe.recipe.clone(),
         overrides: args.recipe.set.clone(),
         prompts: args.prompts as usize,
@@ -260,7 +258,10 @@ pub fn bench(args: &BenchGrpo) -> Result<(), Failure> {
         new_tokens: args.new_tokens as usize,
         steps: args.steps as usize,
         threads: threads(args.threads),
-    })?;
+    };
+    let mut bar = Bar::new("steps", args.json);
+    let figures = bench::run(&options, &mut |done, steps| bar.set(done, steps, String::new))?;
+    drop(bar);
     if args.json { output::json(&figures) } else { output::text(&bench_text(args, &figures)) }
 }
 

@@ -6,6 +6,7 @@ use minke_train::metrics::Step;
 use minke_train::pretrain::{self, Outcome};
 use serde::Serialize;
 
+use super::progress::Bar;
 use super::screen::Screen;
 use super::threads;
 use crate::cli::{BenchTrain, Train};
@@ -173,10 +174,6 @@ impl Watcher {
 
     fn started(&mut self, started: &Started) {
         self.end();
-        // complete, as it is stored with the run
-        if let Ok(recipe) = std::fs::read_to_string(started.folder.join("recipe.toml")) {
-            self.line(&format!("\n{}\n", recipe.trim_end()));
-        }
         self.line(&format!(
             "{}: {} parameters ({} active), {} steps of {} tokens, {} to learn from, {} held out",
             started.name,
@@ -198,6 +195,7 @@ impl Watcher {
             started.gemm_peak_gflops,
             started.folder.display()
         ));
+        self.line(&format!("all settings: {}", started.folder.join("recipe.toml").display()));
         if started.step > 0 {
             self.line(&format!("continuing after step {}", started.step));
         }
@@ -248,13 +246,16 @@ pub fn duration(seconds: f64) -> String {
 
 /// Runs `minke bench train`.
 pub fn bench(args: &BenchTrain) -> Result<(), Failure> {
-    let figures = bench::run(&bench::Options {
+    let options = bench::Options {
         recipe: args.recipe.recipe.clone(),
         overrides: args.recipe.set.clone(),
         steps: args.steps as usize,
         threads: threads(args.threads),
         force: args.force,
-    })?;
+    };
+    let mut bar = Bar::new("steps", args.json);
+    let figures = bench::run(&options, &mut |done, steps| bar.set(done, steps, String::new))?;
+    drop(bar);
     if args.json { output::json(&figures) } else { output::text(&bench_text(&figures)) }
 }
 
