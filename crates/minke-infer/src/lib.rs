@@ -39,7 +39,9 @@ mod step;
 mod stop;
 mod thinking;
 
-pub use assistant::{Answer, Assistant, AssistantError, Builder, Piece, Settings, Splitter, TEMPERATURE};
+pub use assistant::{
+    Answer, Assistant, AssistantError, Builder, Piece, Settings, Splitter, TEMPERATURE, Whole,
+};
 pub use constrain::{Constraint, ConstraintError};
 pub use engine::{Delta, Engine, EngineError, Generation, Request, StopReason, Timing, Trace, can_draft};
 pub use files::{ModelFiles, Weights};
@@ -53,4 +55,4 @@ pub use sequence::Session;
 pub use speculate::{Speculated, Speculation};
 pub use step::Token;
 pub use stop::StopMatcher;
-pub use thinking::{ThinkingBudget, Thought};
+pub use thinking::{ThinkingBudget, Thought, begins_thought, without_thought};

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use minke_data::Tokenizer;
-use minke_data::template::thinking::{CLOSING, OPEN};
+use minke_data::template::thinking::{CLOSE, CLOSING, OPEN};
 
 use crate::EngineError;
+use crate::guide::BAN;
 
 /// Tokens of a prompt's end that are looked at for the beginning of a thought.
 const LOOK_BACK: usize = 32;
@@ -29,6 +30,28 @@ impl ThinkingBudget {
     pub fn new(max_tokens: usize) -> Self {
         Self { open: OPEN.to_owned(), close: CLOSING.to_owned(), max_tokens }
     }
+}
+
+/// Whether a prompt ends within a thought that it has begun.
+pub fn begins_thought(tokenizer: &Tokenizer, prompt: &[u32]) -> bool {
+    ends_with(tokenizer, prompt, OPEN.as_bytes())
+}
+
+/// Forbids the marks of a thought to an answer whose prompt has closed one, as it does where thinking is switched off: a
+/// model that always thinks would write its thought into the answer, and close it again. Without such a prompt, or where
+/// the tokenizer has the marks as no tokens, nothing is forbidden.
+pub fn without_thought(tokenizer: &Tokenizer, prompt: &[u32]) -> Vec<(u32, f32)> {
+    if !ends_with(tokenizer, prompt, CLOSE.as_bytes()) {
+        return Vec::new();
+    }
+    [OPEN, CLOSE].iter().filter_map(|mark| Some((tokenizer.id_of(mark)?, BAN))).collect()
+}
+
+/// Whether a prompt ends with a mark and white space.
+fn ends_with(tokenizer: &Tokenizer, prompt: &[u32], mark: &[u8]) -> bool {
+    let end = &prompt[prompt.len().saturating_sub(LOOK_BACK)..];
+    let end: Vec<u8> = end.iter().flat_map(|&id| tokenizer.token_bytes(id).into_owned()).collect();
+    end.trim_ascii_end().ends_with(mark)
 }
 
 /// What an answer spent on thinking.
@@ -113,9 +136,7 @@ impl Thinking {
             max_tokens: budget.max_tokens,
             then_rest,
         };
-        let end = &prompt[prompt.len().saturating_sub(LOOK_BACK)..];
-        let end: Vec<u8> = end.iter().flat_map(|&id| tokenizer.token_bytes(id).into_owned()).collect();
-        let is_open = end.trim_ascii_end().ends_with(&markers.open);
+        let is_open = ends_with(tokenizer, prompt, &markers.open);
         let mut thinking = Self {
             markers: Arc::new(markers),
             phase: if is_open { Phase::Inside } else { Phase::Outside },
@@ -298,6 +319,20 @@ mod tests {
         let tokenizer = tokenizer();
         let prompt = tokenizer.encode(far).unwrap();
         assert!(!Thinking::new(&budget, Some(&tokenizer), &prompt, false).unwrap().is_open());
+    }
+
+    #[test]
+    fn marks_are_forbidden_behind_a_thought_that_is_over() {
+        let tokenizer = tokenizer();
+        let forbidden = |prompt: &str| {
+            let prompt = tokenizer.encode_with_special(prompt).unwrap();
+            (begins_thought(&tokenizer, &prompt), without_thought(&tokenizer, &prompt))
+        };
+        let marks = [OPEN, CLOSE].map(|mark| (tokenizer.id_of(mark).unwrap(), BAN));
+        assert_eq!(forbidden("sing<think></think>\n\n"), (false, marks.to_vec()));
+        assert_eq!(forbidden("</think>"), (false, marks.to_vec()));
+        assert_eq!(forbidden("sing<think>\n"), (true, Vec::new()));
+        assert_eq!(forbidden("<think></think>sing"), (false, Vec::new()));
     }
 
     #[test]

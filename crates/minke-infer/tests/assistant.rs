@@ -156,13 +156,30 @@ fn an_answer_can_be_ended_and_a_thought_has_a_budget() {
     let mut ends = 0;
     let bounded = whale.say("and", |piece| ends += usize::from(piece == Piece::ThoughtEnds)).unwrap();
     assert!(ends >= 1, "{bounded:?}");
-    whale.settings.thinking = Thinking::Empty;
-    whale.settings.thinking_budget = None;
-    let quick = whale.ask("and").unwrap();
-    assert!(
-        quick.thought.is_none() || quick.text.is_empty() || !quick.text.starts_with("<think>"),
-        "{quick:?}"
-    );
+}
+
+#[test]
+fn an_answer_without_thinking_has_no_thought() {
+    let folder = folder(Some(TEMPLATE));
+    let answers = |thinking, speculation, temperature| -> Vec<String> {
+        let mut whale = load(&folder);
+        whale.settings.thinking = thinking;
+        whale.settings.sampling.temperature = temperature;
+        whale.settings.max_tokens = Some(200);
+        whale.set_speculation(speculation).unwrap();
+        let mut all = vec![whale.ask("the whale").unwrap()];
+        all.extend((0..7).map(|_| whale.retry(&mut |_| ControlFlow::Continue(())).unwrap()));
+        let whole = |answer: &minke_infer::Answer| format!("{:?}{}", answer.thought, answer.text);
+        all.iter().map(whole).collect()
+    };
+    let has_mark = |answer: &String| answer.contains("<think>") || answer.contains("</think>");
+    for temperature in [0.0, 1.0] {
+        let plain = answers(Thinking::Empty, Speculation::Off, temperature);
+        assert!(plain.iter().all(|answer| answer.starts_with("None") && !has_mark(answer)), "{plain:?}");
+        assert_eq!(answers(Thinking::Empty, Speculation::Ngram, temperature), plain);
+    }
+    // this model writes marks wherever it may
+    assert!(answers(Thinking::Default, Speculation::Off, 1.0).iter().any(has_mark));
 }
 
 #[test]

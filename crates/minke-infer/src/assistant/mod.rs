@@ -14,7 +14,6 @@ mod settings;
 use std::ops::ControlFlow;
 
 use minke_cpu::Cpu;
-use minke_data::template::thinking::OPEN;
 use minke_data::{ChatTemplate, Message, RenderOptions, Role, Tokenizer};
 use minke_model::{CacheKind, Precision, Purpose};
 
@@ -22,16 +21,12 @@ use crate::engine::check_vocabularies;
 use crate::speculate::Costs;
 use crate::{
     Engine, EngineError, Generation, Loaded, Request, Session, Speculated, Speculation, StopReason,
-    ThinkingBudget, Timing, can_draft, load_model,
+    ThinkingBudget, Timing, begins_thought, can_draft, load_model, without_thought,
 };
 
 pub use error::AssistantError;
-use pieces::Whole;
-pub use pieces::{Piece, Splitter};
+pub use pieces::{Piece, Splitter, Whole};
 pub use settings::{Settings, TEMPERATURE};
-
-/// Tokens of a prompt's end that are looked at for the beginning of a thought.
-const LOOK_BACK: usize = 16;
 
 /// What came of a turn.
 #[derive(Debug, Clone, PartialEq)]
@@ -453,9 +448,9 @@ impl Assistant {
     fn answer(&mut self, on: &mut dyn FnMut(Piece<'_>) -> ControlFlow<()>) -> Result<Answer, AssistantError> {
         let template = self.template.as_ref().ok_or(AssistantError::NoTemplate)?;
         let prompt = template.encode_prompt(&self.tokenizer, &self.messages, self.settings.thinking)?;
-        let tail = self.tokenizer.decode(&prompt[prompt.len().saturating_sub(LOOK_BACK)..], false);
-        let is_thinking = tail.trim_end().ends_with(OPEN);
-        let (_, answer) = self.generate(prompt, is_thinking, on)?;
+        let is_thinking = begins_thought(&self.tokenizer, &prompt);
+        let logit_bias = without_thought(&self.tokenizer, &prompt);
+        let (_, answer) = self.generate(prompt, is_thinking, logit_bias, on)?;
         self.messages.push(Message::assistant(answer.thought.as_deref(), answer.text.clone()));
         Ok(answer)
     }
@@ -488,7 +483,7 @@ impl Assistant {
 
     /// Lets a base model go on with its text.
     fn write(&mut self, on: &mut dyn FnMut(Piece<'_>) -> ControlFlow<()>) -> Result<Answer, AssistantError> {
-        let (generation, answer) = self.generate(self.text.clone(), false, on)?;
+        let (generation, answer) = self.generate(self.text.clone(), false, Vec::new(), on)?;
         if !generation.text.is_empty() {
             self.ends_line = generation.text.ends_with('\n');
         }
@@ -500,6 +495,7 @@ impl Assistant {
         &mut self,
         prompt: Vec<u32>,
         is_thinking: bool,
+        logit_bias: Vec<(u32, f32)>,
         on: &mut dyn FnMut(Piece<'_>) -> ControlFlow<()>,
     ) -> Result<(Generation, Answer), AssistantError> {
         let context = self.context();
@@ -516,6 +512,7 @@ impl Assistant {
             sequence: self.attempt,
             stop: self.settings.stop.clone(),
             stop_ids: self.stop_ids.clone(),
+            logit_bias,
             thinking: self.settings.thinking_budget.map(ThinkingBudget::new),
             speculation: self.settings.speculation,
             ..Request::default()

@@ -118,7 +118,7 @@ impl Splitter {
 
 /// The pieces of an answer put together.
 #[derive(Debug, Default)]
-pub(super) struct Whole {
+pub struct Whole {
     thought: Option<String>,
     said: String,
 }

@@ -24,7 +24,7 @@ use std::ops::ControlFlow;
 use minke_cpu::Cpu;
 use minke_data::Tokenizer;
 use minke_gym::{Task, Verdict};
-use minke_infer::{Engine, Generation, Request, Sampling};
+use minke_infer::{Engine, Generation, Request, Sampling, without_thought};
 use minke_model::Model;
 use serde::{Deserialize, Serialize};
 
@@ -253,6 +253,10 @@ impl Exam<'_> {
             sequence: sequence(&self.tasks[task].id, sample),
             stop: self.prompter.stop(),
             stop_ids: stop_ids.clone(),
+            logit_bias: match self.prompter.form() {
+                Form::Chat { .. } => without_thought(self.tokenizer, prompt),
+                Form::Plain | Form::Worked { .. } => Vec::new(),
+            },
             ..Request::default()
         }
     }

@@ -232,6 +232,27 @@ fn thoughts_are_told_from_answers() {
 }
 
 #[test]
+fn without_thinking_no_answer_has_a_thought() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut model, tokenizer) = model();
+    let template = ChatTemplate::named("minke").unwrap();
+    let tasks = &tasks(folder.path())[..3];
+    let settings = EvalSettings { samples: 8, max_tokens: 100, k: vec![1], ..settings() };
+    let mut marks = |thinking, name: &str| {
+        let prompter = Prompter::of(Some(&template), thinking, tokenizer.bos(), &tokenizer).unwrap();
+        let path = folder.path().join(name);
+        let mut log = AnswerLog::open(&path, "whale", &prompter, &settings, false).unwrap();
+        let (cpu, mut on) = (Cpu::detect(1), |_: Progress| ControlFlow::Continue(()));
+        evaluate_logged(&mut model, &cpu, &tokenizer, &prompter, tasks, &settings, Some(&mut log), &mut on)
+            .unwrap();
+        fs::read_to_string(path).unwrap().matches("think>").count()
+    };
+    assert_eq!(marks(Thinking::Empty, "empty"), 0);
+    // this model writes marks wherever it may
+    assert!(marks(Thinking::Open, "open") > 0);
+}
+
+#[test]
 fn a_text_in_windows_is_foretold_whole() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.txt");
