@@ -25,12 +25,10 @@ impl AtomicFile {
         let name = target
             .file_name()
             .ok_or_else(|| Error::io("write", target)(std::io::Error::other("this names no file")))?;
-        let temporary = target.with_file_name(format!(
-            ".{}.tmp-{}-{}",
-            name.to_string_lossy(),
-            std::process::id(),
-            COUNTER.fetch_add(1, Ordering::Relaxed)
-        ));
+        let prefix = format!(".{}.tmp-", name.to_string_lossy());
+        remove_litter(parent_of(target), &prefix);
+        let (process, number) = (std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
+        let temporary = target.with_file_name(format!("{prefix}{process}-{number}"));
         let file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
         let writer = BufWriter::with_capacity(1 << 20, file);
         Ok(Self { writer, temporary, target: target.to_owned(), committed: false })
@@ -69,6 +67,25 @@ pub(crate) fn write_atomic(target: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = AtomicFile::create(target)?;
     file.write(bytes)?;
     file.commit()
+}
+
+/// Removes what dead processes left half-written in a folder: `prefix`, the process, and `-` with more or nothing.
+pub(crate) fn remove_litter(folder: &Path, prefix: &str) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let process = name.strip_prefix(prefix).and_then(|rest| rest.split('-').next()?.parse().ok());
+        if process.is_some_and(is_dead) {
+            // litter on a read-only disk is no reason to stop
+            let path = entry.path();
+            let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+        }
+    }
+}
+
+/// Known to be dead: only where the system lists its processes.
+fn is_dead(process: u32) -> bool {
+    Path::new("/proc/self").exists() && !Path::new(&format!("/proc/{process}")).exists()
 }
 
 /// The folder that holds `path`.
@@ -114,6 +131,25 @@ mod tests {
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
         write_atomic(&path, b"new").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
+    }
+
+    #[test]
+    fn what_a_dead_process_left_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.bin");
+        // no process has so high a number
+        let [dead, alive, other] = [
+            ".a.bin.tmp-4194305-0",
+            &format!(".a.bin.tmp-{}-77", std::process::id()),
+            ".b.bin.tmp-4194305-0",
+        ]
+        .map(|name| folder.path().join(name));
+        for litter in [&dead, &alive, &other] {
+            fs::write(litter, b"half").unwrap();
+        }
+        write_atomic(&path, b"new").unwrap();
+        assert_eq!(dead.exists(), !Path::new("/proc/self").exists());
+        assert!(alive.exists() && other.exists());
     }
 
     #[test]

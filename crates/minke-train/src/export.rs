@@ -9,6 +9,7 @@
 //! [`minke_infer::gguf`].
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use minke_data::gguf::{TensorType, Value};
@@ -100,9 +101,9 @@ pub struct Exported {
 #[derive(Debug, Clone, Copy)]
 pub struct Progress {
     /// Weights written.
-    pub done: usize,
+    pub done: u64,
     /// Of so many.
-    pub total: usize,
+    pub total: u64,
     /// Bytes written.
     pub bytes: u64,
 }
@@ -139,6 +140,9 @@ pub enum ExportError {
         /// What to do.
         help: &'static str,
     },
+    /// The caller said so.
+    #[error("stopped before the end; what was written so far is removed")]
+    Stopped,
 }
 
 impl ExportError {
@@ -148,7 +152,7 @@ impl ExportError {
             Self::Data(error) => error.is_user_error(),
             Self::Model(error) => error.is_user_error(),
             Self::Gguf(error) => error.is_user_error(),
-            Self::NotFinite { .. } | Self::Occupied { .. } => true,
+            Self::NotFinite { .. } | Self::Occupied { .. } | Self::Stopped => true,
         }
     }
 }
@@ -160,7 +164,7 @@ impl ExportError {
 pub fn export(
     model: &str,
     options: &Options,
-    on_progress: &mut dyn FnMut(Progress),
+    on_progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Exported, ExportError> {
     let files = ModelFiles::find(model)?;
     let (folder, stored) = (files.path.clone(), files.config.quantization);
@@ -217,15 +221,21 @@ pub fn export(
         let writer =
             SafetensorsWriter::create(new.join("model.safetensors"), layout(&specs, options.format))?;
         let mut pass = Pass { source: &source, folder: &folder, quantization, writer, written: &mut written };
-        for (done, spec) in specs.iter().enumerate() {
-            on_progress(Progress { done, total: specs.len(), bytes: pass.written.bytes });
-            if let Err(error) = pass.tensor(spec, options.format) {
+        let weights = |spec: &spec::TensorSpec| spec.shape.iter().product::<usize>() as u64;
+        let (mut done, total) = (0, specs.iter().map(weights).sum());
+        for spec in &specs {
+            let flow = on_progress(Progress { done, total, bytes: pass.written.bytes });
+            let written =
+                if flow.is_break() { Err(ExportError::Stopped) } else { pass.tensor(spec, options.format) };
+            if let Err(error) = written {
                 // the folder is given up with an error of files; what is told is this one
                 failed = Some(error);
                 return Err(interrupted(new));
             }
+            done += weights(spec);
         }
-        on_progress(Progress { done: specs.len(), total: specs.len(), bytes: pass.written.bytes });
+        // the last moment: from here on it is there or about to be
+        let _ = on_progress(Progress { done, total, bytes: pass.written.bytes });
         pass.writer.finish()
     });
     match failed {
@@ -246,7 +256,7 @@ fn interrupted(new: &Path) -> minke_data::Error {
 pub fn export_gguf(
     model: &str,
     options: &GgufOptions,
-    on_progress: &mut dyn FnMut(Progress),
+    on_progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Exported, ExportError> {
     let files = ModelFiles::find(model)?;
     write_file(&files, &options.out, options.force, &[], &mut { options.kind }, on_progress)
@@ -262,7 +272,7 @@ pub fn write_file(
     force: bool,
     more: &[(String, Value<'static>)],
     storage: &mut dyn Storage,
-    on_progress: &mut dyn FnMut(Progress),
+    on_progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Exported, ExportError> {
     may_write_file(out, &files.path, force)?;
     let source = files.weights()?;
@@ -282,7 +292,11 @@ pub fn write_file(
         more,
     };
     let written = write_gguf(out, &to_write, storage, &mut |step| {
-        on_progress(Progress { done: step.done, total: step.total, bytes: step.bytes });
+        on_progress(Progress { done: step.done, total: step.total, bytes: step.bytes })
+    });
+    let written = written.map_err(|error| match error {
+        WriteError::Stopped => ExportError::Stopped,
+        other => other.into(),
     })?;
     notes.extend(written.notes);
     Ok(Exported {

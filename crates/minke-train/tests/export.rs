@@ -1,6 +1,7 @@
 //! Models in other dtypes, and FP8 folders as they come from elsewhere.
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use minke_cpu::Cpu;
@@ -13,7 +14,9 @@ use minke_model::config::{Config, Quantization};
 use minke_model::{DType, Model, Precision, Purpose, spec};
 use minke_num::tolerance::assert_same_bits;
 use minke_train::checkpoint::save_model;
-use minke_train::export::{ExportError, Exported, Format, GgufOptions, Options, export, export_gguf};
+use minke_train::export::{
+    ExportError, Exported, Format, GgufOptions, Options, Progress, export, export_gguf,
+};
 use serde_json::{Value, json};
 
 type Tensor = (TensorSpec, Vec<u8>);
@@ -82,7 +85,7 @@ fn model(root: &Path) -> PathBuf {
 
 fn to(source: &Path, out: &Path, format: Format) -> Exported {
     let options = Options { out: out.to_owned(), format, force: false };
-    export(source.to_str().unwrap(), &options, &mut |_| {}).unwrap()
+    export(source.to_str().unwrap(), &options, &mut |_| ControlFlow::Continue(())).unwrap()
 }
 
 fn logits(folder: &Path) -> Vec<f32> {
@@ -211,7 +214,7 @@ fn nothing_is_written_over_unasked() {
     let out = root.path().join("out");
     let tell = |out: &Path, force: bool| {
         let options = Options { out: out.to_owned(), format: Format::Bf16, force };
-        export(source.to_str().unwrap(), &options, &mut |_| {}).map_err(|error| {
+        export(source.to_str().unwrap(), &options, &mut |_| ControlFlow::Continue(())).map_err(|error| {
             assert!(matches!(error, ExportError::Occupied { .. }) && error.is_user_error());
             error.to_string()
         })
@@ -253,7 +256,9 @@ fn numbers_that_fp8_cannot_hold_are_refused_and_the_old_folder_stays() {
     }
     write(&source, &tensors);
     let options = Options { out: out.clone(), format: FP8, force: true };
-    let text = export(source.to_str().unwrap(), &options, &mut |_| {}).unwrap_err().to_string();
+    let text = export(source.to_str().unwrap(), &options, &mut |_| ControlFlow::Continue(()))
+        .unwrap_err()
+        .to_string();
     assert!(text.contains(&format!("tensor `{name}`: expected finite numbers, got inf")), "{text}");
     assert!(read(&out) == before);
     assert_eq!(fs::read_dir(root.path()).unwrap().count(), 2, "no litter");
@@ -358,7 +363,8 @@ fn broken_fp8_folders_are_refused_by_name() {
             assert!(error.is_user_error() && error.to_string().contains(&expected), "{expected}\n{error}");
         }
         let options = Options { out: root.path().join("out"), format: FP8, force: false };
-        let error = export(folder.to_str().unwrap(), &options, &mut |_| {}).expect_err(&expected);
+        let error = export(folder.to_str().unwrap(), &options, &mut |_| ControlFlow::Continue(()))
+            .expect_err(&expected);
         assert!(error.is_user_error() && error.to_string().contains(&expected), "{expected}\n{error}");
         assert!(!root.path().join("out").exists());
     }
@@ -384,7 +390,27 @@ fn broken_fp8_folders_are_refused_by_name() {
 
 fn to_gguf(source: &Path, out: &Path, force: bool) -> Result<Exported, ExportError> {
     let options = GgufOptions { out: out.to_owned(), kind: TensorType::F32, force };
-    export_gguf(source.to_str().unwrap(), &options, &mut |_| {})
+    export_gguf(source.to_str().unwrap(), &options, &mut |_| ControlFlow::Continue(()))
+}
+
+#[test]
+fn what_is_stopped_leaves_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let source = model(root.path());
+    let (name, left) = (source.to_str().unwrap(), || fs::read_dir(root.path()).unwrap().count());
+    let mut last = 0;
+    let mut stop = |progress: Progress| {
+        assert!(progress.done >= last && progress.done < progress.total);
+        last = progress.done;
+        if last > 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let options = GgufOptions { out: root.path().join("new.gguf"), kind: TensorType::F32, force: false };
+    assert!(matches!(export_gguf(name, &options, &mut stop), Err(ExportError::Stopped)));
+    assert_eq!(left(), 1);
+    let options = Options { out: root.path().join("new"), format: FP8, force: false };
+    let mut stop = |_| ControlFlow::Break(());
+    assert!(matches!(export(name, &options, &mut stop), Err(ExportError::Stopped)));
+    assert_eq!(left(), 1);
 }
 
 #[test]

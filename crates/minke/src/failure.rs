@@ -140,6 +140,7 @@ impl From<ExportError> for Failure {
         match error {
             ExportError::Data(error) => error.into(),
             ExportError::Model(error) => error.into(),
+            ExportError::Stopped => Self { message: error.to_string(), ..Self::interrupted() },
             other => Self::of(other.is_user_error(), other.to_string()),
         }
     }

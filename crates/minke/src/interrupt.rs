@@ -1,10 +1,11 @@
 //! Ctrl-C: stops what is being done, and the program only where nothing is.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Once};
 
 static BUSY: AtomicBool = AtomicBool::new(false);
 static STOP: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
+static HANDLED: Once = Once::new();
 
 /// Handles Ctrl-C from now on. The first one during a [`Work`] asks it to stop; any other ends the program.
 pub fn install() {
@@ -14,9 +15,11 @@ pub fn install() {
             std::process::exit(130);
         }
     };
-    if let Err(error) = ctrlc::set_handler(handler) {
-        tracing::warn!("Ctrl-C will end the program at once: {error}");
-    }
+    HANDLED.call_once(|| {
+        if let Err(error) = ctrlc::set_handler(handler) {
+            tracing::warn!("Ctrl-C will end the program at once: {error}");
+        }
+    });
 }
 
 /// Work that stops when asked, as long as it is held.

@@ -79,6 +79,12 @@ fn a_file_says_what_it_is() {
     }
     let read = &report["importance"];
     assert!(read["tokens"].as_u64().unwrap() > 50 && read["weighted"].as_u64().unwrap() > 5, "{read}");
+    // rows that no super-block fills are in smaller blocks, which is said
+    let args = ["quantize", text(folder.path()), "--to", "Q4_K_M", "--force", "--out", text(&out)];
+    let said = minke(&args);
+    assert_eq!(said.code, 0, "{}", said.err);
+    let expected = "do not fill the blocks meant for them: ";
+    assert!(said.err.contains(expected) && said.err.contains("instead of Q4_K"), "{}", said.err);
     // few tokens came to any expert
     let experts: usize = read["layers"]
         .as_array()

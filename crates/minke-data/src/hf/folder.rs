@@ -15,7 +15,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::files::{parent_of, sync_folder};
+use crate::files::{parent_of, remove_litter, sync_folder};
 use crate::{Error, Result};
 
 const OLD: &str = ".old-minke";
@@ -75,21 +75,8 @@ pub fn recover_folder(target: impl AsRef<Path>) -> Result<()> {
         }
     }
     let prefix = format!("{}{TEMPORARY}", target.file_name().unwrap_or_default().to_string_lossy());
-    let Ok(entries) = fs::read_dir(parent_of(target)) else { return Ok(()) };
-    for entry in entries.flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let process = name.strip_prefix(&prefix).and_then(|process| process.parse::<u32>().ok());
-        if process.is_some_and(is_dead) {
-            // litter on a read-only disk is no reason to refuse a model
-            let _ = fs::remove_dir_all(entry.path());
-        }
-    }
+    remove_litter(parent_of(target), &prefix);
     Ok(())
-}
-
-/// Known to be dead: only where the system lists its processes.
-fn is_dead(process: u32) -> bool {
-    Path::new("/proc/self").exists() && !Path::new(&format!("/proc/{process}")).exists()
 }
 
 fn beside(target: &Path, suffix: &str) -> Result<PathBuf> {

@@ -1,4 +1,5 @@
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use minke_cpu::Cpu;
@@ -44,7 +45,7 @@ impl Temporary {
     ) -> Result<Written, WriteError> {
         let model =
             ToWrite { config, source, tokenizer: None, template: None, name: Some("test"), more: &[] };
-        write_gguf(&self.path(), &model, &mut { kind }, &mut |_| {})
+        write_gguf(&self.path(), &model, &mut { kind }, &mut |_| ControlFlow::Continue(()))
     }
 }
 

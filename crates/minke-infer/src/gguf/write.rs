@@ -1,5 +1,6 @@
 //! A file of a model: its keys, its tokenizer, its tensors one after the other.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use minke_data::gguf::tokenizer::{self, Endings};
@@ -29,6 +30,9 @@ pub enum WriteError {
         /// What is wrong.
         why: String,
     },
+    /// The caller said so.
+    #[error("stopped before the end")]
+    Stopped,
 }
 
 impl WriteError {
@@ -36,7 +40,7 @@ impl WriteError {
     pub fn is_user_error(&self) -> bool {
         match self {
             Self::Data(error) => error.is_user_error(),
-            Self::NoPlace(_) | Self::Tensor { .. } => true,
+            Self::NoPlace(_) | Self::Tensor { .. } | Self::Stopped => true,
         }
     }
 }
@@ -61,10 +65,10 @@ pub struct ToWrite<'a> {
 /// How far writing is.
 #[derive(Debug, Clone, Copy)]
 pub struct Step {
-    /// Tensors written.
-    pub done: usize,
+    /// Weights written.
+    pub done: u64,
     /// Of so many.
-    pub total: usize,
+    pub total: u64,
     /// Bytes written.
     pub bytes: u64,
 }
@@ -133,15 +137,16 @@ impl Storage for TensorType {
 
 /// Writes a file whose tensors are stored as `storage` says.
 ///
-/// Memory is that of the largest published tensor in f32.
+/// Memory is that of the largest published tensor in f32; `on_step` may end it.
 ///
 /// # Errors
-/// A model or tokenizer that GGUF has no words for, numbers that a kind cannot store, I/O; what was there is then as it was.
+/// A model or tokenizer that GGUF has no words for, numbers that a kind cannot store, I/O, or `on_step` ended it; what was
+/// there is then as it was.
 pub fn write_gguf(
     path: &Path,
     model: &ToWrite<'_>,
     storage: &mut dyn Storage,
-    on_step: &mut dyn FnMut(Step),
+    on_step: &mut dyn FnMut(Step) -> ControlFlow<()>,
 ) -> Result<Written, WriteError> {
     let (mut keys, notes) = keys(model, storage.file_type())?;
     let tensors = gguf_tensors(model.config)?;
@@ -156,23 +161,27 @@ pub fn write_gguf(
     }
     keys.extend_from_slice(model.more);
     let mut writer = GgufWriter::create(path, &keys, plans)?;
-    let total = tensors.len();
-    let mut bytes = 0;
-    for (done, tensor) in tensors.iter().enumerate() {
+    let total = tensors.iter().map(|tensor| tensor.shape.iter().product::<usize>() as u64).sum();
+    let (mut done, mut bytes) = (0, 0);
+    for tensor in &tensors {
         for piece in 0..tensor.pieces() {
-            on_step(Step { done, total, bytes });
+            if on_step(Step { done, total, bytes }).is_break() {
+                return Err(WriteError::Stopped);
+            }
             let name = tensor.published(piece).unwrap_or(&tensor.name);
             let fail = |why: String| WriteError::Tensor { tensor: name.to_owned(), why };
             let numbers = tensor.read(model.source, piece).map_err(fail)?;
             let stored = storage.store(tensor, piece, &numbers).map_err(fail)?;
             writer.part(&stored)?;
-            bytes += stored.len() as u64;
+            (done, bytes) = (done + numbers.len() as u64, bytes + stored.len() as u64);
             model.source.done(name);
         }
     }
-    on_step(Step { done: total, total, bytes });
+    if on_step(Step { done, total, bytes }).is_break() {
+        return Err(WriteError::Stopped);
+    }
     writer.finish()?;
-    Ok(Written { tensors: total, bytes, notes })
+    Ok(Written { tensors: tensors.len(), bytes, notes })
 }
 
 /// All keys of a file, and what a user should know.

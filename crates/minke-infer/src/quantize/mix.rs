@@ -122,17 +122,18 @@ impl Mix {
 
     /// What the tensor `name` of `shape` (outermost axis first) is stored in.
     pub fn form(self, name: &str, shape: &[usize], facts: &Facts) -> Form {
-        let part = Part::of(name, shape);
-        let cols = shape.last().copied().unwrap_or(0);
-        if part == Part::Small {
-            return Form::F32;
+        let Some(format) = self.meant(name, shape, facts) else { return Form::F32 };
+        fitting(format, shape.last().copied().unwrap_or(0)).map_or(facts.plain, Form::Blocks)
+    }
+
+    /// The format of a tensor whose rows it fills; none for what is small.
+    pub fn meant(self, name: &str, shape: &[usize], facts: &Facts) -> Option<BlockFormat> {
+        match Part::of(name, shape) {
+            Part::Small => None,
+            Part::Head => Some(self.of_head()),
+            Part::Embedding if facts.tied => Some(self.of_head()),
+            part => Some(self.of_matrix(part, layer(name).unwrap_or(0), facts)),
         }
-        let format = match part {
-            Part::Head => self.of_head(),
-            Part::Embedding if facts.tied => self.of_head(),
-            _ => self.of_matrix(part, layer(name).unwrap_or(0), facts),
-        };
-        fitting(format, cols).map_or(facts.plain, Form::Blocks)
     }
 
     fn of_head(self) -> BlockFormat {

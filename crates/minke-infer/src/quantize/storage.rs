@@ -41,6 +41,9 @@ pub struct Quantizer<'a> {
     pub largest_error: Option<(String, f64)>,
     /// Matrices in blocks whose columns have an importance.
     pub weighted: usize,
+    /// How many matrices are in another kind than the mix means, because their rows do not fill its blocks: by what was
+    /// meant and what it is.
+    pub instead: BTreeMap<(TensorType, TensorType), usize>,
     /// Squares of what was lost, and of what there was, of the tensor that is being written.
     squares: [f64; 2],
 }
@@ -61,8 +64,17 @@ impl<'a> Quantizer<'a> {
             importance: importance.is_some(),
             plain: if config.dtype.as_deref() == Some("bfloat16") { Form::Bf16 } else { Form::F16 },
         };
-        let shares = BTreeMap::new();
-        Self { cpu, mix, facts, importance, shares, largest_error: None, weighted: 0, squares: [0.0; 2] }
+        Self {
+            cpu,
+            mix,
+            facts,
+            importance,
+            shares: BTreeMap::new(),
+            largest_error: None,
+            weighted: 0,
+            instead: BTreeMap::new(),
+            squares: [0.0; 2],
+        }
     }
 
     /// Bits per element of all that was stored.
@@ -171,6 +183,10 @@ impl Storage for Quantizer<'_> {
                 self.encode(format, numbers, cols, importance)?
             }
         };
+        let meant = self.mix.meant(&tensor.name, &tensor.shape, &self.facts).filter(|_| !tensor.is_small());
+        if let Some(meant) = meant.map(TensorType::Blocks).filter(|meant| piece == 0 && *meant != kind) {
+            *self.instead.entry((meant, kind)).or_default() += 1;
+        }
         let share = self.shares.entry(kind).or_default();
         share.tensors += usize::from(piece == 0);
         share.elements += numbers.len() as u64;

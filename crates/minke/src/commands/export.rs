@@ -1,5 +1,6 @@
 //! `minke export`: a model as a folder or a file for other programs.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
 
@@ -11,6 +12,7 @@ use serde::Serialize;
 use super::progress::Bar;
 use crate::cli::{Export, ExportDtype, ExportTo, ScaleFormat};
 use crate::failure::Failure;
+use crate::interrupt::{self, Work};
 use crate::output::{self, bytes};
 
 #[derive(Serialize)]
@@ -42,10 +44,7 @@ pub fn run(args: &Export) -> Result<(), Failure> {
             .hint("leave it out, or add --dtype fp8"));
     }
     let began = Instant::now();
-    let mut bar = Bar::new("weights", args.json);
-    let mut on_progress = |progress: Progress| {
-        bar.set(progress.done as u64, progress.total as u64, || bytes(progress.bytes as f64));
-    };
+    let mut on_progress = on_progress(args.json);
     let (done, dtype) = match args.to {
         ExportTo::Hf => {
             let (format, dtype) = format(args)?;
@@ -58,7 +57,7 @@ pub fn run(args: &Export) -> Result<(), Failure> {
             (export_gguf(&args.model, &options, &mut on_progress)?, dtype)
         }
     };
-    drop(bar);
+    drop(on_progress);
     for note in &done.notes {
         output::note(&format!("note: {note}"));
     }
@@ -84,6 +83,16 @@ pub fn run(args: &Export) -> Result<(), Failure> {
         });
     }
     output::text(&text(args, &done, dtype, scale_fmt))
+}
+
+/// Shows how far writing is, and ends it at Ctrl-C.
+pub fn on_progress(quiet: bool) -> impl FnMut(Progress) -> ControlFlow<()> {
+    interrupt::install();
+    let (work, mut bar) = (Work::begin(), Bar::new("weights", quiet));
+    move |progress| {
+        bar.set(progress.done, progress.total, || bytes(progress.bytes as f64));
+        if work.is_stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
 }
 
 /// What a folder's weights are stored in, and its name.

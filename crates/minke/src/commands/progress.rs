@@ -14,7 +14,7 @@ impl Bar {
     pub fn new(what: &str, quiet: bool) -> Self {
         let screen = (!quiet).then(|| {
             let mut screen = Screen::new();
-            screen.draw(0, "{prefix} {wide_bar} {pos}/{len} {msg}");
+            screen.draw(0, "{prefix} {wide_bar} {human_pos}/{human_len} {msg}");
             screen.bar().set_prefix(what.to_owned());
             screen.wait();
             screen

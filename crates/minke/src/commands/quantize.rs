@@ -9,7 +9,7 @@ use minke_data::gguf::TensorType;
 use minke_infer::quantize::{ExpertRows, Importance, LayerRows, Mix, Quantizer, Share};
 use minke_infer::{ModelFiles, load_model};
 use minke_model::Purpose;
-use minke_train::export::{Progress, may_write_file, write_file};
+use minke_train::export::{may_write_file, write_file};
 use serde::Serialize;
 
 use super::progress::Bar;
@@ -106,13 +106,10 @@ pub fn run(args: &Quantize) -> Result<(), Failure> {
         let entries = u32::try_from(importance.len()).unwrap_or(u32::MAX);
         more.push(("quantize.imatrix.entries_count".to_owned(), entries.into()));
     }
-    let mut bar = Bar::new("weights", args.json);
-    let done =
-        write_file(&files, &args.out, args.force, &more, &mut quantizer, &mut |progress: Progress| {
-            bar.set(progress.done as u64, progress.total as u64, || bytes(progress.bytes as f64));
-        })?;
-    drop(bar);
-    for note in &done.notes {
+    let mut on_progress = export::on_progress(args.json);
+    let done = write_file(&files, &args.out, args.force, &more, &mut quantizer, &mut on_progress)?;
+    drop(on_progress);
+    for note in done.notes.iter().chain(&instead(&quantizer)) {
         output::note(&format!("note: {note}"));
     }
     let report = Report {
@@ -198,6 +195,19 @@ fn importance(args: &Quantize, text: &Path, cpu: &Cpu) -> Result<Importance, Fai
     });
     drop(bar);
     found.map_err(|error| about(error.to_string()))?.ok_or_else(Failure::interrupted)
+}
+
+/// What is said of matrices that are in other blocks than was asked for.
+fn instead(quantizer: &Quantizer<'_>) -> Option<String> {
+    let counts: Vec<String> = quantizer
+        .instead
+        .iter()
+        .map(|((meant, kind), count)| format!("{count} in {kind} instead of {meant}"))
+        .collect();
+    let all: usize = quantizer.instead.values().sum();
+    (all > 0).then(|| {
+        format!("rows of {all} matrices do not fill the blocks meant for them: {}", counts.join(", "))
+    })
 }
 
 fn formats(quantizer: &Quantizer<'_>) -> Vec<Format> {
