@@ -7,6 +7,7 @@ use minke_infer::{Done, Event, StopReason, Times, Token};
 use serde_json::{Value, json};
 
 use crate::error::ApiError;
+use crate::log::Answered;
 use crate::request::Endpoint;
 use crate::thinking::{Parts, Thoughts};
 
@@ -260,18 +261,22 @@ fn finish_reason(stop: &StopReason) -> &'static str {
     }
 }
 
+/// What a log is told of answers that are there.
+pub fn answered(choices: &[Choice]) -> Option<Answered> {
+    let first = choices.first()?.done.as_ref()?;
+    let [prompt, cached, written, _] = tokens(choices);
+    Some(Answered {
+        prompt,
+        cached,
+        written,
+        decode: slowest(choices).decode,
+        reason: finish_reason(&first.stop),
+    })
+}
+
 /// What all answers took together; a prompt counts once.
 fn usage(choices: &[Choice]) -> Value {
-    let (mut prompt, mut cached, mut completion, mut reasoning) = (0, 0, 0, 0);
-    for choice in choices {
-        let Some(done) = &choice.done else { continue };
-        if choice.counts_prompt {
-            prompt += done.usage.prompt;
-            cached += done.usage.cached;
-        }
-        completion += done.usage.completion;
-        reasoning += choice.reasoning_tokens;
-    }
+    let [prompt, cached, completion, reasoning] = tokens(choices);
     json!({
         "prompt_tokens": prompt,
         "completion_tokens": completion,
@@ -281,11 +286,29 @@ fn usage(choices: &[Choice]) -> Value {
     })
 }
 
+/// Tokens of prompts, those of them that were read before, those written, and those of them that are thought.
+fn tokens(choices: &[Choice]) -> [usize; 4] {
+    let [mut prompt, mut cached, mut completion, mut reasoning] = [0; 4];
+    for choice in choices {
+        let Some(done) = &choice.done else { continue };
+        if choice.counts_prompt {
+            prompt += done.usage.prompt;
+            cached += done.usage.cached;
+        }
+        completion += done.usage.completion;
+        reasoning += choice.reasoning_tokens;
+    }
+    [prompt, cached, completion, reasoning]
+}
+
 /// How long the slowest answer took.
 fn timings(choices: &[Choice]) -> Value {
-    let all = choices.iter().filter_map(|choice| choice.done.as_ref().map(|done| done.times));
-    let slowest = all.max_by_key(|times: &Times| times.queued + times.prefill + times.decode);
-    let Times { queued, prefill, decode } = slowest.unwrap_or_default();
+    let Times { queued, prefill, decode } = slowest(choices);
     let ms = |time: std::time::Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
     json!({"queued_ms": ms(queued), "prefill_ms": ms(prefill), "decode_ms": ms(decode)})
+}
+
+fn slowest(choices: &[Choice]) -> Times {
+    let all = choices.iter().filter_map(|choice| choice.done.as_ref().map(|done| done.times));
+    all.max_by_key(|times: &Times| times.queued + times.prefill + times.decode).unwrap_or_default()
 }

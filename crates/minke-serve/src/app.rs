@@ -3,16 +3,20 @@
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use minke_data::template::thinking::OPEN;
 use minke_data::{ChatTemplate, RenderOptions, Tokenizer};
-use minke_infer::{Event, Handle, Order, Request, Sampling, Speculation, ThinkingBudget, Ticket};
+use minke_infer::{
+    Event, Handle, Order, Request, Sampling, Speculation, ThinkingBudget, Ticket, begins_thought,
+    without_thought,
+};
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use crate::answer::{Choice, Frame};
 use crate::error::ApiError;
+use crate::log::Log;
 use crate::request::{Asked, Body, Endpoint, Prompt};
 use crate::thinking::Thoughts;
 
@@ -61,11 +65,28 @@ impl Default for Limits {
     }
 }
 
+/// How a server treats whoever asks.
+#[derive(Clone)]
+pub struct Options {
+    /// What it puts up with.
+    pub limits: Limits,
+    /// Origins whose pages may read answers in a browser, such as `http://localhost:3000`.
+    pub origins: Vec<String>,
+    /// Gets each request that is over.
+    pub log: Log,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { limits: Limits::default(), origins: Vec::new(), log: Arc::new(|_| {}) }
+    }
+}
+
 /// What handlers share.
 pub struct App {
     pub served: Served,
     pub handle: Handle,
-    pub limits: Limits,
+    pub options: Options,
     /// Room for bodies.
     pub bodies: Semaphore,
     pub started: u64,
@@ -87,6 +108,15 @@ pub struct Underway {
 struct Encoded {
     tokens: Vec<u32>,
     is_thinking: bool,
+    /// Tokens that the answer may not have.
+    forbidden: Vec<(u32, f32)>,
+}
+
+impl Encoded {
+    /// A text that is gone on with.
+    fn text(tokens: Vec<u32>) -> Self {
+        Self { tokens, is_thinking: false, forbidden: Vec::new() }
+    }
 }
 
 impl App {
@@ -95,7 +125,7 @@ impl App {
     /// # Errors
     /// What of the request cannot be served, and a server that is busy or stopping.
     pub async fn begin(
-        self: &std::sync::Arc<Self>,
+        self: &Arc<Self>,
         endpoint: Endpoint,
         bytes: axum::body::Bytes,
     ) -> Result<Underway, ApiError> {
@@ -114,7 +144,7 @@ impl App {
             tokio::task::spawn_blocking(prepare).await.map_err(|_| ApiError::Stopped)??;
         let (sender, events) = mpsc::unbounded_channel();
         let (mut choices, mut tickets) = (Vec::new(), Vec::new());
-        for Encoded { tokens, is_thinking } in prompts {
+        for Encoded { tokens, is_thinking, forbidden } in prompts {
             let max_tokens = self.room(&tokens, asked.max_tokens)?;
             for answer in 0..asked.n {
                 let index = choices.len();
@@ -134,9 +164,10 @@ impl App {
                     max_tokens,
                     sequence: answer as u64,
                     stop_ids: self.served.stop_ids.clone(),
+                    logit_bias: [&asked.request.logit_bias[..], &forbidden].concat(),
                     ..asked.request.clone()
                 };
-                let deadline = Some(submitted + self.limits.time);
+                let deadline = Some(submitted + self.options.limits.time);
                 let order = Order { request, priority: asked.priority, deadline };
                 let sender = sender.clone();
                 let sink = move |event| match sender.send((index, event)) {
@@ -185,15 +216,16 @@ impl App {
                 let tokens = template
                     .encode_prompt_with(tokenizer, messages, options)
                     .map_err(|error| fail("messages", error))?;
-                let tail = tokenizer.decode(&tokens[tokens.len().saturating_sub(16)..], false);
-                Ok(Encoded { tokens, is_thinking: tail.trim_end().ends_with(OPEN) })
+                let is_thinking = begins_thought(tokenizer, &tokens);
+                let forbidden = without_thought(tokenizer, &tokens);
+                Ok(Encoded { tokens, is_thinking, forbidden })
             }
             Prompt::Text(text) => {
                 let mut tokens: Vec<u32> = self.served.bos.into_iter().collect();
                 tokens.extend(tokenizer.encode(text).map_err(|error| fail("prompt", error))?);
-                Ok(Encoded { tokens, is_thinking: false })
+                Ok(Encoded::text(tokens))
             }
-            Prompt::Tokens(tokens) => Ok(Encoded { tokens: tokens.clone(), is_thinking: false }),
+            Prompt::Tokens(tokens) => Ok(Encoded::text(tokens.clone())),
         }
     }
 
@@ -236,7 +268,7 @@ impl Underway {
     ///
     /// # Errors
     /// One of them fails.
-    pub async fn whole(mut self) -> Result<serde_json::Value, ApiError> {
+    pub async fn whole(&mut self) -> Result<serde_json::Value, ApiError> {
         while !self.choices.iter().all(Choice::is_done) {
             let event = std::future::poll_fn(|cx| self.poll(cx)).await;
             let (index, event) = event.ok_or(ApiError::Stopped)?;

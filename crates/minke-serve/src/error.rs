@@ -73,7 +73,8 @@ impl ApiError {
         Self::Invalid { message: message.into(), param: None }
     }
 
-    fn status(&self) -> StatusCode {
+    /// The status of the response.
+    pub fn status(&self) -> StatusCode {
         match self {
             Self::Model { .. } => StatusCode::NOT_FOUND,
             Self::Http { status, .. } => StatusCode::from_u16(*status).unwrap_or(StatusCode::BAD_REQUEST),

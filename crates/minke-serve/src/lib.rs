@@ -18,6 +18,7 @@
 mod answer;
 mod app;
 mod error;
+mod log;
 mod request;
 mod routes;
 mod thinking;
@@ -31,8 +32,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use minke_infer::Handle;
 use tokio::net::TcpListener;
 
-pub use app::{Limits, Served};
+pub use app::{Limits, Options, Served};
 pub use error::ApiError;
+pub use log::{Answered, Finished, Log};
 pub use thinking::{Parts, Thoughts};
 
 /// How often a server looks whether it shall stop.
@@ -50,15 +52,16 @@ pub fn serve(
     addr: SocketAddr,
     handle: Handle,
     served: Served,
-    limits: Limits,
+    options: Options,
     stop: &Arc<AtomicBool>,
     on_ready: impl FnOnce(SocketAddr),
 ) -> io::Result<()> {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_all().max_blocking_threads(READERS).build()?;
     let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let limits = options.limits;
     let bodies = tokio::sync::Semaphore::new(limits.bodies);
-    let app = Arc::new(app::App { served, handle, limits, bodies, started });
+    let app = Arc::new(app::App { served, handle, options, bodies, started });
     let outcome = runtime.block_on(async {
         let listener = TcpListener::bind(addr).await?;
         on_ready(listener.local_addr()?);

@@ -149,7 +149,12 @@ impl Body {
             let text = error.to_string();
             // the list of all fields is for a manual
             match text.split_once(", expected one of") {
-                Some((unknown, _)) => ApiError::body(format!("the body has an {unknown}")),
+                Some((unknown, _)) => {
+                    let name =
+                        unknown.strip_prefix("unknown field `").and_then(|rest| rest.strip_suffix('`'));
+                    let message = format!("the body has an {unknown}");
+                    ApiError::Invalid { message, param: name.map(str::to_owned) }
+                }
                 None => ApiError::body(format!("expected a JSON object of this endpoint, got: {text}")),
             }
         })

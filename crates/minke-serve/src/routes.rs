@@ -9,16 +9,18 @@ use std::task::{Context, Poll};
 
 use axum::body::to_bytes;
 use axum::extract::{Path, Request, State};
-use axum::http::{StatusCode, Uri, header};
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde_json::{Value, json};
 
-use crate::answer::Choice;
+use crate::answer::{Choice, answered};
 use crate::app::{App, Underway};
 use crate::error::ApiError;
+use crate::log::Line;
 use crate::request::Endpoint;
 
 /// All paths.
@@ -31,7 +33,37 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/health", get(health))
         .fallback(|uri: Uri| ready(nowhere(&uri)))
         .method_not_allowed_fallback(not_so)
+        .layer(from_fn_with_state(app.clone(), around))
         .with_state(app)
+}
+
+/// Around every request: its line in the log, and what a browser must be told before a page of another origin may ask
+/// and read. Only origins that the server's owner has named may: any page could use the server otherwise.
+async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    let line = Line::new(&app.options.log, request.method(), request.uri());
+    request.extensions_mut().insert(line.clone());
+    let is_named =
+        |origin: &&HeaderValue| app.options.origins.iter().any(|named| origin.as_bytes() == named.as_bytes());
+    let origin = request.headers().get(header::ORIGIN).filter(is_named).cloned();
+    let asks_first = request.method() == Method::OPTIONS
+        && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+    let wants = request.headers().get(header::ACCESS_CONTROL_REQUEST_HEADERS).cloned();
+    let mut response = if origin.is_some() && asks_first {
+        StatusCode::NO_CONTENT.into_response()
+    } else {
+        next.run(request).await
+    };
+    if let Some(origin) = origin {
+        let headers = response.headers_mut();
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        headers.insert(header::VARY, HeaderValue::from_static("origin"));
+        if asks_first {
+            headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST"));
+            headers.extend(wants.map(|wants| (header::ACCESS_CONTROL_ALLOW_HEADERS, wants)));
+        }
+    }
+    line.status(response.status());
+    response
 }
 
 async fn chat(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
@@ -44,6 +76,7 @@ async fn text(State(app): State<Arc<App>>, request: Request) -> Result<Response,
 
 /// A request for answers, the way of every token that is served.
 async fn complete(app: &Arc<App>, endpoint: Endpoint, request: Request) -> Result<Response, ApiError> {
+    let line = request.extensions().get::<Line>().cloned().expect("laid around all paths");
     // other types need no permission to be sent by any page that a browser shows
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     let kind = kind.unwrap_or_default().split(';').next().unwrap_or_default().trim();
@@ -51,32 +84,34 @@ async fn complete(app: &Arc<App>, endpoint: Endpoint, request: Request) -> Resul
         let message = "expected the header `content-type: application/json`".to_owned();
         return Err(ApiError::Http { status: StatusCode::UNSUPPORTED_MEDIA_TYPE.as_u16(), message });
     }
+    let limits = &app.options.limits;
     // bodies are held until their tokens are with the service
-    let room = app.bodies.try_acquire().map_err(|_| ApiError::Crowd(app.limits.bodies))?;
-    let reading =
-        tokio::time::timeout(app.limits.body_time, to_bytes(request.into_body(), app.limits.body_bytes));
+    let room = app.bodies.try_acquire().map_err(|_| ApiError::Crowd(limits.bodies))?;
+    let reading = tokio::time::timeout(limits.body_time, to_bytes(request.into_body(), limits.body_bytes));
     let bytes = match reading.await {
         Ok(Ok(bytes)) => bytes,
         Ok(Err(error)) => {
             let too_large = error.into_inner().downcast_ref::<http_body_util::LengthLimitError>().is_some();
             return Err(if too_large {
-                let message = format!("the body is larger than {} bytes", app.limits.body_bytes);
+                let message = format!("the body is larger than {} bytes", limits.body_bytes);
                 ApiError::Http { status: StatusCode::PAYLOAD_TOO_LARGE.as_u16(), message }
             } else {
                 ApiError::body("the body ends before its end")
             });
         }
         Err(_) => {
-            let message = format!("the body did not come within {:?}", app.limits.body_time);
+            let message = format!("the body did not come within {:?}", limits.body_time);
             return Err(ApiError::Http { status: StatusCode::REQUEST_TIMEOUT.as_u16(), message });
         }
     };
-    let underway = app.begin(endpoint, bytes).await?;
+    let mut underway = app.begin(endpoint, bytes).await?;
     drop(room);
     if underway.stream {
-        return Ok(Sse::new(Chunks::new(underway)).keep_alive(KeepAlive::default()).into_response());
+        return Ok(Sse::new(Chunks::new(underway, line)).keep_alive(KeepAlive::default()).into_response());
     }
-    Ok(Json(underway.whole().await?).into_response())
+    let whole = underway.whole().await?;
+    line.answered(answered(&underway.choices));
+    Ok(Json(whole).into_response())
 }
 
 fn models(State(app): State<Arc<App>>) -> Ready<Json<Value>> {
@@ -133,13 +168,22 @@ fn not_so() -> Ready<ApiError> {
 struct Chunks {
     underway: Option<Underway>,
     ready: VecDeque<sse::Event>,
+    line: Line,
+}
+
+impl Drop for Chunks {
+    fn drop(&mut self) {
+        if self.underway.is_some() {
+            self.line.gone();
+        }
+    }
 }
 
 impl Chunks {
-    fn new(underway: Underway) -> Self {
+    fn new(underway: Underway, line: Line) -> Self {
         let first = |choice: &Choice| Some(event(&underway.frame.chunk(&[choice.first()?])));
         let ready = underway.choices.iter().filter_map(first).collect();
-        Self { underway: Some(underway), ready }
+        Self { underway: Some(underway), ready, line }
     }
 
     /// What an event of the service makes; the answers are over when there is nothing more to come.
@@ -153,11 +197,13 @@ impl Chunks {
             Ok(chunk) => self.ready.extend(chunk.map(|chunk| event(&underway.frame.chunk(&[chunk])))),
             Err(error) => {
                 self.ready.push_back(event(&error.to_json()));
+                self.line.status(error.status());
                 self.underway = None;
                 return;
             }
         }
         if underway.choices.iter().all(Choice::is_done) {
+            self.line.answered(answered(&underway.choices));
             if underway.include_usage {
                 self.ready.push_back(event(&underway.frame.last(&underway.choices)));
             }

@@ -3,8 +3,8 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use minke_cpu::Cpu;
@@ -12,7 +12,7 @@ use minke_data::tokenizer::TrainOptions;
 use minke_data::{ChatTemplate, Tokenizer};
 use minke_infer::{Handle, Sampling, Service, ServiceOptions, Speculation};
 use minke_model::{Config, DType, Model, Precision};
-use minke_serve::{Limits, Served, serve};
+use minke_serve::{Finished, Limits, Options, Served, serve};
 use serde_json::{Value, json};
 
 const CONTEXT: usize = 1024;
@@ -36,6 +36,8 @@ fn model(rows: usize) -> Model {
 struct Server {
     addr: SocketAddr,
     handle: Handle,
+    /// Requests that are over.
+    log: Arc<Mutex<Vec<Finished>>>,
     stop: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
     _service: Service,
@@ -56,16 +58,23 @@ impl Server {
             defaults: Sampling::default(),
         };
         let (handle, stop) = (service.handle(), Arc::new(AtomicBool::new(false)));
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let kept = log.clone();
+        let options = Options {
+            limits,
+            origins: vec!["http://localhost:3000".to_owned()],
+            log: Arc::new(move |finished| kept.lock().unwrap().push(finished.clone())),
+        };
         let (sender, receiver) = std::sync::mpsc::channel();
         let thread = std::thread::spawn({
             let (handle, stop) = (handle.clone(), stop.clone());
             move || {
                 let any = SocketAddr::from(([127, 0, 0, 1], 0));
-                serve(any, handle, served, limits, &stop, |addr| sender.send(addr).unwrap()).unwrap();
+                serve(any, handle, served, options, &stop, |addr| sender.send(addr).unwrap()).unwrap();
             }
         });
         let addr = receiver.recv().unwrap();
-        Self { addr, handle, stop, thread: Some(thread), _service: service }
+        Self { addr, handle, log, stop, thread: Some(thread), _service: service }
     }
 
     fn plain() -> Self {
@@ -106,6 +115,18 @@ impl Server {
         let mut data: Vec<&str> = lines.map(|line| line.strip_prefix("data: ").expect(line)).collect();
         assert_eq!(data.pop(), Some("[DONE]"));
         data.into_iter().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// The last request that is over, once there are so many.
+    fn logged(&self, count: usize) -> Finished {
+        let begin = Instant::now();
+        loop {
+            if let Some(last) = self.log.lock().unwrap().get(count - 1) {
+                return last.clone();
+            }
+            assert!(begin.elapsed() < Duration::from_secs(20));
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     fn idle(&self) {
@@ -255,6 +276,81 @@ fn texts_are_continued() {
 }
 
 #[test]
+fn an_answer_without_thinking_has_no_thought() {
+    let server = Server::plain();
+    let mut marks = 0;
+    for effort in ["none", "low"] {
+        let extra = json!({"reasoning_effort": effort, "n": 16, "max_tokens": 200, "seed": 1});
+        let (status, whole) = server.post(CHAT, &chat(&extra));
+        assert_eq!(status, 200, "{whole}");
+        if effort == "none" {
+            assert!(
+                !whole.to_string().contains("think>") && !whole.to_string().contains("reasoning_content")
+            );
+        } else {
+            marks = whole.to_string().matches("think>").count();
+        }
+    }
+    assert!(marks > 0, "this model writes marks wherever it may");
+}
+
+#[test]
+fn requests_that_are_over_are_told() {
+    let server = Server::plain();
+    let body = chat(&json!({"max_tokens": 5, "seed": 1, "n": 2}));
+    let usage = server.post(CHAT, &body).1["usage"].clone();
+    let told = server.logged(1);
+    assert_eq!((told.method.as_str(), told.path.as_str(), told.status), ("POST", CHAT, 200));
+    let answered = told.answered.unwrap();
+    assert_eq!(answered.prompt, usage["prompt_tokens"].as_u64().unwrap() as usize);
+    assert_eq!(answered.written, usage["completion_tokens"].as_u64().unwrap() as usize);
+    // a stream is over at its end
+    server.streamed(CHAT, &chat(&json!({"max_tokens": 5, "seed": 1, "stream": true})));
+    let told = server.logged(2);
+    assert_eq!((told.status, told.answered.unwrap().reason), (200, "length"));
+    // and where nobody reads it any more
+    let long = chat(&json!({"max_tokens": 900, "stream": true, "min_tokens": 900}));
+    let mut stream = server.begin(CHAT, &long);
+    stream.read_exact(&mut [0; 200]).unwrap();
+    drop(stream);
+    let told = server.logged(3);
+    assert!(told.status == 499 && told.answered.is_none(), "{told:?}");
+    assert_eq!(server.post(CHAT, &json!({"wale": 1})).0, server.logged(4).status);
+    server.get("/health");
+    assert_eq!(server.get("/nothing").0, 404);
+    let told = server.logged(6);
+    assert_eq!((told.method.as_str(), told.path.as_str(), told.status), ("GET", "/nothing", 404));
+}
+
+#[test]
+fn only_pages_of_named_origins_may_ask() {
+    let server = Server::plain();
+    let headers = |head: &str, origin: &str| {
+        let mut text = String::new();
+        let head = format!(
+            "{head}\r\norigin: {origin}\r\naccess-control-request-method: POST\r\n\
+                            access-control-request-headers: content-type,x-mine"
+        );
+        server.send(&head, b"").read_to_string(&mut text).unwrap();
+        text.split("\r\n\r\n").next().unwrap().to_ascii_lowercase()
+    };
+    let (named, ask) = ("http://localhost:3000", format!("OPTIONS {CHAT} HTTP/1.1"));
+    let may = headers(&ask, named);
+    assert!(may.starts_with("http/1.1 204"), "{may}");
+    for header in ["-origin: http://localhost:3000", "-methods: get, post", "-headers: content-type,x-mine"] {
+        assert!(may.contains(&format!("access-control-allow{header}")), "{may}");
+    }
+    assert!(
+        headers("GET /health HTTP/1.1", named).contains("access-control-allow-origin: http://localhost:3000")
+    );
+    for other in ["http://localhost:3001", "http://localhost", "null", "*"] {
+        let may_not = headers(&ask, other);
+        assert!(may_not.starts_with("http/1.1 405") && !may_not.contains("access-control"), "{may_not}");
+        assert!(!headers("GET /health HTTP/1.1", other).contains("access-control"));
+    }
+}
+
+#[test]
 fn what_has_a_form_keeps_it() {
     let server = Server::plain();
     let schema = json!({"type": "object", "properties": {"size": {"enum": ["small", "large"]}, "ok":
@@ -296,7 +392,7 @@ fn what_is_wrong_is_told_in_the_form_of_this_api() {
         "404 invalid_request_error model model_not_found: the model `shark` is not served here; it is `whale`"
     );
     let cases = [
-        (json!({"wale": 1}), "- -: the body has an unknown field `wale`"),
+        (json!({"wale": 1}), "wale -: the body has an unknown field `wale`"),
         (json!({"messages": []}), "messages -: `messages`: expected at least one message"),
         (json!({"temperature": -1}), "temperature -: `temperature`: expected a number from 0 to 100, got -1"),
         (json!({"top_p": 0}), "top_p -: `top_p`: expected a share above 0, at most 1, got 0"),

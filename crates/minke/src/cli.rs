@@ -380,6 +380,9 @@ pub struct Serve {
     /// The model's name for clients [default: the last part of MODEL]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
+    /// Let web pages of this origin ask, such as http://localhost:3000; can be given several times
+    #[arg(long, value_name = "ORIGIN", value_parser = origin)]
+    pub allow_origin: Vec<String>,
     /// Answers that are written at once
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub parallel: u32,
@@ -465,6 +468,17 @@ pub struct SpeculationArgs {
     /// A smaller model with the same tokenizer that drafts
     #[arg(long, value_name = "MODEL")]
     pub draft_model: Option<String>,
+}
+
+/// A scheme and a host, as browsers send them.
+fn origin(text: &str) -> Result<String, String> {
+    let host = text.split_once("://").map(|(_, host)| host);
+    match host.filter(|host| !host.is_empty() && !host.contains(['/', '*', ' '])) {
+        Some(_) => Ok(text.to_owned()),
+        None => {
+            Err("expected a scheme and a host, and its port if it has one: http://localhost:3000".to_owned())
+        }
+    }
 }
 
 /// `ID=X`.

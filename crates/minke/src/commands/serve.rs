@@ -2,13 +2,14 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use minke_cpu::Cpu;
 use minke_infer::{Sampling, Service, ServiceOptions, TEMPERATURE, can_draft};
-use minke_serve::{Limits, Served, serve};
+use minke_serve::{Finished, Limits, Options, Served, serve};
 
-use super::{draft_model, open, speculation, threads};
+use super::{draft_model, open, rate, speculation, threads};
 use crate::cli::Serve;
 use crate::failure::Failure;
 use crate::interrupt::{self, Work};
@@ -84,13 +85,32 @@ pub fn run(args: &Serve) -> Result<(), Failure> {
     }
     interrupt::install();
     let work = Work::begin();
-    let limits = Limits { time: Duration::from_secs(args.timeout), ..Limits::default() };
+    let treats = Options {
+        limits: Limits { time: Duration::from_secs(args.timeout), ..Limits::default() },
+        origins: args.allow_origin.clone(),
+        log: Arc::new(|finished| output::note(&line(finished))),
+    };
     let called = served.name.clone();
     let ready = |addr: SocketAddr| {
         output::note(&format!("Serving {called} on http://{addr}/v1. Ctrl-C stops."));
     };
-    serve(addr, handle, served, limits, &work.flag(), ready)
+    serve(addr, handle, served, treats, &work.flag(), ready)
         .map_err(|error| Failure::user(format!("cannot listen on {addr}: {error}")))
+}
+
+/// A request that is over, on a line.
+fn line(finished: &Finished) -> String {
+    let Finished { method, path, status, answered, time } = finished;
+    let head = format!("{method} {} {status} in {:.2} s", output::printable(path), time.as_secs_f64());
+    let Some(answered) = answered else { return head };
+    format!(
+        "{head}: {} tokens read, {} of them from the cache, {} written at {:.1}/s, {}",
+        answered.prompt,
+        answered.cached,
+        answered.written,
+        rate(answered.written.saturating_sub(1), answered.decode.as_secs_f64()),
+        answered.reason
+    )
 }
 
 fn options(args: &Serve) -> Result<ServiceOptions, Failure> {
@@ -113,7 +133,11 @@ fn options(args: &Serve) -> Result<ServiceOptions, Failure> {
 
 /// The first address of a host and port.
 fn address(text: &str) -> Result<SocketAddr, Failure> {
-    let fail = |reason: String| Failure::user(format!("--addr {}: {reason}", text.escape_debug()));
+    let port = if text.parse::<u16>().is_ok() { text } else { "8080" };
+    let fail = |reason: String| {
+        Failure::user(format!("--addr {}: {reason}", text.escape_debug()))
+            .hint(format!("expected HOST:PORT, such as 127.0.0.1:{port}"))
+    };
     let mut found = text.to_socket_addrs().map_err(|error| fail(error.to_string()))?;
     found.next().ok_or_else(|| fail("no such host".to_owned()))
 }
