@@ -680,6 +680,9 @@ fn lines(text: &str) -> Result<u64, String> {
         .ok_or_else(|| "expected a number such as 500 or 100k".to_owned())
 }
 
+/// Problems of each family and level that `minke eval` asks where the user says no number.
+pub const PER_LEVEL: u32 = 25;
+
 /// `minke eval`.
 #[derive(Debug, Args)]
 pub struct Eval {
@@ -692,7 +695,7 @@ pub struct Eval {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub samples: u32,
     /// Problems of each family and level
-    #[arg(long, value_name = "N", default_value_t = 25, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, value_name = "N", default_value_t = PER_LEVEL, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub per_level: u32,
     /// The k of pass@k and majority@k, such as 1,4,8 [default: 1 and the number of samples]
     #[arg(long, value_name = "K", value_delimiter = ',')]

@@ -123,6 +123,29 @@ fn what_cannot_be_evaluated_is_said() {
 }
 
 #[test]
+fn arguments_without_effect_are_said() {
+    let folder = talking();
+    let (model, notes) = (text(folder.path()), folder.path().join("notes.txt"));
+    fs::write(&notes, "the whale dives\n").unwrap();
+    let mine = folder.path().join("mine.jsonl");
+    fs::write(&mine, "{\"prompt\": \"any\", \"answer\": \"b\"}\n").unwrap();
+    let args = ["--samples", "4", "--temperature", "2", "--form", "worked", "--split", "train", "-n", "5"];
+    let said = |suite: &str, args: &[&str]| {
+        let run = minke(&[&["eval", model, suite], args].concat());
+        assert_eq!(run.code, 0, "{}", run.err);
+        run.err
+    };
+    let expected =
+        "note: no effect of --samples, --temperature, --tokens, --form, --split: there are only texts\n";
+    assert_eq!(said(text(&notes), &args), expected);
+    assert_eq!(said(text(&notes), &[]), "");
+    let of_gym = ["--per-level", "3", "--split", "train", "-n", "5"];
+    let expected = "note: no effect of --per-level, --split: there are no problems of the gym\n";
+    assert_eq!(said(text(&mine), &of_gym), expected);
+    assert_eq!(said("chain:1", &of_gym), "");
+}
+
+#[test]
 fn problems_are_listed_shown_and_written() {
     let list = good(&["gym", "list"]);
     assert!(list.contains("chain ") && list.contains("core is addition, chain, count"), "{list}");
@@ -168,6 +191,8 @@ fn a_model_against_another() {
     assert_eq!(distance["tokens"], report["texts"][0]["tokens"]);
     let line = good(&["eval", model, notes, "--against", model]);
     assert!(line.contains("KL mean 0.00000") && line.contains("the same likeliest token 100.00%"), "{line}");
+    let line = good(&["eval", model, notes, "--against", model, "--cache", "int8"]);
+    assert!(line.contains(&format!("\nwith --cache int8, {notes}: perplexity")), "{line}");
     let report: Value = serde_json::from_str(&good(&["eval", model, notes, "--json"])).unwrap();
     assert!(report.get("against").is_none());
     let message = refused(&["eval", model, "chain:1", "--against", model]);

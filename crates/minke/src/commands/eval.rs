@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use minke_cpu::Cpu;
 use minke_data::template::Thinking;
-use minke_gym::{Split, Suite, Task};
+use minke_gym::{Check, Split, Suite, Task};
 use minke_infer::{Loaded, TEMPERATURE};
 use minke_post::eval::{
     AnswerLog, Divergence, EvalReport, EvalSettings, Form, Progress, Prompter, TextReport, check_settings,
@@ -14,8 +14,8 @@ use minke_post::eval::{
 use serde::Serialize;
 
 use super::progress::Bar;
-use super::{cache, open, rate, threads};
-use crate::cli::{Eval, Half, ModelArgs, TaskForm};
+use super::{cache, open, rate, threads, value_name};
+use crate::cli::{Eval, Half, KeptAs, ModelArgs, PER_LEVEL, TaskForm};
 use crate::failure::Failure;
 use crate::interrupt::{self, Work};
 use crate::output;
@@ -47,6 +47,9 @@ struct Against<'a> {
 /// Runs the command.
 pub fn run(args: &Eval) -> Result<(), Failure> {
     let (tasks, texts) = suites(args)?;
+    if let Some(note) = idle(args, &tasks) {
+        output::note(&format!("note: {note}"));
+    }
     let cpu = Cpu::detect(threads(args.model.threads));
     let mut loaded = open(&args.model, &cpu)?;
     let Some(tokenizer) = loaded.tokenizer.clone() else {
@@ -136,7 +139,7 @@ pub fn run(args: &Eval) -> Result<(), Failure> {
             against,
         })?;
     } else {
-        output::text(&shown(report.as_ref(), &read, &distances))?;
+        output::text(&shown(report.as_ref(), &read, &distances, args.cache))?;
     }
     if work.is_stopped() { Err(Failure::interrupted()) } else { Ok(()) }
 }
@@ -161,6 +164,27 @@ fn suites(args: &Eval) -> Result<(Vec<Task>, Vec<std::path::PathBuf>), Failure> 
         texts.extend(suite.texts().map(std::path::Path::to_owned));
     }
     Ok((tasks, texts))
+}
+
+/// Which arguments do nothing: those of answers where there are only texts, those of the gym's problems where there is
+/// none of them.
+fn idle(args: &Eval, tasks: &[Task]) -> Option<String> {
+    let of_answers = [
+        ("--samples", args.samples != 1),
+        ("--k", !args.k.is_empty()),
+        ("--temperature", args.temperature.is_some()),
+        ("--tokens", args.n.is_some()),
+        ("--seed", args.seed != 0),
+        ("--no-think", args.no_think),
+        ("--form", args.form.is_some()),
+    ];
+    let of_gym = [("--per-level", args.per_level != PER_LEVEL), ("--split", args.split != Half::HeldOut)];
+    let of_answers = of_answers.iter().filter(|_| tasks.is_empty());
+    let has_gym = tasks.iter().any(|task| matches!(task.check, Check::Family { .. }));
+    let all = of_answers.chain(of_gym.iter().filter(|_| !has_gym));
+    let names: Vec<&str> = all.filter(|(_, given)| *given).map(|(name, _)| *name).collect();
+    let what = if tasks.is_empty() { "there are only texts" } else { "there are no problems of the gym" };
+    (!names.is_empty()).then(|| format!("no effect of {}: {what}", names.join(", ")))
 }
 
 fn prompter(args: &Eval, loaded: &Loaded) -> Result<Prompter, Failure> {
@@ -226,7 +250,12 @@ fn reference(args: &Eval, texts: &[std::path::PathBuf], cpu: &Cpu) -> Result<Opt
     open(&args, cpu).map(Some)
 }
 
-fn shown(report: Option<&EvalReport>, texts: &[TextReport], distances: &[Divergence]) -> String {
+fn shown(
+    report: Option<&EvalReport>,
+    texts: &[TextReport],
+    distances: &[Divergence],
+    cache: KeptAs,
+) -> String {
     let mut text = report.map(EvalReport::table).unwrap_or_default();
     for one in texts {
         text.push_str(&format!(
@@ -234,8 +263,13 @@ fn shown(report: Option<&EvalReport>, texts: &[TextReport], distances: &[Diverge
             one.path, one.bits_per_byte, one.perplexity, one.tokens, one.window
         ));
     }
+    // what stands above is the model's own, without a cache
+    let with = match cache {
+        KeptAs::Model => String::new(),
+        other => format!("with --cache {}, ", value_name(&other)),
+    };
     for one in distances {
-        text.push_str(&format!("{}\n", one.line()));
+        text.push_str(&format!("{with}{}\n", one.line()));
     }
     text
 }
