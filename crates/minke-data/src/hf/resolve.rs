@@ -112,10 +112,13 @@ fn snapshot_in(cache: &Path, kind: &str, id: &str) -> Result<PathBuf> {
     };
     let repository = cache.join(format!("{kind}--{owner}--{name}"));
     let snapshots = repository.join("snapshots");
-    let option = if kind == "datasets" { " --repo-type dataset" } else { "" };
+    let (option, or_a_folder) = match kind {
+        "datasets" => (" --repo-type dataset", ""),
+        _ => ("", "there is no such folder, and it is "),
+    };
     let absent = || {
         let reason = format!(
-            "not in the local cache {}; Minke does not download: run `hf download{option} {id}` where there is a \
+            "{or_a_folder}not in the local cache {}; Minke does not download: run `hf download{option} {id}` where there is a \
              network, or give a folder",
             cache.display()
         );
@@ -188,6 +191,7 @@ mod tests {
         let gguf = resolve_model("x/model.GGUF").unwrap_err().to_string();
         assert!(gguf.contains("there is no such file"), "{gguf}");
         let hub = resolve_model("nobody-at-all/nothing").unwrap_err().to_string();
+        assert!(hub.contains("there is no such folder, and it is not in the local cache"), "{hub}");
         assert!(hub.contains("hf download nobody-at-all/nothing"), "{hub}");
         for text in ["../x", "a/b/c", "", "a/..", "/", "a/b c"] {
             assert!(resolve_model(text).is_err(), "{text}");
