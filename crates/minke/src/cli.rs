@@ -13,7 +13,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
     after_help = "Examples:\n  \
         minke pretrain recipes/quickstart.toml   train a model from scratch\n  \
         minke chat runs/quickstart               talk to what it made\n\n\
-        A MODEL is a Hugging Face folder, a run folder, or OWNER/NAME of a model in the local hub cache."
+        A MODEL is a Hugging Face folder, a run folder, a .gguf file, or OWNER/NAME of a model in the \
+        local hub cache."
 )]
 pub struct Cli {
     /// What to do.
@@ -37,9 +38,9 @@ pub enum Command {
         minke make recipes/tiny-r1.toml --set rl.train.steps=50 --out runs/short\n  \
         minke make recipes/tiny-r1.toml --resume\n  \
         minke make recipes/tiny-r1.toml --from rl --set rl.objective.algorithm=dapo\n\n\
-        A stage is a [[stage]] with a name, a kind (worked, pretrain, sft, grpo, sample, distill, eval) and\n\
-        the recipe of that kind, where \"stage:NAME\" is the folder of an earlier stage, or of one in\n\
-        the folder run.after, which another recipe made. Ctrl-C stops with a checkpoint; --resume goes on.\n\
+        A stage is a [[stage]] with a name, a kind (worked, pretrain, sft, grpo, sample, distill, eval) and \
+        the recipe of that kind, where \"stage:NAME\" is the folder of an earlier stage, or of one in \
+        the folder run.after, which another recipe made. Ctrl-C stops with a checkpoint; --resume goes on. \
         --from and --only remove what the stages had made before.")]
     Make(Make),
     /// Talk to a model in the terminal
@@ -51,7 +52,9 @@ pub enum Command {
         minke chat Qwen/Qwen3-0.6B --cache int8\n  \
         minke chat Qwen/Qwen3-8B --draft-model Qwen/Qwen3-0.6B\n  \
         echo 'fn main() {' | minke chat runs/quickstart\n\n\
-        While talking: /help lists the commands, Ctrl-C stops the answer, Ctrl-D leaves.\n\
+        While talking: /help lists the commands, Ctrl-C stops the answer, Ctrl-D leaves. What is typed at a \
+        terminal is remembered in ~/.local/share/minke/chat_history (or in $XDG_DATA_HOME). \
+        Over a pipe the first turn or command that fails ends it. \
         A model without a chat template is a base model: it continues what is typed.")]
     Chat(Chat),
     /// Continue a text, or answer a question
@@ -61,7 +64,8 @@ pub enum Command {
         minke generate runs/quickstart -p 'fn main() {' -n 100\n  \
         minke generate runs/quickstart -p 'use std::' --temperature 0 --stop ';' --json\n  \
         minke generate runs/quickstart -p - --cache int8 < notes.md\n\n\
-        The same arguments give the same text, at any number of threads.")]
+        Of an answer with a thought --json has `thought` and `answer` beside the whole `text`; a schema or \
+        grammar is kept by the answer. The same arguments give the same text, at any number of threads.")]
     Generate(Generate),
     /// Answer requests over HTTP, as OpenAI's API does
     #[command(after_help = "Examples:\n  \
@@ -69,15 +73,16 @@ pub enum Command {
         minke serve runs/tiny-r1 --addr 127.0.0.1:9000 --parallel 8 --cache-gib 4 --cache int8\n  \
         curl -s localhost:8080/v1/chat/completions -H 'content-type: application/json' \\\n    \
         -d '{\"messages\": [{\"role\": \"user\", \"content\": \"2+3=?\"}]}'\n\n\
-        Any client of that API works, with the base URL http://localhost:8080/v1 and any key.\n\
-        /v1/chat/completions, /v1/completions, /v1/models and /health are served. There is no password:\n\
-        whoever reaches the address may ask. Ctrl-C lets answers end, a second one does not.")]
+        Any client of that API works, with the base URL http://localhost:8080/v1 and any key. \
+        /v1/chat/completions, /v1/completions, /v1/models and /health are served. There is no password: \
+        whoever reaches the address may ask, web pages only from an --allow-origin. Each request that is over \
+        is a line on standard error. Ctrl-C lets answers end, a second one does not.")]
     Serve(Serve),
     /// Give the log-probability of each token of given sequences
     #[command(after_help = "Examples:\n  \
         minke score runs/quickstart --tokens ids.json --json\n  \
         minke score runs/quickstart --tokens ids.json --logits logits.safetensors\n\n\
-        The file holds {\"sequences\": [[1, 2, 3], [4, 5]]}. With --logits, row i of\n\
+        The file holds {\"sequences\": [[1, 2, 3], [4, 5]]}. With --logits, row i of \
         `logits.N` is what the model says after token i of sequence N.")]
     Score(Score),
     /// Show the parameters, memory, arithmetic and time of a model or recipe
@@ -86,7 +91,7 @@ pub enum Command {
         minke inspect recipes/quickstart.toml --set model.depth=8\n  \
         minke inspect recipes/quickstart.toml --resolved\n  \
         minke inspect deepseek-ai/DeepSeek-V2-Lite --json\n\n\
-        Of a recipe it also says what training will need here: memory by formula, and time from measurements\n\
+        Of a recipe it also says what training will need here: memory by formula, and time from measurements \
         of some seconds. A recipe that does not fit into memory ends with exit code 2.")]
     Inspect(Inspect),
     /// Teach a model to answer as examples do
@@ -126,8 +131,8 @@ pub enum Command {
         [teacher]\n  path = \"runs/rl\"\n  [student.model]             # or [student] with a path\n  \
         family = \"llama\"\n  depth = 4\n  [distill]\n  mode = \"logits\"\n  [data]\n  \
         sources = [{ path = \"runs/lessons/answers.jsonl\" }]\n\n\
-        sequences learns the teacher's answers, logits what it takes to be likely at each place of them,\n\
-        on_policy (with [tasks] and [rollout] as in grpo) what it says of the student's own answers.\n\
+        sequences learns the teacher's answers, logits what it takes to be likely at each place of them, \
+        on_policy (with [tasks] and [rollout] as in grpo) what it says of the student's own answers. \
         Both must have the same tokenizer; their architectures may differ.")]
     Distill(Train),
     /// Ask a model tasks and count the right answers
@@ -137,9 +142,9 @@ pub enum Command {
         minke eval runs/tiny-r1 my-tasks.jsonl --out answers.jsonl --resume --json\n  \
         minke eval runs/quickstart notes.md\n  \
         minke eval runs/quickstart notes.md --against runs/quickstart --cache int8\n\n\
-        A SUITE is gym, core, a family (minke gym list), a family with levels such as chain:2 or sort:1-4,\n\
-        a .jsonl file of tasks, or a text file, whose perplexity is measured.\n\
-        A task is {\"prompt\": \"1/2+1/4=?\", \"answer\": \"3/4\"}, with a \"verifier\" if equality is not enough:\n\
+        A SUITE is gym, core, a family (minke gym list), a family with levels such as chain:2 or sort:1-4, \
+        a .jsonl file of tasks, or a text file, whose perplexity is measured. \
+        A task is {\"prompt\": \"1/2+1/4=?\", \"answer\": \"3/4\"}, with a \"verifier\" if equality is not enough: \
         exact, number, choice, regex, json, program. Programs that tasks name are run on this machine.")]
     Eval(Eval),
     /// Write a model for other programs: a folder in another dtype, or a GGUF file
@@ -149,25 +154,40 @@ pub enum Command {
         minke export deepseek-ai/DeepSeek-V3 --to hf --dtype bf16 --out v3-bf16 --json\n  \
         minke export runs/quickstart --to gguf --out quickstart.gguf\n  \
         minke export model.gguf --to hf --out model\n\n\
-        fp8 is the form in which DeepSeek publishes: projections as E4M3 codes with a scale for each square\n\
-        of 128 by 128; embedding, head, norms and router in bf16. Codes that the model has already stay\n\
+        fp8 is the form in which DeepSeek publishes: projections as E4M3 codes with a scale for each square \
+        of 128 by 128; embedding, head, norms and router in bf16. Codes that the model has already stay \
         as they are. Tokenizer, chat template and generation config are copied.\n\n\
-        gguf is one file that llama.cpp and others read, with tokenizer and chat template; vectors and\n\
+        gguf is one file that llama.cpp and others read, with tokenizer and chat template; vectors and \
         routers are f32 in it. `minke quantize` writes smaller ones.")]
     Export(Export),
     /// Make a model smaller: weights of 4 to 8 bits
-    #[command(long_about = "Make a model smaller: weights of 4 to 8 bits.\n\n\
-        Q8_0 to Q4_0 write a GGUF file, which this program and others run as it is. The mixes called M store\n\
-        values of attention and the way down of feed-forward blocks in half of the layers finer than the rest;\n\
-        the head is finer in all of them; norms, biases and routers stay f32. FP8 writes a folder, as export\n\
-        --dtype fp8 does. With --imatrix the model first reads a text, and errors weigh by what the columns of\n\
+    #[command(after_help = "Examples:\n  \
+        minke quantize runs/quickstart --to Q4_K_M --out quickstart-q4.gguf\n  \
+        minke quantize Qwen/Qwen3-0.6B --to Q4_K_M --imatrix notes.md --out qwen3-q4.gguf\n  \
+        minke quantize runs/quickstart --to FP8 --out quickstart-fp8\n\n\
+        Q8_0 to Q4_0 write a GGUF file, which this program and others run as it is. The mixes called M store \
+        values of attention and the way down of feed-forward blocks in half of the layers finer than the rest; \
+        the head is finer in all of them; norms, biases and routers stay f32. FP8 writes a folder, as export \
+        --dtype fp8 does. With --imatrix the model first reads a text, and errors weigh by what the columns of \
         each matrix, and of each expert's, have read: use some hundred kB of the kind that it will write.")]
     Quantize(Quantize),
     /// List, show and write problems that can be checked
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  \
+        minke gym list\n  \
+        minke gym show core\n  \
+        minke gym write core --count 100k --out pretrain.jsonl"
+    )]
     Gym(Gym),
     /// Measure speed, beside what this machine can do
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  \
+        minke bench infer runs/quickstart\n  \
+        minke bench train recipes/bench-a.toml\n  \
+        minke bench grpo recipes/bench-a.toml"
+    )]
     Bench(Bench),
 }
 
@@ -198,6 +218,9 @@ pub enum Bench {
 #[derive(Debug, Subcommand)]
 pub enum Gym {
     /// List the families of problems
+    #[command(after_help = "Examples:\n  \
+        minke gym list\n  \
+        minke gym list --json")]
     List(GymList),
     /// Show problems with answers and worked thoughts
     #[command(after_help = "Examples:\n  \
@@ -361,6 +384,9 @@ pub struct Chat {
     /// Show speed and how full the context is after each answer
     #[arg(long)]
     pub verbose: bool,
+    /// Neither read nor write what was typed in earlier runs
+    #[arg(long)]
+    pub no_history: bool,
     #[command(flatten)]
     pub cache: CacheArgs,
     #[command(flatten)]
@@ -432,7 +458,7 @@ pub struct SteeringArgs {
     #[arg(long, value_name = "ID=X", value_parser = bias)]
     pub logit_bias: Vec<(u32, f32)>,
     /// With --json, tell the N likeliest tokens at each place
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "json")]
     pub top_logprobs: u32,
     /// Close a thought that has come to N tokens, and let the model go on with its answer
     #[arg(long, value_name = "N")]

@@ -39,6 +39,22 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     }
 }
 
+/// Whether a terminal gets bold and dim text: unless `NO_COLOR` is set, or it says that it is dumb.
+pub fn is_styled() -> bool {
+    let said = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    said("NO_COLOR").is_none() && said("TERM").is_none_or(|term| term != "dumb")
+}
+
+/// A text for a terminal, dim.
+pub fn dim(text: &str) -> Cow<'_, str> {
+    if is_styled() { format!("\x1b[2m{text}\x1b[22m").into() } else { text.into() }
+}
+
+/// A text for a terminal, bold.
+pub fn bold(text: &str) -> Cow<'_, str> {
+    if is_styled() { format!("\x1b[1m{text}\x1b[22m").into() } else { text.into() }
+}
+
 /// Rows of a name and a value, aligned.
 pub fn table(rows: &[(&str, String)]) -> String {
     let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);

@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 const TEMPLATE: &str = "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}\
                         {% if add_generation_prompt %}<|assistant|><think>{% endif %}";
 
-/// A run of `minke chat` in a terminal.
+/// A run of `minke` in a terminal.
 struct Screen {
     child: Child,
     keyboard: File,
@@ -32,7 +32,12 @@ struct Screen {
 }
 
 impl Screen {
+    /// A chat.
     fn open(model: &str, data: &Path, extra: &[&str]) -> Self {
+        Self::run(&[&["chat", model], extra].concat(), data, "")
+    }
+
+    fn run(args: &[&str], data: &Path, no_color: &str) -> Self {
         let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         grantpt(&terminal).unwrap();
         unlockpt(&terminal).unwrap();
@@ -41,8 +46,8 @@ impl Screen {
         let name = ptsname(&terminal, Vec::new()).unwrap();
         let end = || File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_minke"))
-            .args(["chat", model])
-            .args(extra)
+            .args(args)
+            .env("NO_COLOR", no_color)
             .env("TERM", "xterm-256color")
             .env("XDG_DATA_HOME", data)
             .env("HF_HOME", "/nonexistent-minke-hub")
@@ -154,10 +159,38 @@ fn a_person_talks_in_a_terminal() {
     screen.press("\u{1b}[A\u{1b}[A\u{1b}[A\u{1b}[A");
     screen.say("\r");
     screen.press(&format!("/save {}\r", text(&saved)));
+    screen.wait_for("is there already; /save! replaces it");
+    screen.press(&format!("/save! {}\r", text(&saved)));
     screen.wait_for("messages written to");
     let talk: Value = serde_json::from_slice(&std::fs::read(&saved).unwrap()).unwrap();
     assert_eq!(talk["messages"][0]["content"], "seven\neight");
     screen.press("\u{4}");
+    assert_eq!(screen.end(), 0);
+    // nor does it have to remember
+    let (before, last) = (std::fs::read(&history).unwrap(), [&args[..], &["--no-history"]].concat());
+    let mut screen = Screen::open(&model, data.path(), &last);
+    screen.wait_for("/help lists the commands.");
+    screen.say("forget this\r");
+    screen.press("\u{4}");
+    assert_eq!(screen.end(), 0);
+    assert_eq!(std::fs::read(&history).unwrap(), before);
+}
+
+#[test]
+fn one_answer_is_shown_as_in_a_chat() {
+    let folder = talking();
+    std::fs::write(folder.path().join("chat_template.jinja"), TEMPLATE).unwrap();
+    let data = tempfile::tempdir().unwrap();
+    let args =
+        ["generate", text(folder.path()), "--chat", "-p", "the whale", "-n", "6", "--temperature", "0"];
+    let mut screen = Screen::run(&args, data.path(), "");
+    let answer = screen.wait_for("note: the answer ends here, after 6 tokens; -n allows more");
+    assert!(answer.starts_with("\u{1b}[2m") && !answer.contains("<think>"), "{answer:?}");
+    assert_eq!(screen.end(), 0);
+    // without styles marks stand for them
+    let mut screen = Screen::run(&args, data.path(), "1");
+    let answer = screen.wait_for("written at");
+    assert!(answer.starts_with("<think>") && !answer.contains('\u{1b}'), "{answer:?}");
     assert_eq!(screen.end(), 0);
 }
 

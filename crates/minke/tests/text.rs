@@ -25,6 +25,7 @@ fn help_of_every_command() {
         "distill",
         "eval",
         "export",
+        "quantize",
         "gym",
         "gym list",
         "gym show",
@@ -36,7 +37,9 @@ fn help_of_every_command() {
     ] {
         let mut args: Vec<&str> = command.split_whitespace().collect();
         args.push("--help");
-        all.push_str(&format!("$ minke {}\n{}\n", args.join(" "), good(&args)));
+        let help = good(&args);
+        assert!(help.contains("\nExamples:\n"), "{command}");
+        all.push_str(&format!("$ minke {}\n{help}\n", args.join(" ")));
     }
     insta::assert_snapshot!(all);
 }
@@ -54,7 +57,10 @@ fn arguments_that_are_wrong_are_refused() {
         &["generate", "m", "-p", "x", "--regex", "a", "--grammar", "b"],
         &["serve", "m", "--parallel", "0"],
         &["serve", "m", "--addr", "nowhere"],
+        &["serve", "m", "--addr", "9000"],
+        &["serve", "m", "--allow-origin", "*"],
         &["generate", "m", "-p", "x", "--raw", "--chat"],
+        &["generate", "m", "-p", "x", "--top-logprobs", "3"],
         &["score", "m"],
         &["bench", "infer", "m", "--batch", "-1"],
         &["export", "m", "--out", "x"],
@@ -164,11 +170,19 @@ fn chat_continues_what_is_typed() {
     let folder = talking();
     let model = text(folder.path());
     let args = ["chat", model, "-n", "20", "--seed", "5"];
-    let run = minke_with(
-        &args,
-        "the whale\n/set temperature=0.5\n/set temperature x\n/nonsense\n/help\n\n/think on\n/system x\n/exit\nnever\n",
-    );
+    let run = minke_with(&args, "the whale\n/set temperature=0.5\n/help\n\n/exit\nnever\n");
     assert_eq!(run.code, 0, "{}", run.err);
+    // what fails ends it, and nothing behind it is taken
+    for (typed, why) in [
+        ("/set temperature x", "temperature: expected a number, got `x`"),
+        ("/nonsense", "unknown command `/nonsense`"),
+        ("/think on", "this is a base model"),
+        ("/system x", "this is a base model"),
+    ] {
+        let run = minke_with(&args, &format!("{typed}\nthe whale\n"));
+        assert_eq!((run.code, run.out.as_str()), (2, ""), "{typed}: {}", run.err);
+        assert!(run.err.contains(&format!("error: {why}")), "{typed}: {}", run.err);
+    }
     insta::assert_snapshot!(run.err.replace(model, "MODEL"));
     let alone = good(&["generate", model, "-p", "the whale", "-n", "20", "--seed", "5"]);
     assert!(run.out.starts_with(&alone), "{:?} and {alone:?}", run.out);
@@ -178,18 +192,16 @@ fn chat_continues_what_is_typed() {
     assert!(run.out.len() > first["text"].as_str().unwrap().len() + 2);
     // the end of the input ends it as well, and a context that runs full forgets nothing by itself
     let typed = "the whale sings and dives\n".repeat(20);
-    let full = minke_with(&["chat", model, "-n", "30"], &format!("{typed}/reset\nthe whale\n/stats\n"));
-    assert_eq!(full.code, 0, "{}", full.err);
+    let full = minke_with(&["chat", model, "-n", "30"], &typed);
+    assert_eq!(full.code, 2, "{}", full.err);
     let said = "so there is no room for an answer; /undo forgets the last turn, /reset all of them";
+    assert!(full.err.ends_with(&format!("{said}\n")), "{}", full.err);
+    let again = minke_with(&["chat", model, "-n", "30"], "the whale\n/reset\nthe whale\n/stats\n");
+    assert_eq!(again.code, 0, "{}", again.err);
     assert!(
-        full.err.contains("is full; /undo or /reset makes room") || full.err.contains(said),
+        again.err.contains("the text so far is forgotten") && again.err.contains("30 written at"),
         "{}",
-        full.err
-    );
-    assert!(
-        full.err.contains("the text so far is forgotten") && full.err.contains("30 written at"),
-        "{}",
-        full.err
+        again.err
     );
 }
 
@@ -214,8 +226,32 @@ fn chat_takes_turns_by_the_template() {
     assert_eq!(forged.code, 0, "{}", forged.err);
     // one question by the same way, and as text by another
     let asked = minke(&["generate", model, "-p", "the whale", "--chat", "-n", "12", "--temperature", "0"]);
-    assert_eq!((asked.code, asked.err.as_str()), (0, ""));
-    assert_eq!(format!("<think>{}", asked.out), run.out.split_inclusive('\n').next().unwrap());
+    assert_eq!(
+        (asked.code, asked.err.as_str()),
+        (0, "note: the answer ends here, after 12 tokens; -n allows more\n")
+    );
+    assert_eq!(asked.out, run.out.split_inclusive('\n').next().unwrap());
+    // a form is of the answer, which stands alone beside the thought
+    let schema = folder.path().join("schema.txt");
+    std::fs::write(&schema, r#"{"enum": ["dive", "sing"]}"#).unwrap();
+    let ask = ["generate", model, "-p", "the whale", "--chat", "--json", "--json-schema", text(&schema)];
+    let formed: Value = serde_json::from_str(&good(&[&ask[..], &["--think", "3"]].concat())).unwrap();
+    let answer = formed["answer"].as_str().unwrap();
+    assert!(["\"dive\"", "\"sing\""].contains(&answer) && formed["thought"].is_string(), "{formed}");
+    assert!(formed["text"].as_str().unwrap().ends_with(&format!("</think>\n\n{answer}")), "{formed}");
+    let short: Value = serde_json::from_str(&good(&[&ask[..], &["--think", "off"]].concat())).unwrap();
+    assert!(short.get("thought").is_none() && short.get("answer").is_none(), "{short}");
+    let both = refused(&["generate", model, "-p", "x", "--think", "5", "--think-budget", "9"]);
+    assert!(both.contains("--think 5 and --think-budget 9 both bound the thought"), "{both}");
+    // nor is a full context passed over
+    let full = minke(&["generate", model, "-p", &"the whale ".repeat(20), "--raw", "-n", "1000"]);
+    assert!(
+        full.code == 0 && full.err.contains("note: the text ends here: the model's context of"),
+        "{}",
+        full.err
+    );
+    let idle = minke(&["generate", model, "-p", "x", "--raw", "-n", "1", "--think-budget", "9"]);
+    assert_eq!(idle.err, "note: --think-budget had no effect: the text has no thought\n");
     let plain = minke(&["generate", model, "-p", "the whale", "-n", "12", "--temperature", "0"]);
     assert!(plain.err.contains("--chat asks it as a question") && plain.out != asked.out, "{}", plain.err);
     let raw = minke(&["generate", model, "-p", "the whale", "--raw", "-n", "12", "--temperature", "0"]);
@@ -237,8 +273,8 @@ fn chat_has_commands() {
     let saved = folder.path().join("talk.json");
     let args = ["chat", model, "-n", "8", "--temperature", "0.9", "--seed", "3", "--system", "sing"];
     let typed = format!(
-        "/system\nthe whale\n/retry\n/save {0}\n/undo\n/undo\n/retry\n/load {0}\n/think 4\n/think much\n/set seed 9\n\
-         /system \"\"\n/system\n/load {0}.none\n/exot\n/help\n",
+        "/system\nthe whale\n/retry\n/save {0}\n/undo\n/load {0}\n/save! {0}\n/think 4\n/set seed 9\n\
+         /system \"\"\n/system\n/help\n",
         text(&saved)
     );
     let run = minke_with(&args, &typed);
@@ -255,9 +291,20 @@ fn chat_has_commands() {
     // a conversation that is taken up again goes on as it would have, and lines are joined
     let on = |args: &[&str], typed: &str| minke_with(args, typed).out;
     let args = ["chat", model, "-n", "8", "--temperature", "0"];
-    let whole = on(&args, &format!("the whale\n/save {}\nand then\\\nmore\n", text(&saved)));
+    let whole = on(&args, &format!("the whale\n/save! {}\nand then\\\nmore\n", text(&saved)));
     let later = on(&[&args[..], &["--load", text(&saved)]].concat(), "\"\"\"\nand then\nmore\n\"\"\"\n");
     assert!(whole.ends_with(&later) && later.len() > 1, "{whole:?} and {later:?}");
+    for (typed, why) in [
+        ("/undo", "there is no turn to undo"),
+        ("/retry", "there is no turn to answer again"),
+        ("/think much", "think: expected on, off, auto or a number of tokens, got `much`"),
+        (&format!("/load {}.none", text(&saved)), "No such file"),
+        (&format!("/save {}", text(&saved)), "is there already; /save! replaces it"),
+        ("/exot", "unknown command `/exot`"),
+    ] {
+        let run = minke_with(&args, &format!("{typed}\n"));
+        assert!(run.code == 2 && run.err.contains(why), "{typed}: {}", run.err);
+    }
     std::fs::write(&saved, r#"{"messages": [{"role": "user"}]}"#).unwrap();
     let error = refused(&["chat", model, "--load", text(&saved)]);
     assert!(error.contains("talk.json: `messages[0].content`: expected a text, got nothing"), "{error}");

@@ -6,7 +6,6 @@
 
 mod commands;
 mod input;
-mod paint;
 mod settings;
 
 use std::ops::ControlFlow;
@@ -16,8 +15,8 @@ use input::{Input, Typed};
 use minke_cpu::Cpu;
 use minke_data::Transcript;
 use minke_infer::{Answer, Assistant, AssistantError, Piece, Speculated, StopReason};
-use paint::Painter;
 
+use super::paint::Painter;
 use super::{cache, draft_model, precision, rate, sampling, speculation, think, threads};
 use crate::cli::Chat;
 use crate::failure::Failure;
@@ -65,7 +64,7 @@ pub fn run(args: &Chat) -> Result<(), Failure> {
     if let Some(path) = &args.load {
         chat.load(path).map_err(Failure::user)?;
     }
-    let mut input = Input::open()?;
+    let mut input = Input::open(!args.no_history)?;
     chat.painted = input.is_terminal();
     if chat.painted {
         // while somebody types
@@ -137,6 +136,10 @@ impl Running<'_> {
         };
         match done {
             Ok(()) => Ok(ControlFlow::Continue(())),
+            // who only pipes does not see it, and what follows may build on it
+            Err(Trouble::Told(reason)) if !self.painted && !turn.trim().is_empty() => {
+                Err(Failure::user(reason))
+            }
             Err(Trouble::Told(reason)) => {
                 output::note(&format!("error: {reason}"));
                 Ok(ControlFlow::Continue(()))
@@ -179,7 +182,10 @@ impl Running<'_> {
                     said.trim().chars().take(60).map(|c| if c == '\n' { ' ' } else { c }).collect();
                 format!("forgotten: {}", output::printable(&line))
             }
-            Command::Save(path) => {
+            Command::Save(path, false) if path.exists() => {
+                return Err(format!("{} is there already; /save! replaces it", path.display()));
+            }
+            Command::Save(path, _) => {
                 let base = self.assistant.is_base();
                 let transcript = Transcript {
                     model: Some(self.name.to_owned()),
@@ -231,7 +237,7 @@ impl Running<'_> {
         let mut painter = Painter::new(self.painted, !base);
         if let Some(turn) = turn.filter(|_| base && self.painted) {
             // the typed text again, so that text and continuation stand together
-            output::text(&format!("\x1b[1m{}\x1b[22m", output::printable(turn)))?;
+            output::text(&output::bold(&output::printable(turn)))?;
         }
         let own;
         let work = match &self.whole {
@@ -280,7 +286,7 @@ impl Running<'_> {
         self.last = Some(answer);
         if self.verbose {
             let line = self.stats();
-            output::note(&if self.painted { format!("\x1b[2m{line}\x1b[22m") } else { line });
+            output::note(&if self.painted { output::dim(&line) } else { line.as_str().into() });
         }
         Ok(())
     }

@@ -6,9 +6,13 @@ use std::path::Path;
 
 use minke_cpu::Cpu;
 use minke_data::Message;
-use minke_infer::{Constraint, Engine, Request, Settings, ThinkingBudget, Thought};
+use minke_infer::{
+    Constraint, Engine, Piece, Request, Settings, Splitter, StopReason, ThinkingBudget, Thought, Whole,
+    begins_thought, without_thought,
+};
 use serde::Serialize;
 
+use super::paint::Painter;
 use super::{cache, draft_model, open, rate, read_file, sampling, speculation, threads};
 use crate::cli::{Generate, SteeringArgs};
 use crate::failure::Failure;
@@ -27,6 +31,10 @@ struct Report<'a> {
     model: &'a str,
     prompt: &'a str,
     text: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    thought: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    answer: Option<&'a str>,
     prompt_tokens: usize,
     tokens: &'a [u32],
     logprobs: &'a [f32],
@@ -67,6 +75,40 @@ struct Drafts {
     tokens_per_call: f64,
 }
 
+/// A text as it comes: what is shown of it, and of an answer its parts.
+struct Shown {
+    /// Of an answer.
+    splitter: Option<Splitter>,
+    painter: Painter,
+    whole: Whole,
+}
+
+impl Shown {
+    fn piece(&mut self, piece: Piece<'_>) -> String {
+        self.whole.take(piece);
+        self.painter.paint(piece)
+    }
+
+    /// What is to be shown of the next piece.
+    fn push(&mut self, text: &str) -> String {
+        self.split(|splitter, on| splitter.push(text, on)).unwrap_or_else(|| self.piece(Piece::Said(text)))
+    }
+
+    /// What was held back.
+    fn finish(&mut self) -> String {
+        let rest = self.split(Splitter::finish).unwrap_or_default();
+        rest + self.painter.finish()
+    }
+
+    fn split(&mut self, by: impl FnOnce(&mut Splitter, &mut dyn FnMut(Piece<'_>))) -> Option<String> {
+        let mut splitter = self.splitter.take()?;
+        let mut shown = String::new();
+        by(&mut splitter, &mut |piece| shown.push_str(&self.piece(piece)));
+        self.splitter = Some(splitter);
+        Some(shown)
+    }
+}
+
 /// What the text must look like, if the user says so.
 fn constraint(args: &SteeringArgs) -> Result<Option<Constraint>, Failure> {
     let text = |path: &Path| -> Result<String, Failure> {
@@ -99,9 +141,14 @@ pub fn run(args: &Generate) -> Result<(), Failure> {
     };
     let mut stop_ids = loaded.stop_ids();
     let mut settings = Settings { sampling, ..Settings::default() };
-    let tokens = if args.chat || args.system.is_some() || args.think.is_some() {
+    let is_asked = args.chat || args.system.is_some() || args.think.is_some();
+    let tokens = if is_asked {
         if let Some(how) = &args.think {
             super::think(&mut settings, how).map_err(Failure::user)?;
+            if let (Some(_), Some(n)) = (settings.thinking_budget, args.steering.think_budget) {
+                let message = format!("--think {how} and --think-budget {n} both bound the thought");
+                return Err(Failure::user(message).hint("give one of them"));
+            }
         }
         let Some(template) = loaded.template()? else {
             let message = format!("{} has no chat template: it continues text", loaded.folder.display());
@@ -128,17 +175,26 @@ pub fn run(args: &Generate) -> Result<(), Failure> {
         tokens
     };
     let prompt_tokens = tokens.len();
+    let context = loaded.model.config.max_position_embeddings;
+    // one more than there is room for, so that a text that the context ends is told from one that is long
+    let room = (context + 1).saturating_sub(prompt_tokens);
+    let usual = if is_asked { room } else { TOKENS as usize };
+    let is_thinking = is_asked && begins_thought(&tokenizer, &tokens);
+    let mut logit_bias = args.steering.logit_bias.clone();
+    if is_asked {
+        logit_bias.extend(without_thought(&tokenizer, &tokens));
+    }
     let constraint = constraint(&args.steering)?;
     let mut draft = draft_model(&args.speculation, &args.model, &cpu)?;
     let budget = args.steering.think_budget.map(|n| n as usize).or(settings.thinking_budget);
     let request = Request {
         prompt: tokens,
-        max_tokens: args.sampling.n.unwrap_or(TOKENS) as usize,
+        max_tokens: args.sampling.n.map_or(usual, |n| n as usize),
         sampling,
         stop: args.sampling.stop.clone(),
         stop_ids,
         min_tokens: args.steering.min_tokens as usize,
-        logit_bias: args.steering.logit_bias.clone(),
+        logit_bias,
         top_log_probs: args.steering.top_logprobs as usize,
         // without a budget a thought is followed all the same, where a constraint waits for its end
         thinking: (budget.is_some() || constraint.is_some())
@@ -156,17 +212,30 @@ pub fn run(args: &Generate) -> Result<(), Failure> {
     }
     interrupt::install();
     let work = Work::begin();
-    if terminal && !args.json {
-        output::text(&format!("\x1b[2m{}\x1b[22m", output::printable(&prompt)))?;
+    let mut shown = Shown {
+        splitter: is_asked.then(|| Splitter::new(is_thinking)),
+        painter: Painter::new(terminal, is_asked),
+        whole: Whole::default(),
+    };
+    let begin = if is_thinking {
+        shown.piece(Piece::ThoughtBegins)
+    } else if terminal && !is_asked {
+        // so that text and continuation stand together
+        output::dim(&output::printable(&prompt)).into_owned()
+    } else {
+        String::new()
+    };
+    if !args.json {
+        output::text(&begin)?;
     }
     let mut failed = None;
     let mut done = engine.generate(std::slice::from_ref(&request), &mut |delta| {
-        if !args.json && !delta.text.is_empty() {
-            let shown = if terminal { output::printable(delta.text) } else { delta.text.into() };
-            if let Err(failure) = output::text(&shown) {
-                failed = Some(failure);
-                return ControlFlow::Break(());
-            }
+        let piece = shown.push(delta.text);
+        if !args.json
+            && let Err(failure) = output::text(&piece)
+        {
+            failed = Some(failure);
+            return ControlFlow::Break(());
         }
         if work.is_stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
@@ -174,6 +243,8 @@ pub fn run(args: &Generate) -> Result<(), Failure> {
         return Err(failure);
     }
     let generation = done.pop().expect("one result per request");
+    let mut end = shown.finish();
+    let (thought, answer) = shown.whole.parts();
     let timing = engine.timing();
     let speculated = generation.speculated;
     let decoded = generation.tokens.len().saturating_sub(1);
@@ -184,6 +255,8 @@ pub fn run(args: &Generate) -> Result<(), Failure> {
             model: &args.model.model,
             prompt: &prompt,
             text: &generation.text,
+            thought: thought.as_deref(),
+            answer: thought.as_ref().map(|_| &*answer),
             prompt_tokens,
             tokens: &generation.tokens,
             logprobs: &generation.log_probs,
@@ -214,18 +287,34 @@ pub fn run(args: &Generate) -> Result<(), Failure> {
             threads: cpu.threads(),
         })?;
     } else {
-        output::text("\n")?;
+        if !is_asked || !answer.ends_with('\n') {
+            end.push('\n');
+        }
+        output::text(&end)?;
+        match generation.stop {
+            StopReason::Context => output::note(&format!(
+                "note: the text ends here: the model's context of {context} tokens is full"
+            )),
+            StopReason::MaxTokens if is_asked => output::note(&format!(
+                "note: the answer ends here, after {} tokens; -n allows more",
+                generation.tokens.len()
+            )),
+            _ => {}
+        }
         if terminal {
-            output::note(&format!(
-                "\x1b[2m{prompt_tokens} tokens read at {prefill_tok_s:.0}/s, {} written at {decode_tok_s:.0}/s{}\x1b[22m",
+            output::note(&output::dim(&format!(
+                "{prompt_tokens} tokens read at {prefill_tok_s:.0}/s, {} written at {decode_tok_s:.0}/s{}",
                 generation.tokens.len(),
                 if speculated.accepted > 0 {
                     format!(", {:.1} a call", speculated.tokens_per_call())
                 } else {
                     String::new()
                 },
-            ));
+            )));
         }
+    }
+    if args.steering.think_budget.is_some() && generation.thought == Some(Thought::default()) {
+        output::note("note: --think-budget had no effect: the text has no thought");
     }
     if work.is_stopped() { Err(Failure::interrupted()) } else { Ok(()) }
 }

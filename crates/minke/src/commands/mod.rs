@@ -8,6 +8,7 @@ mod generate;
 mod gym;
 mod inspect;
 mod make;
+mod paint;
 mod post;
 mod progress;
 mod quantize;

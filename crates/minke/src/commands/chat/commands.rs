@@ -19,8 +19,8 @@ pub enum Command {
     Undo,
     /// Answers the last turn again.
     Retry,
-    /// Writes the conversation.
-    Save(PathBuf),
+    /// Writes the conversation, over another if it is told so.
+    Save(PathBuf, bool),
     /// Reads one.
     Load(PathBuf),
     /// Figures of the last answer.
@@ -33,12 +33,17 @@ pub enum Command {
 const LIST: [(&str, &str, &str, Option<&str>); 11] = [
     ("help", "", "this list", None),
     ("set", "[NAME VALUE]", "show the settings, or change one", None),
-    ("think", "[on|off|N|auto]", "think, do not, or at most N tokens; auto is as the model has it", Some("")),
-    ("system", "[TEXT]", "show or change the instruction; /system \"\" takes it away", Some("")),
+    ("think", "[on|off|N|auto]", "think, do not, at most N tokens, or as the model has it", Some("")),
+    ("system", "[TEXT]", "show or change the instruction; \"\" takes it away", Some("")),
     ("undo", "", "forget the last turn and its answer", None),
     ("retry", "", "answer the last turn again, by other random numbers", None),
     ("reset", "", "begin a new conversation; the instruction stays", Some("forget the text so far")),
-    ("save", "FILE", "write the conversation to a file (JSON)", Some("write the text to a file (JSON)")),
+    (
+        "save",
+        "FILE",
+        "write the conversation (JSON); /save! over a file",
+        Some("write the text (JSON); /save! over a file"),
+    ),
     ("load", "FILE", "go on with the conversation of a file", Some("go on with the text of a file")),
     ("stats", "", "speed of the last answer, and how full the context is", None),
     ("exit", "", "leave (also Ctrl-D, or Ctrl-C twice)", None),
@@ -55,8 +60,8 @@ pub fn help(is_base: bool) -> String {
         }
     }
     out.push_str(
-        "A turn is a line; a backslash at its end, \"\"\" before and after, or Alt-Enter make it several.\n\
-         Ctrl-C stops an answer",
+        "A turn is a line; a backslash at its end, \"\"\" before and after, or Alt-Enter\n\
+         make it several. Ctrl-C stops an answer",
     );
     out.push_str(if is_base { "; an empty line lets the model go on." } else { "." });
     out
@@ -78,7 +83,7 @@ pub fn parse(turn: &str) -> Result<Option<Command>, String> {
     let (word, rest) = turn.split_once(char::is_whitespace).unwrap_or((turn, ""));
     let rest = rest.trim();
     let Some(name) = word.strip_prefix('/').filter(|name| !name.is_empty()) else { return Ok(None) };
-    if !name.chars().all(|c| c.is_ascii_lowercase()) {
+    if name != "save!" && !name.chars().all(|c| c.is_ascii_lowercase()) {
         return Ok(None);
     }
     let given = || (!rest.is_empty()).then(|| rest.to_owned());
@@ -93,7 +98,7 @@ pub fn parse(turn: &str) -> Result<Option<Command>, String> {
         "undo" => Command::Undo,
         "retry" => Command::Retry,
         "stats" => Command::Stats,
-        "save" => Command::Save(file()?),
+        "save" | "save!" => Command::Save(file()?, name == "save!"),
         "load" => Command::Load(file()?),
         "think" => Command::Think(given()),
         "system" => Command::System(given().map(|text| text.trim_matches('"').to_owned())),
@@ -129,7 +134,8 @@ mod tests {
             Some(Command::System(Some("be brief\nand kind".into())))
         );
         assert_eq!(of("/system \"\""), Some(Command::System(Some(String::new()))));
-        assert_eq!(of("/save a b.json"), Some(Command::Save("a b.json".into())));
+        assert_eq!(of("/save a b.json"), Some(Command::Save("a b.json".into(), false)));
+        assert_eq!(of("/save! a.json"), Some(Command::Save("a.json".into(), true)));
         for text in ["hello", "/", "/etc/passwd is a file", "/usr is large", "//x", "/Exit"] {
             assert_eq!(of(text), None, "{text}");
         }
@@ -138,5 +144,12 @@ mod tests {
         assert!(parse("/set x").unwrap_err().contains("a name and a value"));
         assert_eq!(completions("/s"), ["/set", "/system", "/save", "/stats"]);
         assert!(completions("s").is_empty());
+    }
+
+    #[test]
+    fn help_fits_into_a_terminal() {
+        for line in [true, false].map(help).iter().flat_map(|help| help.lines()) {
+            assert!(line.len() <= 80, "{line}");
+        }
     }
 }

@@ -52,13 +52,13 @@ pub struct Terminal {
 }
 
 impl Input {
-    /// A terminal where both ends are one.
-    pub fn open() -> Result<Self, Failure> {
+    /// A terminal where both ends are one; it remembers what was typed from run to run if told so.
+    pub fn open(remembers: bool) -> Result<Self, Failure> {
         let stdin = std::io::stdin();
         if !stdin.is_terminal() || !std::io::stdout().is_terminal() {
             return Ok(Self::Pipe(stdin.lock()));
         }
-        Ok(Self::Terminal(Box::new(Terminal::open()?)))
+        Ok(Self::Terminal(Box::new(Terminal::open(remembers)?)))
     }
 
     /// Whether a person looks at a terminal.
@@ -108,7 +108,7 @@ fn line(stdin: &mut impl BufRead) -> Result<Option<String>, Failure> {
 }
 
 impl Terminal {
-    fn open() -> Result<Self, Failure> {
+    fn open(remembers: bool) -> Result<Self, Failure> {
         let fail = |error: ReadlineError| Failure::other(format!("the terminal: {error}"));
         let config = Config::builder()
             .max_history_size(MAX_HISTORY)
@@ -120,7 +120,8 @@ impl Terminal {
         let mut editor = Editor::with_config(config).map_err(fail)?;
         editor.set_helper(Some(Lines));
         editor.bind_sequence(KeyEvent(KeyCode::Enter, Modifiers::ALT), EventHandler::from(Cmd::Newline));
-        let history = minke_data::expand_path("${XDG_DATA_HOME:-~/.local/share}/minke/chat_history").ok();
+        let history = minke_data::expand_path("${XDG_DATA_HOME:-~/.local/share}/minke/chat_history");
+        let history = history.ok().filter(|_| remembers);
         if let Some(path) = &history
             && path.is_file()
             && let Err(error) = editor.load_history(path)

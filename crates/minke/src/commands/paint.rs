@@ -1,17 +1,20 @@
 //! An answer on the screen: thoughts dim, and apart from what is said.
 
+use minke_data::template::thinking::{CLOSE, OPEN};
 use minke_infer::Piece;
 
 use crate::output;
 
-const DIM: &str = "\x1b[2m";
-const PLAIN: &str = "\x1b[22m";
+/// Begin and end a thought: dim text, or the model's marks where a terminal shows no styles.
+const DIM: [&str; 2] = ["\x1b[2m", "\x1b[22m"];
+const MARKS: [&str; 2] = [OPEN, CLOSE];
 
 /// Makes the pieces of an answer safe for a terminal and shows thoughts dim; without a terminal text goes through as the
 /// model wrote it.
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact about the text so far")]
 pub struct Painter {
     painted: bool,
+    around: [&'static str; 2],
     /// Whether what is said stands on lines of its own behind the thought.
     apart: bool,
     /// Whether a thought is being shown.
@@ -25,7 +28,8 @@ pub struct Painter {
 impl Painter {
     /// A painter for a terminal, or for a pipe; answers of a chat stand apart from their thoughts.
     pub fn new(painted: bool, apart: bool) -> Self {
-        Self { painted, apart, thinking: false, thought: false, at_line: false }
+        let around = if output::is_styled() { DIM } else { MARKS };
+        Self { painted, around, apart, thinking: false, thought: false, at_line: false }
     }
 
     /// What to print for a piece.
@@ -36,11 +40,11 @@ impl Painter {
         match piece {
             Piece::ThoughtBegins => {
                 (self.thinking, self.thought, self.at_line) = (true, false, self.apart);
-                DIM.to_owned()
+                self.around[0].to_owned()
             }
             Piece::ThoughtEnds => {
                 (self.thinking, self.at_line) = (false, self.apart);
-                format!("{PLAIN}{}", if self.apart && self.thought { "\n\n" } else { "" })
+                format!("{}{}", self.around[1], if self.apart && self.thought { "\n\n" } else { "" })
             }
             Piece::Thought(text) => {
                 self.thought |= !text.trim().is_empty();
@@ -58,7 +62,7 @@ impl Painter {
 
     /// What to print at the end.
     pub fn finish(&mut self) -> &'static str {
-        if self.thinking && self.painted { PLAIN } else { "" }
+        if self.thinking && self.painted && self.around == DIM { DIM[1] } else { "" }
     }
 }
 
@@ -67,7 +71,11 @@ mod tests {
     use super::*;
 
     fn run(painted: bool, apart: bool, pieces: &[Piece<'_>]) -> String {
-        let mut painter = Painter::new(painted, apart);
+        run_around(DIM, painted, apart, pieces)
+    }
+
+    fn run_around(around: [&'static str; 2], painted: bool, apart: bool, pieces: &[Piece<'_>]) -> String {
+        let mut painter = Painter { around, ..Painter::new(painted, apart) };
         let mut out: String = pieces.iter().map(|piece| painter.paint(*piece)).collect();
         out.push_str(painter.finish());
         out
@@ -79,6 +87,9 @@ mod tests {
         let whole = [ThoughtBegins, Thought("\nwhy\u{1b}"), ThoughtEnds, Said("\n"), Said("\nso")];
         assert_eq!(run(true, true, &whole), "\u{1b}[2mwhy\u{fffd}\u{1b}[22m\n\nso");
         assert_eq!(run(false, true, &whole), "<think>\nwhy\u{1b}</think>\n\nso");
+        // without styles the marks tell them apart
+        assert_eq!(run_around(MARKS, true, true, &whole), "<think>why\u{fffd}</think>\n\nso");
+        assert_eq!(run_around(MARKS, true, true, &whole[..2]), "<think>why\u{fffd}");
         let empty = [ThoughtBegins, Thought("\n\n"), ThoughtEnds, Said("\n\nso")];
         assert_eq!(run(true, true, &empty), "\u{1b}[2m\u{1b}[22mso");
         // a thought that does not end leaves no dim terminal, and text that a base model goes on with stays as it is
