@@ -17,9 +17,9 @@ use minke_cpu::Cpu;
 use minke_data::Tokenizer;
 use minke_data::template::ChatTemplate;
 use minke_infer::machine::available_bytes;
-use minke_infer::{Loaded, load_model};
+use minke_infer::{EngineError, Loaded, load_model};
 use minke_model::{Model, Precision, Purpose, spec};
-use minke_train::checkpoint::{self, State};
+use minke_train::checkpoint::{self, Checkpoints, State};
 use minke_train::metrics::MetricsWriter;
 use minke_train::optim::Settings;
 use minke_train::plan::{self, Batch, Shape};
@@ -45,7 +45,7 @@ pub struct Rhythm {
     pub sample_every: u64,
     /// Steps between checkpoints; 0 for none but the last.
     pub checkpoint_every: u64,
-    /// Checkpoints kept.
+    /// Checkpoints kept that are known to be good.
     pub keep: usize,
 }
 
@@ -318,7 +318,7 @@ pub fn run(
     }));
     let mut session = Session {
         before_s: before.as_ref().map_or(0.0, |checkpoint| checkpoint.state.elapsed_s),
-        saved: before.map(|checkpoint| checkpoint.path),
+        checkpoints: Checkpoints::new(folder.checkpoints(), setup.rhythm.keep, before.as_ref())?,
         start: Instant::now(),
         evaluation: None,
         setup,
@@ -328,7 +328,7 @@ pub fn run(
         stage,
         on_event,
     };
-    session.go(first, stop)
+    session.go(first, stop).map_err(|error| session.explain(error))
 }
 
 fn find(
@@ -364,7 +364,7 @@ struct Session<'a> {
     /// Seconds of earlier parts of the run.
     before_s: f64,
     start: Instant,
-    saved: Option<PathBuf>,
+    checkpoints: Checkpoints,
     evaluation: Option<Values>,
 }
 
@@ -379,10 +379,14 @@ impl Session<'_> {
             self.sample(0)?;
         }
         let mut step = first;
-        let mut saved_at = self.saved.is_some().then_some(first);
+        let mut saved_at = self.checkpoints.newest.is_some().then_some(first);
         while step < steps && !stop.load(Ordering::Relaxed) {
             self.turn(step, first)?;
             step += 1;
+            let taken = self.shop.trainer.skipped_in_a_row() == 0;
+            if taken {
+                self.checkpoints.settle()?;
+            }
             if due(step, eval_every) {
                 self.evaluate(step)?;
             }
@@ -390,7 +394,7 @@ impl Session<'_> {
                 self.sample(step)?;
             }
             // an update that was skipped may be the work of weights that are no good any more
-            if due(step, checkpoint_every) && (step == steps || self.shop.trainer.skipped_in_a_row() == 0) {
+            if due(step, checkpoint_every) && taken {
                 self.save(step)?;
                 saved_at = Some(step);
             }
@@ -407,6 +411,7 @@ impl Session<'_> {
                 &self.shop.tokenizer,
                 template,
             )?;
+            self.checkpoints.settle()?;
             let Setup { kind, run, .. } = self.setup;
             let heading =
                 Heading { name: run.name.clone(), kind: (*kind).to_owned(), facts: self.stage.facts() };
@@ -416,10 +421,22 @@ impl Session<'_> {
             folder: self.folder.path().to_owned(),
             step,
             steps,
-            checkpoint: self.saved.clone(),
+            checkpoint: self.checkpoints.newest.clone(),
             model: finished.then(|| self.folder.model()),
             evaluation: self.evaluation.clone(),
         })
+    }
+
+    /// Says of numbers that ran away, wherever they were found, what is left on the disk.
+    fn explain(&self, error: PostError) -> PostError {
+        let trainer = &self.shop.trainer;
+        match error {
+            PostError::Engine(EngineError::NotANumber { .. }) if trainer.steps_done() > 0 => {
+                self.checkpoints.explain(trainer.diverged("likeliest logit")).into()
+            }
+            PostError::Train(error) => self.checkpoints.explain(error).into(),
+            other => other,
+        }
     }
 
     fn elapsed_s(&self) -> f64 {
@@ -462,16 +479,9 @@ impl Session<'_> {
         let mut state = State::new(step, 0, self.elapsed_s(), self.shop.seed, String::new());
         state.updates = Some(self.shop.trainer.steps_done());
         state.more = self.stage.state();
-        let path = checkpoint::save(
-            &self.folder.checkpoints(),
-            &self.shop.trainer,
-            &self.shop.tokenizer,
-            self.shop.template.as_ref(),
-            &state,
-            self.setup.rhythm.keep,
-        )?;
-        (self.on_event)(Event::Checkpoint { step, path: &path });
-        self.saved = Some(path);
+        let Workshop { cpu, trainer, tokenizer, template, .. } = &self.shop;
+        let path = self.checkpoints.save(cpu, trainer, tokenizer, template.as_ref(), &state)?;
+        (self.on_event)(Event::Checkpoint { step, path });
         Ok(())
     }
 }

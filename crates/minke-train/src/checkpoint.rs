@@ -19,7 +19,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use minke_cpu::{View, ViewMut};
+use minke_cpu::{Cpu, View, ViewMut};
 use minke_data::hf::{
     Dtype, SafetensorsWriter, TensorSpec, WeightFiles, recover_folder, write_folder_atomic,
 };
@@ -163,35 +163,89 @@ pub fn save_model(
     Ok(write_folder_atomic(folder, |folder| write_model(folder, model, tokenizer, template))?)
 }
 
-/// Writes `step-N` into the folder of checkpoints and then removes all but the last `keep`.
+/// The checkpoints of a run in work.
 ///
-/// # Errors
-/// I/O; all older checkpoints are then still there.
-pub fn save(
-    checkpoints: &Path,
-    trainer: &Trainer,
-    tokenizer: &Tokenizer,
-    template: Option<&ChatTemplate>,
-    state: &State,
+/// Of weights that ran away the next step tells. So a checkpoint counts as good once a step after it was taken, and only
+/// then older ones are let go.
+#[derive(Debug)]
+pub struct Checkpoints {
+    folder: PathBuf,
     keep: usize,
-) -> Result<PathBuf> {
-    let path = checkpoints.join(format!("step-{}", state.step));
-    write_folder_atomic(&path, |folder| {
-        write_model(folder, &trainer.model, tokenizer, template)?;
-        let training = folder.join(TRAINING);
-        fs::create_dir(&training).map_err(minke_data::Error::io("create", &training))?;
-        write_json(&folder.join(STATE), &serde_json::to_value(state).expect("plain data serialises"))?;
-        write_tensors(&folder.join(TENSORS), trainer)?;
-        seal(folder)
-    })?;
-    // newer ones can only be damaged ones that a resumed run went behind: they are not ours to remove
-    let mut older: Vec<(u64, PathBuf)> =
-        list(checkpoints)?.into_iter().filter(|(step, _)| *step <= state.step).collect();
-    older.truncate(older.len().saturating_sub(keep));
-    for (_, path) in older {
-        fs::remove_dir_all(&path).map_err(TrainError::io("remove the old checkpoint", &path))?;
+    /// The newest.
+    pub newest: Option<PathBuf>,
+    /// The newest that is known to be good.
+    good: Option<PathBuf>,
+}
+
+impl Checkpoints {
+    /// Those in `folder`, of which `keep` good ones are kept, for a run that goes on from `resumed`.
+    ///
+    /// # Errors
+    /// I/O.
+    pub fn new(folder: PathBuf, keep: usize, resumed: Option<&Checkpoint>) -> Result<Self> {
+        let newest = resumed.map(|checkpoint| checkpoint.path.clone());
+        let mut checkpoints = Self { folder, keep, newest, good: None };
+        // the newest was written after a step that the one before it led to
+        checkpoints.good = checkpoints.older()?.pop();
+        Ok(checkpoints)
     }
-    Ok(path)
+
+    /// Writes `step-N`.
+    ///
+    /// # Errors
+    /// [`TrainError::Diverged`], or I/O; all older checkpoints are then still there.
+    pub fn save(
+        &mut self,
+        cpu: &Cpu,
+        trainer: &Trainer,
+        tokenizer: &Tokenizer,
+        template: Option<&ChatTemplate>,
+        state: &State,
+    ) -> Result<&Path> {
+        trainer.check(cpu)?;
+        let path = self.folder.join(format!("step-{}", state.step));
+        write_folder_atomic(&path, |folder| {
+            write_model(folder, &trainer.model, tokenizer, template)?;
+            let training = folder.join(TRAINING);
+            fs::create_dir(&training).map_err(minke_data::Error::io("create", &training))?;
+            write_json(&folder.join(STATE), &serde_json::to_value(state).expect("plain data serialises"))?;
+            write_tensors(&folder.join(TENSORS), trainer)?;
+            seal(folder)
+        })?;
+        Ok(self.newest.insert(path))
+    }
+
+    /// Notes that a step was taken: the newest is good.
+    ///
+    /// # Errors
+    /// An old checkpoint cannot be removed.
+    pub fn settle(&mut self) -> Result<()> {
+        if self.good == self.newest {
+            return Ok(());
+        }
+        self.good.clone_from(&self.newest);
+        let mut older = self.older()?;
+        older.truncate((older.len() + 1).saturating_sub(self.keep));
+        for path in older {
+            fs::remove_dir_all(&path).map_err(TrainError::io("remove the old checkpoint", &path))?;
+        }
+        Ok(())
+    }
+
+    /// Adds to an error what is left on the disk.
+    pub fn explain(&self, mut error: TrainError) -> TrainError {
+        if let TrainError::Diverged { good, .. } = &mut error {
+            good.clone_from(&self.good);
+        }
+        error
+    }
+
+    /// Those before the newest, ascending. Behind it there can only be damaged ones that a resumed run went back from:
+    /// they are not ours to remove.
+    fn older(&self) -> Result<Vec<PathBuf>> {
+        let all = list(&self.folder)?.into_iter().map(|(_, path)| path);
+        Ok(all.take_while(|path| self.newest.as_ref().is_some_and(|newest| path != newest)).collect())
+    }
 }
 
 /// The newest whole checkpoint, if there is any checkpoint; `warn` hears of each that is not whole.

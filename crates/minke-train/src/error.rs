@@ -82,16 +82,33 @@ pub enum TrainError {
     TooLarge(crate::plan::TooLarge),
     /// Numbers ran away and did not come back.
     #[error(
-        "step {step}: the {what} is not finite, {in_a_row} times in a row; the weights are those before the first of them, and so is the newest checkpoint\n  = help: a lower `train.lr` or `train.muon_lr`, a longer `train.warmup_share` or a smaller `train.clip` may hold it; `train.skip_limit` says how many such steps are skipped"
+        "step {step}: the {what} is not finite{times}; {left}\n  = help: start another run with --out DIR: a lower `train.lr` or `train.muon_lr`, a longer `train.warmup_share` or a smaller `train.clip` may hold it; `train.skip_limit` says how many such steps are skipped",
+        times = times(*in_a_row), left = left(good.as_deref())
     )]
     Diverged {
         /// The step that was tried, from 1.
         step: u64,
         /// What ran away.
         what: &'static str,
-        /// Steps without a finite loss and gradient, this one included.
+        /// Steps in a row without a finite loss and gradient, this one included; 0 when it was taken.
         in_a_row: u64,
+        /// The newest checkpoint after which a step was taken, if there is one.
+        good: Option<PathBuf>,
     },
+}
+
+fn times(in_a_row: u64) -> String {
+    match in_a_row {
+        0 | 1 => String::new(),
+        _ => format!(", {in_a_row} times in a row"),
+    }
+}
+
+fn left(good: Option<&Path>) -> String {
+    match good {
+        Some(path) => format!("the last checkpoint that is known to be good is {}", path.display()),
+        None => "there is no checkpoint that is known to be good".to_owned(),
+    }
 }
 
 /// The crate's result.

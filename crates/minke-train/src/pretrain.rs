@@ -22,7 +22,7 @@ use minke_data::{
 use minke_infer::machine::{available_bytes, gemm_peak_gflops, median};
 use minke_model::{Model, Precision, spec};
 
-use crate::checkpoint::{self, Checkpoint, State};
+use crate::checkpoint::{self, Checkpoint, Checkpoints, State};
 use crate::error::{Result, TrainError};
 use crate::eval::{self, Score};
 use crate::events::{Event, Started};
@@ -136,7 +136,8 @@ pub fn run(options: &Options, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<
         resume::check_recipe(folder.path(), &resumed.recipe, &recipe)?;
     }
     let checkpoint = resumed.and_then(|resumed| resumed.checkpoint);
-    Session::start(recipe, cpu, folder, prepared, checkpoint.as_ref(), on_event)?.go(stop)
+    let mut session = Session::start(recipe, cpu, folder, prepared, checkpoint.as_ref(), on_event)?;
+    session.go(stop).map_err(|error| session.checkpoints.explain(error))
 }
 
 /// What the folder to be resumed says.
@@ -278,7 +279,7 @@ struct Session<'a> {
     start: Instant,
     /// The first step of this part.
     first: u64,
-    saved: Option<PathBuf>,
+    checkpoints: Checkpoints,
     score: Option<Score>,
     on_event: &'a mut dyn FnMut(Event<'_>),
 }
@@ -324,7 +325,7 @@ impl<'a> Session<'a> {
             before_s: checkpoint.map_or(0.0, |checkpoint| checkpoint.state.elapsed_s),
             start: Instant::now(),
             first,
-            saved: checkpoint.map(|checkpoint| checkpoint.path.clone()),
+            checkpoints: Checkpoints::new(folder.checkpoints(), train.keep, checkpoint)?,
             score: None,
             recipe,
             cpu,
@@ -355,14 +356,18 @@ impl<'a> Session<'a> {
         Ok(session)
     }
 
-    fn go(mut self, stop: &AtomicBool) -> Result<Outcome> {
+    fn go(&mut self, stop: &AtomicBool) -> Result<Outcome> {
         let steps = self.recipe.steps();
         let mut step = self.first;
         let due = |step: u64, every: u64| every > 0 && step.is_multiple_of(every);
-        let mut saved_at = self.saved.is_some().then_some(step);
+        let mut saved_at = self.checkpoints.newest.is_some().then_some(step);
         while step < steps && !stop.load(Ordering::Relaxed) {
             self.step(steps)?;
             step += 1;
+            let taken = self.trainer.skipped_in_a_row() == 0;
+            if taken {
+                self.checkpoints.settle()?;
+            }
             let train = &self.recipe.train;
             let last = step == steps;
             let (evaluates, samples) = (due(step, train.eval_every), due(step, train.sample_every));
@@ -375,7 +380,7 @@ impl<'a> Session<'a> {
                 self.sample(step)?;
             }
             // a step that was skipped may be the work of weights that are no good any more
-            if saves && (last || self.trainer.skipped_in_a_row() == 0) {
+            if saves && taken {
                 self.save(step)?;
                 saved_at = Some(step);
             }
@@ -385,7 +390,7 @@ impl<'a> Session<'a> {
         }
         let finished = if step == steps { Some(self.finish()?) } else { None };
         let folder = self.folder.path().to_owned();
-        Ok(Outcome { folder, step, steps, checkpoint: self.saved, finished })
+        Ok(Outcome { folder, step, steps, checkpoint: self.checkpoints.newest.clone(), finished })
     }
 
     fn elapsed_s(&self) -> f64 {
@@ -442,6 +447,9 @@ impl<'a> Session<'a> {
     fn evaluate(&mut self, step: u64, tokens: u64) -> Result<Option<Score>> {
         let score = self.score_held_out(tokens)?;
         if let Some(score) = &score {
+            if !score.loss().is_finite() {
+                return Err(self.trainer.diverged("held-out loss"));
+            }
             let evaluation = metrics::Evaluation {
                 step,
                 tokens: step * self.recipe.tokens_per_step(),
@@ -478,16 +486,9 @@ impl<'a> Session<'a> {
         let tokens = step * self.recipe.tokens_per_step();
         let data = fingerprint(&self.prepared);
         let state = State::new(step, tokens, self.elapsed_s(), self.recipe.run.seed, data);
-        let path = checkpoint::save(
-            &self.folder.checkpoints(),
-            &self.trainer,
-            &self.prepared.tokenizer,
-            None,
-            &state,
-            self.recipe.train.keep,
-        )?;
-        (self.on_event)(Event::Checkpoint { step, path: &path });
-        self.saved = Some(path);
+        let tokenizer = &self.prepared.tokenizer;
+        let path = self.checkpoints.save(&self.cpu, &self.trainer, tokenizer, None, &state)?;
+        (self.on_event)(Event::Checkpoint { step, path });
         Ok(())
     }
 
@@ -495,6 +496,7 @@ impl<'a> Session<'a> {
     fn finish(&mut self) -> Result<Finished> {
         let model = self.folder.model();
         checkpoint::save_model(&model, &self.trainer.model, &self.prepared.tokenizer, None)?;
+        self.checkpoints.settle()?;
         let score = match self.score {
             Some(score) => Some(score),
             // resumed after the last step: the same figure again

@@ -90,8 +90,11 @@ pub struct Trainer {
     pub model: Model,
     optimizer: Optimizer,
     course: Course,
-    /// Steps skipped since the last that was not.
+    /// Where the next update stands in the schedule, from 0.
+    place: u64,
+    /// Steps skipped since the last that was not, and what was not finite in the last of them.
     skipped: u64,
+    runaway: &'static str,
 }
 
 /// What an update did.
@@ -159,7 +162,7 @@ impl Trainer {
         let optimizer = Optimizer::new(settings, &model.params.entries, moments);
         model.params.zero_grad();
         model.recompute = course.recompute;
-        Self { model, optimizer, course, skipped: 0 }
+        Self { model, optimizer, course, place: 0, skipped: 0, runaway: "" }
     }
 
     /// Steps done.
@@ -183,6 +186,35 @@ impl Trainer {
         })
     }
 
+    /// That numbers ran away: what was not finite after the last step.
+    pub fn diverged(&self, what: &'static str) -> TrainError {
+        TrainError::Diverged { step: self.steps_done(), what, in_a_row: self.skipped, good: None }
+    }
+
+    /// Refuses weights that are not worth keeping: the last step was skipped, or they are no numbers.
+    ///
+    /// # Errors
+    /// [`TrainError::Diverged`].
+    pub fn check(&self, cpu: &Cpu) -> Result<()> {
+        if self.skipped > 0 {
+            return Err(self.diverged(self.runaway));
+        }
+        if !sum_squares(cpu, &[&self.model.params.data]).is_finite() {
+            return Err(self.diverged("norm of the weights"));
+        }
+        Ok(())
+    }
+
+    /// Where the next update stands in the schedule, from 0.
+    pub fn place(&self) -> u64 {
+        self.place
+    }
+
+    /// Says where the next update stands, for a run that may leave updates out.
+    pub fn seek(&mut self, place: u64) {
+        self.place = place;
+    }
+
     /// The course of the run.
     pub fn course(&self) -> &Course {
         &self.course
@@ -201,6 +233,7 @@ impl Trainer {
     /// Tells the trainer that its parts were overwritten with those after `steps` steps.
     pub fn restored(&mut self, steps: u64) {
         self.optimizer.set_steps(steps);
+        self.place = steps;
         self.model.params.zero_grad();
         self.model.weights_changed();
     }
@@ -275,17 +308,18 @@ impl Trainer {
         // zeros where no pass came by: a part of a rollout may have nothing to learn from
         self.model.params.settle_grad();
         let grad_norm = sum_squares(cpu, &self.model.params.grads().parts()).sqrt();
-        let factor = self.course.schedule.factor(step - 1, self.course.steps);
+        let factor = self.course.schedule.factor(self.place, self.course.steps);
+        self.place += 1;
         let rates = Rates { adamw: self.course.rates.adamw * factor, muon: self.course.rates.muon * factor };
         let runaway =
             [("loss", loss), ("gradient", grad_norm)].into_iter().find(|(_, value)| !value.is_finite());
         if let Some((what, _)) = runaway {
             self.model.params.zero_grad();
-            self.skipped += 1;
-            if self.skipped > self.course.skip_limit {
-                return Err(TrainError::Diverged { step, what, in_a_row: self.skipped });
-            }
             self.optimizer.set_steps(step);
+            (self.skipped, self.runaway) = (self.skipped + 1, what);
+            if self.skipped > self.course.skip_limit {
+                return Err(self.diverged(what));
+            }
             return Ok(Update { step, rates, grad_norm, skipped: Some(what) });
         }
         self.skipped = 0;
@@ -328,18 +362,24 @@ mod tests {
     use super::*;
     use crate::{batch, recipe};
 
-    #[test]
-    fn a_gradient_that_is_not_finite_changes_nothing_but_the_count() {
+    fn config() -> Config {
         let config = r#"{"model_type": "deepseek_v3", "vocab_size": 64, "hidden_size": 32, "max_position_embeddings": 64, "intermediate_size": 32,
             "moe_intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "n_routed_experts": 4,
             "num_experts_per_tok": 2, "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "kv_lora_rank": 16, "q_lora_rank": null,
             "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "first_k_dense_replace": 1}"#;
-        let config = Config::from_json(&serde_json::from_str(config).unwrap()).unwrap();
-        let cpu = Cpu::detect(2);
+        Config::from_json(&serde_json::from_str(config).unwrap()).unwrap()
+    }
+
+    fn trainer(steps: u64) -> Trainer {
         let optim = Optim { lr: 0.01, muon_lr: 0.01, skip_limit: 1, ..recipe::Optim::PRETRAIN };
-        let model = Model::random(config.clone(), Precision::uniform(DType::F32), 1);
-        let mut trainer = Trainer::new(model, &Settings::from(&optim), Course::new(&optim, 10));
-        let batch = |step| [batch::random(&config, 2, 16, 1, step)];
+        let model = Model::random(config(), Precision::uniform(DType::F32), 1);
+        Trainer::new(model, &Settings::from(&optim), Course::new(&optim, steps))
+    }
+
+    #[test]
+    fn a_gradient_that_is_not_finite_changes_nothing_but_the_count() {
+        let (cpu, mut trainer) = (Cpu::detect(2), trainer(10));
+        let batch = |step| [batch::random(&config(), 2, 16, 1, step)];
         let all = |trainer: &Trainer| {
             let state = trainer.optimizer.state().into_iter().flat_map(|(_, _, x)| x.to_vec());
             trainer.model.params.data.iter().copied().chain(state).map(f32::to_bits).collect::<Vec<_>>()
@@ -366,7 +406,41 @@ mod tests {
         assert_eq!((idle.step, idle.grad_norm, idle.skipped), (4, 0.0, None));
         spoiled(&mut trainer).unwrap();
         let error = spoiled(&mut trainer).unwrap_err();
-        assert!(matches!(error, TrainError::Diverged { step: 6, what: "gradient", in_a_row: 2 }), "{error}");
+        assert!(
+            matches!(error, TrainError::Diverged { step: 6, what: "gradient", in_a_row: 2, good: None }),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn weights_are_kept_when_they_are_numbers_and_the_last_step_was_taken() {
+        let (cpu, mut trainer) = (Cpu::detect(2), trainer(10));
+        trainer.check(&cpu).unwrap();
+        trainer.update(&cpu, f64::NAN, &[]).unwrap();
+        let error = trainer.check(&cpu).unwrap_err();
+        assert!(matches!(error, TrainError::Diverged { step: 1, what: "loss", in_a_row: 1, .. }), "{error}");
+        trainer.update(&cpu, 1.0, &[]).unwrap();
+        trainer.check(&cpu).unwrap();
+        for runaway in [f32::NAN, f32::INFINITY, 1e30] {
+            trainer.model.params.data[3] = runaway;
+            let error = trainer.check(&cpu).unwrap_err();
+            assert!(error.to_string().contains("step 2: the norm of the weights is not finite;"), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_update_has_the_rate_of_its_place() {
+        let (cpu, mut trainer) = (Cpu::detect(1), trainer(10));
+        let mut rate = |place: Option<u64>| {
+            if let Some(place) = place {
+                trainer.seek(place);
+            }
+            trainer.update(&cpu, 0.0, &[]).unwrap().rates.adamw
+        };
+        // warm-up of one step, decay of the last three
+        let whole: Vec<f64> = (0..10).map(|_| rate(None)).collect();
+        assert!(whole[9] < whole[8] && whole[8] < whole[7], "{whole:?}");
+        assert_eq!([rate(Some(8)), rate(None)], [whole[8], whole[9]]);
     }
 
     #[test]

@@ -5,11 +5,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use minke_cpu::Cpu;
 use minke_infer::load_model;
+use minke_model::Purpose;
 use minke_train::TrainError;
+use minke_train::checkpoint::{Checkpoints, State};
 use minke_train::events::Event;
 use minke_train::metrics::{self, Line, Record, Step};
+use minke_train::optim::Settings;
 use minke_train::pretrain::{self, Options, Outcome};
+use minke_train::recipe::Optim;
+use minke_train::trainer::{Course, Trainer};
 
 /// Steps of the recipe below.
 const STEPS: u64 = 12;
@@ -195,7 +201,7 @@ fn a_run_learns_and_leaves_everything_that_it_promises() {
     assert!(config["bos_token_id"].is_u64() && config["eos_token_id"].is_u64(), "{config}");
     // the run, its checkpoint and its model open as models, with the same bits as the trainer's own
     for name in [&outcome.folder, &finished.model, outcome.checkpoint.as_ref().unwrap()] {
-        let loaded = load_model(name.to_str().unwrap(), None, minke_model::Purpose::Train).unwrap();
+        let loaded = load_model(name.to_str().unwrap(), None, Purpose::Train).unwrap();
         assert!(loaded.notes.is_empty() && loaded.tokenizer.is_some());
     }
     // nothing half-written is left behind
@@ -439,28 +445,82 @@ fn what_cannot_be_written_loses_nothing() {
     }
 }
 
+/// Options with rates by which the first update throws all weights out.
+fn thrown(place: &Place, out: &str, lr: &str, more: &[&str]) -> Options {
+    let mut options = place.options(out, 2);
+    options.overrides = vec![format!("train.lr={lr}"), format!("train.muon_lr={lr}")];
+    options.overrides.extend(["train.checkpoint_every=1", "train.eval_every=0"].map(str::to_owned));
+    options.overrides.extend(more.iter().map(|&text| text.to_owned()));
+    options
+}
+
 #[test]
-fn a_run_that_diverges_says_so_and_keeps_its_checkpoints() {
+fn a_run_that_diverges_says_so_and_keeps_no_weights_of_it() {
     let place = Place::new();
-    let mut options = place.options("diverges", 2);
-    let set = [
-        "train.lr=1e30",
-        "train.muon_lr=1e30",
-        "train.checkpoint_every=1",
-        "train.eval_every=0",
-        "train.skip_limit=2",
-    ];
-    options.overrides = set.map(str::to_owned).to_vec();
-    let error = run(&options, None).unwrap_err();
-    let TrainError::Diverged { step, in_a_row: 3, .. } = &error else { panic!("{error}") };
+    // so far out that a step gives no numbers, and the weights are some
+    let error = run(&thrown(&place, "skips", "1e13", &["train.skip_limit=2"]), None).unwrap_err();
+    let TrainError::Diverged { step: 4, in_a_row: 3, .. } = &error else { panic!("{error}") };
     let message = error.to_string();
-    assert!(message.contains("is not finite, 3 times") && message.contains("train.lr"), "{message}");
+    for part in ["is not finite, 3 times", "no checkpoint that is known to be good", "train.lr"] {
+        assert!(message.contains(part), "{message}");
+    }
     // what went before is on the disk, whole, and nothing of the steps that were skipped
-    let folder = place.path("runs/diverges");
-    assert_eq!(checkpoints(&folder).last(), Some(&format!("step-{}", step - 3)));
-    let records: Vec<Record> = minke_train::metrics::read(&folder.join("metrics.jsonl")).unwrap();
+    let folder = place.path("runs/skips");
+    assert_eq!(checkpoints(&folder), ["step-1"]);
+    let records: Vec<Record> = metrics::read(&folder.join("metrics.jsonl")).unwrap();
     let skipped = records.iter().filter(|record| matches!(record, Record::Step(step) if step.skipped));
-    assert_eq!(skipped.map(Line::step).collect::<Vec<_>>(), [step - 2, step - 1]);
+    assert_eq!(skipped.map(Line::step).collect::<Vec<_>>(), [2, 3]);
+
+    // stopped while steps are skipped, or at the end: nothing is saved either
+    let endless = ["train.skip_limit=1000", "train.keep=1"];
+    let error = run(&thrown(&place, "stopped", "1e13", &endless), Some(5)).unwrap_err();
+    assert!(matches!(error, TrainError::Diverged { step: 5, in_a_row: 4, .. }), "{error}");
+    assert_eq!(checkpoints(&place.path("runs/stopped")), ["step-1"]);
+    for (out, more) in [("ended", &["train.tokens=512"][..]), ("unseen", &["data.validation_share=0"])] {
+        let error = run(&thrown(&place, out, "1e13", &[&endless[..], more].concat()), None).unwrap_err();
+        assert!(matches!(error, TrainError::Diverged { .. }), "{error}");
+        assert!(!place.path("runs").join(out).join("model").exists());
+    }
+    // weights that are no good are not even saved once
+    let error = run(&thrown(&place, "thrown", "1e30", &[]), None).unwrap_err();
+    assert!(matches!(error, TrainError::Diverged { step: 1, in_a_row: 0, .. }), "{error}");
+    assert!(error.to_string().contains("the norm of the weights is not finite; there is no"), "{error}");
+    assert!(checkpoints(&place.path("runs/thrown")).is_empty());
+}
+
+#[test]
+fn older_checkpoints_go_once_a_step_after_the_newest_was_taken() {
+    let place = Place::new();
+    let model = finish(&place.options("model", 2)).finished.unwrap().model;
+    let loaded = load_model(model.to_str().unwrap(), None, Purpose::Train).unwrap();
+    let (cpu, tokenizer) = (Cpu::detect(2), loaded.tokenizer.unwrap());
+    let mut trainer =
+        Trainer::new(loaded.model, &Settings::from(&Optim::PRETRAIN), Course::new(&Optim::PRETRAIN, 9));
+    let folder = place.path("runs/kept");
+    fs::create_dir_all(folder.join("checkpoints")).unwrap();
+    let names = || checkpoints(&folder);
+    let mut kept = Checkpoints::new(folder.join("checkpoints"), 1, None).unwrap();
+    let save = |kept: &mut Checkpoints, trainer: &Trainer, step: u64| -> Result<(), TrainError> {
+        let state = State::new(step, 0, 0.0, 0, String::new());
+        kept.save(&cpu, trainer, &tokenizer, None, &state).map(|_| ())
+    };
+    let told = |kept: &Checkpoints| kept.explain(trainer.diverged("loss")).to_string();
+    save(&mut kept, &trainer, 1).unwrap();
+    assert!(told(&kept).contains("there is no checkpoint that is known to be good"));
+    kept.settle().unwrap();
+    save(&mut kept, &trainer, 2).unwrap();
+    assert_eq!(names(), ["step-1", "step-2"]);
+    assert!(told(&kept).contains("checkpoints/step-1\n"), "{}", told(&kept));
+    // a run that goes on from the newest knows as much
+    let newest = minke_train::checkpoint::newest(&folder.join("checkpoints"), &mut |_| {}).unwrap();
+    let mut kept = Checkpoints::new(folder.join("checkpoints"), 1, newest.as_ref()).unwrap();
+    assert!(told(&kept).contains("checkpoints/step-1\n"), "{}", told(&kept));
+    kept.settle().unwrap();
+    assert_eq!(names(), ["step-2"]);
+    assert!(told(&kept).contains("checkpoints/step-2\n"), "{}", told(&kept));
+    trainer.model.params.data[0] = f32::NAN;
+    assert!(matches!(save(&mut kept, &trainer, 3), Err(TrainError::Diverged { .. })));
+    assert_eq!(names(), ["step-2"]);
 }
 
 #[test]

@@ -216,6 +216,9 @@ impl Stage for Sft<'_> {
     ) -> Result<Option<Values>> {
         let mut values = Values::default();
         if let Some(loss) = held_out_loss(shop, &self.held_out, self.recipe.train.eval_tokens) {
+            if !loss.is_finite() {
+                return Err(shop.trainer.diverged("held-out loss").into());
+            }
             values.put("loss", loss);
         }
         if let (Some(tasks), Some(eval)) = (&self.examination, &self.recipe.eval) {

@@ -207,7 +207,7 @@ pub struct Train {
     pub sample_every: u64,
     /// Steps between checkpoints; 0 for none but the last.
     pub checkpoint_every: u64,
-    /// Checkpoints kept.
+    /// Checkpoints kept that are known to be good.
     pub keep: usize,
 }
 
