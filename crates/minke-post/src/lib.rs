@@ -5,6 +5,7 @@ pub mod distill;
 pub mod error;
 pub mod eval;
 pub mod events;
+mod fingerprint;
 pub mod grpo;
 pub mod make;
 pub mod metrics;

@@ -33,6 +33,7 @@ use serde_json::Value;
 
 use crate::error::{PostError, Result};
 use crate::events::{Event, Started};
+use crate::fingerprint;
 use crate::metrics::{Record, Sample, Values};
 use crate::report::{self, Heading};
 
@@ -265,6 +266,14 @@ pub fn run(
     {
         stop_ids.push(end);
     }
+    let base = fingerprint::of_base(&loaded.model, &tokenizer, template.as_ref());
+    // (older programs did not say)
+    if let Some(checkpoint) = &before
+        && !["", &base].contains(&&checkpoint.state.data[..])
+    {
+        let differences = "  the model: its config, types, tokenizer or template".to_owned();
+        return Err(TrainError::Changed { path: folder.path().to_owned(), differences }.into());
+    }
     let counts = spec::parameters(&loaded.model.config);
     if let Some(batch) = stage.batch().filter(|_| !force) {
         let shape = Shape {
@@ -324,6 +333,7 @@ pub fn run(
         setup,
         folder,
         metrics,
+        base,
         shop,
         stage,
         on_event,
@@ -358,6 +368,8 @@ struct Session<'a> {
     setup: &'a Setup,
     folder: RunFolder,
     metrics: MetricsWriter<Record>,
+    /// The fingerprint of the model that it started from.
+    base: String,
     shop: Workshop,
     stage: &'a mut dyn Stage,
     on_event: &'a mut dyn FnMut(Event<'_>),
@@ -476,7 +488,7 @@ impl Session<'_> {
     }
 
     fn save(&mut self, step: u64) -> Result<()> {
-        let mut state = State::new(step, 0, self.elapsed_s(), self.shop.seed, String::new());
+        let mut state = State::new(step, 0, self.elapsed_s(), self.shop.seed, self.base.clone());
         state.updates = Some(self.shop.trainer.steps_done());
         state.more = self.stage.state();
         let Workshop { cpu, trainer, tokenizer, template, .. } = &self.shop;

@@ -54,7 +54,7 @@ pub struct State {
     pub elapsed_s: f64,
     /// The run's seed.
     pub seed: u64,
-    /// Fingerprint of the prepared data.
+    /// Fingerprint of the prepared data, or of the model that a stage starts from.
     pub data: String,
     /// Updates of the optimizer, where a step is not one of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]

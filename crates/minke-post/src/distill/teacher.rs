@@ -1,6 +1,5 @@
 //! What can be known of a model before it is loaded: whether it fits, to another model and into memory.
 
-use std::fs;
 use std::path::PathBuf;
 
 use minke_cpu::Cpu;
@@ -11,6 +10,7 @@ use minke_model::{Config, DType, Model, Precision, Purpose, WeightSource, spec};
 
 use crate::error::{PostError, Result};
 use crate::events::Event;
+use crate::fingerprint;
 use crate::session::Setup;
 
 /// Training holds masters, gradients and two moments in f32, and two packed copies of the weights.
@@ -135,30 +135,7 @@ impl Known {
     /// # Errors
     /// A file cannot be read.
     pub fn fingerprint(&self) -> Result<String> {
-        let Some(folder) = &self.folder else { return Ok(String::new()) };
-        let mut paths = Vec::new();
-        if folder.is_file() {
-            paths.push(folder.clone());
-        } else {
-            for entry in fs::read_dir(folder).map_err(PostError::io("read", folder))? {
-                let path = entry.map_err(PostError::io("read", folder))?.path();
-                let name = path.file_name().unwrap_or_default().to_string_lossy();
-                if name == "config.json" || name.ends_with(".safetensors") {
-                    paths.push(path);
-                }
-            }
-        }
-        paths.sort();
-        let mut hasher = blake3::Hasher::new();
-        for path in paths {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let file = fs::File::open(&path).map_err(PostError::io("open", &path))?;
-            hasher.update(&(name.len() as u64).to_le_bytes()).update(name.as_bytes());
-            let length = file.metadata().map_err(PostError::io("read", &path))?.len();
-            hasher.update(&length.to_le_bytes());
-            hasher.update_reader(file).map_err(PostError::io("read", &path))?;
-        }
-        Ok(hasher.finalize().to_hex().to_string())
+        self.folder.as_ref().map_or(Ok(String::new()), |folder| fingerprint::of_weights(folder))
     }
 
     /// Loads it.

@@ -24,12 +24,12 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use minke_data::template::Thinking;
-use minke_gym::{Split, Task};
+use minke_gym::{Part, Split, Task};
 use minke_infer::load_model;
 use minke_model::{CacheKind, Model, PAGE, Purpose};
 use minke_train::plan::Batch;
 use minke_train::pretrain::Options;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 pub use curriculum::Curriculum;
 pub(crate) use learn::{Beside, passes};
@@ -44,6 +44,7 @@ use crate::asking::refuse_coupled;
 use crate::error::{PostError, Result};
 use crate::eval::{EvalSettings, Form, Prompter, evaluate};
 use crate::events::Event;
+use crate::fingerprint;
 use crate::metrics::{Sample, Values};
 use crate::session::{self, Outcome, Stage, Workshop};
 
@@ -58,12 +59,11 @@ pub fn run(options: &Options, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<
     let mut stage = Grpo::new(recipe)?;
     let base = session::open(&setup, options, on_event)?;
     let Recipe { model, objective, .. } = &stage.recipe;
-    let reference = match (&model.reference, objective.beta > 0.0) {
-        (_, false) => None,
-        (Some(path), true) => Some(load_model(path, setup.precision, Purpose::Train)?.model),
-        (None, true) => Some(load_model(&setup.model, setup.precision, Purpose::Train)?.model),
-    };
-    if let Some(reference) = &reference {
+    if objective.beta > 0.0 {
+        let path = model.reference.as_ref().unwrap_or(&setup.model);
+        let loaded = load_model(path, setup.precision, Purpose::Train)?;
+        stage.reference = fingerprint::of_weights(&loaded.folder)?;
+        let reference = loaded.model;
         let (own, other) = (base.loaded().model.config.vocab_size, reference.config.vocab_size);
         if own != other {
             return Err(PostError::unsuitable(
@@ -71,8 +71,8 @@ pub fn run(options: &Options, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<
                 format!("it has {other} tokens, the model {own}: they do not speak of the same ones"),
             ));
         }
+        stage.learner.reference = Some(reference);
     }
-    stage.learner.reference = reference;
     session::run(&setup, base, &mut stage, options.resume, stop, on_event)
 }
 
@@ -94,6 +94,9 @@ pub(crate) struct Grpo {
     /// What it is examined on.
     pub examined: Vec<Task>,
     learner: Learner,
+    /// The fingerprints of files of tasks, and of what the policy shall stay near to.
+    files: String,
+    reference: String,
     /// Made when the tokenizer is at hand.
     prompter: Option<Prompter>,
 }
@@ -104,6 +107,11 @@ impl Grpo {
         let [suite, eval_suite] = recipe.suites()?;
         let curriculum = Curriculum::new(&suite, recipe.tasks.floor, recipe.run.seed)
             .map_err(|error| PostError::unsuitable("tasks.suite", error.to_string()))?;
+        let files = suite.parts().iter().filter_map(|part| match part {
+            Part::Tasks(path) => Some(path.clone()),
+            Part::Family { .. } | Part::Text(_) => None,
+        });
+        let files = fingerprint::of_files(&files.collect::<Vec<_>>())?;
         // the examination is the same at every step, and the same in every run of these settings
         let examined = eval_suite
             .tasks(Split::HeldOut, recipe.tasks.eval_per_level, 0)
@@ -117,7 +125,7 @@ impl Grpo {
             rows_per_pass: recipe.train.rows_per_pass,
             reference: None,
         };
-        Ok(Self { recipe, curriculum, examined, learner, prompter: None })
+        Ok(Self { recipe, curriculum, examined, learner, files, reference: String::new(), prompter: None })
     }
 
     fn prompter(&mut self, shop: &Workshop) -> Result<Prompter> {
@@ -353,10 +361,17 @@ impl Stage for Grpo {
     }
 
     fn state(&self) -> Value {
-        self.curriculum.state()
+        json!({ "success": self.curriculum.state(), "files": self.files, "reference": self.reference })
     }
 
     fn restore(&mut self, state: &Value) -> Result<(), String> {
-        self.curriculum.restore(state)
+        for (key, now, what) in
+            [("files", &self.files, "other tasks"), ("reference", &self.reference, "another reference")]
+        {
+            if state[key] != json!(now) {
+                return Err(format!("it learned with {what}; start a new run with --out"));
+            }
+        }
+        self.curriculum.restore(&state["success"])
     }
 }
