@@ -456,6 +456,7 @@ impl Session<'_> {
     }
 
     fn turn(&mut self, step: u64, first: u64) -> Result<()> {
+        self.shop.trainer.seek(step * self.stage.updates());
         let mut values = self.stage.turn(&mut self.shop, step, self.on_event)?;
         (values.step, values.elapsed_s) = (step + 1, self.elapsed_s());
         let pace = self.start.elapsed().as_secs_f64() / (step + 1 - first) as f64;

@@ -107,8 +107,11 @@ impl Learner {
         for part in groups.chunks(size) {
             parts.push(self.lessons(cpu, part));
         }
+        let place = trainer.place();
         for epoch in 0..self.epochs {
             for (index, lessons) in parts.iter().enumerate() {
+                // an update that is left out takes its place in the schedule all the same
+                trainer.seek(place + (epoch * self.minibatches + index) as u64);
                 let first = epoch == 0 && index == 0;
                 self.update(cpu, trainer, lessons, first, &mut learned)?;
             }

@@ -157,6 +157,86 @@ fn a_run_that_was_stopped_goes_on_bit_for_bit() {
 }
 
 #[test]
+fn a_run_that_goes_on_does_so_from_what_it_began_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = folder.path().join("model");
+    model(&base, minke_model::DType::F32);
+    let task = |answer: u32| {
+        let line = format!("{{\"prompt\": \"1+1\", \"answer\": \"{answer}\"}}\n");
+        fs::write(folder.path().join("tasks.jsonl"), line).unwrap();
+    };
+    task(2);
+    let more = format!("{SIGNAL}[objective]\nbeta = 0.1\n[train]\nsteps = 3\ncheckpoint_every = 1\n");
+    let overrides = ["tasks.suite=tasks.jsonl", "tasks.eval_suite=chain:1"].map(str::to_owned).to_vec();
+    let options = Options { overrides, ..recipe(folder.path(), &more) };
+    let (stopped, _) = go(&options, Some(1));
+    assert_eq!(stopped.step, 1);
+    let options = Options { resume: true, ..options };
+    let refusal = || {
+        let error = run(&options, &AtomicBool::new(false), &mut |_| {}).unwrap_err();
+        assert!(error.is_user_error(), "{error}");
+        error.to_string()
+    };
+    task(3);
+    assert!(refusal().contains("other tasks"), "{}", refusal());
+    task(2);
+    // other weights are another reference, another context another model
+    let file = base.join("model.safetensors");
+    let weights = fs::read(&file).unwrap();
+    let mut others = weights.clone();
+    *others.last_mut().unwrap() ^= 1;
+    fs::write(&file, others).unwrap();
+    assert!(refusal().contains("another reference"), "{}", refusal());
+    fs::write(&file, weights).unwrap();
+    let file = base.join("config.json");
+    let config = fs::read_to_string(&file).unwrap();
+    fs::write(&file, config.replace("160", "170")).unwrap();
+    assert!(refusal().contains("the model: its config"), "{}", refusal());
+    fs::write(&file, config).unwrap();
+    let (resumed, _) = go(&options, None);
+    assert_eq!(resumed.step, 3);
+}
+
+#[test]
+fn rates_follow_the_turns_also_where_updates_are_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    model(&folder.path().join("model"), minke_model::DType::F32);
+    // worth less only where an answer is as long as can be, which some pairs are both
+    let more = "[reward]\noverlong_buffer = 1\noverlong = 1.0\n\
+                [train]\nsteps = 12\nlr = 1e-4\nwarmup_share = 0\ndecay_share = 1\ndecay = \"linear\"\n";
+    let overrides = ["rollout.prompts=1", "rollout.group=2"].map(str::to_owned).to_vec();
+    let (_, steps) = go(&Options { overrides, ..recipe(folder.path(), more) }, None);
+    let mut taken = 0;
+    for step in &steps {
+        let Some(lr) = step.get("lr") else { continue };
+        let expected = 1e-4 * (13 - step.step) as f64 / 12.0;
+        assert!((lr / expected - 1.0).abs() < 1e-9, "step {}: {lr} for {expected}", step.step);
+        taken += 1;
+    }
+    assert!((1..12).contains(&taken), "{taken} of 12 updates");
+    // the last of them stands behind one that was left out
+    let last = steps.iter().rposition(|step| step.get("lr").is_some()).unwrap();
+    assert!(steps[..last].iter().any(|step| step.get("lr").is_none()), "{steps:?}");
+}
+
+#[test]
+fn a_run_that_diverges_says_so_and_what_is_left() {
+    let folder = tempfile::tempdir().unwrap();
+    model(&folder.path().join("model"), minke_model::DType::F32);
+    let more = format!("{SIGNAL}[train]\nsteps = 5\nlr = 1e13\ncheckpoint_every = 1\neval_every = 0\n");
+    let options = recipe(folder.path(), &more);
+    // resumed, it ends in the same way
+    for resume in [false, true] {
+        let options = Options { resume, ..options.clone() };
+        let error = run(&options, &AtomicBool::new(false), &mut |_| {}).unwrap_err();
+        let text = error.to_string();
+        let diverged = matches!(error, PostError::Train(minke_train::TrainError::Diverged { .. }));
+        assert!(diverged && text.contains("no checkpoint that is known to be good"), "{text}");
+    }
+    assert!(!folder.path().join("run/model").exists());
+}
+
+#[test]
 fn a_resolved_recipe_reads_as_itself() {
     let folder = tempfile::tempdir().unwrap();
     let resolved = |path: &Path| Recipe::load(path, &[], None).unwrap().setup().unwrap().recipe;
