@@ -416,6 +416,7 @@ fn recipes_say_all_and_what_is_wrong() {
         (FRESH, "mode = 'logits'", TASKS, "tasks"),
         (FRESH, "mode = 'on_policy'", WRITTEN, "data"),
         (FRESH, "mode = 'logits'\ntemperature = 0", WRITTEN, "above 0"),
+        (FRESH, "mode = 'logits'\ntemperature = 1e-300", WRITTEN, "in 32 bits, where it is 0"),
         (
             "[student]\npath = 'x'\n[student.model]\ndepth = 1",
             "mode = 'sequences'",

@@ -274,19 +274,18 @@ pub(crate) fn read_tasks(s: &mut Section) -> Result<Tasks> {
         long_prompts: s.choice("long_prompts", &long)?.unwrap_or(LongPrompts::Refuse),
         eval_suite: suite_place(s, "eval_suite")?.unwrap_or_else(|| suite.clone()),
         eval_per_level: s.integer("eval_per_level", 1, 1 << 24)?.unwrap_or(20) as usize,
-        eval_temperature: s.not_negative("eval_temperature")?.unwrap_or(1.0),
+        eval_temperature: s.temperature("eval_temperature")?.unwrap_or(1.0),
         suite,
     })
 }
 
 /// `[rollout]`, with at least `least` answers to a prompt.
 pub(crate) fn read_rollout(s: &mut Section, least: u64) -> Result<RolloutSettings> {
-    let positive = "a number above 0";
     Ok(RolloutSettings {
         prompts: s.integer("prompts", 1, 1 << 16)?.unwrap_or(16) as usize,
         group: s.integer("group", least, 1 << 12)?.unwrap_or(8) as usize,
         max_tokens: s.integer("max_tokens", 1, 1 << 24)?.unwrap_or(256) as usize,
-        temperature: s.float("temperature", positive, |t| t > 0.0)?.unwrap_or(1.0) as f32,
+        temperature: s.warmth("temperature")?.unwrap_or(1.0) as f32,
         top_p: s.float("top_p", "a share above 0, at most 1", |p| p > 0.0 && p <= 1.0)?.unwrap_or(1.0) as f32,
         top_k: s.integer("top_k", 0, 1 << 24)?.unwrap_or(0) as usize,
         concurrency: s.integer("concurrency", 1, 1 << 16)?.unwrap_or(256) as usize,

@@ -259,6 +259,8 @@ fn recipes_that_cannot_be_are_refused() {
         ("[objective]\nclip_hihg = 0.2\n", &["did you mean `clip_high`?"]),
         ("[train]\nminibatches = 4\n", &["train.minibatches", "4 parts of 3 prompts"]),
         ("temperature = 0\n", &["temperature", "above 0"]),
+        ("temperature = 1e-60\n", &["temperature", "above 0", "in 32 bits, where it is 0"]),
+        ("temperature = 101\n", &["temperature", "up to 100"]),
         ("[tasks.x]\n", &["tasks"]),
     ] {
         let text = error(more);

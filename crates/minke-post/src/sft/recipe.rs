@@ -307,7 +307,7 @@ pub(crate) fn examination(mut s: Section) -> Result<Examination, RecipeError> {
             .ok_or_else(|| s.missing("suite", "tasks, such as \"core\" or \"addition:1-3\""))?,
         per_level: s.integer("per_level", 1, 1 << 20)?.unwrap_or(10) as usize,
         samples: s.integer("samples", 1, 1 << 12)?.unwrap_or(1) as usize,
-        temperature: s.not_negative("temperature")?.unwrap_or(0.0),
+        temperature: s.temperature("temperature")?.unwrap_or(0.0),
         max_tokens: s.integer("max_tokens", 1, 1 << 20)?.unwrap_or(256) as usize,
         seed: s.integer("seed", 0, i64::MAX as u64)?.unwrap_or(0),
     };
@@ -319,7 +319,7 @@ pub(crate) fn asking(mut s: Section) -> Result<Asking, RecipeError> {
     let asking = Asking {
         prompts: s.texts("prompts")?.unwrap_or_default(),
         tokens: s.integer("tokens", 1, 1 << 16)?.unwrap_or(128) as usize,
-        temperature: s.not_negative("temperature")?.unwrap_or(0.0),
+        temperature: s.temperature("temperature")?.unwrap_or(0.0),
     };
     s.finish()?;
     Ok(asking)

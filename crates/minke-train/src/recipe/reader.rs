@@ -127,7 +127,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// A finite number that is `ok`; `expected` says which are.
+    /// A finite number that is `ok`, also in the 32 bits that it is used in; `expected` says which are.
     pub fn float(
         &mut self,
         key: &'static str,
@@ -135,13 +135,13 @@ impl<'a> Section<'a> {
         ok: impl Fn(f64) -> bool,
     ) -> Result<Option<f64>, RecipeError> {
         let Some(node) = self.take(key) else { return Ok(None) };
-        let number = match node.kind {
-            Kind::Float(number) => Some(number),
-            Kind::Integer(number) => Some(number as f64),
-            _ => None,
-        };
-        match number.filter(|number| number.is_finite() && ok(*number)) {
-            Some(number) => Ok(Some(number)),
+        let ok = |number: f64| number.is_finite() && ok(number);
+        match number(node).filter(|number| ok(*number)) {
+            Some(number) if ok(in_32_bits(number)) => Ok(Some(number)),
+            Some(number) => {
+                let hint = format!("it is used in 32 bits, where it is {}", in_32_bits(number));
+                Err(self.invalid(key, node, expected, &hint))
+            }
             None => Err(self.invalid(key, node, expected, "")),
         }
     }
@@ -161,19 +161,25 @@ impl<'a> Section<'a> {
         self.float(key, "a number from 0 to 1", |number| (0.0..=1.0).contains(&number))
     }
 
+    /// A temperature that sampling takes; 0 for the likeliest token.
+    pub fn temperature(&mut self, key: &'static str) -> Result<Option<f64>, RecipeError> {
+        self.float(key, "a number from 0 to 100", |number| (0.0..=100.0).contains(&number))
+    }
+
+    /// A temperature that is learned at.
+    pub fn warmth(&mut self, key: &'static str) -> Result<Option<f64>, RecipeError> {
+        self.float(key, "a number above 0, up to 100", |number| number > 0.0 && number <= 100.0)
+    }
+
     /// A pair of numbers from 0 to below 1.
     pub fn decays(&mut self, key: &'static str) -> Result<Option<[f64; 2]>, RecipeError> {
         let Some(node) = self.take(key) else { return Ok(None) };
-        let number = |node: &Node| match node.kind {
-            Kind::Float(number) => Some(number),
-            Kind::Integer(number) => Some(number as f64),
-            _ => None,
-        };
         let pair = match &node.kind {
             Kind::Array(nodes) if nodes.len() == 2 => number(&nodes[0]).zip(number(&nodes[1])),
             _ => None,
         };
-        match pair.filter(|(a, b)| (0.0..1.0).contains(a) && (0.0..1.0).contains(b)) {
+        let ok = |number: f64| (0.0..1.0).contains(&in_32_bits(number));
+        match pair.filter(|(a, b)| ok(*a) && ok(*b)) {
             Some((a, b)) => Ok(Some([a, b])),
             None => Err(self.invalid(key, node, "two numbers from 0 to below 1, such as [0.9, 0.95]", "")),
         }
@@ -305,6 +311,18 @@ impl<'a> Section<'a> {
             hint,
         })
     }
+}
+
+fn number(node: &Node) -> Option<f64> {
+    match node.kind {
+        Kind::Float(number) => Some(number),
+        Kind::Integer(number) => Some(number as f64),
+        _ => None,
+    }
+}
+
+fn in_32_bits(number: f64) -> f64 {
+    f64::from(number as f32)
 }
 
 /// The choice that a value names.

@@ -537,7 +537,7 @@ pub(super) fn sample(mut section: Section) -> Result<Sample, RecipeError> {
     let sample = Sample {
         prompts: section.texts("prompts")?.unwrap_or_default(),
         tokens: section.integer("tokens", 1, 1 << 16)?.unwrap_or(64) as usize,
-        temperature: section.not_negative("temperature")?.unwrap_or(0.8),
+        temperature: section.temperature("temperature")?.unwrap_or(0.8),
     };
     section.finish()?;
     Ok(sample)
