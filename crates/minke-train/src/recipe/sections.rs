@@ -134,8 +134,8 @@ impl Moments {
     /// Names that recipes use.
     const CHOICES: [(&'static str, Self); 3] =
         [("auto", Self::Auto), ("f32", Self::F32), ("bf16", Self::Bf16)];
-    /// The slowest decay of the second moment that bf16 can follow: with a slower one it changes by less than half of its
-    /// last place in a step and stands still.
+    /// The slowest decay of a moment that bf16 can follow: with a slower one it changes by less than half of its last place
+    /// in a step and stands still.
     pub const SLOWEST_BF16: f64 = 0.99;
 
     /// The name that recipes use.
@@ -149,8 +149,12 @@ impl Moments {
 
     /// The type, for a model of this precision and these decay rates.
     pub fn dtype(self, precision: minke_model::Precision, betas: [f64; 2]) -> DType {
-        let coded = precision.coded.any() && betas[1] <= Self::SLOWEST_BF16;
+        let coded = precision.coded.any() && Self::bf16_follows(betas);
         if self == Self::Bf16 || self == Self::Auto && coded { DType::Bf16 } else { DType::F32 }
+    }
+
+    fn bf16_follows(betas: [f64; 2]) -> bool {
+        betas.iter().all(|&beta| beta <= Self::SLOWEST_BF16)
     }
 }
 
@@ -432,11 +436,9 @@ pub fn optim(s: &mut Section, defaults: Optim) -> Result<Optim, RecipeError> {
     let decays = [("linear", Decay::Linear), ("one_minus_sqrt", Decay::OneMinusSqrt)];
     let betas = s.decays("betas")?.unwrap_or(defaults.betas);
     let moments = s.choice("moments", &Moments::CHOICES)?.unwrap_or(defaults.moments);
-    if moments == Moments::Bf16 && betas[1] > Moments::SLOWEST_BF16 {
-        let expected = format!(
-            "\"f32\", or betas[1] of {} at most: bf16 cannot follow slower ones",
-            Moments::SLOWEST_BF16
-        );
+    if moments == Moments::Bf16 && !Moments::bf16_follows(betas) {
+        let expected =
+            format!("\"f32\", or betas of {} at most: bf16 cannot follow slower ones", Moments::SLOWEST_BF16);
         return Err(s.conflict("moments", "\"bf16\"", &expected));
     }
     Ok(Optim {

@@ -29,16 +29,20 @@ fn shipped(name: &str) -> Resolved {
 
 #[test]
 fn fp8_is_for_linear_layers() {
+    use minke_model::DType::{Bf16, F32};
     let precision = |text: &str| -> minke_model::Precision {
         resolve(&format!("{text}\n{RANDOM}"), &[]).precision.into()
     };
     let word = precision("precision = 'fp8'");
     assert_eq!(word, minke_model::Precision::fp8(minke_model::Fp8::default()));
-    assert_eq!((word.head, word.router), (minke_model::DType::Bf16, minke_model::DType::F32));
+    assert_eq!((word.head, word.router), (Bf16, F32));
     let table =
         precision("precision = { linear = 'fp8', expert = 'bf16', scaling = 'tensor', scales = 'ue8m0' }");
     assert!(table.coded.linear && !table.coded.expert && !table.coded.attention);
     assert!(table.coded.how.power_of_two && table.coded.how.per_tensor && table.coded.couples_rows());
+    for (betas, dtype) in [([0.9, 0.95], Bf16), ([0.9, 0.999], F32), ([0.995, 0.95], F32)] {
+        assert_eq!(Moments::Auto.dtype(word, betas), dtype, "{betas:?}");
+    }
     let error = error(&format!("precision = {{ head = 'fp8' }}\n{RANDOM}"), &[]);
     assert!(error.contains("`precision.head`") && !error.contains("or \"fp8\""), "{error}");
 }
@@ -228,7 +232,7 @@ fn the_vocabulary_comes_from_one_place() {
 #[test]
 fn messages_point_at_the_place() {
     let sources = "[[data.sources]]\npath = '/a'\n";
-    let cases: [(&str, &[&str]); 32] = [
+    let cases: [(&str, &[&str]); 36] = [
         ("[run\nname = 1", &[]),
         ("[train]\nlr = 0.1\nlr = 0.2", &[]),
         ("[trian]\nlr = 0.1\n", &[]),
@@ -261,6 +265,10 @@ fn messages_point_at_the_place() {
         (sources, &["data.packing=half"]),
         (sources, &["data.packing=whole", "data.document_borders=false"]),
         (RANDOM, &["data.packing=whole"]),
+        ("[train]\nbetas = [0.995, 0.95]\nmoments = 'bf16'\n", &[]),
+        ("[train]\neps = 1e-60\n", &[]),
+        ("[train]\nbias_update_speed = 1e300\n", &[]),
+        ("[train]\nbetas = [0.9, 0.999999999]\n", &[]),
     ];
     let text: Vec<String> = cases.iter().map(|(text, overrides)| error(text, overrides)).collect();
     assert_snapshot!(text.join("\n\n"));
