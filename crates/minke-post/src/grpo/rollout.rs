@@ -115,31 +115,28 @@ pub fn roll(
     first: u64,
 ) -> Result<Vec<Group>> {
     let stop = prompter.stop();
-    let mut requests = Vec::with_capacity(tasks.len() * settings.group);
-    for (_, _, prompt) in &tasks {
-        for _ in 0..settings.group {
-            requests.push(Request {
-                prompt: prompt.clone(),
-                max_tokens: settings.max_tokens,
-                sampling: Sampling {
-                    temperature: settings.temperature,
-                    top_k: settings.top_k,
-                    top_p: settings.top_p,
-                    seed: shop.seed,
-                    ..Sampling::default()
-                },
-                sequence: first + requests.len() as u64,
-                stop: stop.clone(),
-                stop_ids: shop.stop_ids.clone(),
-                ..Request::default()
-            });
-        }
-    }
-    let mut generations: Vec<Generation> = Vec::with_capacity(requests.len());
-    for wave in requests.chunks(settings.concurrency.max(1)) {
+    let request = |index: usize| Request {
+        prompt: tasks[index / settings.group].2.clone(),
+        max_tokens: settings.max_tokens,
+        sampling: Sampling {
+            temperature: settings.temperature,
+            top_k: settings.top_k,
+            top_p: settings.top_p,
+            seed: shop.seed,
+            ..Sampling::default()
+        },
+        sequence: first + index as u64,
+        stop: stop.clone(),
+        stop_ids: shop.stop_ids.clone(),
+        ..Request::default()
+    };
+    let (answers, wave) = (tasks.len() * settings.group, settings.concurrency.max(1));
+    let mut generations: Vec<Generation> = Vec::new();
+    for from in (0..answers).step_by(wave) {
+        let requests: Vec<Request> = (from..answers.min(from + wave)).map(request).collect();
         let engine = Engine::new(&mut shop.trainer.model, &shop.cpu, Some(&shop.tokenizer));
         let mut engine = engine.traced().without_log_probs();
-        generations.extend(engine.generate(wave, &mut |_| ControlFlow::Continue(()))?);
+        generations.extend(engine.generate(&requests, &mut |_| ControlFlow::Continue(()))?);
     }
     let mut generations = generations.into_iter();
     let groups = tasks.into_iter().map(|(cell, task, prompt)| {

@@ -109,21 +109,25 @@ fn later_updates_of_a_rollout_drift_and_weights_move() {
 }
 
 #[test]
-fn an_update_does_not_depend_on_how_answers_are_cut_into_passes() {
+fn an_update_does_not_depend_on_how_answers_are_cut_into_waves_and_passes() {
     let folder = tempfile::tempdir().unwrap();
     model(&folder.path().join("model"), minke_model::DType::F32);
-    let norm = |rows: usize| {
+    let norm = |rows: usize, wave: usize| {
         let _ = fs::remove_dir_all(folder.path().join("run"));
         // even experts above all
         let more = format!(
             "{SIGNAL}[train]\nsteps = 1\nlr = 0.001\nsequence_balance_alpha = 50\nrows_per_pass = {rows}\n"
         );
-        let (_, steps) = go(&recipe(folder.path(), &more), None);
+        let overrides = vec![format!("rollout.concurrency={wave}")];
+        let (_, steps) = go(&Options { overrides, ..recipe(folder.path(), &more) }, None);
         steps[0].get("grad_norm").unwrap()
     };
-    let whole = norm(8192);
+    let whole = norm(8192, 256);
+    for wave in [1, 5] {
+        assert_eq!(norm(8192, wave).to_bits(), whole.to_bits(), "{wave} answers at once");
+    }
     for rows in [1, 200] {
-        let cut = norm(rows);
+        let cut = norm(rows, 256);
         assert!((cut / whole - 1.0).abs() < 1e-4, "{rows} rows a pass: {cut}, in one pass {whole}");
     }
 }
