@@ -308,10 +308,11 @@ pub fn run(
         })?;
     }
     run_folder::replace(&folder.recipe(), setup.recipe.as_bytes())?;
+    let mut warn = |text: &str| on_event(Event::Warning { text });
     let metrics = match &before {
-        Some(_) => MetricsWriter::resume(&folder.metrics(), first)?,
+        Some(_) => MetricsWriter::resume(&folder.metrics(), first, &mut warn)?,
         // what was shown before the first step is shown again
-        None => MetricsWriter::restart(&folder.metrics())?,
+        None => MetricsWriter::restart(&folder.metrics(), &mut warn)?,
     };
     on_event(Event::Started(&Started {
         kind: setup.kind,

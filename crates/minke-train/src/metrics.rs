@@ -194,34 +194,50 @@ impl<R: Line> MetricsWriter<R> {
     }
 
     /// Continues a file from a checkpoint after `step` steps: later records and a torn last line are dropped.
-    /// A file that is not there is started.
+    /// A file that is not there is started. Of one that holds a line that is no record, what comes before it is continued;
+    /// a copy of the whole is set aside, and `warn` hears of it.
     ///
     /// # Errors
-    /// When it cannot be read or written, or holds a complete line that is no record; it is then unchanged.
-    pub fn resume(path: &Path, step: u64) -> Result<Self, MetricsError> {
-        Self::keep(path, |record| record.step() <= step)
+    /// When it cannot be read or written; it is then unchanged.
+    pub fn resume(path: &Path, step: u64, warn: &mut dyn FnMut(&str)) -> Result<Self, MetricsError> {
+        Self::keep(path, |record| record.step() <= step, warn)
     }
 
     /// Begins a file anew for a run that left no checkpoint: whatever records it holds are dropped.
     ///
     /// # Errors
     /// As [`MetricsWriter::resume`].
-    pub fn restart(path: &Path) -> Result<Self, MetricsError> {
-        Self::keep(path, |_| false)
+    pub fn restart(path: &Path, warn: &mut dyn FnMut(&str)) -> Result<Self, MetricsError> {
+        Self::keep(path, |_| false, warn)
     }
 
-    fn keep(path: &Path, stays: impl Fn(&R) -> bool) -> Result<Self, MetricsError> {
+    fn keep(
+        path: &Path,
+        stays: impl Fn(&R) -> bool,
+        warn: &mut dyn FnMut(&str),
+    ) -> Result<Self, MetricsError> {
         if !path.try_exists().map_err(io_error("look at", path))? {
             return Self::create(path);
         }
         let temporary = path.with_extension("jsonl.tmp");
         let mut kept = BufWriter::new(File::create(&temporary).map_err(io_error("create", &temporary))?);
-        for_each_line(path, |line, record: R| {
+        let read = for_each_line(path, |line, record: R| {
             if !stays(&record) {
                 return Ok(());
             }
             kept.write_all(line).and_then(|()| kept.write_all(b"\n")).map_err(io_error("write", &temporary))
-        })?;
+        });
+        match read {
+            Err(why @ MetricsError::Corrupt { .. }) => {
+                let aside = path.with_extension("jsonl.damaged");
+                fs::copy(path, &aside).map_err(io_error("write", &aside))?;
+                warn(&format!(
+                    "{why}; what comes before it is kept, and the whole as it was in {}",
+                    aside.display()
+                ));
+            }
+            other => other?,
+        }
         let kept = kept.into_inner().map_err(|error| io_error("write", &temporary)(error.into_error()))?;
         kept.sync_all().map_err(io_error("sync", &temporary))?;
         fs::rename(&temporary, path).map_err(io_error("replace", path))?;
@@ -342,7 +358,8 @@ mod tests {
             let first = if durable == 0 { 0 } else { line_of(durable - 1) };
             for cut in (first..=whole.len()).step_by(37).chain([whole.len()]) {
                 fs::write(&path, &whole[..cut]).unwrap();
-                let mut writer = MetricsWriter::resume(&path, checkpoint).unwrap();
+                let mut writer =
+                    MetricsWriter::resume(&path, checkpoint, &mut |text| panic!("{text}")).unwrap();
                 for record in &all[durable..] {
                     writer.append(record).unwrap();
                 }
@@ -352,13 +369,15 @@ mod tests {
     }
 
     #[test]
-    fn restarting_keeps_nothing_and_still_refuses_what_is_not_ours() {
+    fn restarting_keeps_nothing_and_sets_aside_what_is_not_ours() {
         let (_folder, path) = folder_with(&[evaluation(0), step(1)]);
-        MetricsWriter::<Record>::restart(&path).unwrap().append(&evaluation(0)).unwrap();
+        MetricsWriter::restart(&path, &mut |text| panic!("{text}")).unwrap().append(&evaluation(0)).unwrap();
         assert_eq!(read::<Record>(&path).unwrap(), [evaluation(0)]);
         fs::write(&path, "somebody's\n").unwrap();
-        assert!(MetricsWriter::<Record>::restart(&path).is_err());
-        assert_eq!(fs::read(&path).unwrap(), b"somebody's\n");
+        let mut warned = 0;
+        MetricsWriter::<Record>::restart(&path, &mut |_| warned += 1).unwrap();
+        assert_eq!((warned, read::<Record>(&path).unwrap()), (1, vec![]));
+        assert_eq!(fs::read(path.with_extension("jsonl.damaged")).unwrap(), b"somebody's\n");
     }
 
     #[test]
@@ -373,14 +392,20 @@ mod tests {
     }
 
     #[test]
-    fn a_foreign_line_is_an_error_and_changes_nothing() {
-        let (_folder, path) = folder_with(&[step(1)]);
-        let mut text = fs::read_to_string(&path).unwrap();
-        text.push_str("{\"kind\":\"step\"}\n");
-        fs::write(&path, &text).unwrap();
-        let error = MetricsWriter::<Record>::resume(&path, 1).unwrap_err().to_string();
-        assert!(error.contains("metrics.jsonl:2: not a metrics record: missing field `step`"), "{error}");
-        assert_eq!(fs::read_to_string(&path).unwrap(), text);
+    fn what_precedes_a_damaged_line_is_continued_and_the_whole_set_aside() {
+        let (_folder, path) = folder_with(&[step(1), step(2), step(3)]);
+        let damaged = fs::read_to_string(&path).unwrap().replace("\"step\":2", "\"stop\":2");
+        fs::write(&path, &damaged).unwrap();
+        assert!(read::<Record>(&path).is_err());
+        let mut warnings = Vec::new();
+        let mut writer = MetricsWriter::resume(&path, 3, &mut |text| warnings.push(text.to_owned())).unwrap();
+        writer.append(&step(4)).unwrap();
+        let [warning] = &warnings[..] else { panic!("{warnings:?}") };
+        for part in ["metrics.jsonl:2: not a metrics record: missing field `step`", "metrics.jsonl.damaged"] {
+            assert!(warning.contains(part), "{warning}");
+        }
+        assert_eq!(read::<Record>(&path).unwrap(), [step(1), step(4)]);
+        assert_eq!(fs::read_to_string(path.with_extension("jsonl.damaged")).unwrap(), damaged);
     }
 
     #[test]

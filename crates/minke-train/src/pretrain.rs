@@ -316,7 +316,8 @@ impl<'a> Session<'a> {
         let first = trainer.steps_done();
         // the recipe first: a folder with anything in it has one
         run_folder::replace(&folder.recipe(), recipe.to_toml().as_bytes())?;
-        let metrics = MetricsWriter::resume(&folder.metrics(), first)?;
+        let mut warn = |text: &str| on_event(Event::Warning { text });
+        let metrics = MetricsWriter::resume(&folder.metrics(), first, &mut warn)?;
         let counts = spec::parameters(&recipe.config);
         let linear = Precision::from(recipe.precision).linear;
         let session = Self {
