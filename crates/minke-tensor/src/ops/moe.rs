@@ -185,7 +185,7 @@ fn backward(
         let extra = d_scores.as_ref().map(Tensor::f32);
         let (scores, d_weights) = (scores.f32(), d_weights.f32());
         routing::route_backward(cx.cpu, cfg, scores, experts, d_weights, extra, d_logits.f32_mut());
-        // (in FP8: what is left of x, as it is nowhere else)
+        // in FP8 the forward product read the numbers, of which the codes are left: they would be kept for this alone
         let x = Input::Plain(x.numbers(cx, dtype));
         linear::weight_grad(cx, &d_logits, &x, w.router);
         linear::input_grad(cx, &d_logits, w.router, DType::F32)
