@@ -283,7 +283,7 @@ pub fn run(
             batch,
             // more than one pass may add to a gradient
             accumulation: 2,
-            prepares: false,
+            text_bytes: 0,
             steps: setup.steps,
         };
         // the weights are there already

@@ -16,8 +16,8 @@ use std::time::Instant;
 
 use minke_cpu::Cpu;
 use minke_data::{
-    DataSettings, Evaluation, Loader, LoaderOptions, Prepared, SourceSpec, TokenizerSpec, TrainOptions,
-    compress, expand_path,
+    DataSettings, Evaluation, Loader, LoaderOptions, Prepared, TokenizerSpec, TrainOptions, compress,
+    expand_path,
 };
 use minke_infer::machine::{available_bytes, gemm_peak_gflops, median};
 use minke_model::{Model, Precision, spec};
@@ -195,15 +195,6 @@ fn data(
         return Ok(prepared);
     }
     let data = &recipe.data;
-    // the bound on all sources is shared out evenly
-    let each = data.max_bytes.map(|bytes| bytes / data.sources.len().max(1) as u64);
-    let sources = data.sources.iter().map(|source| SourceSpec {
-        path: source.path.clone(),
-        include: source.include.clone(),
-        exclude: source.exclude.clone(),
-        max_bytes: [source.max_bytes, each].into_iter().flatten().min(),
-        ..SourceSpec::default()
-    });
     let tokenizer = match &data.tokenizer {
         Some(path) => TokenizerSpec::File(expanded(path)?),
         None => TokenizerSpec::Train {
@@ -215,7 +206,7 @@ fn data(
         },
     };
     let settings = DataSettings {
-        sources: sources.collect(),
+        sources: data.specs(),
         validation_share: data.validation_share,
         split_by_group: true,
         tokenizer,

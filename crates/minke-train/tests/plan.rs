@@ -174,3 +174,22 @@ fn a_walk_asks_for_the_buffers_of_a_pass() {
         }
     }
 }
+
+#[test]
+fn little_text_takes_little_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.md");
+    let data_bytes = |text: Option<u64>| {
+        if let Some(bytes) = text {
+            std::fs::File::create(&path).unwrap().set_len(bytes).unwrap();
+        }
+        let recipe =
+            format!("[model]\ndepth = 2\n[data]\nvocab_size = 512\nsources = [{{ path = {path:?} }}]\n");
+        let recipe = Recipe::parse("a.toml", &recipe, &[]).unwrap().resolve().unwrap();
+        plan::Shape::from(&recipe).memory(Cpu::detect(1).level(), 1).data_bytes
+    };
+    // what is not there yet may be much
+    let most = data_bytes(None);
+    let [little, more, much] = [1000, 8 << 20, 1 << 30].map(|bytes| data_bytes(Some(bytes)));
+    assert!(0 < little && 2 * little < more && more < much && much == most, "{little} {more} {much} {most}");
+}

@@ -11,6 +11,7 @@ use minke_cpu::attention;
 use minke_cpu::fp8::{Cuts, Fp8};
 use minke_cpu::gemm::{Compute, Packed, Packed8};
 use minke_cpu::{Cpu, DType, Level};
+use minke_data::Corpus;
 use minke_model::config::{AttentionKind, Config, FfnKind};
 use minke_model::spec;
 use minke_model::{Precision, Recompute};
@@ -21,14 +22,16 @@ pub use walk::{Found, Weights, Work, walk};
 
 use crate::error::{Result, TrainError};
 use crate::optim;
-use crate::recipe::{Optim, Optimizer, Resolved};
+use crate::recipe::{Data, Optim, Optimizer, Resolved};
 
 /// The program, its libraries, the stacks of its threads, and what the allocator holds back.
 const PROCESS_BYTES: u64 = 24 << 20;
 /// Bytes of a tokenizer for each of its tokens, in both directions and as the model's file.
 const TOKENIZER_BYTES_PER_TOKEN: u64 = 500;
-/// What preparing text, mapping it, and compressing what is held out leave behind, whatever their size.
-const DATA_BYTES: u64 = 64 << 20;
+/// What preparing text, mapping it, and compressing what is held out leave behind: of any, for each byte, and at most.
+const LEAST_DATA_BYTES: u64 = 8 << 20;
+const DATA_BYTES_PER_BYTE: u64 = 2;
+const MOST_DATA_BYTES: u64 = 64 << 20;
 /// Elements of a weight above which its packed copies are shared while training, as the store of weights has it.
 const SHARED_ELEMENTS: usize = 1 << 20;
 /// Working memory of a thread for the operands of products.
@@ -68,8 +71,8 @@ pub struct Shape {
     pub batch: Batch,
     /// Micro-batches of a step.
     pub accumulation: usize,
-    /// Whether text is prepared first.
-    pub prepares: bool,
+    /// Bytes of text that are prepared first; 0 for none.
+    pub text_bytes: u64,
     /// Steps of the run.
     pub steps: u64,
 }
@@ -83,10 +86,20 @@ impl From<&Resolved> for Shape {
             optim: train.optim,
             batch: Batch::sequences(train.batch_size, train.sequence_length),
             accumulation: train.accumulation,
-            prepares: !recipe.data.random,
+            text_bytes: text_bytes(&recipe.data),
             steps: recipe.steps(),
         }
     }
+}
+
+/// Bytes of the text that a recipe prepares; the most where its sources cannot be listed.
+fn text_bytes(data: &Data) -> u64 {
+    if data.random { 0 } else { Corpus::open(&data.specs()).map_or(u64::MAX, |corpus| corpus.total_bytes()) }
+}
+
+fn data_bytes(text: u64) -> u64 {
+    let of_text = text.saturating_mul(DATA_BYTES_PER_BYTE).saturating_add(LEAST_DATA_BYTES);
+    if text == 0 { 0 } else { of_text.min(MOST_DATA_BYTES) }
 }
 
 /// Bytes by what they are for.
@@ -289,7 +302,7 @@ impl Shape {
             passing_bytes: found.values_bytes.saturating_sub(found.kept_bytes),
             threads_bytes: (thread * threads) as u64,
             process_bytes: PROCESS_BYTES + tokenizer + batch as u64,
-            data_bytes: if self.prepares { DATA_BYTES } else { 0 },
+            data_bytes: data_bytes(self.text_bytes),
             peak_bytes: 0,
         };
         let Memory { weights_bytes, packed_bytes, gradients_bytes, optimizer_bytes, .. } = memory;

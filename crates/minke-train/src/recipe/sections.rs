@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use minke_cpu::fp8::Fp8;
-use minke_data::Packing;
+use minke_data::{Packing, SourceSpec};
 use minke_model::{Coded, DType};
 use serde::Serialize;
 
@@ -57,6 +57,22 @@ pub struct Data {
     pub vocab_size: Option<usize>,
     /// Most bytes to take from all sources.
     pub max_bytes: Option<u64>,
+}
+
+impl Data {
+    /// The sources as the data reader takes them.
+    pub fn specs(&self) -> Vec<SourceSpec> {
+        // the bound on all sources is shared out evenly
+        let each = self.max_bytes.map(|bytes| bytes / self.sources.len().max(1) as u64);
+        let spec = |source: &Source| SourceSpec {
+            path: source.path.clone(),
+            include: source.include.clone(),
+            exclude: source.exclude.clone(),
+            max_bytes: [source.max_bytes, each].into_iter().flatten().min(),
+            ..SourceSpec::default()
+        };
+        self.sources.iter().map(spec).collect()
+    }
 }
 
 /// The optimizer of the matrices; everything else is trained by `AdamW`.
