@@ -76,32 +76,46 @@ pub fn peak_rss_bytes() -> Option<u64> {
 }
 
 /// Memory that new allocations can take without swapping, where the system tells: what is free or can be freed, at most
-/// what the process's control groups may hold.
+/// what the process's control groups may still take.
 pub fn available_bytes() -> Option<u64> {
     let info = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some((kib * 1024).min(group_limit_bytes().unwrap_or(u64::MAX)))
+    Some((kib * 1024).min(group_bytes().unwrap_or(u64::MAX)))
 }
 
-/// The least limit of the process's control group and those around it, of either version (`cgroups(7)`).
-fn group_limit_bytes() -> Option<u64> {
+/// The least that the process's control group and those around it may still take, of either version (`cgroups(7)`).
+fn group_bytes() -> Option<u64> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     let limits = groups.lines().filter_map(|line| {
         let mut fields = line.splitn(3, ':');
         let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
-        let (root, file) = match controllers {
-            "" => ("/sys/fs/cgroup", "memory.max"),
+        let (root, files) = match controllers {
+            "" => ("/sys/fs/cgroup", ["memory.max", "memory.current", ""]),
             _ if controllers.split(',').any(|name| name == "memory") => {
-                ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+                ("/sys/fs/cgroup/memory", ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_"])
             }
             _ => return None,
         };
         let own = Path::new(root).join(path.trim_start_matches('/'));
         let around = own.ancestors().take_while(|group| group.starts_with(root));
-        around.filter_map(|group| std::fs::read_to_string(group.join(file)).ok()?.trim().parse().ok()).min()
+        around.filter_map(|group| left_bytes(group, files)).min()
     });
     limits.min()
+}
+
+/// What a control group may still take: its limit, less what is in use and cannot be freed.
+fn left_bytes(group: &Path, [limit, used, prefix]: [&str; 3]) -> Option<u64> {
+    let read = |file: &str| std::fs::read_to_string(group.join(file)).ok();
+    let number = |file| read(file)?.trim().parse::<u64>().ok();
+    let stat = read("memory.stat").unwrap_or_default();
+    // pages of files are there for their speed alone
+    let freed = ["active_file", "inactive_file"].map(|name| {
+        let name = format!("{prefix}{name} ");
+        stat.lines().find_map(|line| line.strip_prefix(&name)?.trim().parse::<u64>().ok()).unwrap_or(0)
+    });
+    let held = number(used).unwrap_or(0).saturating_sub(freed.iter().sum());
+    Some(number(limit)?.saturating_sub(held))
 }
 
 /// The middle of some measurements; the upper of two middles.
@@ -132,6 +146,23 @@ mod tests {
         black_box(&held);
         assert!(peak_rss_bytes().unwrap() >= 64 << 20);
         assert!(available_bytes().unwrap() > 1 << 20);
+    }
+
+    #[test]
+    fn a_group_may_take_what_is_below_its_limit() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |file: &str, text: &str| std::fs::write(folder.path().join(file), text).unwrap();
+        let left = || left_bytes(folder.path(), ["memory.max", "memory.current", ""]);
+        write("memory.max", "max\n");
+        assert_eq!(left(), None);
+        write("memory.max", "1000\n");
+        assert_eq!(left(), Some(1000));
+        write("memory.current", "700\n");
+        write("memory.stat", "anon 300\ninactive_file 150\nactive_file 250\n");
+        assert_eq!(left(), Some(700));
+        write("memory.stat", "anon 1300\n");
+        write("memory.current", "1300\n");
+        assert_eq!(left(), Some(0));
     }
 
     #[test]
