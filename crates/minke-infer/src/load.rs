@@ -120,11 +120,11 @@ impl Loaded {
         ids
     }
 
-    /// The token that begins a text, as training framed it.
+    /// The token that begins a text which is to be continued, where its tokenizer begins texts with one.
     pub fn bos(&self) -> Option<u32> {
         let within = |id: &u32| (*id as usize) < self.model.config.vocab_size;
         match &self.tokenizer {
-            Some(tokenizer) => tokenizer.bos(),
+            Some(tokenizer) => tokenizer.bos_of_text(),
             None => self.model.config.bos_token_id,
         }
         .filter(within)

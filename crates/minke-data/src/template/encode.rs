@@ -131,7 +131,10 @@ impl<'a> Shield<'a> {
                 plain = plain.trim_end();
             }
             if !plain.is_empty() {
-                ids.extend(tokenizer.encode(&self.without(plain))?);
+                let plain = self.without(plain);
+                let more =
+                    if ids.is_empty() { tokenizer.encode(&plain) } else { tokenizer.encode_inside(&plain) };
+                ids.extend(more?);
             }
             let Some((at, token)) = found else { return Ok(()) };
             ids.push(token.id);

@@ -225,6 +225,49 @@ const R1_AS_PUBLISHED: &str = "{% if not add_generation_prompt is defined %}{% s
     {% set ns = namespace(is_first=false) %}{{bos_token}}{%- for message in messages %}{%- if message['role'] == 'user' %}\
     {{'<｜User｜>' + message['content']}}{%- endif %}{%- if message['role'] == 'assistant' and message['content'] is not none %}\
     {% set content = message['content'] %}{% if '</think>' in content %}{% set content = content.split('</think>')[-1] %}\
+#[test]
+fn a_space_goes_before_the_first_word_alone() {
+    let names = ["<unk>", "<s>", "</s>", "<|user|>", "<|end|>"];
+    let added: Vec<Value> = (0..5)
+        .map(|id| {
+            json!({"id": id, "content": names[id], "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true})
+        })
+        .collect();
+    let mut tokens: Vec<String> = names.map(str::to_owned).to_vec();
+    tokens.extend((0..=255).map(|byte| format!("<0x{byte:02X}>")));
+    tokens.extend(["▁", "h", "i", "hi", "▁hi"].map(str::to_owned));
+    let vocabulary: Map<String, Value> =
+        tokens.iter().enumerate().map(|(id, token)| (token.clone(), id.into())).collect();
+    let file = |scheme: &str| {
+        let file = json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+                {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false}]},
+            "post_processor": null,
+            "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
+            "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
+                "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
+                "vocab": vocabulary, "merges": [["h", "i"], ["▁", "hi"]]},
+        });
+        Tokenizer::from_json(file.to_string().into_bytes()).unwrap()
+    };
+    let question = [Message::user("hi"), Message::user(" hi")];
+    for scheme in ["first", "always", "never"] {
+        let tokenizer = file(scheme);
+        for bos in ["", "<s>"] {
+            let source = format!("{bos}{{% for m in messages %}}{{{{ m.content }}}}<|end|>{{% endfor %}}");
+            let template = ChatTemplate::new("t", &source).unwrap();
+            let ids = template.encode_prompt(&tokenizer, &question, Thinking::Default).unwrap();
+            let text = template.render(&question, RenderOptions::prompt(Thinking::Default)).unwrap();
+            assert_eq!(ids, tokenizer.encode_with_special(&text).unwrap(), "{scheme}, {text}");
+            let has_space = scheme == "always" || scheme == "first" && bos.is_empty();
+            let first = tokenizer.token_of(ids[usize::from(!bos.is_empty())]).unwrap();
+            assert_eq!(first, if has_space { "▁hi" } else { "hi" }, "{scheme}, {text}");
+        }
+    }
+}
+
     {% endif %}{{'<｜Assistant｜>' + content + '<｜end▁of▁sentence｜>'}}{%- endif %}{%- endfor -%}\
     {% if add_generation_prompt %}{{'<｜Assistant｜><think>\\n'}}{% endif %}";
 

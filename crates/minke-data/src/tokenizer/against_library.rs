@@ -30,7 +30,10 @@ fn assert_same(ours: &Tokenizer, text: &str) -> std::result::Result<(), TestCase
         let (ids, expected) = (encode(ours, text).unwrap(), encode(&theirs, text).unwrap());
         prop_assert_eq!(&ids, &expected);
         for skip in [false, true] {
-            prop_assert_eq!(ours.decode(&ids, skip), theirs.decode(&ids, skip));
+            let whole = ours.decode(&ids, skip);
+            prop_assert_eq!(&whole, &theirs.decode(&ids, skip));
+            prop_assert_eq!(&whole, &theirs.shared.special.decode(&ids, skip).unwrap());
+            prop_assert_eq!(&whole, &streamed(ours, &ids, skip));
         }
     }
     prop_assert_eq!(ours.vocab_size(), theirs.vocab_size());
@@ -43,6 +46,14 @@ fn assert_same(ours: &Tokenizer, text: &str) -> std::result::Result<(), TestCase
         prop_assert_eq!(token.and_then(|token| ours.id_of(&token)).unwrap_or(id), id);
     }
     Ok(())
+}
+
+/// What a stream of these ids says.
+pub(super) fn streamed(tokenizer: &Tokenizer, ids: &[u32], skip_special: bool) -> String {
+    let mut decoder = tokenizer.stream_decoder(skip_special);
+    let mut joined: String = ids.iter().map(|&id| decoder.step(id)).collect();
+    joined.push_str(&decoder.finish());
+    joined
 }
 
 const TEXT: &str = "([ab ▁é鲸🐋\nz]|ab|  |<s>|<0x41>|aab|▁▁|ß){0,40}";
@@ -156,6 +167,42 @@ proptest! {
     ) {
         assert_same(&listed(&tokens, &order, switches, unknown), &text)?;
     }
+}
+
+/// A vocabulary of SentencePiece's kind with all bytes, so that any text can be written.
+fn bytes_for_the_rest() -> &'static Tokenizer {
+    static ONCE: OnceLock<Tokenizer> = OnceLock::new();
+    ONCE.get_or_init(|| {
+        let tokens = ["▁", "a", "▁a", "▁▁", "o", "k", "ok", "▁ok", "é"].map(str::to_owned);
+        scored(&tokens, &[2, 3, 1], &[1], 8, true)
+    })
+}
+
+proptest! {
+    #[test]
+    fn any_stream_of_bytes_joins_to_the_whole(
+        text in "([a ok▁é𓀀𓁀\\PC]|<s>){0,30}",
+        ids in prop::collection::vec(0u32..275, 0..40),
+        skip: bool,
+    ) {
+        let tokenizer = bytes_for_the_rest();
+        let written = tokenizer.encode(&text).unwrap();
+        prop_assert_eq!(tokenizer.decode(&written, skip), text.replace('▁', " "));
+        for ids in [written, ids] {
+            prop_assert_eq!(streamed(tokenizer, &ids, skip), tokenizer.decode(&ids, skip));
+        }
+    }
+}
+
+#[test]
+fn characters_of_several_bytes_stream_one_behind_the_other() {
+    let tokenizer = bytes_for_the_rest();
+    let ids = tokenizer.encode("ok 𓀀𓀀𓁀 ok").unwrap();
+    let mut decoder = tokenizer.stream_decoder(true);
+    let pieces: Vec<String> =
+        ids.iter().map(|&id| decoder.step(id)).filter(|piece| !piece.is_empty()).collect();
+    assert_eq!(pieces, ["ok", " ", "𓀀", "𓀀", "𓁀", " ok"]);
+    assert_eq!(decoder.finish(), "");
 }
 
 #[test]

@@ -45,6 +45,10 @@ pub(super) struct Spelling {
     byte_tokens: bool,
     /// Strings that stand for others, in order.
     replaced: Vec<(String, String)>,
+    /// Whether all tokens are one text by then.
+    fused: bool,
+    /// Spaces that the first token of a text loses, if it begins with them.
+    pub stripped: usize,
 }
 
 impl Spelling {
@@ -71,10 +75,20 @@ impl Spelling {
             }
             "Metaspace" => {
                 self.replaced.push((text(&decoder["replacement"])?, " ".to_owned()));
+                if decoder["prepend_scheme"] != "never" {
+                    self.stripped = usize::MAX;
+                }
                 Some(())
             }
-            // the first joins what is already text, the second looks at the beginning of the text alone
-            "Fuse" | "Strip" => Some(()),
+            "Fuse" => {
+                self.fused = true;
+                Some(())
+            }
+            // looks at the beginning of the text alone
+            "Strip" if self.fused && decoder["content"] == " " && decoder["stop"] == 0 => {
+                self.stripped = usize::try_from(decoder["start"].as_u64()?).ok()?;
+                Some(())
+            }
             _ => None,
         }
     }
@@ -101,18 +115,32 @@ impl Tokenizer {
     /// The bytes that an id adds to a text, a special token's as its name is written; nothing for an id outside the
     /// vocabulary, and the token as it stands in the vocabulary where [`Tokenizer::has_bytes`] is false.
     pub fn token_bytes(&self, id: u32) -> Cow<'_, [u8]> {
-        if self.shared.token_bytes.is_some() {
-            return Cow::Borrowed(self.bytes_of(id, false));
+        if let Some(table) = &self.shared.token_bytes {
+            return Cow::Borrowed(table.get(id as usize));
         }
         let token = self.token_of(id).unwrap_or_default();
         match &self.shared.spelling {
-            Some(spelling) if !self.is_added(id) => Cow::Owned(spelling.bytes(&token)),
+            Some(spelling) if !self.is_special(id) => Cow::Owned(spelling.bytes(&token)),
             _ => Cow::Owned(token.into_bytes()),
         }
     }
 
-    fn is_added(&self, id: u32) -> bool {
-        self.shared.special.get_added_vocabulary().simple_id_to_token(id).is_some()
+    /// The bytes that an id adds to a text that decoding shows; `begun` is whether any did before.
+    pub(super) fn shown_bytes(&self, id: u32, skip_special: bool, begun: &mut bool) -> Cow<'_, [u8]> {
+        if skip_special && self.is_special(id) {
+            return Cow::Borrowed(&[]);
+        }
+        let mut bytes = self.token_bytes(id);
+        if let Some(spelling) = self.shared.spelling.as_ref().filter(|_| !*begun) {
+            let spaces = bytes.iter().take(spelling.stripped).take_while(|&&byte| byte == b' ').count();
+            *begun = !bytes.is_empty();
+            bytes.to_mut().drain(..spaces);
+        }
+        bytes
+    }
+
+    fn is_special(&self, id: u32) -> bool {
+        self.shared.is_special.get(id as usize) == Some(&true)
     }
 }
 
@@ -136,7 +164,10 @@ mod tests {
             Spelling::of(&json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"}))
                 .unwrap();
         assert_eq!((metaspace.bytes("▁a"), metaspace.bytes("<0x0A>")), (b" a".to_vec(), b"<0x0A>".to_vec()));
-        for other in [json!(null), json!({"type": "WordPiece"}), json!({"type": "Sequence", "decoders": 1})] {
+        assert_eq!((spelling.stripped, metaspace.stripped), (1, usize::MAX));
+        let every_token = json!({"type": "Strip", "content": " ", "start": 1, "stop": 0});
+        let others = [json!(null), json!({"type": "WordPiece"}), json!({"type": "Sequence", "decoders": 1})];
+        for other in others.into_iter().chain([every_token]) {
             assert_eq!(Spelling::of(&other), None);
         }
     }

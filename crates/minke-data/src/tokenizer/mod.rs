@@ -34,7 +34,8 @@ use std::sync::{Arc, OnceLock};
 
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
-use tokenizers::{DecoderWrapper, Model as _};
+use tokenizers::pre_tokenizers::metaspace::PrependScheme;
+use tokenizers::{AddedToken, DecoderWrapper, Model as _, PreTokenizerWrapper};
 
 use crate::error::guard;
 use crate::files::{read_bounded, write_atomic};
@@ -93,11 +94,14 @@ struct Shared {
     special: Library,
     /// Does not.
     plain: Library,
+    /// Nor does this, and it puts nothing before the first word; where `plain` does.
+    inside: Option<Library>,
     file: JsonFile,
     fingerprint: OnceLock<[u8; 32]>,
     vocab_size: usize,
     bos: Option<u32>,
     eos: Option<u32>,
+    adds_bos: bool,
     /// For byte-level vocabularies the bytes of each id, which make decoding exact and simple.
     token_bytes: Option<ByteTable>,
     /// For others how their tokens spell bytes, if each does so for itself.
@@ -122,7 +126,7 @@ enum JsonFile {
 /// Who says which tokens begin and end a text.
 enum EndTokens {
     /// Files beside the tokenizer, by name, where they do; else names that are known.
-    Named([Option<String>; 2]),
+    Named { names: [Option<String>; 2], add_bos: bool },
     /// The file that the tokenizer is in.
     Ids(Ends),
 }
@@ -142,18 +146,19 @@ impl Tokenizer {
         let given = path.as_ref();
         let path: PathBuf = if given.is_dir() { given.join("tokenizer.json") } else { given.to_owned() };
         let json = read_bounded(&path, MAX_FILE_BYTES)?;
-        let mut names = [None, None];
+        let (mut names, mut add_bos) = ([None, None], false);
         for beside in ["tokenizer_config.json", "special_tokens_map.json"] {
             let Ok(bytes) = read_bounded(&path.with_file_name(beside), 64 << 20) else { continue };
             let value: Value = serde_json::from_slice(&bytes).map_err(|error| {
                 Error::tokenizer(path.with_file_name(beside).display().to_string(), error)
             })?;
+            add_bos |= value["add_bos_token"] == true;
             for (name, key) in names.iter_mut().zip(["bos_token", "eos_token"]) {
                 let entry = value.get(key).map(|entry| entry.get("content").unwrap_or(entry));
                 *name = name.take().or_else(|| entry.and_then(Value::as_str).map(str::to_owned));
             }
         }
-        Self::build(json, &path.display().to_string(), &EndTokens::Named(names))
+        Self::build(json, &path.display().to_string(), &EndTokens::Named { names, add_bos })
     }
 
     /// Reads the content of a `tokenizer.json`.
@@ -161,7 +166,7 @@ impl Tokenizer {
     /// # Errors
     /// Invalid content.
     pub fn from_json(json: Vec<u8>) -> Result<Self> {
-        Self::build(json, "(in memory)", &EndTokens::Named([None, None]))
+        Self::build(json, "(in memory)", &EndTokens::Named { names: [None, None], add_bos: false })
     }
 
     /// The tokenizer in a GGUF file; None where it has none.
@@ -238,8 +243,7 @@ impl Tokenizer {
             is_special[*id as usize] = token.special;
         }
         let mut plain = special.clone();
-        let is_control =
-            |t: &tokenizers::AddedToken| t.special || t.content.starts_with('<') && t.content.ends_with('>');
+        let is_control = |t: &AddedToken| t.special || t.content.starts_with('<') && t.content.ends_with('>');
         let all_control = added.values().all(is_control);
         let mut control: Vec<ControlToken> = added
             .iter()
@@ -252,12 +256,22 @@ impl Tokenizer {
             })
             .collect();
         control.sort_by(|a, b| (b.content.len(), a.id).cmp(&(a.content.len(), b.id)));
-        if all_control {
-            plain.with_added_vocabulary(tokenizers::AddedVocabulary::new());
-        } else {
-            // some are ordinary text (runs of spaces, say) and must still be found
+        plain.with_added_vocabulary(tokenizers::AddedVocabulary::new());
+        if !all_control {
+            // some are ordinary text (runs of spaces, say) and must still be found; in the order of ids, to get the same
+            let mut all: Vec<(&u32, &AddedToken)> = added.iter().collect();
+            all.sort_unstable_by_key(|(id, _)| **id);
+            let marked = |(_, token): (_, &AddedToken)| token.clone().special(is_control(token));
+            let marked: Vec<AddedToken> = all.into_iter().map(marked).collect();
+            plain.add_tokens(&marked);
             plain.set_encode_special_tokens(true);
         }
+        let mut pre = plain.get_pre_tokenizer().cloned();
+        let inside = pre.as_mut().is_some_and(drop_first_prefix).then(|| {
+            let mut inside = plain.clone();
+            inside.with_pre_tokenizer(pre);
+            inside
+        });
         let byte_level = matches!(special.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
         let token_bytes = byte_level.then(|| ByteTable::new(&special, vocab_size));
         let fast = if all_control && byte_level { FastBpe::new(&special) } else { None };
@@ -271,18 +285,24 @@ impl Tokenizer {
             Some(name) => special.token_to_id(name),
             None => known.iter().find_map(|name| special.token_to_id(name)),
         };
-        let (bos, eos) = match ends {
-            EndTokens::Named([bos, eos]) => (find(bos, &BOS_NAMES), find(eos, &EOS_NAMES)),
-            EndTokens::Ids(ends) => (ends.bos, ends.eos),
+        let (bos, eos, add_bos) = match ends {
+            EndTokens::Named { names: [bos, eos], add_bos } => {
+                (find(bos, &BOS_NAMES), find(eos, &EOS_NAMES), *add_bos)
+            }
+            EndTokens::Ids(ends) => (ends.bos, ends.eos, true),
         };
+        let adds_bos = bos.is_some()
+            && (add_bos || ids_of(&special, "", true).is_ok_and(|ids| ids.first().copied() == bos));
         let shared = Shared {
             special,
             plain,
+            inside,
             file,
             fingerprint: OnceLock::new(),
             vocab_size,
             bos,
             eos,
+            adds_bos,
             token_bytes,
             spelling,
             is_special,
@@ -318,6 +338,11 @@ impl Tokenizer {
         self.shared.bos
     }
 
+    /// The token that begins a text which is to be continued: that of documents, where the file puts it there.
+    pub fn bos_of_text(&self) -> Option<u32> {
+        self.bos().filter(|_| self.shared.adds_bos)
+    }
+
     /// The token that ends a document.
     pub fn eos(&self) -> Option<u32> {
         self.shared.eos
@@ -349,8 +374,16 @@ impl Tokenizer {
         self.encode_plain(text, &mut Words::default())
     }
 
+    /// Encodes plain text that stands behind other tokens of a text: what goes before a text's first word is left out.
+    pub(crate) fn encode_inside(&self, text: &str) -> Result<Vec<u32>> {
+        match &self.shared.inside {
+            Some(inside) => ids_of(inside, text, false),
+            None => self.encode(text),
+        }
+    }
+
     fn encode_plain(&self, text: &str, words: &mut Words) -> Result<Vec<u32>> {
-        let Some(fast) = &self.shared.fast else { return ids_of(&self.shared.plain, text) };
+        let Some(fast) = &self.shared.fast else { return ids_of(&self.shared.plain, text, false) };
         let mut out = Vec::with_capacity(text.len() / 3);
         for (part, is_ascii) in fast::parts(text) {
             if is_ascii {
@@ -364,7 +397,7 @@ impl Tokenizer {
                     Ok(())
                 })?;
             } else {
-                out.extend(ids_of(&self.shared.plain, part)?);
+                out.extend(ids_of(&self.shared.plain, part, false)?);
             }
         }
         Ok(out)
@@ -375,7 +408,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_with_special(&self, text: &str) -> Result<Vec<u32>> {
-        ids_of(&self.shared.special, text)
+        ids_of(&self.shared.special, text, false)
     }
 
     /// Encodes many plain texts on up to `threads` threads; results are in order.
@@ -389,9 +422,11 @@ impl Tokenizer {
 
     /// Decodes ids; bytes that are no UTF-8 become U+FFFD, ids outside the vocabulary nothing.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
-        if self.shared.token_bytes.is_some() {
-            let bytes: Vec<u8> =
-                ids.iter().flat_map(|&id| self.bytes_of(id, skip_special)).copied().collect();
+        if self.has_bytes() {
+            let (mut bytes, mut begun) = (Vec::new(), false);
+            for &id in ids {
+                bytes.extend_from_slice(&self.shown_bytes(id, skip_special, &mut begun));
+            }
             return String::from_utf8_lossy(&bytes).into_owned();
         }
         // decoders of some files panic on some tokens; what they spell is then shown as it stands in the vocabulary
@@ -432,19 +467,25 @@ impl Tokenizer {
         write_atomic(&folder.join("tokenizer_config.json"), &pretty(&config))?;
         write_atomic(&folder.join("special_tokens_map.json"), &pretty(&map))
     }
+}
 
-    /// The bytes of an id in a byte-level vocabulary.
-    fn bytes_of(&self, id: u32, skip_special: bool) -> &[u8] {
-        let at = id as usize;
-        match &self.shared.token_bytes {
-            Some(table) if !(skip_special && self.shared.is_special.get(at) == Some(&true)) => table.get(at),
-            _ => &[],
+/// Takes away what is put before the first word of a text alone; whether there was any.
+fn drop_first_prefix(pre: &mut PreTokenizerWrapper) -> bool {
+    match pre {
+        PreTokenizerWrapper::Metaspace(spaces) if spaces.get_prepend_scheme() == PrependScheme::First => {
+            spaces.set_prepend_scheme(PrependScheme::Never);
+            true
         }
+        PreTokenizerWrapper::Sequence(parts) => {
+            parts.as_mut().iter_mut().fold(false, |found, part| drop_first_prefix(part) || found)
+        }
+        _ => false,
     }
 }
 
-fn ids_of(tokenizer: &Library, text: &str) -> Result<Vec<u32>> {
-    let run = || tokenizer.encode_fast(tokenizers::InputSequence::Raw(Cow::Borrowed(text)), false);
+/// The ids of a text, with the tokens that the file puts around one or without.
+fn ids_of(tokenizer: &Library, text: &str, around: bool) -> Result<Vec<u32>> {
+    let run = || tokenizer.encode_fast(tokenizers::InputSequence::Raw(Cow::Borrowed(text)), around);
     let encoding = guard(run)
         .map_err(|reason| Error::tokenizer("(encoding)", reason))?
         .map_err(|error| Error::tokenizer("(encoding)", error))?;

@@ -16,6 +16,8 @@ pub struct StreamDecoder {
     skip_special: bool,
     /// Bytes of a character that is not complete.
     pending: Vec<u8>,
+    /// Whether there are bytes at all.
+    begun: bool,
     /// For vocabularies without bytes: ids since the last clean cut, and how much of their text is out.
     ids: Vec<u32>,
     given: usize,
@@ -23,15 +25,16 @@ pub struct StreamDecoder {
 
 impl StreamDecoder {
     pub(super) fn new(tokenizer: Tokenizer, skip_special: bool) -> Self {
-        Self { tokenizer, skip_special, pending: Vec::new(), ids: Vec::new(), given: 0 }
+        Self { tokenizer, skip_special, pending: Vec::new(), begun: false, ids: Vec::new(), given: 0 }
     }
 
     /// Takes one id and gives the text that is complete with it, perhaps none.
     pub fn step(&mut self, id: u32) -> String {
-        if self.tokenizer.shared.token_bytes.is_none() {
+        if !self.tokenizer.has_bytes() {
             return self.step_text(id);
         }
-        self.pending.extend_from_slice(self.tokenizer.bytes_of(id, self.skip_special));
+        let bytes = self.tokenizer.shown_bytes(id, self.skip_special, &mut self.begun);
+        self.pending.extend_from_slice(&bytes);
         let mut text = String::new();
         loop {
             match std::str::from_utf8(&self.pending) {
@@ -56,7 +59,7 @@ impl StreamDecoder {
 
     /// Ends the stream: what is left of an incomplete character becomes U+FFFD.
     pub fn finish(mut self) -> String {
-        if self.tokenizer.shared.token_bytes.is_some() {
+        if self.tokenizer.has_bytes() {
             return String::from_utf8_lossy(&self.pending).into_owned();
         }
         let text = self.tokenizer.decode(&self.ids, self.skip_special);

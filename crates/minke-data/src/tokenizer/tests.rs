@@ -101,6 +101,46 @@ fn special_tokens_have_their_ids_and_cannot_be_forged() {
 }
 
 #[test]
+fn ordinary_tokens_are_found_where_marks_are_not() {
+    let with = |added: &[(&str, bool)]| {
+        let mut file: Value = serde_json::from_slice(trained().json()).unwrap();
+        for (at, (content, special)) in added.iter().enumerate() {
+            file["added_tokens"].as_array_mut().unwrap().push(json!({
+                "id": 700 + at, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": special,
+            }));
+        }
+        Tokenizer::from_json(file.to_string().into_bytes()).unwrap()
+    };
+    let tokenizer = with(&[("<mark>", false), ("the whale", false), ("<|more|>", true), ("  ", false)]);
+    let [whale, spaces] = ["the whale", "  "].map(|token| tokenizer.id_of(token).unwrap());
+    let ids = tokenizer.encode("x<think><mark>the whale<|more|>  <|bos|>").unwrap();
+    assert!(tokenizer.control_tokens().iter().all(|token| !ids.contains(&token.id)), "{ids:?}");
+    assert!(ids.contains(&whale) && ids.contains(&spaces), "{ids:?}");
+    assert_eq!(tokenizer.encode("<mark>").unwrap(), trained().encode("<mark>").unwrap());
+    let marks = tokenizer.encode_with_special("<mark><|more|>").unwrap();
+    assert_eq!(marks, ["<mark>", "<|more|>"].map(|token| tokenizer.id_of(token).unwrap()));
+}
+
+#[test]
+fn a_text_begins_with_bos_where_a_file_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    trained().save(folder.path()).unwrap();
+    assert_eq!(trained().bos_of_text(), Some(0));
+    assert_eq!(Tokenizer::load(folder.path()).unwrap().bos_of_text(), Some(0));
+    let path = folder.path().join("tokenizer.json");
+    let mut file: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    file["post_processor"] = Value::Null;
+    std::fs::write(&path, file.to_string()).unwrap();
+    for (added, expected) in [(json!(false), None), (Value::Null, None), (json!(true), Some(0))] {
+        let config = json!({"bos_token": "<|bos|>", "add_bos_token": added});
+        std::fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+        let tokenizer = Tokenizer::load(folder.path()).unwrap();
+        assert_eq!((tokenizer.bos(), tokenizer.bos_of_text()), (Some(0), expected), "{added}");
+    }
+}
+
+#[test]
 fn digits_are_cut_as_asked() {
     let texts = vec!["123456 123456 99 99 7".repeat(50)];
     for digits in 1..=3u8 {
@@ -217,9 +257,7 @@ proptest! {
     #[test]
     fn any_stream_joins_to_the_whole(ids in prop::collection::vec(0u32..450, 0..40), skip: bool) {
         let tokenizer = trained_once();
-        let mut decoder = tokenizer.stream_decoder(skip);
-        let mut joined: String = ids.iter().map(|&id| decoder.step(id)).collect();
-        joined.push_str(&decoder.finish());
+        let joined = against_library::streamed(tokenizer, &ids, skip);
         prop_assert_eq!(&joined, &tokenizer.decode(&ids, skip));
         let library = tokenizer.shared.special.decode(&ids, skip).unwrap();
         prop_assert_eq!(joined, library);

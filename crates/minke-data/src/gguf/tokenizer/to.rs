@@ -74,7 +74,7 @@ pub fn metadata(
             put(&format!("ggml.{name}_token_id"), id.into());
         }
     }
-    put("ggml.add_bos_token", bos.is_some().into());
+    put("ggml.add_bos_token", tokenizer.bos_of_text().is_some().into());
     put("ggml.add_eos_token", false.into());
     if let Some(template) = template {
         put("chat_template", template.into());
