@@ -107,12 +107,18 @@ impl Guide {
         self.grammar.is_some()
     }
 
+    /// Whether the answer follows a grammar by now: marks of a thought are then text as any other.
+    fn has_form(&self) -> bool {
+        self.grammar.is_some() && !self.waits
+    }
+
     /// What may come next.
     ///
     /// # Errors
     /// The grammar cannot be followed any more.
     pub fn next(&mut self) -> Result<Next, EngineError> {
-        if let Some(id) = self.thinking.as_ref().and_then(Thinking::forced) {
+        let thinking = self.thinking.as_ref().filter(|_| !self.has_form());
+        if let Some(id) = thinking.and_then(Thinking::forced) {
             return Ok(Next { allowed: Allowed::Only([id].into()), may_end: false });
         }
         let banned = if self.tokens < self.min_tokens { &self.banned_early } else { &self.banned };
@@ -153,8 +159,7 @@ impl Guide {
         self.tokens += 1;
         if let (Some(grammar), false) = (&mut self.grammar, self.waits) {
             self.failure = self.failure.take().or(grammar.push(id).err());
-        }
-        if let (Some(thinking), Some(tokenizer)) = (&mut self.thinking, &self.tokenizer) {
+        } else if let (Some(thinking), Some(tokenizer)) = (&mut self.thinking, &self.tokenizer) {
             thinking.push(id, tokenizer);
             self.waits &= thinking.is_open();
         }
@@ -185,8 +190,14 @@ impl Guide {
     /// Tokens that must come next, as far as that is known without the model.
     pub fn forced_ahead(&mut self) -> Vec<u32> {
         match (&self.thinking, &mut self.grammar) {
-            (Some(thinking), _) if !thinking.forced_ahead().is_empty() => thinking.forced_ahead().to_vec(),
-            (_, Some(grammar)) if !self.waits && self.failure.is_none() => grammar.forced_ahead(),
+            (_, Some(grammar)) if !self.waits => {
+                if self.failure.is_none() {
+                    grammar.forced_ahead()
+                } else {
+                    Vec::new()
+                }
+            }
+            (Some(thinking), _) => thinking.forced_ahead().to_vec(),
             _ => Vec::new(),
         }
     }

@@ -30,6 +30,12 @@ impl ThinkingBudget {
     pub fn new(max_tokens: usize) -> Self {
         Self { open: OPEN.to_owned(), close: CLOSING.to_owned(), max_tokens }
     }
+
+    /// The same for a model whose template ends thoughts so ([`minke_data::ChatTemplate::closing`]).
+    #[must_use]
+    pub fn closed_by(self, close: &str) -> Self {
+        Self { close: close.to_owned(), ..self }
+    }
 }
 
 /// Whether a prompt ends within a thought that it has begun.

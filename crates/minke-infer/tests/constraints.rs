@@ -151,20 +151,37 @@ fn a_thought_is_free_and_the_answer_is_not() {
     let cpu = Cpu::detect(2);
     let mut engine = Engine::new(&mut model, &cpu, Some(&tokenizer));
     let schema = json!({"enum": ["cold", "warm"]});
-    for budget in [0, 9] {
+    for (budget, close) in [(0, "\n</think>\n\n"), (9, "\n</think>\n\n"), (0, "</think>"), (9, "</think>")] {
         let request = Request {
             prompt: tokenizer.encode_with_special("how is it?<think>\n").unwrap(),
-            thinking: Some(ThinkingBudget::new(budget)),
+            thinking: Some(ThinkingBudget::new(budget).closed_by(close)),
             constrain_answer_only: true,
             ..request(&tokenizer, Constraint::JsonSchema(schema.clone()), 3)
         };
         let generation = engine.generate(std::slice::from_ref(&request), &mut silent).unwrap().remove(0);
-        let (_, answer) = generation.text.split_once("</think>\n\n").unwrap();
+        let (_, answer) = generation.text.split_once(close).unwrap();
         assert!(["\"cold\"", "\"warm\""].contains(&answer), "{:?}", generation.text);
         // and without the word for it the constraint is on from the start
         let strict = Request { constrain_answer_only: false, thinking: None, ..request };
         let generation = engine.generate(&[strict], &mut silent).unwrap().remove(0);
         assert!(["\"cold\"", "\"warm\""].contains(&&*generation.text), "{:?}", generation.text);
+    }
+}
+
+#[test]
+fn marks_of_a_thought_are_text_where_a_form_has_them() {
+    let tokenizer = tokenizer();
+    let mut model = model(&tokenizer);
+    let cpu = Cpu::detect(2);
+    let mut engine = Engine::new(&mut model, &cpu, Some(&tokenizer));
+    for budget in [0, 1, 100] {
+        let request = Request {
+            thinking: Some(ThinkingBudget::new(budget)),
+            constrain_answer_only: true,
+            ..request(&tokenizer, Constraint::Regex("<think>a{3}</think>b".to_owned()), 3)
+        };
+        let generation = engine.generate(&[request], &mut silent).unwrap().remove(0);
+        assert_eq!((&*generation.text, &generation.stop), ("<think>aaa</think>b", &StopReason::Complete));
     }
 }
 

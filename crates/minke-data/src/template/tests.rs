@@ -171,6 +171,11 @@ fn prompts_begin_as_asked() {
     };
     assert_eq!(ask("minke", Thinking::Open), "<|bos|><|user|>q<|assistant|><think>");
     assert_eq!(ask("minke", Thinking::Empty), "<|bos|><|user|>q<|assistant|><think></think>");
+    // and a thought ends as they end it
+    let closing = |name: &str| ChatTemplate::named(name).unwrap().closing();
+    assert_eq!(["minke", "minke-one-turn"].map(closing), ["</think>"; 2]);
+    assert_eq!(["deepseek-r1", "chatml", "llama3"].map(closing), [thinking::CLOSING; 3]);
+    assert!(!ChatTemplate::named("llama3").unwrap().knows_marks());
     let r1 = "<｜begin▁of▁sentence｜><｜User｜>q<｜Assistant｜><think>\n";
     assert_eq!(ask("deepseek-r1", Thinking::Open), r1);
     assert_eq!(ask("deepseek-r1", Thinking::Empty), format!("{r1}\n</think>\n\n"));
@@ -220,11 +225,6 @@ fn what_a_person_types_is_never_a_control_token() {
     }
 }
 
-/// What DeepSeek-R1's published template does to turns: the past without thoughts, and so the last turn as well.
-const R1_AS_PUBLISHED: &str = "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}\
-    {% set ns = namespace(is_first=false) %}{{bos_token}}{%- for message in messages %}{%- if message['role'] == 'user' %}\
-    {{'<｜User｜>' + message['content']}}{%- endif %}{%- if message['role'] == 'assistant' and message['content'] is not none %}\
-    {% set content = message['content'] %}{% if '</think>' in content %}{% set content = content.split('</think>')[-1] %}\
 #[test]
 fn a_space_goes_before_the_first_word_alone() {
     let names = ["<unk>", "<s>", "</s>", "<|user|>", "<|end|>"];
@@ -268,6 +268,11 @@ fn a_space_goes_before_the_first_word_alone() {
     }
 }
 
+/// What DeepSeek-R1's published template does to turns: the past without thoughts, and so the last turn as well.
+const R1_AS_PUBLISHED: &str = "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}\
+    {% set ns = namespace(is_first=false) %}{{bos_token}}{%- for message in messages %}{%- if message['role'] == 'user' %}\
+    {{'<｜User｜>' + message['content']}}{%- endif %}{%- if message['role'] == 'assistant' and message['content'] is not none %}\
+    {% set content = message['content'] %}{% if '</think>' in content %}{% set content = content.split('</think>')[-1] %}\
     {% endif %}{{'<｜Assistant｜>' + content + '<｜end▁of▁sentence｜>'}}{%- endif %}{%- endfor -%}\
     {% if add_generation_prompt %}{{'<｜Assistant｜><think>\\n'}}{% endif %}";
 
@@ -279,6 +284,7 @@ fn templates_that_drop_or_double_thoughts_are_caught() {
     let turns = [Message::user("q"), Message::assistant(Some("why"), "so")];
     let tokenizer = tokenizer(["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"]);
     let dropping = ChatTemplate::new("r1", R1_AS_PUBLISHED).unwrap();
+    assert!(dropping.knows_marks() && dropping.closing() == thinking::CLOSING);
     let problems = dropping.think_problems().join("; ");
     assert!(problems.contains("drops the thought"), "{problems}");
     let error = dropping.encode(&tokenizer, &turns, RenderOptions::default()).unwrap_err().to_string();

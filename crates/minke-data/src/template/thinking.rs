@@ -86,6 +86,23 @@ pub(super) fn fault(turn: &str, thought: &str) -> Option<String> {
 }
 
 impl ChatTemplate {
+    /// Whether the template itself writes or looks for the marks of a thought.
+    pub fn knows_marks(&self) -> bool {
+        [OPEN, CLOSE].iter().any(|mark| self.source().contains(mark))
+    }
+
+    /// What stands between a thought and its answer: the mark and the white space that this template has around it;
+    /// [`CLOSING`] where it drops thoughts.
+    pub fn closing(&self) -> String {
+        const THOUGHT: &str = "seven and three";
+        const ANSWER: &str = "ten it is";
+        let turn = [Message::user("how many?"), Message::assistant(Some(THOUGHT), ANSWER)];
+        let whole = self.render(&turn, RenderOptions::default()).unwrap_or_default();
+        let between = whole.split_once(THOUGHT).and_then(|(_, rest)| rest.split_once(ANSWER));
+        let between = between.map(|(between, _)| between).filter(|between| between.trim() == CLOSE);
+        between.unwrap_or(CLOSING).to_owned()
+    }
+
     /// What the template does to thoughts that training should know: drops one, doubles a mark, or begins a turn
     /// otherwise than it tells it. Empty for a template that is fit to train a thinking model.
     pub fn think_problems(&self) -> Vec<String> {

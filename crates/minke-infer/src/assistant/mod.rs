@@ -136,6 +136,8 @@ pub struct Assistant {
     costs: Costs,
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
+    /// What the template has between a thought and its answer.
+    closing: String,
     session: Session,
     stop_ids: Vec<u32>,
     messages: Vec<Message>,
@@ -172,6 +174,7 @@ impl Assistant {
         };
         let mut stop_ids = loaded.stop_ids();
         let mut notes = loaded.notes.clone();
+        let closing = template.as_ref().map(ChatTemplate::closing).unwrap_or_default();
         if let Some(template) = &template {
             // a template that refuses the probe has said nothing about how turns end
             if let Ok(Some(end)) = template.end_of_turn(&tokenizer)
@@ -196,6 +199,7 @@ impl Assistant {
             costs: Costs::default(),
             tokenizer,
             template,
+            closing,
             stop_ids,
             messages: Vec::new(),
             text,
@@ -513,7 +517,10 @@ impl Assistant {
             stop: self.settings.stop.clone(),
             stop_ids: self.stop_ids.clone(),
             logit_bias,
-            thinking: self.settings.thinking_budget.map(ThinkingBudget::new),
+            thinking: self
+                .settings
+                .thinking_budget
+                .map(|most| ThinkingBudget::new(most).closed_by(&self.closing)),
             speculation: self.settings.speculation,
             ..Request::default()
         };
