@@ -282,12 +282,14 @@ pub fn write_file(
     if let Some(parent) = out.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         fs::create_dir_all(parent).map_err(minke_data::Error::io("create", parent))?;
     }
+    let generation = files.generation()?;
     let name = out.file_stem().map(|stem| stem.to_string_lossy().into_owned());
     let to_write = ToWrite {
         config: &config,
         source: &source,
         tokenizer: tokenizer.as_ref(),
         template: template.as_ref(),
+        generation: &generation,
         name: name.as_deref(),
         more,
     };
@@ -468,16 +470,20 @@ fn write_beside(files: &ModelFiles, new: &Path) -> Result<(), ExportError> {
     if let Some(template) = files.template()? {
         template.save(new)?;
     }
-    let GenerationDefaults { temperature, top_k, top_p, min_p, .. } = files.generation()?;
+    let GenerationDefaults { temperature, top_k, top_p, min_p, repetition_penalty, .. } =
+        files.generation()?;
     let mut value = serde_json::json!({
         "bos_token_id": files.config.bos_token_id,
         "eos_token_id": files.config.eos_token_id,
     });
     let suggestions = [
-        ("temperature", temperature.map(|x| serde_json::json!(x))),
+        // other programs take the likeliest token where this is false, and know no temperature of 0
+        ("do_sample", temperature.map(|x| serde_json::json!(x > 0.0))),
+        ("temperature", temperature.filter(|x| *x > 0.0).map(|x| serde_json::json!(x))),
         ("top_k", top_k.map(|x| serde_json::json!(x))),
         ("top_p", top_p.map(|x| serde_json::json!(x))),
         ("min_p", min_p.map(|x| serde_json::json!(x))),
+        ("repetition_penalty", repetition_penalty.map(|x| serde_json::json!(x))),
     ];
     for (key, suggestion) in suggestions {
         if let Some(suggestion) = suggestion {

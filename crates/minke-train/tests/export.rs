@@ -436,6 +436,8 @@ fn a_gguf_file_and_back_is_the_same_model() {
     let tokenizer = Tokenizer::train(&sample, &options).unwrap();
     tokenizer.save(&source).unwrap();
     ChatTemplate::named("minke").unwrap().save(&source).unwrap();
+    let suggested = r#"{"temperature": 0.5, "top_k": 20, "repetition_penalty": 1.25}"#;
+    fs::write(source.join("generation_config.json"), suggested).unwrap();
     let done = to_gguf(&source, &file, true).unwrap();
     assert!(done.notes.is_empty(), "{:?}", done.notes);
     let back = root.path().join("back");
@@ -456,7 +458,9 @@ fn a_gguf_file_and_back_is_the_same_model() {
     assert_eq!(template(&back).source(), template(&source).source());
     let generation: Value =
         serde_json::from_slice(&fs::read(back.join("generation_config.json")).unwrap()).unwrap();
-    assert_eq!(generation["eos_token_id"], json!([1]));
+    let expected = json!({"bos_token_id": generation["bos_token_id"], "eos_token_id": [1], "do_sample": true,
+        "temperature": 0.5, "top_k": 20, "repetition_penalty": 1.25});
+    assert_eq!(generation, expected);
     let running = load_model(file.to_str().unwrap(), None, Purpose::Run(&Cpu::detect(1))).unwrap();
     assert_eq!(running.template().unwrap().unwrap().source(), template(&source).source());
     assert_eq!((running.bos(), running.stop_ids()), (tokenizer.bos(), vec![1]));

@@ -10,7 +10,7 @@ use minke_num::blocks::BlockFormat;
 use minke_num::rng;
 
 use super::*;
-use crate::{ModelFiles, load_model};
+use crate::{GenerationDefaults, ModelFiles, load_model};
 
 const VECTORS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../minke-model/tests/vectors");
 
@@ -43,9 +43,21 @@ impl Temporary {
         source: &dyn WeightSource,
         kind: TensorType,
     ) -> Result<Written, WriteError> {
-        let model =
-            ToWrite { config, source, tokenizer: None, template: None, name: Some("test"), more: &[] };
+        let generation = &suggestions();
+        let (tokenizer, template, name) = (None, None, Some("test"));
+        let model = ToWrite { config, source, tokenizer, template, generation, name, more: &[] };
         write_gguf(&self.path(), &model, &mut { kind }, &mut |_| ControlFlow::Continue(()))
+    }
+}
+
+fn suggestions() -> GenerationDefaults {
+    GenerationDefaults {
+        temperature: Some(0.6),
+        top_k: Some(20),
+        top_p: Some(0.95),
+        min_p: Some(0.0),
+        repetition_penalty: Some(1.05),
+        ..GenerationDefaults::default()
     }
 }
 
@@ -181,6 +193,7 @@ fn a_file_says_what_its_folder_says() {
         let source = ours.weights().unwrap();
         let theirs = temporary.write(&ours, TensorType::F32);
         assert_eq!(comparable(&ours.config), comparable(&theirs.config), "{name}");
+        assert_eq!(theirs.generation().unwrap(), suggestions());
         let file = theirs.weights().unwrap();
         let mut names = file.names();
         names.sort();

@@ -12,6 +12,7 @@ use minke_num::{bf16, f16};
 
 use super::export::{OutTensor, gguf_tensors};
 use super::metadata::{Metadata, NoPlace, metadata};
+use crate::load::GenerationDefaults;
 
 /// Why a file is not written.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +57,8 @@ pub struct ToWrite<'a> {
     pub tokenizer: Option<&'a Tokenizer>,
     /// Its chat template.
     pub template: Option<&'a ChatTemplate>,
+    /// What is suggested for generation (`general.sampling.*`).
+    pub generation: &'a GenerationDefaults,
     /// What it is called (`general.name`).
     pub name: Option<&'a str>,
     /// Other keys, such as `general.quantization_version`.
@@ -192,6 +195,18 @@ fn keys(model: &ToWrite<'_>, file_type: u32) -> Result<(Metadata, Vec<String>), 
         keys.push(("general.name".to_owned(), name.into()));
     }
     keys.push(("general.file_type".to_owned(), file_type.into()));
+    let GenerationDefaults { temperature, top_k, top_p, min_p, repetition_penalty, .. } = model.generation;
+    let top_k = top_k.and_then(|k| i32::try_from(k).ok());
+    let suggestions: [(&str, Option<Value<'static>>); 5] = [
+        ("temp", temperature.map(Into::into)),
+        ("top_k", top_k.map(Into::into)),
+        ("top_p", top_p.map(Into::into)),
+        ("min_p", min_p.map(Into::into)),
+        ("penalty_repeat", repetition_penalty.map(Into::into)),
+    ];
+    for (name, suggestion) in suggestions {
+        keys.extend(suggestion.map(|suggestion| (format!("general.sampling.{name}"), suggestion)));
+    }
     let Some(tokenizer) = model.tokenizer else {
         notes.push("the model has no tokenizer: other programs cannot read text with the file".to_owned());
         keys.push(("tokenizer.ggml.model".to_owned(), "none".into()));
