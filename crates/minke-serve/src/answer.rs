@@ -152,8 +152,10 @@ impl Choice {
                 Ok(Some(self.delta(&parts, &log_probs, None)))
             }
             Event::Done(done) => {
-                if done.stop == StopReason::Cancelled {
-                    return Err(ApiError::Stopped);
+                match done.stop {
+                    StopReason::Cancelled => return Err(ApiError::Stopped),
+                    StopReason::DeadEnd => return Err(ApiError::DeadEnd),
+                    _ => {}
                 }
                 let mut parts = self.split(&done.text);
                 if let Some(thoughts) = &mut self.thoughts {
@@ -161,6 +163,10 @@ impl Choice {
                     parts.reasoning.push_str(&rest.reasoning);
                     parts.content.push_str(&rest.content);
                     self.add(&rest);
+                }
+                if let Some(thought) = done.thought {
+                    // without what was written to end it
+                    self.reasoning_tokens = thought.tokens;
                 }
                 let reason = finish_reason(&done.stop);
                 self.done = Some(done);
@@ -301,11 +307,18 @@ fn tokens(choices: &[Choice]) -> [usize; 4] {
     [prompt, cached, completion, reasoning]
 }
 
-/// How long the slowest answer took.
+/// How long the slowest answer took, and what came of drafts.
 fn timings(choices: &[Choice]) -> Value {
     let Times { queued, prefill, decode } = slowest(choices);
     let ms = |time: std::time::Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
-    json!({"queued_ms": ms(queued), "prefill_ms": ms(prefill), "decode_ms": ms(decode)})
+    let drafts = || choices.iter().filter_map(|choice| choice.done.as_ref().map(|done| done.speculated));
+    json!({
+        "queued_ms": ms(queued),
+        "prefill_ms": ms(prefill),
+        "decode_ms": ms(decode),
+        "draft_n": drafts().map(|drafts| drafts.drafted).sum::<usize>(),
+        "draft_n_accepted": drafts().map(|drafts| drafts.accepted).sum::<usize>(),
+    })
 }
 
 fn slowest(choices: &[Choice]) -> Times {

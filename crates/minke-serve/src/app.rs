@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use minke_data::{ChatTemplate, RenderOptions, Tokenizer};
+use minke_data::{ChatTemplate, RenderOptions, Thinking, Tokenizer};
 use minke_infer::{
     Event, Handle, Order, Request, Sampling, Speculation, ThinkingBudget, Ticket, begins_thought,
     without_thought,
@@ -47,6 +47,10 @@ pub struct Limits {
     pub body_time: Duration,
     /// Bodies that are held at once, until their tokens are with the service.
     pub bodies: usize,
+    /// Until the next head of a request is there, on each connection.
+    pub head_time: Duration,
+    /// Connections that are open at once; others wait to be taken.
+    pub connections: usize,
     /// From request to the end of its answer.
     pub time: Duration,
     /// What answers get to end, once the server is told to stop.
@@ -59,6 +63,9 @@ impl Default for Limits {
             body_bytes: 8 << 20,
             body_time: Duration::from_mins(1),
             bodies: 64,
+            head_time: Duration::from_secs(10),
+            // half of the files that a process may have open, as most systems have it
+            connections: 512,
             time: Duration::from_mins(10),
             grace: Duration::from_secs(20),
         }
@@ -87,6 +94,8 @@ pub struct App {
     pub served: Served,
     pub handle: Handle,
     pub options: Options,
+    /// What the template has between a thought and its answer.
+    pub closing: String,
     /// Room for bodies.
     pub bodies: Semaphore,
     pub started: u64,
@@ -136,12 +145,23 @@ impl App {
             let body = Body::read(&bytes)?;
             app.check_model(body.model.as_deref())?;
             let mut asked = body.asked(endpoint, app.served.defaults, random())?;
+            let vocabulary = app.served.tokenizer.vocab_size();
+            if let Some(id) = asked.request.stop_ids.iter().find(|id| **id as usize >= vocabulary) {
+                let reason = format!("id {id} is outside the vocabulary of {vocabulary} tokens");
+                return Err(ApiError::field("stop_token_ids", reason));
+            }
             let prompts = std::mem::take(&mut asked.prompts);
             let encoded = prompts.iter().map(|prompt| app.encode(prompt)).collect::<Result<Vec<_>, _>>()?;
             Ok::<_, ApiError>((asked, encoded))
         };
         let (asked, prompts) =
             tokio::task::spawn_blocking(prepare).await.map_err(|_| ApiError::Stopped)??;
+        let (answers, most) = (asked.n * prompts.len(), self.handle.max_waiting());
+        if answers > most {
+            let reason =
+                format!("expected at most {most} answers in all, as many as may wait here, got {answers}");
+            return Err(ApiError::field("n", reason));
+        }
         let (sender, events) = mpsc::unbounded_channel();
         let (mut choices, mut tickets) = (Vec::new(), Vec::new());
         for Encoded { tokens, is_thinking, forbidden } in prompts {
@@ -157,13 +177,14 @@ impl App {
                     let follows = is_thinking && asked.request.constraint.is_some();
                     follows.then(|| ThinkingBudget::new(max_tokens))
                 });
+                let stop_ids = self.served.stop_ids.iter().chain(&asked.request.stop_ids);
                 let request = Request {
-                    thinking,
+                    thinking: thinking.map(|budget| budget.closed_by(&self.closing)),
                     speculation: self.served.speculation,
                     prompt: tokens.clone(),
                     max_tokens,
                     sequence: answer as u64,
-                    stop_ids: self.served.stop_ids.clone(),
+                    stop_ids: stop_ids.copied().collect(),
                     logit_bias: [&asked.request.logit_bias[..], &forbidden].concat(),
                     ..asked.request.clone()
                 };
@@ -211,8 +232,10 @@ impl App {
                 if !tools.is_empty() && !template.source().contains("tools") {
                     return Err(ApiError::field("tools", "the chat template of this model knows no tools"));
                 }
+                // who knows no thoughts begins none, and closes none
+                let thinking = if template.knows_marks() { *thinking } else { Thinking::Default };
                 let options =
-                    RenderOptions { tools, variables: Some(variables), ..RenderOptions::prompt(*thinking) };
+                    RenderOptions { tools, variables: Some(variables), ..RenderOptions::prompt(thinking) };
                 let tokens = template
                     .encode_prompt_with(tokenizer, messages, options)
                     .map_err(|error| fail("messages", error))?;

@@ -47,6 +47,12 @@ pub enum ApiError {
         /// What is wrong.
         message: String,
     },
+    /// Nothing that is allowed can come next.
+    #[error(
+        "the answer cannot go on: of what its form and `logit_bias` allow nothing can come next; check whether anything has \
+         this form"
+    )]
+    DeadEnd,
     /// Too many wait.
     #[error("the server is busy: {0}; try again later")]
     Busy(SubmitError),
@@ -81,7 +87,9 @@ impl ApiError {
             Self::Busy(_) | Self::Crowd(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Stopped => StatusCode::SERVICE_UNAVAILABLE,
             Self::Engine(EngineError::NotANumber { .. }) => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::Invalid { .. } | Self::Context { .. } | Self::Engine(_) => StatusCode::BAD_REQUEST,
+            Self::Invalid { .. } | Self::Context { .. } | Self::DeadEnd | Self::Engine(_) => {
+                StatusCode::BAD_REQUEST
+            }
         }
     }
 
@@ -101,7 +109,7 @@ impl ApiError {
                 (None, Some("context_length_exceeded"))
             }
             Self::Busy(_) | Self::Crowd(_) => (None, Some("rate_limit_exceeded")),
-            Self::Http { .. } | Self::Stopped | Self::Engine(_) => (None, None),
+            Self::Http { .. } | Self::DeadEnd | Self::Stopped | Self::Engine(_) => (None, None),
         };
         json!({"error": {"message": self.to_string(), "type": kind, "param": param, "code": code}})
     }

@@ -10,7 +10,7 @@
 //! is on another and mixes whatever is asked. A client that goes away cancels what it asked: what it would have read is
 //! dropped, and the ticket of its request with it.
 //!
-//! Whatever comes from outside is bounded: bodies, answers, stop strings, those that wait, and time. A field that
+//! Whatever comes from outside is bounded: connections, bodies, answers, stop strings, those that wait, and time. A field that
 //! nobody knows, or that asks for what there is not, is an error rather than an answer to another question.
 //!
 //! What is deliberately not here: arguments and printing (the command's), accounts and TLS (a proxy's), files.
@@ -29,8 +29,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use minke_data::ChatTemplate;
 use minke_infer::Handle;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 pub use app::{Limits, Options, Served};
 pub use error::ApiError;
@@ -60,24 +66,47 @@ pub fn serve(
     let runtime = runtime.enable_all().max_blocking_threads(READERS).build()?;
     let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let limits = options.limits;
-    let bodies = tokio::sync::Semaphore::new(limits.bodies);
-    let app = Arc::new(app::App { served, handle, options, bodies, started });
+    let closing = served.template.as_ref().map(ChatTemplate::closing).unwrap_or_default();
+    let bodies = Semaphore::new(limits.bodies);
+    let app = Arc::new(app::App { served, handle, options, closing, bodies, started });
     let outcome = runtime.block_on(async {
         let listener = TcpListener::bind(addr).await?;
         on_ready(listener.local_addr()?);
-        let server = axum::serve(listener, routes::router(app)).with_graceful_shutdown(stopped(stop.clone()));
-        let out_of_patience = async {
-            stopped(stop.clone()).await;
-            tokio::time::sleep(limits.grace).await;
-        };
+        let open = GracefulShutdown::new();
         tokio::select! {
-            outcome = server => outcome,
-            () = out_of_patience => Ok(()),
+            () = accept(listener, app, &open) => {}
+            () = stopped(stop.clone()) => {}
         }
+        // answers that are being written get some time
+        let _ = tokio::time::timeout(limits.grace, open.shutdown()).await;
+        Ok(())
     });
     // what still runs on it is cut off
     runtime.shutdown_background();
     outcome
+}
+
+/// Takes connections, as many at once as there may be, and lets each ask one thing after the other.
+async fn accept(listener: TcpListener, app: Arc<app::App>, open: &GracefulShutdown) {
+    let room = Arc::new(Semaphore::new(app.limits.connections));
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(app.limits.head_time);
+    let router = routes::router(app);
+    loop {
+        let place = room.clone().acquire_owned().await.expect("nobody closes it");
+        let Ok((stream, _)) = listener.accept().await else {
+            // whoever went away at once is no matter; where files are lacking, some are given back
+            tokio::time::sleep(STOP_EVERY).await;
+            continue;
+        };
+        let service = TowerToHyperService::new(router.clone());
+        let connection = open.watch(http.serve_connection(TokioIo::new(stream), service));
+        tokio::spawn(async move {
+            // who breaks a connection is not told
+            let _ = connection.await;
+            drop(place);
+        });
+    }
 }
 
 async fn stopped(stop: Arc<AtomicBool>) {

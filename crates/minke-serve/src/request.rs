@@ -12,13 +12,13 @@ use crate::error::ApiError;
 
 /// Answers to one request.
 const MAX_CHOICES: usize = 64;
-/// Strings that end an answer, and their length.
 /// Likeliest tokens at each place.
 const MAX_TOP: usize = 20;
 /// Tokens of a continuation where nobody says how many, as this API has it.
 const DEFAULT_TOKENS: usize = 16;
+/// Strings that end an answer, and tokens that do.
 const MAX_STOPS: usize = 16;
-/// Length of one.
+/// Length of a string that ends one.
 const MAX_STOP_BYTES: usize = 4096;
 
 /// Which endpoint a body came to.
@@ -51,7 +51,8 @@ pub struct Body {
     frequency_penalty: Option<f32>,
     seed: Option<i64>,
     n: Option<usize>,
-    stop: Option<Stop>,
+    stop: Option<Value>,
+    stop_token_ids: Option<Vec<u32>>,
     /// Whether the answer comes as it is written.
     pub stream: Option<bool>,
     stream_options: Option<StreamOptions>,
@@ -59,6 +60,7 @@ pub struct Body {
     top_logprobs: Option<usize>,
     logit_bias: Option<BTreeMap<String, f32>>,
     response_format: Option<Value>,
+    structured_outputs: Option<Map<String, Value>>,
     tools: Option<Vec<Value>>,
     tool_choice: Option<Value>,
     reasoning_effort: Option<String>,
@@ -76,13 +78,6 @@ pub struct Body {
     safety_identifier: IgnoredAny,
     prompt_cache_key: IgnoredAny,
     parallel_tool_calls: IgnoredAny,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Stop {
-    One(String),
-    Many(Vec<String>),
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -179,6 +174,7 @@ impl Body {
         let request = Request {
             sampling: self.sampling(defaults, seed)?,
             stop: self.stops()?,
+            stop_ids: self.stop_ids()?,
             min_tokens: self.min_tokens.unwrap_or(0),
             logit_bias: self.bias()?,
             top_log_probs,
@@ -249,8 +245,7 @@ impl Body {
         let messages =
             messages.iter().enumerate().map(|(at, value)| message(at, value)).collect::<Result<_, _>>()?;
         let mut variables = self.chat_template_kwargs.clone().unwrap_or_default();
-        let mut thinking = match variables.remove("enable_thinking").or_else(|| variables.remove("thinking"))
-        {
+        let mut thinking = match variables.get("enable_thinking").or_else(|| variables.get("thinking")) {
             None => Thinking::Default,
             Some(Value::Bool(true)) => Thinking::Open,
             Some(Value::Bool(false)) => Thinking::Empty,
@@ -304,10 +299,12 @@ impl Body {
     }
 
     fn stops(&self) -> Result<Vec<String>, ApiError> {
+        let fail = || ApiError::field("stop", "expected a string or a list of strings");
+        let one = |stop: &Value| stop.as_str().map(str::to_owned).ok_or_else(fail);
         let stops = match &self.stop {
             None => Vec::new(),
-            Some(Stop::One(stop)) => vec![stop.clone()],
-            Some(Stop::Many(stops)) => stops.clone(),
+            Some(Value::Array(stops)) => stops.iter().map(one).collect::<Result<_, _>>()?,
+            Some(stop) => vec![one(stop)?],
         };
         if stops.len() > MAX_STOPS || stops.iter().any(|stop| stop.is_empty() || stop.len() > MAX_STOP_BYTES)
         {
@@ -315,6 +312,14 @@ impl Body {
             return Err(ApiError::field("stop", expected));
         }
         Ok(stops)
+    }
+
+    fn stop_ids(&self) -> Result<Vec<u32>, ApiError> {
+        let ids = self.stop_token_ids.clone().unwrap_or_default();
+        if ids.len() > MAX_STOPS {
+            return Err(ApiError::field("stop_token_ids", format!("expected at most {MAX_STOPS} token ids")));
+        }
+        Ok(ids)
     }
 
     fn bias(&self) -> Result<Vec<(u32, f32)>, ApiError> {
@@ -326,6 +331,44 @@ impl Body {
     }
 
     fn constraint(&self) -> Result<Option<Constraint>, ApiError> {
+        match (self.format()?, self.structure()?) {
+            (Some(_), Some(_)) => Err(ApiError::field(
+                "structured_outputs",
+                "is given beside `response_format`; expected one of them",
+            )),
+            (format, structure) => Ok(format.or(structure)),
+        }
+    }
+
+    fn structure(&self) -> Result<Option<Constraint>, ApiError> {
+        let Some(fields) = &self.structured_outputs else { return Ok(None) };
+        let fail = |reason: &str| ApiError::field("structured_outputs", reason);
+        let mut given = fields.iter().filter(|(_, value)| !value.is_null());
+        let (Some((kind, value)), None) = (given.next(), given.next()) else {
+            return Err(fail("expected one of json, json_object, regex, choice and grammar"));
+        };
+        let text = || value.as_str().map(str::to_owned);
+        let constraint = match kind.as_str() {
+            "json" => Some(Constraint::JsonSchema(value.clone())),
+            "json_object" => (*value == true).then_some(Constraint::JsonObject),
+            "regex" => text().map(Constraint::Regex),
+            "grammar" => text().map(Constraint::Grammar),
+            "choice" => {
+                let texts =
+                    value.as_array().filter(|texts| !texts.is_empty() && texts.iter().all(Value::is_string));
+                // JSON's strings are those of a grammar
+                let either =
+                    |texts: &Vec<Value>| texts.iter().map(Value::to_string).collect::<Vec<_>>().join(" | ");
+                texts.map(|texts| Constraint::Grammar(format!("start: {}", either(texts))))
+            }
+            _ => return Err(fail("expected one of json, json_object, regex, choice and grammar")),
+        };
+        constraint.map(Some).ok_or_else(|| {
+            fail("expected a schema in json, true in json_object, a text in regex and grammar, a list of texts in choice")
+        })
+    }
+
+    fn format(&self) -> Result<Option<Constraint>, ApiError> {
         let Some(format) = &self.response_format else { return Ok(None) };
         match format["type"].as_str() {
             Some("text") => Ok(None),
@@ -362,22 +405,23 @@ impl Body {
     }
 }
 
-/// A message; the parts of its content, if it has some, become one text.
+/// A message; the parts of its content, if it has some, become one text, each on a line of its own.
 fn message(at: usize, value: &Value) -> Result<Message, ApiError> {
     let fail = |reason: &str| ApiError::field(format!("messages[{at}]"), reason);
     let mut value = value.clone();
     let object = value.as_object_mut().ok_or_else(|| fail("expected an object"))?;
     if let Some(Value::Array(parts)) = object.get("content") {
-        let mut text = String::new();
+        let mut texts = Vec::with_capacity(parts.len());
         for part in parts {
             match (part["type"].as_str(), part["text"].as_str()) {
-                (Some("text"), Some(piece)) => text.push_str(piece),
+                (Some("text"), Some(piece)) => texts.push(piece),
                 (kind, _) => {
                     let kind: String = kind.unwrap_or("?").chars().take(40).collect();
                     return Err(fail(&format!("content of type `{kind}` is not supported yet, only text")));
                 }
             }
         }
+        let text = texts.join("\n");
         object.insert("content".to_owned(), text.into());
     }
     serde_json::from_value(value).map_err(|error| fail(&error.to_string()))

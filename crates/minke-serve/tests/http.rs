@@ -45,6 +45,10 @@ struct Server {
 
 impl Server {
     fn start(options: ServiceOptions, limits: Limits) -> Self {
+        Self::of(ChatTemplate::named("minke").unwrap(), options, limits)
+    }
+
+    fn of(template: ChatTemplate, options: ServiceOptions, limits: Limits) -> Self {
         let tokenizer = tokenizer();
         let model = model(tokenizer.vocab_size());
         let service = Service::start(model, Cpu::detect(2), Some(tokenizer.clone()), None, options).unwrap();
@@ -53,7 +57,7 @@ impl Server {
             name: "whale".to_owned(),
             bos: tokenizer.bos(),
             stop_ids: tokenizer.eos().into_iter().collect(),
-            template: Some(ChatTemplate::named("minke").unwrap()),
+            template: Some(template),
             tokenizer,
             defaults: Sampling::default(),
         };
@@ -203,6 +207,7 @@ fn a_stream_says_what_a_whole_answer_says_alone_and_among_others() {
     let prompt = whole["usage"]["prompt_tokens"].as_u64().unwrap();
     assert!(prompt > 5 && whole["usage"]["completion_tokens"] == 3 * 24, "{whole}");
     assert_eq!(whole["usage"]["total_tokens"], prompt + 72);
+    assert!(whole["timings"]["draft_n"].as_u64() >= whole["timings"]["draft_n_accepted"].as_u64(), "{whole}");
     let said = |choice: &Value| {
         let part = |name: &str| choice["message"][name].as_str().unwrap_or_default().to_owned();
         (part("reasoning_content"), part("content"))
@@ -268,6 +273,10 @@ fn texts_are_continued() {
     let chunks = server.streamed(TEXT, &body);
     assert_eq!(joined(&chunks, 0, "text"), text.split(&stop).next().unwrap());
     assert_eq!(chunks.last().unwrap()["choices"][0]["finish_reason"], "stop");
+    // or to a token
+    let body = json!({"prompt": "the", "temperature": 0, "stop_token_ids": [70], "logit_bias": {"70": 100}});
+    let choice = &server.post(TEXT, &body).1["choices"][0];
+    assert_eq!((&choice["text"], &choice["finish_reason"]), (&json!(""), &json!("stop")));
     // the second time the beginning is there
     let long = json!({"prompt": "the whale dives ".repeat(40), "max_tokens": 1});
     server.post(TEXT, &long);
@@ -376,6 +385,59 @@ fn what_has_a_form_keeps_it() {
     let bad =
         json!({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "whale"}}}});
     assert_eq!(server.post(CHAT, &chat(&bad)).0, 400);
+    // other forms, of a text too
+    let sizes = ["\"small\"", "la|rge"];
+    for (form, expected) in [
+        (json!({"regex": "ab{3}"}), &["abbb"][..]),
+        (json!({"grammar": "start: \"a\" \"b\"{3}"}), &["abbb"]),
+        (json!({"choice": sizes, "regex": null}), &sizes),
+        (json!({"json": {"enum": [42]}}), &["42"]),
+    ] {
+        let text = server.post(TEXT, &json!({"prompt": "the", "structured_outputs": form})).1;
+        let said = text["choices"][0]["text"].as_str().unwrap_or_else(|| panic!("{text}"));
+        assert!(expected.contains(&said), "{form}: {text}");
+    }
+}
+
+#[test]
+fn thoughts_end_as_the_template_ends_them() {
+    let server = Server::plain();
+    let ask = |extra: Value| {
+        let body = chat(&json!({"max_tokens": 40, "structured_outputs": {"regex": "[0-9]{3}"}}));
+        let mut body = body.as_object().unwrap().clone();
+        body.extend(extra.as_object().unwrap().clone());
+        server.post(CHAT, &body.into()).1
+    };
+    let none = ask(json!({"thinking_budget": 0}));
+    let usage = &none["usage"];
+    assert_eq!(usage["completion_tokens_details"]["reasoning_tokens"], 0, "{none}");
+    // `</think>`, and a token for each digit
+    assert_eq!(usage["completion_tokens"], 4, "{none}");
+    let some = ask(json!({"thinking_budget": 5}));
+    assert_eq!(some["usage"]["completion_tokens_details"]["reasoning_tokens"], 5, "{some}");
+    // the parts of a message stand on lines of their own
+    let read = |content: Value| {
+        let body = json!({"messages": [{"role": "user", "content": content}], "max_tokens": 1, "temperature": 0,
+            "logprobs": true});
+        let whole = server.post(CHAT, &body).1;
+        (whole["usage"]["prompt_tokens"].clone(), whole["choices"][0]["logprobs"].clone())
+    };
+    let part = |text: &str| json!({"type": "text", "text": text});
+    assert_eq!(read(json!([part("the"), part("whale")])), read(json!("the\nwhale")));
+}
+
+#[test]
+fn who_knows_no_thoughts_is_not_asked_for_one() {
+    let source = "{{ enable_thinking }}{% for m in messages %}{{ m.content }}{% endfor %}";
+    let template = ChatTemplate::new("plain", source).unwrap();
+    let server = Server::of(template, ServiceOptions::default(), Limits::default());
+    let read = |extra: Value| server.post(CHAT, &chat(&extra)).1["usage"]["prompt_tokens"].as_u64().unwrap();
+    let tokens = |text: &str| tokenizer().encode(text).unwrap().len() as u64;
+    for (value, text) in [(json!(true), "truethe whale"), (json!(false), "falsethe whale")] {
+        let extra = json!({"chat_template_kwargs": {"enable_thinking": value}});
+        assert_eq!(read(extra), tokens(text), "{text}");
+    }
+    assert_eq!(read(json!({"reasoning_effort": "none"})), read(json!({})));
 }
 
 #[test]
@@ -397,6 +459,34 @@ fn what_is_wrong_is_told_in_the_form_of_this_api() {
         (json!({"temperature": -1}), "temperature -: `temperature`: expected a number from 0 to 100, got -1"),
         (json!({"top_p": 0}), "top_p -: `top_p`: expected a share above 0, at most 1, got 0"),
         (json!({"n": 65}), "n -: `n`: expected 1 to 64 answers in all, got 65"),
+        (json!({"stop": [1]}), "stop -: `stop`: expected a string or a list of strings"),
+        (
+            json!({"stop_token_ids": vec![1; 17]}),
+            "stop_token_ids -: `stop_token_ids`: expected at most 16 token ids",
+        ),
+        (
+            json!({"stop_token_ids": [999_999]}),
+            "stop_token_ids -: `stop_token_ids`: id 999999 is outside the vocabulary of 303 tokens",
+        ),
+        (
+            json!({"structured_outputs": {"regex": "a", "json": {}}}),
+            "structured_outputs -: `structured_outputs`: expected one of json, json_object, regex, choice and grammar",
+        ),
+        (
+            json!({"structured_outputs": {"choice": []}}),
+            "structured_outputs -: `structured_outputs`: expected a schema in json, true in json_object, a text in regex and \
+             grammar, a list of texts in choice",
+        ),
+        (
+            json!({"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}}),
+            "structured_outputs -: `structured_outputs`: is given beside `response_format`; expected one of them",
+        ),
+        (
+            json!({"response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "#"}}},
+                "chat_template_kwargs": {"enable_thinking": false}}),
+            "- -: the answer cannot go on: of what its form and `logit_bias` allow nothing can come next; check whether \
+             anything has this form",
+        ),
         (json!({"stop": [""]}), "stop -: `stop`: expected at most 16 strings of 1 to 4096 bytes"),
         (json!({"top_logprobs": 3}), "top_logprobs -: `top_logprobs`: needs `logprobs` to be true"),
         (
@@ -471,6 +561,10 @@ fn who_goes_away_cancels_and_who_comes_too_late_waits() {
         assert_eq!(after.ended, ended + 1);
         assert!(after.tokens - before < 900, "it went on to the end");
     }
+    // what can never wait together is not told to come again
+    let (status, error) = server.post(TEXT, &json!({"prompt": "the", "n": 2}));
+    let expected = "`n`: expected at most 1 answers in all, as many as may wait here, got 2";
+    assert_eq!((status, error["error"]["message"].as_str()), (400, Some(expected)));
     // one runs, one waits, one is told to come again
     let (mut clients, begin) = (Vec::new(), Instant::now());
     loop {
@@ -492,6 +586,26 @@ fn who_goes_away_cancels_and_who_comes_too_late_waits() {
             429 => assert!(begin.elapsed() < Duration::from_secs(20), "there is no room again"),
             status => break assert_eq!(status, 200),
         }
+    }
+}
+
+#[test]
+fn who_says_nothing_gives_way() {
+    let limits = Limits { connections: 2, head_time: Duration::from_millis(200), ..Limits::default() };
+    let server = Server::start(ServiceOptions::default(), limits);
+    let silent: Vec<TcpStream> = (0..6)
+        .map(|_| {
+            let mut stream = TcpStream::connect(server.addr).unwrap();
+            stream.write_all(b"GET /health HTTP/1.1\r\nhost:").unwrap();
+            stream
+        })
+        .collect();
+    assert_eq!(server.get("/health").0, 200);
+    for mut stream in silent {
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let mut rest = String::new();
+        stream.read_to_string(&mut rest).unwrap();
+        assert!(!rest.contains("200 OK"), "{rest}");
     }
 }
 

@@ -201,6 +201,11 @@ impl Handle {
         self.context
     }
 
+    /// Requests that may wait at once.
+    pub fn max_waiting(&self) -> usize {
+        self.max_waiting
+    }
+
     /// Whether there is a service that takes requests.
     pub fn is_alive(&self) -> bool {
         self.alive.load(Ordering::Acquire)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use minke_cpu::Cpu;
-use minke_infer::{Sampling, Service, ServiceOptions, TEMPERATURE, can_draft};
+use minke_infer::{Service, ServiceOptions, Settings, can_draft};
 use minke_serve::{Finished, Limits, Options, Served, serve};
 
 use super::{draft_model, open, rate, speculation, threads};
@@ -39,21 +39,13 @@ pub fn run(args: &Serve) -> Result<(), Failure> {
     } else {
         output::note("note: the model has no chat template: only /v1/completions can be asked");
     }
-    let suggested = &loaded.generation;
-    let defaults = Sampling {
-        temperature: suggested.temperature.unwrap_or(TEMPERATURE),
-        top_k: suggested.top_k.unwrap_or(0),
-        top_p: suggested.top_p.unwrap_or(1.0),
-        min_p: suggested.min_p.unwrap_or(0.0),
-        ..Sampling::default()
-    };
     let served = Served {
         name: args.name.clone().unwrap_or_else(|| name(&args.model.model)),
         tokenizer: tokenizer.clone(),
         template,
         stop_ids,
         bos: loaded.bos(),
-        defaults,
+        defaults: Settings::suggested(&loaded.generation).sampling,
         speculation: speculation(args.speculation.speculate),
     };
     let draft = draft_model(&args.speculation, &args.model, &cpu)?;
