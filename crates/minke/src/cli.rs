@@ -457,6 +457,9 @@ pub struct SteeringArgs {
     /// Add X to the logit of a token id; -100 forbids it; can be given several times
     #[arg(long, value_name = "ID=X", value_parser = bias)]
     pub logit_bias: Vec<(u32, f32)>,
+    /// End where this token id comes up; can be given several times
+    #[arg(long, value_name = "ID")]
+    pub stop_id: Vec<u32>,
     /// With --json, tell the N likeliest tokens at each place
     #[arg(long, value_name = "N", default_value_t = 0, requires = "json")]
     pub top_logprobs: u32,

@@ -86,6 +86,7 @@ fn settings_and_lengths_that_cannot_be_are_refused() {
         &["generate", model, "-p", "x", "--min-p", "nan"],
         &["generate", model, "-p", "x", "--repetition-penalty", "0"],
         &["generate", model, "-p", "x", "--logit-bias", "999999=1"],
+        &["generate", model, "-p", "x", "--stop-id", "999999"],
         &["generate", model, "-p", "x", "-n", "3", "--min-tokens", "4"],
         &["generate", model, "-p", "x", "--regex", "(a"],
         &["generate", model, "-p", "x", "--json-schema", "/nowhere/schema.json"],
@@ -132,6 +133,10 @@ fn the_same_arguments_give_the_same_text() {
     let stopped = json(&["--seed", "11", "--stop", &stop]);
     assert_eq!(stopped["stop_reason"], "stop_string");
     assert_eq!(stopped["text"].as_str().unwrap(), whole.split(&stop).next().unwrap());
+    let id = one["tokens"][7].to_string();
+    let stopped = json(&["--seed", "11", "--stop-id", &id]);
+    assert_eq!(stopped["stop_reason"], "stop_token");
+    assert!(stopped["tokens"].as_array().unwrap().len() <= 7, "{stopped}");
     // what a request says about its tokens
     let steered = json(&["--logit-bias", "70=100", "--top-logprobs", "2", "--min-tokens", "40"]);
     assert_eq!(steered["text"], "W".repeat(40));
@@ -252,6 +257,9 @@ fn chat_takes_turns_by_the_template() {
     );
     let idle = minke(&["generate", model, "-p", "x", "--raw", "-n", "1", "--think-budget", "9"]);
     assert_eq!(idle.err, "note: --think-budget had no effect: the text has no thought\n");
+    let whole = ["generate", model, "-p", "the whale", "--chat", "--temperature", "0", "--json"];
+    let whole: Value = serde_json::from_str(&good(&whole)).unwrap();
+    assert!(whole["stop_reason"] == "stop_token" || whole["stop_reason"] == "context", "{whole}");
     let plain = minke(&["generate", model, "-p", "the whale", "-n", "12", "--temperature", "0"]);
     assert!(plain.err.contains("--chat asks it as a question") && plain.out != asked.out, "{}", plain.err);
     let raw = minke(&["generate", model, "-p", "the whale", "--raw", "-n", "12", "--temperature", "0"]);

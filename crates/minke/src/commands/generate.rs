@@ -20,7 +20,7 @@ use crate::interrupt::{self, Work};
 use crate::output;
 
 /// Tokens to write where the user says no number.
-const TOKENS: u32 = 128;
+const TOKENS: usize = 128;
 /// No schema or grammar is longer.
 const MAX_FORM_BYTES: u64 = 1 << 20;
 /// No prompt is longer.
@@ -140,6 +140,13 @@ pub fn run(args: &Generate) -> Result<(), Failure> {
         .hint("minke score reads token ids"));
     };
     let mut stop_ids = loaded.stop_ids();
+    let vocabulary = loaded.model.config.vocab_size;
+    if let Some(id) = args.steering.stop_id.iter().find(|id| **id as usize >= vocabulary) {
+        return Err(Failure::user(format!(
+            "--stop-id: id {id} is outside the vocabulary of {vocabulary} tokens"
+        )));
+    }
+    stop_ids.extend(&args.steering.stop_id);
     let mut settings = Settings { sampling, ..Settings::default() };
     let is_asked = args.chat || args.system.is_some() || args.think.is_some();
     let tokens = if is_asked {
@@ -178,7 +185,7 @@ pub fn run(args: &Generate) -> Result<(), Failure> {
     let context = loaded.model.config.max_position_embeddings;
     // one more than there is room for, so that a text that the context ends is told from one that is long
     let room = (context + 1).saturating_sub(prompt_tokens);
-    let usual = if is_asked { room } else { TOKENS as usize };
+    let usual = if is_asked { room } else { TOKENS };
     let is_thinking = is_asked && begins_thought(&tokenizer, &tokens);
     let mut logit_bias = args.steering.logit_bias.clone();
     if is_asked {
@@ -187,6 +194,14 @@ pub fn run(args: &Generate) -> Result<(), Failure> {
     let constraint = constraint(&args.steering)?;
     let mut draft = draft_model(&args.speculation, &args.model, &cpu)?;
     let budget = args.steering.think_budget.map(|n| n as usize).or(settings.thinking_budget);
+    // without a budget a thought is followed all the same, where a constraint waits for its end
+    let thinking = (budget.is_some() || constraint.is_some()).then(|| {
+        let budget = ThinkingBudget::new(budget.unwrap_or(usize::MAX));
+        match loaded.template() {
+            Ok(Some(template)) => budget.closed_by(&template.closing()),
+            _ => budget,
+        }
+    });
     let request = Request {
         prompt: tokens,
         max_tokens: args.sampling.n.map_or(usual, |n| n as usize),
@@ -196,9 +211,7 @@ pub fn run(args: &Generate) -> Result<(), Failure> {
         min_tokens: args.steering.min_tokens as usize,
         logit_bias,
         top_log_probs: args.steering.top_logprobs as usize,
-        // without a budget a thought is followed all the same, where a constraint waits for its end
-        thinking: (budget.is_some() || constraint.is_some())
-            .then(|| ThinkingBudget::new(budget.unwrap_or(usize::MAX))),
+        thinking,
         constraint,
         constrain_answer_only: true,
         speculation: speculation(args.speculation.speculate),

@@ -137,9 +137,9 @@ fn value_name(value: &impl ValueEnum) -> String {
     value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }
 
-/// Sets whether and how long a model thinks: `on`, `off`, `auto` or a number of tokens.
+/// Sets whether and how long a model thinks: `on`, `off`, `auto` or a number of tokens, which may be called a budget.
 fn think(settings: &mut Settings, how: &str) -> Result<(), String> {
-    let (thinking, budget) = match how {
+    let (thinking, budget) = match how.strip_prefix("budget ").map_or(how, str::trim_start) {
         "on" => (Thinking::Open, None),
         "off" => (Thinking::Empty, None),
         "auto" => (Thinking::Default, None),

@@ -110,6 +110,8 @@ mod tests {
         );
         think(&mut settings, "200").unwrap();
         assert_eq!((settings.thinking, settings.thinking_budget), (Thinking::Open, Some(200)));
+        think(&mut settings, "budget 30").unwrap();
+        assert_eq!(settings.thinking_budget, Some(30));
         assert!(think(&mut settings, "much").unwrap_err().contains("got `much`"));
         think(&mut settings, "off").unwrap();
         assert!(shown(&settings).ends_with("think=off"));
