@@ -149,7 +149,7 @@ class Check:
         sequence = Tokenizer.from_file(str(back / "tokenizer.json")).encode(PROMPTS[1] + " " + TEXTS[6]).ids
         tokens, logits = self.args.work / "tokens.json", self.args.work / "logits.safetensors"
         tokens.write_text(json.dumps({"sequences": [sequence]}))
-        self.minke("score", whole, "--tokens", tokens, "--logits", logits, "--force")
+        self.minke("score", whole, "--tokens", tokens, "--logits", logits)
         ours = safetensors.torch.load_file(logits)["logits.0"]
         model = transformers.AutoModelForCausalLM.from_pretrained(back, dtype=torch.float32, attn_implementation="eager")
         with torch.no_grad():

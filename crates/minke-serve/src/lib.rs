@@ -88,9 +88,9 @@ pub fn serve(
 
 /// Takes connections, as many at once as there may be, and lets each ask one thing after the other.
 async fn accept(listener: TcpListener, app: Arc<app::App>, open: &GracefulShutdown) {
-    let room = Arc::new(Semaphore::new(app.limits.connections));
+    let room = Arc::new(Semaphore::new(app.options.limits.connections));
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(app.limits.head_time);
+    http.timer(TokioTimer::new()).header_read_timeout(app.options.limits.head_time);
     let router = routes::router(app);
     loop {
         let place = room.clone().acquire_owned().await.expect("nobody closes it");

@@ -278,13 +278,9 @@ fn whole_documents_of_prompts_and_completions_are_learned() {
     fs::write(place.path("text/pairs.jsonl"), lines.collect::<Vec<_>>().join("\n")).unwrap();
     let options = |out: &str, resume: bool| {
         let mut options = Options { resume, ..place.options(out, 2) };
-        let overrides = [
-            "data.sources=[{ path = \"text/pairs.jsonl\" }]",
-            "data.packing=whole",
-            "train.sequence_length=64",
-            "train.tokens=7680",
-        ];
-        options.overrides = overrides.map(str::to_owned).to_vec();
+        let sources = format!("data.sources=[{{ path = {:?} }}]", place.path("text/pairs.jsonl"));
+        let overrides = ["data.packing=whole", "train.sequence_length=64", "train.tokens=7680"];
+        options.overrides = [sources].into_iter().chain(overrides.map(str::to_owned)).collect();
         options
     };
     let mut empty = 0.0;

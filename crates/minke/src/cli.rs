@@ -560,9 +560,6 @@ pub struct Score {
     /// Write f32 tensors logits.0, logits.1, ... of shape [tokens, vocabulary]
     #[arg(long, value_name = "OUT.safetensors")]
     pub logits: Option<PathBuf>,
-    /// Replace a file of logits that is there
-    #[arg(long, requires = "logits")]
-    pub force: bool,
     /// Print one JSON object, with the log-probability of each token
     #[arg(long)]
     pub json: bool,

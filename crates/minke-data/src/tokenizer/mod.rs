@@ -477,7 +477,8 @@ fn drop_first_prefix(pre: &mut PreTokenizerWrapper) -> bool {
             true
         }
         PreTokenizerWrapper::Sequence(parts) => {
-            parts.as_mut().iter_mut().fold(false, |found, part| drop_first_prefix(part) || found)
+            // of all of them, not up to the first
+            parts.as_mut().iter_mut().map(drop_first_prefix).filter(|found| *found).count() > 0
         }
         _ => false,
     }

@@ -171,7 +171,8 @@ fn a_run_that_goes_on_does_so_from_what_it_began_with() {
     };
     task(2);
     let more = format!("{SIGNAL}[objective]\nbeta = 0.1\n[train]\nsteps = 3\ncheckpoint_every = 1\n");
-    let overrides = ["tasks.suite=tasks.jsonl", "tasks.eval_suite=chain:1"].map(str::to_owned).to_vec();
+    let suite = format!("tasks.suite={:?}", folder.path().join("tasks.jsonl"));
+    let overrides = vec![suite, "tasks.eval_suite=chain:1".to_owned()];
     let options = Options { overrides, ..recipe(folder.path(), &more) };
     let (stopped, _) = go(&options, Some(1));
     assert_eq!(stopped.step, 1);

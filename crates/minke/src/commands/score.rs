@@ -7,7 +7,7 @@ use minke_data::hf::{Dtype, SafetensorsWriter, TensorSpec};
 use minke_infer::{Engine, EngineError};
 use serde::{Deserialize, Serialize};
 
-use super::{may_write, open, read_file, threads};
+use super::{open, read_file, threads};
 use crate::cli::Score;
 use crate::failure::Failure;
 use crate::output;
@@ -63,10 +63,7 @@ pub fn run(args: &Score) -> Result<(), Failure> {
         })?;
     }
     let mut writer = match &args.logits {
-        Some(path) => {
-            may_write(path, args.force)?;
-            Some(SafetensorsWriter::create(path, specs(&sequences, w))?)
-        }
+        Some(path) => Some(SafetensorsWriter::create(path, specs(&sequences, w))?),
         None => None,
     };
     let mut scored = Vec::with_capacity(sequences.len());
