@@ -188,7 +188,7 @@ const FORGOTTEN_BYTES: usize = 4 << 20;
 const AHEAD: usize = 8192;
 
 /// Memory that is laid out at once, at least: some pages of the large kind.
-const TOGETHER_BYTES: usize = 32 << 20;
+const TOGETHER_BYTES: usize = 16 << 20;
 
 /// Lays matrices in panels where products on this machine read them faster than rows, unless told to stop; then products read no
 /// more of their rows, and their owners are told to forget them. Gives back those that stay as they are.
@@ -225,6 +225,8 @@ pub fn lay<'a>(all: &[&'a Stored], level: Level, stop: &AtomicBool) -> Vec<&'a S
         for (stored, at) in these {
             let shape = of(stored).expect("laid above");
             let _ = stored.laid.set(Panels { memory: memory.clone(), at, shape });
+            // products have read rows of it until now
+            stored.bytes.forget();
         }
     }
     others
