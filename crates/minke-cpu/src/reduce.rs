@@ -1,7 +1,5 @@
 //! Sums over whole arrays: one order per length.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use crate::Cpu;
 use crate::cpu::SharedMut;
 use crate::rows::{self, kernel, lanes, load, load_f32, store_f32};
@@ -100,34 +98,12 @@ pub fn column_sums(cpu: &Cpu, x: View<'_>, width: usize, acc: &mut [f32]) {
     });
 }
 
-kernel! {
-    AllFinite<'a>(s: S, x: &'a [f32]) -> bool {
-        // 0 x is NaN where x is not finite, and NaN stays
-        let mut acc = s.zero();
-        lanes!(x.len(), |i, n| {
-            acc = s.fma(load_f32(s, x, i, n), s.zero(), acc);
-        });
-        !s.sum(acc).is_nan()
-    }
-}
-
-/// Whether no element is infinite or NaN.
-pub fn all_finite(cpu: &Cpu, x: &[f32]) -> bool {
-    let finite = AtomicBool::new(true);
-    rows::over_blocks(cpu, x.len(), rows::FLAT_TILE, |from, to| {
-        if finite.load(Ordering::Relaxed) && !cpu.dispatch(AllFinite { x: &x[from..to] }) {
-            finite.store(false, Ordering::Relaxed);
-        }
-    });
-    finite.into_inner()
-}
-
 #[cfg(test)]
 mod tests {
     use minke_num::tolerance::Tolerance;
 
     use super::*;
-    use crate::testing::{AWKWARD, everywhere, halve, normal, wide, wide_view};
+    use crate::testing::{everywhere, halve, normal, wide, wide_view};
 
     #[test]
     fn squares_match_f64() {
@@ -172,23 +148,5 @@ mod tests {
                 Tolerance::f32_sum(rows, 2.0).check("column_sums", &got, &expected).unwrap();
             }
         }
-    }
-
-    #[test]
-    fn finds_one_bad_element() {
-        let cpu = Cpu::detect(2);
-        for len in AWKWARD.into_iter().chain([40_000]) {
-            let mut x = normal(3, len);
-            x[0] = 3e38;
-            assert!(all_finite(&cpu, &x));
-            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-                for at in [0, len / 2, len - 1] {
-                    let kept = std::mem::replace(&mut x[at], bad);
-                    assert!(!all_finite(&cpu, &x), "{bad} at {at} of {len}");
-                    x[at] = kept;
-                }
-            }
-        }
-        assert!(all_finite(&cpu, &[]));
     }
 }
