@@ -27,12 +27,13 @@ mod unpacked;
 
 pub use fp8::{Elements, Matrix8, Packed8, Weight8, codes_on_the_way, matmul8, matmul8_tn};
 pub use heads::{HeadColumns, matmul_heads};
+pub(crate) use nt::matmul_stacked;
 pub use nt::{matmul, matmul_columns};
 pub use pack::Packed;
 pub(crate) use product::of_words;
 pub use product::{Product, Target};
 pub use tn::matmul_tn;
-pub(crate) use unpacked::{ByRow, matmul_unpacked};
+pub(crate) use unpacked::{ByRow, PackColumns, matmul_unpacked};
 
 use std::ops::Range;
 

@@ -76,10 +76,49 @@ fn over_columns(
     let before = columns.start / PANEL;
     over_panels(cpu, &tiles, columns.len().div_ceil(PANEL), chunk, |group, rows, panels| {
         let panels = before + panels.start..before + panels.end;
-        let (first, columns) = (rows.start, columns.clone());
+        let to = To { out, row: rows.start, stride: columns.len(), column: 0 };
         let b = Right::of(b, group);
-        let task = Task { a, b, first, rows: rows.len(), panels, columns, out, to: first, accumulate };
-        cpu.level().dispatch_product(task);
+        let columns = columns.clone();
+        cpu.level().dispatch_product(Task { a, b, rows, panels, columns, to, accumulate });
+    });
+}
+
+/// `c[i] = a[i] W_g(i)ᵀ` like [`matmul`], with packed words of matrices that are stacked in the rows of W_g: `part(group, i)`
+/// has those of the i-th, which has `parts[i]` columns of the output.
+///
+/// # Panics
+/// When shapes do not fit.
+pub(crate) fn matmul_stacked<'a>(
+    cpu: &Cpu,
+    a: Operand<'_>,
+    offsets: &[u32],
+    compute: Compute,
+    parts: &[usize],
+    part: &(dyn Fn(usize, usize) -> &'a [u32] + Sync),
+    c: ViewMut<'_>,
+) {
+    check_offsets("matmul_stacked", offsets, a.rows());
+    let width: usize = parts.iter().sum();
+    assert_eq!(c.len(), a.rows() * width, "matmul_stacked: output of {} x {width}", a.rows());
+    let (k, out) = (a.cols, SharedView::new(c));
+    let (steps, tile_rows) = layout(cpu.level(), compute, k);
+    let (tiles, chunk) = (RowTiles::new(offsets, tile_rows), CHUNK_WORDS / (steps * PANEL).max(1));
+    let panels = parts.iter().map(|n| n.div_ceil(PANEL)).sum();
+    over_panels(cpu, &tiles, panels, chunk, |group, rows, panels| {
+        let (mut before, mut column) = (0, 0);
+        for (i, &n) in parts.iter().enumerate() {
+            let here = n.div_ceil(PANEL);
+            let these = panels.start.clamp(before, before + here) - before
+                ..panels.end.clamp(before, before + here) - before;
+            if !these.is_empty() {
+                let b = Right { compute, k, steps, words: part(group, i), from: 0 };
+                let to = To { out, row: rows.start, stride: width, column };
+                let (rows, columns) = (rows.clone(), 0..n);
+                let task = Task { a, b, rows, panels: these, columns, to, accumulate: false };
+                cpu.level().dispatch_product(task);
+            }
+            (before, column) = (before + here, column + n as isize);
+        }
     });
 }
 
@@ -110,15 +149,23 @@ impl<'a> Right<'a> {
 pub(super) struct Task<'a> {
     pub a: Operand<'a>,
     pub b: Right<'a>,
-    pub first: usize,
-    pub rows: usize,
+    pub rows: Range<usize>,
     pub panels: Range<usize>,
-    /// Those that the output has.
+    /// Those of the right operand that the output has.
     pub columns: Range<usize>,
-    pub out: SharedView,
-    /// Row of the output that the first row becomes.
-    pub to: usize,
+    pub to: To,
     pub accumulate: bool,
+}
+
+/// Where sums go.
+#[derive(Clone, Copy)]
+pub(super) struct To {
+    pub out: SharedView,
+    /// Row that the task's first becomes, and the row length of the output.
+    pub row: usize,
+    pub stride: usize,
+    /// Column that the first of the task's columns becomes.
+    pub column: isize,
 }
 
 impl Kernel for Task<'_> {
@@ -126,34 +173,33 @@ impl Kernel for Task<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let engine = Engine::new(s, self.b.compute);
-        let n = self.columns.len();
+        let (n, rows) = (self.columns.len(), self.rows.len());
         // the depth in even blocks: a panel's block stays in the first-level cache. Sums go on where they stopped.
         let blocks = self.b.steps.div_ceil(DEPTH_BLOCK).max(1);
         let block = self.b.steps.div_ceil(blocks).next_multiple_of(GRID_STEPS);
-        let whole = To { out: self.out, row: self.to, stride: n, column: 0 };
-        if let (1, Some((a, stride))) = (blocks, engine.in_place(&self.a, self.first)) {
-            return self.tiles(s, engine, a, stride, 0, self.b.steps, whole, self.accumulate);
+        if let (1, Some((a, stride))) = (blocks, engine.in_place(&self.a, self.rows.start)) {
+            return self.tiles(s, engine, a, stride, 0, self.b.steps, self.to, self.accumulate);
         }
         let columns = self.panels.start * PANEL - self.columns.start
             ..n.min(self.panels.end * PANEL - self.columns.start);
         let block = block.min(self.b.steps);
-        let mut packed = scratch::take::<u32>(self.rows * block);
+        let mut packed = scratch::take::<u32>(rows * block);
         // sums of several blocks need f32 to stop in
-        let halfway = match self.out {
-            SharedView::Bf16(_) if blocks > 1 => self.rows * columns.len(),
+        let halfway = match self.to.out {
+            SharedView::Bf16(_) if blocks > 1 => rows * columns.len(),
             SharedView::Bf16(_) | SharedView::F32(_) => 0,
         };
         let mut sums = scratch::take::<f32>(halfway);
         for b in 0..blocks {
             let (from, to) = (b * block, self.b.steps.min((b + 1) * block));
-            let (a, stride) = match engine.in_place(&self.a, self.first) {
+            let (a, stride) = match engine.in_place(&self.a, self.rows.start) {
                 // SAFETY: the depth of a row in place is at least `from` steps.
                 Some((a, stride)) => (unsafe { a.add(from) }, stride),
                 None => {
                     let depth = engine.depth(from)..engine.depth(to).min(self.b.k);
                     for (i, out) in packed.chunks_exact_mut(block.max(1)).enumerate() {
-                        engine.ask(&self.a, self.first + i + AHEAD, depth.clone());
-                        let row = self.a.row(self.first + i).slice(depth.start, depth.end);
+                        engine.ask(&self.a, self.rows.start + i + AHEAD, depth.clone());
+                        let row = self.a.row(self.rows.start + i).slice(depth.start, depth.end);
                         engine.pack_row(row, &mut out[..to - from]);
                     }
                     (packed.as_ptr(), block)
@@ -161,35 +207,33 @@ impl Kernel for Task<'_> {
             };
             let go_on = self.accumulate || b > 0;
             let to_sums = match halfway {
-                0 => whole,
+                0 => self.to,
                 _ => To {
                     out: SharedView::F32(SharedMut::new(&mut sums)),
                     row: 0,
                     stride: columns.len(),
-                    column: columns.start,
+                    column: -(columns.start as isize),
                 },
             };
             self.tiles(s, engine, a, stride, from, to, to_sums, go_on);
         }
-        if let (SharedView::Bf16(out), 1..) = (self.out, halfway) {
+        if let (SharedView::Bf16(out), 1..) = (self.to.out, halfway) {
             for (r, sums) in sums.chunks_exact(columns.len()).enumerate() {
+                let at = self.to.at(r, columns.start);
                 // SAFETY: these rows and columns are this task's.
-                let out = unsafe { out.slice((self.to + r) * n + columns.start, columns.len()) };
+                let out = unsafe { out.slice(at, columns.len()) };
                 store_halves(s, sums, out);
             }
         }
     }
 }
 
-/// Where sums go.
-#[derive(Clone, Copy)]
-struct To {
-    out: SharedView,
-    /// Row that the task's first becomes, and the distance of rows.
-    row: usize,
-    stride: usize,
-    /// The first column that it has.
-    column: usize,
+impl To {
+    /// The element that row `row` of a task has in its column `column`.
+    #[inline(always)]
+    fn at(self, row: usize, column: usize) -> usize {
+        ((self.row + row) * self.stride + column).wrapping_add_signed(self.column)
+    }
 }
 
 /// Rounds a row to bf16.
@@ -224,11 +268,11 @@ impl Task<'_> {
         let n = self.columns.len();
         let tile_rows = engine.tile_rows();
         let mut edge = [0.0f32; GRID_ROWS * PANEL];
-        let row_tiles = self.rows.div_ceil(tile_rows);
+        let row_tiles = self.rows.len().div_ceil(tile_rows);
         // tile registers write faster than memory answers: there tiles follow each other along rows of the output, so that
         // it sees what comes next; elsewhere a panel stays in the first-level cache
         let along = engine.rows_along();
-        let takes_two = engine.takes_two(self.rows);
+        let takes_two = engine.takes_two(self.rows.len());
         let mut t = 0;
         while t < row_tiles * self.panels.len() {
             let (panel, tile) = if along {
@@ -242,7 +286,7 @@ impl Task<'_> {
             let vecs = width.div_ceil(LANES);
             let direct = width == PANEL || width == LANES;
             let i = tile * tile_rows;
-            let rows = tile_rows.min(self.rows - i);
+            let rows = tile_rows.min(self.rows.len() - i);
             // both panels straight into the output
             let beside = (n - col - width).min(PANEL);
             let two = takes_two && panel + 1 < self.panels.end && (beside == PANEL || beside == LANES);
@@ -273,7 +317,7 @@ impl Task<'_> {
                     accumulate,
                     ..Words::NOWHERE
                 };
-                let at = |r: usize| (target.row + i + r) * target.stride + col - target.column;
+                let at = |r: usize| target.at(i + r, col);
                 if two {
                     let next = self.b.panel(panel + 1)[from * PANEL..].as_ptr();
                     let nowhere = words(std::ptr::null_mut(), 0, false);

@@ -98,16 +98,16 @@ impl Product<'_> {
         };
         let (n, rows) = (self.columns(), self.rows());
         let task = |group, rows: Range<usize>, panels: Range<usize>, out: SharedView, to: usize| {
-            let (first, rows, columns) = (rows.start, rows.len(), 0..n);
             match self {
                 Product::Numbers { a, b } => {
                     let b = nt::Right::of(b, group);
-                    let accumulate = false;
-                    let task = nt::Task { a, b, first, rows, panels, columns, out, to, accumulate };
+                    let to = nt::To { out, row: to, stride: n, column: 0 };
+                    let task = nt::Task { a, b, rows, panels, columns: 0..n, to, accumulate: false };
                     cpu.level().dispatch_product(task);
                 }
                 Product::Codes { a, b, .. } => {
                     let how = coding.expect("of codes");
+                    let (first, rows) = (rows.start, rows.len());
                     let task = fp8::Task { a, how, b, group, first, rows, panels, out, to };
                     cpu.level().dispatch_product(task);
                 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use minke_num::bf16;
 
 use super::engine::{Engine, Rows, layout, whole_rows};
-use super::nt::{Right, Task};
+use super::nt::{Right, Task, To};
 use super::tile::{PANEL, RowsTile};
 use super::{Compute, Operand, check_offsets};
 use crate::cpu::{Cpu, SharedMut};
@@ -84,9 +84,8 @@ pub(crate) fn matmul_unpacked(
             cpu.level().dispatch_product(PackColumns { compute, group, span, k: a.cols, w, out });
         }
         let b = Right { compute, k: a.cols, steps, words: &packed, from };
-        let (first, columns) = (rows.start, 0..n);
-        let task = Task { a, b, first, rows: rows.len(), panels, columns, out, to: first, accumulate: false };
-        cpu.level().dispatch_product(task);
+        let to = To { out, row: rows.start, stride: n, column: 0 };
+        cpu.level().dispatch_product(Task { a, b, rows, panels, columns: 0..n, to, accumulate: false });
     });
 }
 
@@ -302,13 +301,14 @@ impl FewTask<'_> {
 }
 
 /// One panel, from rows of the weight.
-struct PackColumns<'a> {
-    compute: Compute,
-    group: usize,
-    span: Range<usize>,
-    k: usize,
-    w: &'a dyn ByRow,
-    out: &'a mut [u32],
+pub(crate) struct PackColumns<'a> {
+    pub compute: Compute,
+    pub group: usize,
+    /// Up to [`PANEL`] of its rows.
+    pub span: Range<usize>,
+    pub k: usize,
+    pub w: &'a dyn ByRow,
+    pub out: &'a mut [u32],
 }
 
 impl Kernel for PackColumns<'_> {

@@ -73,7 +73,7 @@ impl Stored {
     }
 
     /// The bytes of a row.
-    fn row(&self, i: usize) -> &[u8] {
+    fn row_bytes(&self, i: usize) -> &[u8] {
         let len = self.bytes.len() / self.rows;
         &self.bytes[i * len..][..len]
     }
@@ -84,7 +84,7 @@ impl Stored {
     /// When there is none, or `out` has another length.
     pub fn numbers_into(&self, i: usize, out: &mut [f32]) {
         assert_eq!(out.len(), self.cols, "stored: room for a row");
-        let bytes = self.row(i);
+        let bytes = self.row_bytes(i);
         match self.form {
             Form::F32 => {
                 for (x, four) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
@@ -176,6 +176,13 @@ impl StoredWeight {
         }
     }
 
+    /// The words of the i-th matrix of a group, packed for products, once all matrices of numbers have been laid so.
+    fn packed<'a>(&'a self) -> Option<impl Fn(usize, usize) -> &'a [u32] + Sync> {
+        let laid: Option<Vec<&[u32]>> = self.parts.iter().map(|part| Some(part.laid.get()?.words())).collect();
+        let each = self.parts_per_group();
+        laid.map(|laid| move |group: usize, i: usize| laid[group * each + i])
+    }
+
     /// The matrix and its row that is row `i` of a group.
     fn place(&self, group: usize, mut i: usize) -> (&Stored, usize) {
         for part in self.group(group) {
@@ -208,11 +215,23 @@ impl StoredWeight {
 }
 
 impl ByRow for StoredWeight {
-    /// As it lies there, where its alignment allows it.
     fn row<'r>(&'r self, group: usize, i: usize, room: &'r mut [f32]) -> View<'r> {
         let (part, i) = self.place(group, i);
-        let bytes = part.row(i);
-        match part.form {
+        part.row(0, i, room)
+    }
+
+    fn lying(&self, group: usize, i: usize) -> (&[u8], usize) {
+        let (part, i) = self.place(group, i);
+        part.lying(0, i)
+    }
+}
+
+/// One group.
+impl ByRow for Stored {
+    /// As it lies there, where its alignment allows it.
+    fn row<'r>(&'r self, _: usize, i: usize, room: &'r mut [f32]) -> View<'r> {
+        let bytes = self.row_bytes(i);
+        match self.form {
             Form::F32 => {
                 if let Ok(row) = bytemuck::try_cast_slice(bytes) {
                     return View::F32(row);
@@ -225,14 +244,13 @@ impl ByRow for StoredWeight {
             }
             Form::F16 | Form::Blocks(_) => {}
         }
-        part.numbers_into(i, room);
+        self.numbers_into(i, room);
         View::F32(room)
     }
 
-    fn lying(&self, group: usize, i: usize) -> (&[u8], usize) {
-        let (part, i) = self.place(group, i);
-        let row_bytes = part.bytes.len() / part.rows;
-        (&part.bytes[i * row_bytes..], row_bytes)
+    fn lying(&self, _: usize, i: usize) -> (&[u8], usize) {
+        let row_bytes = self.bytes.len() / self.rows;
+        (&self.bytes[i * row_bytes..], row_bytes)
     }
 }
 
@@ -261,8 +279,12 @@ pub fn matmul_stored(cpu: &Cpu, a: Operand<'_>, offsets: &[u32], w: &StoredWeigh
     }
     match w.compute() {
         None => product::matmul(cpu, a, offsets, w, c),
-        Some(compute) => {
-            gemm::matmul_unpacked(cpu, a, offsets, w.rows, compute, w, c);
-        }
+        Some(compute) => match w.packed() {
+            Some(part) => {
+                let rows: Vec<usize> = w.group(0).iter().map(|part| part.rows).collect();
+                gemm::matmul_stacked(cpu, a, offsets, compute, &rows, &part, c);
+            }
+            None => gemm::matmul_unpacked(cpu, a, offsets, w.rows, compute, w, c),
+        },
     }
 }

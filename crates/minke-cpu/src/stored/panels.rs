@@ -1,8 +1,10 @@
 //! Stored rows laid anew for machines that multiply sixteen of them at once: the same numbers, in as many bytes (Q4_K in 3 % more).
 //!
-//! A panel has sixteen rows. Of each block of the depth it has a vector of words, four elements of every row, then the next
-//! four, so that a product needs nothing but to part a byte's two elements, and sums of sixteen rows lie side by side. Blocks
-//! are in the order in which chains are walked ([`tile`](super::tile)), so every bit is that of the rows where they lie.
+//! A panel of blocks has sixteen rows. Of each block of the depth it has a vector of words, four elements of every row, then
+//! the next four, so that a product needs nothing but to part a byte's two elements, and sums of sixteen rows lie side by
+//! side. Blocks are in the order in which chains are walked ([`tile`](super::tile)), so every bit is that of the rows where
+//! they lie. Rows in bf16 are laid as products of bf16 read them ([`crate::gemm::Packed`]), where pairs of it multiply in
+//! vectors; tile registers read them where they lie.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -17,6 +19,8 @@ use super::inputs::{Inputs, Span, TileRows};
 use super::product::array;
 use super::tile::{self, SIDE};
 use super::{Form, Stored};
+use crate::gemm::tile::PANEL;
+use crate::gemm::{Compute, PackColumns, Packed};
 use crate::rows::{SharedView, store};
 use crate::scratch::AlignedBuf;
 use crate::simd::{Kernel, LANES, Level, Simd};
@@ -126,8 +130,8 @@ macro_rules! with_panel {
 /// A stored matrix in panels, once it has been laid so.
 pub(super) type Laid = OnceLock<Panels>;
 
-/// A matrix in panels: of each the numbers of stored blocks, then all blocks, each with its scales before its elements. One
-/// stream of memory is what hardware reads ahead of best.
+/// A matrix in panels: of each the numbers of stored blocks, then all blocks, each with its scales before its elements, or
+/// words of bf16. One stream of memory is what hardware reads ahead of best.
 pub(super) struct Panels {
     memory: Arc<AlignedBuf>,
     /// The first byte.
@@ -141,10 +145,23 @@ struct Shape {
     panels: usize,
     /// Bytes of a panel, whole lines.
     stride: usize,
+    /// Blocks of the depth, if there are any.
     blocks: usize,
 }
 
 impl Shape {
+    /// What a matrix is laid in on this machine, if products read that faster than its rows.
+    fn of(stored: &Stored, level: Level) -> Option<Self> {
+        match stored.form {
+            Form::Blocks(format) if has_panels(level) => with_panel!(format, F => Self::new::<F>(stored)),
+            Form::Bf16 if level.has_bf16_dot() && !level.has_grid() => {
+                let stride = Packed::bytes_of(level, Compute::Bf16, 1, stored.cols, PANEL);
+                Some(Self { panels: stored.rows.div_ceil(PANEL), stride, blocks: 0 })
+            }
+            Form::F32 | Form::F16 | Form::Bf16 | Form::Blocks(_) => None,
+        }
+    }
+
     #[inline(always)]
     fn new<F: Unpack + Panel>(stored: &Stored) -> Self {
         let blocks = stored.cols / F::BLOCK;
@@ -154,6 +171,13 @@ impl Shape {
 
     fn bytes(self) -> usize {
         self.panels * self.stride
+    }
+}
+
+impl Panels {
+    /// The words of a matrix in bf16, as products read them.
+    pub(super) fn words(&self) -> &[u32] {
+        bytemuck::cast_slice(&self.memory.view::<u8>(self.at + self.shape.bytes())[self.at..])
     }
 }
 
@@ -193,10 +217,7 @@ const TOGETHER_BYTES: usize = 16 << 20;
 /// Lays matrices in panels where products on this machine read them faster than rows, unless told to stop; then products read no
 /// more of their rows, and their owners are told to forget them. Gives back those that stay as they are.
 pub fn lay<'a>(all: &[&'a Stored], level: Level, stop: &AtomicBool) -> Vec<&'a Stored> {
-    let of = |stored: &Stored| match stored.form {
-        Form::Blocks(format) if has_panels(level) => with_panel!(format, F => Shape::new::<F>(stored)),
-        _ => None,
-    };
+    let of = |stored: &Stored| Shape::of(stored, level);
     let (wanted, mut others): (Vec<&'a Stored>, Vec<&'a Stored>) =
         all.iter().partition(|stored| of(stored).is_some());
     let mut left = wanted.into_iter().filter(|stored| stored.laid.get().is_none()).peekable();
@@ -215,10 +236,14 @@ pub fn lay<'a>(all: &[&'a Stored], level: Level, stop: &AtomicBool) -> Vec<&'a S
                 others.extend(these.iter().map(|(stored, _)| *stored).chain(left));
                 return others;
             }
-            let Form::Blocks(format) = stored.form else { unreachable!("a matrix in blocks") };
             let panels;
             (panels, rest) = rest.split_at_mut(of(stored).map_or(0, Shape::bytes));
-            with_panel!(format, F => level.dispatch(Lay::<F> { stored, panels, format: PhantomData }));
+            match stored.form {
+                Form::Blocks(format) => {
+                    with_panel!(format, F => level.dispatch(Lay::<F> { stored, panels, format: PhantomData }));
+                }
+                Form::F32 | Form::F16 | Form::Bf16 => pack(stored, level, bytemuck::cast_slice_mut(panels)),
+            }
             stored.bytes.forget();
         }
         let memory = Arc::new(memory);
@@ -246,6 +271,27 @@ fn has_panels(level: Level) -> bool {
     level.dispatch_product(HasPanels)
 }
 
+/// Rows of bf16 to the words that products read.
+fn pack(stored: &Stored, level: Level, panels: &mut [u32]) {
+    let Stored { rows, cols, .. } = *stored;
+    let each = panels.len() / rows.div_ceil(PANEL).max(1);
+    let mut kept = 0;
+    for (out, first) in panels.chunks_exact_mut(each.max(1)).zip((0..rows).step_by(PANEL)) {
+        forget_before(stored, first, &mut kept);
+        let span = first..rows.min(first + PANEL);
+        level.dispatch_product(PackColumns { compute: Compute::Bf16, group: 0, span, k: cols, w: stored, out });
+    }
+}
+
+/// Lets a stretch of the rows before `row` be forgotten, from byte `kept` on, so that a large matrix is never held twice.
+fn forget_before(stored: &Stored, row: usize, kept: &mut usize) {
+    let end = row * (stored.bytes.len() / stored.rows);
+    if end - *kept >= FORGOTTEN_BYTES {
+        stored.bytes.slice(*kept..end).forget();
+        *kept = end;
+    }
+}
+
 struct Lay<'a, F> {
     stored: &'a Stored,
     /// Zeros.
@@ -265,11 +311,7 @@ impl<F: Unpack + Panel> Kernel for Lay<'_, F> {
         let mut room = [0; STORED_CHUNK];
         let mut kept = 0;
         for (panel, first) in self.panels.chunks_exact_mut(stride).zip((0..*rows).step_by(SIDE)) {
-            // so that a large matrix is never held twice
-            if first * row_bytes - kept >= FORGOTTEN_BYTES {
-                bytes.slice(kept..first * row_bytes).forget();
-                kept = first * row_bytes;
-            }
+            forget_before(self.stored, first, &mut kept);
             let (factors, all) = panel.split_at_mut(blocks / F::PER_STORED * F::FACTORS);
             for r in 0..SIDE.min(rows - first) {
                 let start = (first + r) * row_bytes;

@@ -167,6 +167,41 @@ fn panels_give_the_bits_of_rows() {
 }
 
 #[test]
+fn bf16_in_panels_gives_the_bits_of_rows() {
+    for cols in [2, 31, 64, 170, 1030] {
+        let part = |rows: usize, seed| {
+            let numbers = random(rows * cols, seed);
+            let bytes: Vec<u8> = numbers.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect();
+            let len = bytes.len();
+            Stored::new(Form::Bf16, rows, cols, Bytes::new(Arc::new(bytes), 0..len))
+        };
+        // stacked two by two; neither fills its panels
+        let w = StoredWeight::new(2, (0..4).map(|i| part([37, 80][i % 2], i as u64)).collect());
+        let x = random(130 * cols, 5);
+        for level in Level::available() {
+            let laid = copied(&w);
+            let others = lay(&laid.parts().iter().collect::<Vec<_>>(), level, &AtomicBool::new(false)).len();
+            assert_eq!(others == 0, level.name() == "avx512-bf16", "{}", level.name());
+            for threads in [1, 3] {
+                let cpu = Cpu::with_level(level, threads);
+                for (first, rows) in [(0, 1), (1, 1), (1, 2), (2, 5), (3, 8), (9, 20), (16, 130)] {
+                    let (x, offsets) = (&x[..rows * cols], [0, first, rows as u32]);
+                    let expected = product(&cpu, x, None, &offsets, &w);
+                    let y = product(&cpu, x, None, &offsets, &laid);
+                    let same = y.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits());
+                    assert!(same, "{cols} {} {threads} threads, {rows} rows", level.name());
+                    let mut halves = vec![bf16::ZERO; y.len()];
+                    let a = Operand::new(View::F32(x), cols);
+                    matmul_stored(&cpu, a, &offsets, &laid, ViewMut::Bf16(&mut halves));
+                    let same = halves.iter().zip(&expected).all(|(a, b)| *a == bf16::from_f32(*b));
+                    assert!(same, "{cols} {} {threads} threads, {rows} rows, into bf16", level.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn sums_of_the_largest_numbers_do_not_overflow() {
     for format in BlockFormat::ALL {
         for byte in [0x00, 0x7f, 0x80, 0xff] {
