@@ -37,12 +37,19 @@ pub enum TrainError {
     },
     /// A new run would be written over something.
     #[error(
-        "{path} is not empty\n  = help: continue the run in it with --resume, write to another folder with --out DIR, or delete it",
-        path = path.display()
+        "{path} is not empty{what}write to another folder with --out DIR, or delete it",
+        path = path.display(),
+        what = if *is_run {
+            "\n  = help: continue the run in it with --resume, "
+        } else {
+            " and holds no such run\n  = help: "
+        }
     )]
     Occupied {
         /// The folder.
         path: PathBuf,
+        /// Whether it is a run's.
+        is_run: bool,
     },
     /// Another process writes the same run.
     #[error("another process is training in {path}; wait for it, or choose another folder with --out DIR", path = path.display())]

@@ -7,13 +7,15 @@ use crate::error::{Result, TrainError};
 
 /// Held by the process that trains; the system lets go of it however that process ends.
 const LOCK: &str = ".lock";
+/// The resolved recipe, by which a run's folder is known: it is written before anything else.
+pub const RECIPE: &str = "recipe.toml";
 
 /// A run's folder, held by this process.
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
-    /// Whether it was not there before.
-    is_new: bool,
+    /// What was made for it.
+    made: Vec<PathBuf>,
     _lock: File,
 }
 
@@ -21,12 +23,22 @@ impl RunFolder {
     /// Takes the folder, making it if there is none.
     ///
     /// # Errors
-    /// It cannot be written to, another process has it, or it holds something and `resume` is not said.
+    /// As [`RunFolder::take_with`].
     pub fn take(path: &Path, resume: bool) -> Result<Self> {
-        let is_new = !path.exists();
+        Self::take_with(path, resume, RECIPE)
+    }
+
+    /// Takes the folder of a run that is known by another file than its recipe, making it if there is none.
+    ///
+    /// # Errors
+    /// It cannot be written to, another process has it, or it holds something, and either `resume` is not said or what it
+    /// holds is no run.
+    pub fn take_with(path: &Path, resume: bool, known_by: &str) -> Result<Self> {
+        let made = absent(path);
         fs::create_dir_all(path).map_err(TrainError::io("create the run's folder", path))?;
-        if !resume && !is_empty(path)? {
-            return Err(TrainError::Occupied { path: path.to_owned() });
+        let is_run = path.join(known_by).is_file();
+        if !(resume && is_run || is_empty(path)?) {
+            return Err(TrainError::Occupied { path: path.to_owned(), is_run });
         }
         let lock_path = path.join(LOCK);
         let lock =
@@ -38,7 +50,7 @@ impl RunFolder {
             Err(TryLockError::Error(error)) if error.kind() == std::io::ErrorKind::Unsupported => {}
             Err(TryLockError::Error(error)) => return Err(TrainError::io("lock", &lock_path)(error)),
         }
-        let folder = Self { path: path.to_owned(), is_new, _lock: lock };
+        let folder = Self { path: path.to_owned(), made, _lock: lock };
         let checkpoints = folder.checkpoints();
         fs::create_dir_all(&checkpoints).map_err(TrainError::io("create", &checkpoints))?;
         Ok(folder)
@@ -51,7 +63,7 @@ impl RunFolder {
 
     /// The resolved recipe.
     pub fn recipe(&self) -> PathBuf {
-        self.path.join("recipe.toml")
+        self.path.join(RECIPE)
     }
 
     /// The metrics.
@@ -76,20 +88,32 @@ impl Drop for RunFolder {
         if is_empty(&self.path).unwrap_or(false) {
             // what cannot be removed is in nobody's way
             let _ = fs::remove_dir(self.checkpoints());
+            let _ = fs::remove_file(self.recipe().with_extension("tmp"));
             let _ = fs::remove_file(self.path.join(LOCK));
-            if self.is_new {
-                let _ = fs::remove_dir(&self.path);
-            }
+            remove_empty(&self.made);
         }
     }
 }
 
-/// Whether nothing was ever written here but what [`RunFolder::take`] makes: a run that ended before its first step.
+/// A folder and those around it that are not there yet, the innermost first.
+pub fn absent(path: &Path) -> Vec<PathBuf> {
+    let named = path.ancestors().take_while(|path| !path.as_os_str().is_empty());
+    named.take_while(|path| !path.exists()).map(Path::to_owned).collect()
+}
+
+/// Removes folders, the innermost first, as far as nothing is in them.
+pub fn remove_empty(folders: &[PathBuf]) {
+    let _ = folders.iter().try_for_each(fs::remove_dir);
+}
+
+/// Whether nothing was ever written here but what [`RunFolder::take`] makes, and a recipe that was cut off: a run that
+/// ended before its first step.
 fn is_empty(path: &Path) -> Result<bool> {
     for entry in fs::read_dir(path).map_err(TrainError::io("read", path))? {
         let entry = entry.map_err(TrainError::io("read", path))?;
         let name = entry.file_name();
         let bare = name == LOCK
+            || name == "recipe.tmp"
             || name == "checkpoints"
                 && fs::read_dir(entry.path()).is_ok_and(|mut entries| entries.next().is_none());
         if !bare {
@@ -124,16 +148,27 @@ mod tests {
         // the lock belongs to the open file, so a second one of this process stands for another process
         assert!(matches!(RunFolder::take(&path, true), Err(TrainError::Busy { .. })));
         drop(held);
-        assert!(!path.exists(), "nothing was written, and something is left");
-        fs::create_dir(&path).unwrap();
+        assert!(!root.path().join("runs").exists(), "nothing was written, and something is left");
+        fs::create_dir_all(&path).unwrap();
         drop(RunFolder::take(&path, false).unwrap());
         assert!(path.exists(), "it was there before");
+        fs::write(path.join("recipe.tmp"), "cut o").unwrap();
+        drop(RunFolder::take(&path, false).unwrap());
+        assert!(!path.join("recipe.tmp").exists());
         fs::write(path.join("metrics.jsonl"), "kept").unwrap();
+        // what is no run is nobody's to go on with
+        for resume in [false, true] {
+            let error = RunFolder::take(&path, resume).unwrap_err().to_string();
+            assert!(error.contains("holds no such run") && error.contains("--out"), "{error}");
+            assert!(!error.contains("--resume"), "{error}");
+        }
+        assert_eq!(fs::read(path.join("metrics.jsonl")).unwrap(), b"kept");
+        assert!(RunFolder::take_with(&path, true, "metrics.jsonl").is_ok());
+        fs::write(path.join(RECIPE), "").unwrap();
         let error = RunFolder::take(&path, false).unwrap_err().to_string();
         for option in ["--resume", "--out", "delete"] {
             assert!(error.contains(option), "{error}");
         }
-        assert_eq!(fs::read(path.join("metrics.jsonl")).unwrap(), b"kept");
         assert!(RunFolder::take(&path, true).is_ok());
         let error = RunFolder::take(&path.join("metrics.jsonl"), false).unwrap_err().to_string();
         assert!(

@@ -375,6 +375,16 @@ fn a_run_is_not_written_over_nor_resumed_as_another() {
     let error = run(&place.options("reference", 1), None).unwrap_err();
     assert!(matches!(error, TrainError::Occupied { .. }) && error.is_user_error(), "{error}");
 
+    // nor is what is no run taken for one
+    let own = place.path("own/model/thesis.txt");
+    fs::create_dir_all(own.parent().unwrap()).unwrap();
+    fs::write(&own, "years").unwrap();
+    let mut foreign = place.resume("own", 1);
+    foreign.out = Some(place.path("own"));
+    let error = run(&foreign, None).unwrap_err().to_string();
+    assert!(error.contains("holds no such run") && fs::read_to_string(&own).unwrap() == "years", "{error}");
+    assert!(!place.path("own/recipe.toml").exists());
+
     let mut changed = place.resume("reference", 1);
     changed.overrides = vec!["train.lr=0.1".to_owned(), "model.n_routed_experts=8".to_owned()];
     let error = run(&changed, None).unwrap_err().to_string();

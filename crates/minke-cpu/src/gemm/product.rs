@@ -97,20 +97,18 @@ impl Product<'_> {
             Product::Codes { a, how, .. } => Some(fp8::coding(cpu, a, how)),
         };
         let (n, rows) = (self.columns(), self.rows());
-        let task = |group, rows: Range<usize>, panels: Range<usize>, out: SharedView, to: usize| {
-            match self {
-                Product::Numbers { a, b } => {
-                    let b = nt::Right::of(b, group);
-                    let to = nt::To { out, row: to, stride: n, column: 0 };
-                    let task = nt::Task { a, b, rows, panels, columns: 0..n, to, accumulate: false };
-                    cpu.level().dispatch_product(task);
-                }
-                Product::Codes { a, b, .. } => {
-                    let how = coding.expect("of codes");
-                    let (first, rows) = (rows.start, rows.len());
-                    let task = fp8::Task { a, how, b, group, first, rows, panels, out, to };
-                    cpu.level().dispatch_product(task);
-                }
+        let task = |group, rows: Range<usize>, panels: Range<usize>, out: SharedView, to: usize| match self {
+            Product::Numbers { a, b } => {
+                let b = nt::Right::of(b, group);
+                let to = nt::To { out, row: to, stride: n, column: 0 };
+                let task = nt::Task { a, b, rows, panels, columns: 0..n, to, accumulate: false };
+                cpu.level().dispatch_product(task);
+            }
+            Product::Codes { a, b, .. } => {
+                let how = coding.expect("of codes");
+                let (first, rows) = (rows.start, rows.len());
+                let task = fp8::Task { a, how, b, group, first, rows, panels, out, to };
+                cpu.level().dispatch_product(task);
             }
         };
         let (kept, dtype) = match c {

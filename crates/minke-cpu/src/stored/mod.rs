@@ -178,7 +178,8 @@ impl StoredWeight {
 
     /// The words of the i-th matrix of a group, packed for products, once all matrices of numbers have been laid so.
     fn packed<'a>(&'a self) -> Option<impl Fn(usize, usize) -> &'a [u32] + Sync> {
-        let laid: Option<Vec<&[u32]>> = self.parts.iter().map(|part| Some(part.laid.get()?.words())).collect();
+        let laid: Option<Vec<&[u32]>> =
+            self.parts.iter().map(|part| Some(part.laid.get()?.words())).collect();
         let each = self.parts_per_group();
         laid.map(|laid| move |group: usize, i: usize| laid[group * each + i])
     }

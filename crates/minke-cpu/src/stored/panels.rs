@@ -279,7 +279,14 @@ fn pack(stored: &Stored, level: Level, panels: &mut [u32]) {
     for (out, first) in panels.chunks_exact_mut(each.max(1)).zip((0..rows).step_by(PANEL)) {
         forget_before(stored, first, &mut kept);
         let span = first..rows.min(first + PANEL);
-        level.dispatch_product(PackColumns { compute: Compute::Bf16, group: 0, span, k: cols, w: stored, out });
+        level.dispatch_product(PackColumns {
+            compute: Compute::Bf16,
+            group: 0,
+            span,
+            k: cols,
+            w: stored,
+            out,
+        });
     }
 }
 

@@ -37,12 +37,19 @@ pub enum MakeError {
     Plot(String),
     /// A new pipeline would be written over something.
     #[error(
-        "{path} is not empty\n  = help: continue in it with --resume, make stages again with --from STAGE, write to another folder with --out DIR, or delete it",
-        path = path.display()
+        "{path} is not empty{what}write to another folder with --out DIR, or delete it",
+        path = path.display(),
+        what = if *is_pipeline {
+            "\n  = help: continue in it with --resume, make stages again with --from STAGE, "
+        } else {
+            " and holds no pipeline\n  = help: "
+        }
     )]
     Occupied {
         /// The folder.
         path: PathBuf,
+        /// Whether it is a pipeline's.
+        is_pipeline: bool,
     },
     /// Another process makes the same pipeline.
     #[error("another process is at work in {path}; wait for it, or choose another folder with --out DIR", path = path.display())]

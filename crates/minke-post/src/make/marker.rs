@@ -1,10 +1,12 @@
 //! What was done, on the disk: `stages/NAME.json` beside each stage's recipe, written whole or not at all.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
+use minke_train::run_folder::{absent, remove_empty};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -51,8 +53,8 @@ pub(super) struct Marker {
 /// A pipeline's folder, held by this process.
 pub(super) struct Folder {
     path: PathBuf,
-    /// Whether it was not there before.
-    is_new: bool,
+    /// What was made for it.
+    made: Vec<PathBuf>,
     _lock: File,
 }
 
@@ -124,9 +126,10 @@ fn leaves(recipe: &str) -> BTreeMap<String, String> {
 impl Folder {
     /// Takes the folder, making it if there is none; `again` says that it may hold a pipeline already.
     pub fn take(path: &Path, again: bool) -> Result<Self, MakeError> {
-        let (stages, is_new) = (path.join(STAGES), !path.exists());
-        if !again && !is_fresh(path)? {
-            return Err(MakeError::Occupied { path: path.to_owned() });
+        let (stages, made) = (path.join(STAGES), absent(path));
+        let is_pipeline = kinds(&stages).iter().any(|kind| kind == "toml" || kind == "json");
+        if !(again && is_pipeline || is_fresh(path)?) {
+            return Err(MakeError::Occupied { path: path.to_owned(), is_pipeline });
         }
         fs::create_dir_all(&stages).map_err(MakeError::io("create the pipeline's folder", &stages))?;
         let lock_path = path.join(LOCK);
@@ -139,7 +142,7 @@ impl Folder {
             Err(fs::TryLockError::Error(error)) if error.kind() == std::io::ErrorKind::Unsupported => {}
             Err(fs::TryLockError::Error(error)) => return Err(MakeError::io("lock", &lock_path)(error)),
         }
-        Ok(Self { path: path.to_owned(), is_new, _lock: lock })
+        Ok(Self { path: path.to_owned(), made, _lock: lock })
     }
 
     pub fn path(&self) -> &Path {
@@ -228,9 +231,7 @@ impl Drop for Folder {
         // a folder that holds something is not removed
         if fs::remove_dir(self.path.join(STAGES)).is_ok() {
             let _ = fs::remove_file(self.path.join(LOCK));
-            if self.is_new {
-                let _ = fs::remove_dir(&self.path);
-            }
+            remove_empty(&self.made);
         }
     }
 }
@@ -244,17 +245,18 @@ fn is_fresh(path: &Path) -> Result<bool, MakeError> {
     };
     for entry in entries {
         let entry = entry.map_err(MakeError::io("read", path))?;
-        let only_recipes = || {
-            fs::read_dir(entry.path()).is_ok_and(|entries| {
-                entries.flatten().all(|file| file.path().extension().is_some_and(|kind| kind == "toml"))
-            })
-        };
         let name = entry.file_name();
-        if !(name == LOCK || name == STAGES && only_recipes()) {
+        if !(name == LOCK || name == STAGES && kinds(&entry.path()).iter().all(|kind| kind == "toml")) {
             return Ok(false);
         }
     }
     Ok(true)
+}
+
+/// The endings of the files in the folder of recipes (`toml`) and markers (`json`).
+fn kinds(stages: &Path) -> Vec<OsString> {
+    let entries = fs::read_dir(stages).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path().extension().unwrap_or_default().to_owned()).collect()
 }
 
 /// Writes a file whole or not at all.

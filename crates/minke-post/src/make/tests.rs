@@ -207,6 +207,30 @@ fn stages_are_complete_recipes_and_the_last_model_is_the_pipelines() {
 }
 
 #[test]
+fn what_is_no_pipeline_is_left_alone() {
+    let bench = Bench::new(RECIPE);
+    let options = Options { resume: true, ..bench.options() };
+    // as a run of one stage leaves it, or anybody
+    fs::create_dir_all(bench.out().join("model")).unwrap();
+    fs::write(bench.out().join("model/thesis.txt"), "years").unwrap();
+    fs::write(bench.out().join("recipe.toml"), "").unwrap();
+    let mut fake = Fake::default();
+    let again = [options.clone(), Options { from: Some("base".to_owned()), ..bench.options() }];
+    for options in [bench.options()].iter().chain(&again) {
+        let text = refused(options, &mut fake);
+        assert!(text.contains("holds no pipeline") && !text.contains("--resume"), "{text}");
+    }
+    assert_eq!(fs::read_to_string(bench.out().join("model/thesis.txt")).unwrap(), "years");
+    assert!(!bench.out().join("stages").exists() && fake.ran.is_empty());
+    fs::remove_dir_all(bench.out()).unwrap();
+    // an empty folder is nobody's
+    fs::create_dir(bench.out()).unwrap();
+    assert_eq!(run(&options, &mut fake).unwrap().finished.len(), 3);
+    let text = refused(&bench.options(), &mut fake);
+    assert!(text.contains("--resume") && text.contains("--from"), "{text}");
+}
+
+#[test]
 fn what_options_say_starts_where_the_user_is() {
     let bench = Bench::new(RECIPE);
     let set = [

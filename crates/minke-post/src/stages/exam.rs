@@ -17,6 +17,9 @@ use crate::eval::{AnswerLog, EvalReport, EvalSettings, Prompter, evaluate_logged
 use crate::events::Event;
 use crate::metrics::{Record, Values};
 
+/// The answers, by which the folder of an examination is known.
+const ANSWERS: &str = "answers.jsonl";
+
 /// A recipe of an examination.
 #[derive(Debug, Clone)]
 pub struct Recipe {
@@ -116,7 +119,7 @@ pub fn run(
     let out = options.out.clone().unwrap_or_else(|| PathBuf::from(&recipe.run.out));
     let unsuitable = |error: minke_gym::SuiteError| PostError::unsuitable("eval.suite", error.to_string());
     let suite = Suite::parse(&recipe.suite).map_err(unsuitable)?;
-    let folder = RunFolder::take(&out, options.resume)?;
+    let folder = RunFolder::take_with(&out, options.resume, ANSWERS)?;
     let loaded = suite.load(recipe.split, recipe.per_level, recipe.run.seed).map_err(unsuitable)?;
     if loaded.tasks.is_empty() {
         return Err(PostError::unsuitable("eval.suite", "there is no task in it"));
@@ -129,7 +132,7 @@ pub fn run(
     let settings = EvalSettings { stop_ids: asked.stop_ids.clone(), ..recipe.settings.clone() };
     let prompter = recipe.asking.prompter(&asked, recipe.asking.thinking)?;
     let mut exam = Exam { cpu, tasks: &loaded.tasks, settings: &settings, stop };
-    let log = folder.path().join("answers.jsonl");
+    let log = folder.path().join(ANSWERS);
     let report = exam.sit(&mut asked, &prompter, &log, options.resume, "answers", on_event)?;
     if !report.complete {
         return Ok(None);
