@@ -9,6 +9,7 @@ mod fingerprint;
 pub mod grpo;
 pub mod make;
 pub mod metrics;
+pub mod recipe;
 pub mod report;
 pub mod sample;
 pub mod session;

@@ -29,7 +29,7 @@ use crate::events::{Event, Started};
 use crate::metrics::{self, Balance, MetricsWriter, Record, SampleText};
 use crate::optim::Settings;
 use crate::plan::{self, Shape};
-use crate::recipe::{self, Recipe, Resolved};
+use crate::recipe::{self, Document, Recipe, RecipeError, Resolved};
 use crate::report::{Baseline, Report, Yardstick};
 use crate::resume;
 use crate::run_folder::{self, RunFolder};
@@ -57,6 +57,16 @@ pub struct Options {
     pub force: bool,
     /// Where prepared data is kept; by default `.data` beside the run's folder, so that runs share it.
     pub cache: Option<PathBuf>,
+}
+
+impl Options {
+    /// The recipe, parsed, which is written to [`Options::out`] where that is given.
+    ///
+    /// # Errors
+    /// An unreadable file and invalid TOML, with the place.
+    pub fn document(&self) -> Result<Document, RecipeError> {
+        Ok(Document::load(&self.recipe, &self.overrides)?.written_to(self.out.as_deref()))
+    }
 }
 
 /// How a run ended.
@@ -92,12 +102,11 @@ pub struct Finished {
 /// # Errors
 /// Anything that [`TrainError`] lists; what was on the disk before stays whole.
 pub fn run(options: &Options, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Outcome> {
-    let recipe = Recipe::load(&options.recipe, &options.overrides)?;
+    let recipe = Recipe::read(&options.document()?)?;
     if recipe.data().random {
         let reason = "random tokens are for `bench train`; training needs data.sources".to_owned();
         return Err(TrainError::Unsuitable { key: "data.random", reason });
     }
-    let out = options.out.clone().unwrap_or_else(|| PathBuf::from(&recipe.run().out));
     // an impossible model is said before minutes are spent on data
     let early = match given_tokenizer(&recipe)? {
         Some(tokenizer) => recipe.resolve_with_vocabulary(tokenizer.vocab_size())?,
@@ -117,7 +126,8 @@ pub fn run(options: &Options, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<
             on_event(Event::Warning { text });
         }
     }
-    let folder = RunFolder::take(&out, options.resume)?;
+    let out = Path::new(&early.run.out);
+    let folder = RunFolder::take(out, options.resume)?;
     let resumed = if options.resume { find(&folder, &early, on_event)? } else { None };
     let cache = options.cache.clone().unwrap_or_else(|| {
         let beside = out.parent().filter(|parent| !parent.as_os_str().is_empty());
@@ -130,7 +140,6 @@ pub fn run(options: &Options, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<
         vocabulary: prepared.tokenizer.vocab_size(),
     });
     let mut recipe = recipe.resolve_with_vocabulary(prepared.tokenizer.vocab_size())?;
-    recipe.run.out = out.display().to_string();
     complete(&mut recipe, &prepared);
     if let Some(resumed) = &resumed {
         resume::check_recipe(folder.path(), &resumed.recipe, &recipe)?;

@@ -398,6 +398,7 @@ fn a_run_is_not_written_over_nor_resumed_as_another() {
     fs::remove_dir_all(place.path("runs/.data")).unwrap();
     let error = run(&place.resume("reference", 1), None).unwrap_err().to_string();
     assert!(error.contains("data: was ") && error.contains("changed since"), "{error}");
+    assert!(error.contains(&format!("cannot resume {}:", folder.display())), "{error}");
     let after = content(&folder);
     let same = |name: &str| before[&folder.join(name)] == after[&folder.join(name)];
     assert!(same("recipe.toml") && same("checkpoints/step-12/training/state.safetensors"));

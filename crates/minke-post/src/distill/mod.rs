@@ -29,13 +29,13 @@ use minke_train::pretrain::Options;
 pub use recipe::{Mode, Recipe};
 pub use teacher::Known;
 
-use crate::asking::refuse_coupled;
 use crate::distill::cache::Built;
 use crate::distill::logits::{Logits, Source};
 use crate::distill::on_policy::OnPolicy;
 use crate::error::{PostError, Result};
 use crate::events::Event;
 use crate::grpo::Grpo;
+use crate::recipe::refuse_coupled;
 use crate::session::{self, Base, Outcome, Setup};
 use crate::sft::Sft;
 
@@ -44,7 +44,7 @@ use crate::sft::Sft;
 /// # Errors
 /// Anything that [`PostError`] lists; what was on the disk before stays whole.
 pub fn run(options: &Options, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Outcome> {
-    let mut recipe = Recipe::load(&options.recipe, &options.overrides, options.out.as_deref())?;
+    let mut recipe = Recipe::read(&options.document()?)?;
     // what is cheap to know comes before what takes long to load
     let teacher = Known::look("teacher.path", &recipe.teacher.path)?;
     let student = recipe.look(&teacher)?;

@@ -1,16 +1,14 @@
 //! The recipe of `minke distill`.
 
-use std::path::Path;
-
 use minke_model::Divergence;
 use minke_train::recipe::{self, Document, Dtype, GivenModel, Optim, Run, Section};
 use serde::Serialize;
 
 use super::logits::Telling;
 use super::teacher::Known;
-use crate::asking::template_place;
 use crate::error::{PostError, Result};
-use crate::grpo::{self, RolloutSettings, Tasks, model_path, precision};
+use crate::grpo::{self, RolloutSettings, Tasks};
+use crate::recipe::{model_path, precision, template, template_place};
 use crate::session::{MOST_STEPS, Rhythm, Setup};
 use crate::sft::recipe as sft;
 
@@ -60,7 +58,7 @@ pub struct Student {
     /// A model folder, a run, or a hub id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
-    /// A template by its name or file; the student's own when not given, or else the teacher's.
+    /// A template by its name, file or folder; the student's own when not given, or else the teacher's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
     /// The sizes of one with fresh weights, complete once the teacher is known.
@@ -142,22 +140,10 @@ pub fn fresh_precision() -> minke_model::Precision {
 }
 
 impl Recipe {
-    /// Reads a recipe; `out` replaces the run's folder.
-    ///
-    /// # Errors
-    /// Unknown keys, wrong types and values out of bounds, each with its place.
-    pub fn load(path: &Path, overrides: &[String], out: Option<&Path>) -> Result<Self> {
-        let mut recipe = Self::read(&Document::load(path, overrides)?)?;
-        if let Some(out) = out {
-            recipe.run.out = out.display().to_string();
-        }
-        Ok(recipe)
-    }
-
     /// Reads a parsed recipe.
     ///
     /// # Errors
-    /// As [`Self::load`].
+    /// Unknown keys, wrong types and values out of bounds, each with its place.
     pub fn read(document: &Document) -> Result<Self> {
         document.is_for("distill")?;
         let mut root = document.root();
@@ -167,7 +153,7 @@ impl Recipe {
         let distill = read_distill(root.section("distill")?, document)?;
         let precision = precision(document, &mut root)?;
         let train_section = root.section("train")?;
-        let run = recipe::run(&mut run_section, document.name())?;
+        let run = recipe::run(&mut run_section, document)?;
         run_section.finish()?;
         let teacher = read_teacher(teacher_section, document)?;
         let student = read_student(student_section, document)?;
@@ -250,7 +236,7 @@ impl Recipe {
     /// # Panics
     /// Never: these types have TOML.
     pub fn setup(&self) -> Result<Setup> {
-        let template = self.student.template.as_deref().map(sft::template).transpose()?;
+        let template = template("student.template", self.student.template.as_deref())?;
         let (optim, steps, rhythm) = match &self.lessons {
             Lessons::Written { train, .. } => (train.optim, 0, train.rhythm),
             Lessons::Rollouts { train, .. } => (train.optim, train.steps, train.rhythm),

@@ -10,6 +10,7 @@ use minke_infer::read_config;
 use minke_model::{Config, DType, Divergence, Precision, Teacher};
 use minke_train::checkpoint::save_model;
 use minke_train::metrics::read;
+use minke_train::recipe::Document;
 use serde_json::{Value, json};
 
 use super::logits::Telling;
@@ -391,7 +392,7 @@ fn modules_that_predict_ahead_learn_beside_the_teacher_s_word() {
 #[test]
 fn recipes_say_all_and_what_is_wrong() {
     let place = Place::new(DType::F32);
-    let load = |options: &Options| Recipe::load(&options.recipe, &options.overrides, None);
+    let load = |options: &Options| Recipe::read(&options.document()?);
     let teacher = Known::look("teacher.path", &place.at("teacher").display().to_string()).unwrap();
     for (out, student, distill, more) in [
         ("a", FRESH, "mode = 'logits'\ncache = 'cache'", format!("{WRITTEN}[eval]\nsuite = 'chain:1'\n")),
@@ -405,7 +406,7 @@ fn recipes_say_all_and_what_is_wrong() {
         let text = recipe.setup().unwrap().recipe;
         let written = place.at("written.toml");
         fs::write(&written, &text).unwrap();
-        let mut again = Recipe::load(&written, &[], None).unwrap();
+        let mut again = Recipe::read(&Document::load(&written, &[]).unwrap()).unwrap();
         again.look(&teacher).unwrap();
         assert_eq!(again.setup().unwrap().recipe, text);
     }

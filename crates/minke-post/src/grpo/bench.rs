@@ -17,8 +17,8 @@ use minke_train::trainer::{Course, Trainer};
 use serde::Serialize;
 
 use super::{Algorithm, Answer, Grade, Learner, Objective};
-use crate::asking::refuse_coupled;
 use crate::error::{PostError, Result};
+use crate::recipe::refuse_coupled;
 
 /// What to measure.
 #[derive(Debug, Clone)]

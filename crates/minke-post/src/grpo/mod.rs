@@ -35,17 +35,17 @@ pub use curriculum::Curriculum;
 pub(crate) use learn::{Beside, passes};
 pub use learn::{Learned, Learner};
 pub use objective::{Algorithm, Normalization, Objective, Ratio, Sampled, Terms, Totals};
-pub use recipe::{FormName, LongPrompts, Recipe};
-pub(crate) use recipe::{ModelPart, OPTIM, Tasks, Train, model_path, precision, read_rollout, read_tasks};
+pub use recipe::{LongPrompts, Recipe};
+pub(crate) use recipe::{ModelPart, OPTIM, Tasks, Train, read_rollout, read_tasks};
 pub use reward::{Grade, Reward};
 pub use rollout::{Answer, Group, RolloutSettings, RolloutStats, batch, roll};
 
-use crate::asking::refuse_coupled;
 use crate::error::{PostError, Result};
-use crate::eval::{EvalSettings, Form, Prompter, evaluate};
+use crate::eval::{EvalSettings, Prompter, evaluate};
 use crate::events::Event;
 use crate::fingerprint;
 use crate::metrics::{Sample, Values};
+use crate::recipe::{form, refuse_coupled};
 use crate::session::{self, Outcome, Stage, Workshop};
 
 /// Trains as a recipe says. `stop` ends the run after the step in work, with a checkpoint.
@@ -53,7 +53,7 @@ use crate::session::{self, Outcome, Stage, Workshop};
 /// # Errors
 /// Anything that [`PostError`] lists; what was on the disk before stays whole.
 pub fn run(options: &Options, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Outcome> {
-    let recipe = Recipe::load(&options.recipe, &options.overrides, options.out.as_deref())?;
+    let recipe = Recipe::read(&options.document()?)?;
     let setup = recipe.setup()?;
     refuse_coupled("precision", setup.precision)?;
     let mut stage = Grpo::new(recipe)?;
@@ -132,17 +132,8 @@ impl Grpo {
         if let Some(prompter) = &self.prompter {
             return Ok(prompter.clone());
         }
-        let form = match (self.recipe.tasks.form, &shop.template) {
-            (None | Some(FormName::Chat), Some(template)) => {
-                Form::Chat { template: template.clone(), thinking: Thinking::Default }
-            }
-            (Some(FormName::Chat), None) => {
-                let reason = "the model has no chat template; give model.template, or another form";
-                return Err(PostError::unsuitable("tasks.form", reason));
-            }
-            (Some(FormName::Worked), _) => Form::Worked { think: true },
-            (None | Some(FormName::Plain), _) => Form::Plain,
-        };
+        let name = self.recipe.tasks.form;
+        let form = form("tasks.form", name, shop.template.as_ref(), Thinking::Default)?;
         let prompter = Prompter::new(form, shop.bos, &shop.tokenizer)?;
         self.prompter = Some(prompter.clone());
         Ok(prompter)

@@ -1,19 +1,16 @@
 //! The recipe of `minke grpo`.
 
-use std::path::Path;
-
-use minke_data::template::ChatTemplate;
 use minke_gym::Suite;
 use minke_model::Precision;
-use minke_train::recipe::{self, Document, Optim, Optimizer, RecipeError, Run, Section, located};
+use minke_train::recipe::{self, Document, Optim, Optimizer, Run, Section};
 use minke_train::resume::is_free_everywhere;
 use serde::Serialize;
 
 use super::objective::{Algorithm, Normalization, Objective, Ratio};
 use super::reward::Reward;
 use super::rollout::RolloutSettings;
-use crate::asking::suite_place;
 use crate::error::{PostError, Result};
+use crate::recipe::{FormName, model_path, precision, suite_place, template, template_place};
 use crate::session::{MOST_STEPS, Rhythm, Setup};
 
 /// What becomes of a prompt that leaves no room for an answer.
@@ -26,18 +23,6 @@ pub enum LongPrompts {
     Skip,
     /// The prompt's beginning is left out, and the task counted.
     Cut,
-}
-
-/// How tasks are put.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FormName {
-    /// By the model's template.
-    Chat,
-    /// As worked problems stand in training text, for base models.
-    Worked,
-    /// The prompt and a line feed.
-    Plain,
 }
 
 /// `[tasks]`.
@@ -84,7 +69,7 @@ pub struct Train {
 pub struct ModelPart {
     /// Where to start from.
     pub path: String,
-    /// A built-in template instead of the model's own.
+    /// A template by its name, file or folder instead of the model's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
     /// What the policy shall stay near to; the model at its start when not given.
@@ -129,38 +114,11 @@ pub(crate) const OPTIM: Optim = Optim {
     ..Optim::PRETRAIN
 };
 
-/// `precision`, if the recipe has it.
-pub(crate) fn precision(document: &Document, root: &mut Section) -> Result<Option<recipe::Precision>> {
-    let given = recipe::precision(root)?;
-    let said = document.given().iter().any(|key| key == "precision" || key.starts_with("precision."));
-    Ok(said.then_some(given))
-}
-
-/// A model's path: relative ones are located where they exist, else they stay as they stand, so that hub ids stay what
-/// they are.
-pub(crate) fn model_path(s: &mut Section, key: &'static str) -> Result<Option<String>, RecipeError> {
-    let Some(path) = s.text(key)? else { return Ok(None) };
-    let there = located(path.clone(), s.folder(key));
-    Ok(Some(if Path::new(&there).exists() { there } else { path }))
-}
-
 impl Recipe {
-    /// Reads a recipe; `out` replaces the run's folder.
-    ///
-    /// # Errors
-    /// Unknown keys, wrong types and values out of bounds, each with its place; an unknown suite.
-    pub fn load(path: &Path, overrides: &[String], out: Option<&Path>) -> Result<Self> {
-        let mut recipe = Self::read(&Document::load(path, overrides)?)?;
-        if let Some(out) = out {
-            recipe.run.out = out.display().to_string();
-        }
-        Ok(recipe)
-    }
-
     /// Reads a parsed recipe.
     ///
     /// # Errors
-    /// As [`Self::load`].
+    /// Unknown keys, wrong types and values out of bounds, each with its place.
     pub fn read(document: &Document) -> Result<Self> {
         document.is_for("grpo")?;
         let mut root = document.root();
@@ -173,12 +131,12 @@ impl Recipe {
         let mut train = root.section("train")?;
         let precision = precision(document, &mut root)?;
         root.finish()?;
-        let run_part = recipe::run(&mut run, document.name())?;
+        let run_part = recipe::run(&mut run, document)?;
         run.finish()?;
         let path = model_path(&mut model, "path")?;
         let model_part = ModelPart {
             path: path.ok_or_else(|| model.missing("path", "a model folder"))?,
-            template: model.text("template")?,
+            template: template_place(&mut model)?,
             reference: model_path(&mut model, "reference")?,
         };
         model.finish()?;
@@ -240,7 +198,7 @@ impl Recipe {
     /// # Errors
     /// An unknown template.
     pub fn setup(&self) -> Result<Setup> {
-        let template = self.model.template.as_deref().map(ChatTemplate::named).transpose()?;
+        let template = template("model.template", self.model.template.as_deref())?;
         Ok(Setup {
             kind: "grpo",
             run: self.run.clone(),
@@ -264,13 +222,12 @@ fn is_free(key: &str) -> bool {
 }
 
 pub(crate) fn read_tasks(s: &mut Section) -> Result<Tasks> {
-    let forms = [("chat", FormName::Chat), ("worked", FormName::Worked), ("plain", FormName::Plain)];
     let long = [("refuse", LongPrompts::Refuse), ("skip", LongPrompts::Skip), ("cut", LongPrompts::Cut)];
     let suite = suite_place(s, "suite")?
         .ok_or_else(|| s.missing("suite", "tasks, such as \"core:1-3\" or a .jsonl file"))?;
     Ok(Tasks {
         floor: s.share("floor")?.unwrap_or(0.3),
-        form: s.choice("form", &forms)?,
+        form: s.choice("form", &FormName::CHOICES)?,
         long_prompts: s.choice("long_prompts", &long)?.unwrap_or(LongPrompts::Refuse),
         eval_suite: suite_place(s, "eval_suite")?.unwrap_or_else(|| suite.clone()),
         eval_per_level: s.integer("eval_per_level", 1, 1 << 24)?.unwrap_or(20) as usize,

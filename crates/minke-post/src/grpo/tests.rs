@@ -7,6 +7,7 @@ use minke_data::tokenizer::TrainOptions;
 use minke_model::{Config, Model, Precision};
 use minke_train::checkpoint::save_model;
 use minke_train::metrics::read;
+use minke_train::recipe::Document;
 
 use super::*;
 use crate::metrics::Record;
@@ -244,7 +245,10 @@ fn a_run_that_diverges_says_so_and_what_is_left() {
 #[test]
 fn a_resolved_recipe_reads_as_itself() {
     let folder = tempfile::tempdir().unwrap();
-    let resolved = |path: &Path| Recipe::load(path, &[], None).unwrap().setup().unwrap().recipe;
+    let resolved = |path: &Path| {
+        let document = Document::load(path, &[]).unwrap();
+        Recipe::read(&document).unwrap().setup().unwrap().recipe
+    };
     let first = resolved(&recipe(folder.path(), "[objective]\nalgorithm = \"dapo\"\n").recipe);
     let written = folder.path().join("written.toml");
     fs::write(&written, &first).unwrap();

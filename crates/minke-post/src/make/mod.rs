@@ -167,16 +167,15 @@ enum Plan {
 /// The recipe or the folder cannot be used, a finished stage is not what is given now, or a stage fails. What was
 /// finished stays.
 pub fn run<R: Runner>(options: &Options, runner: &mut R) -> Result<Outcome, Failed<R::Error>> {
-    let pipeline = Pipeline::load(&options.recipe, &options.overrides, runner.kinds())?;
+    let pipeline = Pipeline::load(options, runner.kinds())?;
     let part = ["--only", "--from"].into_iter().zip([&options.only, &options.from]);
     for (option, name) in part.filter_map(|(option, name)| Some((option, name.as_ref()?))) {
         if pipeline.stage(name).is_none() {
             return Err(MakeError::NoStage { option, name: name.clone(), stages: listed(&pipeline) }.into());
         }
     }
-    let out = options.out.clone().unwrap_or_else(|| pipeline.out.clone());
     let again = options.resume || options.only.is_some() || options.from.is_some();
-    let folder = Folder::take(&out, again)?;
+    let folder = Folder::take(&pipeline.out, again)?;
     let plans = plan(&pipeline, &folder, options)?;
     let made = || pipeline.stages.iter().zip(&plans).filter(|(_, plan)| **plan != Plan::Keep);
     // everything that can be found wrong is found before hours are spent on what comes before it

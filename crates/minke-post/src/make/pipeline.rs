@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use minke_train::recipe::{Document, RecipeError, Section, located};
 use toml::{Table, Value};
 
-use super::{Kind, MakeError};
+use super::{Kind, MakeError, Options};
 
 /// What a reference to an earlier stage begins with.
 const REFERENCE: &str = "stage:";
@@ -48,21 +48,22 @@ pub struct Stage {
 }
 
 impl Pipeline {
-    /// Reads a pipeline; `STAGE.KEY=V` of `overrides` changes the recipe of that stage, `run.KEY=V` the pipeline's.
+    /// Reads the pipeline of the options, where `STAGE.KEY=V` changes the recipe of that stage, `run.KEY=V` the pipeline's.
     ///
     /// # Errors
     /// An unreadable file, invalid TOML, unknown kinds and keys of the pipeline itself, names that occur twice or
     /// cannot be folders, references to stages that do not come earlier; each with its place.
-    pub fn load(path: &Path, overrides: &[String], kinds: &[Kind]) -> Result<Self, MakeError> {
+    pub fn load(options: &Options, kinds: &[Kind]) -> Result<Self, MakeError> {
+        let Options { recipe: path, overrides, out, .. } = options;
         let given = Document::load(path, &[])?;
         given.is_for("make")?;
         let names = names(&given)?;
         let translated: Vec<String> =
             overrides.iter().map(|option| translate(option, &names)).collect::<Result<_, _>>()?;
-        let document = Document::load(path, &translated)?;
+        let document = Document::load(path, &translated)?.written_to(out.as_deref());
         let mut root = document.root();
         let mut section = root.section("run")?;
-        let run = minke_train::recipe::run(&mut section, document.name())?;
+        let run = minke_train::recipe::run(&mut section, &document)?;
         let publish = section.text("publish")?;
         let after = section.path("after")?.map(PathBuf::from);
         let no_publish = |expected: &str, section: &Section<'_>, got: &str| {

@@ -59,10 +59,7 @@ pub struct Finished {
 /// # Errors
 /// Anything that [`PostError`] lists; what was on the disk before stays whole.
 pub fn run(options: &Options, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Outcome> {
-    let mut recipe = Recipe::load(&options.recipe, &options.overrides)?;
-    if let Some(out) = &options.out {
-        recipe.run.out = out.display().to_string();
-    }
+    let recipe = Recipe::read(&options.document()?)?;
     let unsuitable = |error: minke_gym::SuiteError| PostError::unsuitable("tasks.suite", error.to_string());
     let suite = Suite::parse(&recipe.tasks.suite).map_err(unsuitable)?;
     let folder = RunFolder::take(Path::new(&recipe.run.out), options.resume)?;

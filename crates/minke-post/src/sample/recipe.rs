@@ -8,15 +8,14 @@
 //! [keep] which, per_task
 //! ```
 
-use std::path::Path;
-
 use minke_train::recipe::{self, Document, Run};
 use minke_train::resume::is_free_everywhere;
 use serde::Serialize;
 use toml::Table;
 
-use crate::asking::{Asking, suite_place};
+use crate::asking::Asking;
 use crate::error::Result;
+use crate::recipe::suite_place;
 
 /// Which right answers of a task are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -79,18 +78,10 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    /// Reads a recipe.
-    ///
-    /// # Errors
-    /// An unreadable file, invalid TOML, unknown keys and values out of bounds, each with its place.
-    pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
-        Self::read(&Document::load(path, overrides)?)
-    }
-
     /// Reads a parsed recipe.
     ///
     /// # Errors
-    /// As [`Self::load`].
+    /// Unknown keys, wrong types and values out of bounds, each with its place.
     pub fn read(document: &Document) -> Result<Self> {
         document.is_for("sample")?;
         let mut root = document.root();
@@ -100,7 +91,7 @@ impl Recipe {
         let mut keep = root.section("keep")?;
         let asking = Asking::read(document, &mut root, &mut sample)?;
         root.finish()?;
-        let run_part = recipe::run(&mut run, document.name())?;
+        let run_part = recipe::run(&mut run, document)?;
         run.finish()?;
         let Some(suite) = suite_place(&mut tasks, "suite")? else {
             let expected = "what is asked, such as \"core\" or \"addition:1-3,my.jsonl\"";

@@ -23,7 +23,6 @@ use minke_infer::{Engine, Request, Sampling};
 use minke_model::{LossOptions, Model, StepStats, TrainBatch};
 use minke_train::plan::Batch;
 use minke_train::pretrain::Options;
-use minke_train::recipe::Document;
 use serde_json::{Value, json};
 
 use crate::error::{PostError, Result};
@@ -40,11 +39,7 @@ use recipe::Recipe;
 /// # Errors
 /// Anything that [`PostError`] lists; what was on the disk before stays whole.
 pub fn run(options: &Options, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Outcome> {
-    let document = Document::load(&options.recipe, &options.overrides)?;
-    let mut recipe = Recipe::read(&document)?;
-    if let Some(out) = &options.out {
-        recipe.run.out = out.display().to_string();
-    }
+    let recipe = Recipe::read(&options.document()?)?;
     let template = recipe.template()?;
     let mut setup = Setup {
         kind: "sft",

@@ -1,6 +1,6 @@
 //! The recipe of `minke sft`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use minke_data::template::ChatTemplate;
 use minke_gym::{Split, Suite, Task};
@@ -11,9 +11,8 @@ use minke_train::schedule::Decay;
 use serde::Serialize;
 
 use super::data::Overlong;
-use crate::asking::{suite_place, template_place};
 use crate::error::{PostError, Result};
-use crate::grpo::{model_path, precision};
+use crate::recipe::{model_path, precision, suite_place, template, template_place};
 use crate::session::{MOST_STEPS, Rhythm};
 
 /// Fine-tuning: small steps, no weight decay, a linear end.
@@ -34,7 +33,7 @@ pub(crate) const OPTIM: Optim = Optim {
 pub struct ModelGiven {
     /// A model folder, a run folder, or a name of the hub's cache.
     pub path: String,
-    /// A built-in chat template, or a file; the model's own when not given.
+    /// A chat template by its name, file or folder; the model's own when not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
 }
@@ -167,7 +166,7 @@ impl Recipe {
         let precision = precision(document, &mut root)?;
         // an unknown section first: what stands in it explains other errors
         root.finish()?;
-        let run = run(&mut run_section, document.name())?;
+        let run = run(&mut run_section, document)?;
         run_section.finish()?;
         let given_eval = document.given().contains("eval");
         Ok(Self {
@@ -184,9 +183,9 @@ impl Recipe {
     /// The template that the recipe names.
     ///
     /// # Errors
-    /// There is neither a built-in one nor a file of that name, or it is broken.
+    /// There is none of that name, or it is broken.
     pub fn template(&self) -> Result<Option<ChatTemplate>> {
-        self.model.template.as_deref().map(template).transpose()
+        template("model.template", self.model.template.as_deref())
     }
 
     /// The tasks that the model is examined with.
@@ -213,38 +212,6 @@ impl Recipe {
     pub fn to_toml(&self) -> String {
         toml::to_string(self).expect("numbers, texts and tables are TOML")
     }
-}
-
-/// A template by its built-in name, or else from a file or model folder.
-///
-/// # Errors
-/// There is none, or it is broken.
-pub fn template(name: &str) -> Result<ChatTemplate> {
-    if ChatTemplate::builtin_names().contains(&name) {
-        return Ok(ChatTemplate::named(name)?);
-    }
-    let path = Path::new(name);
-    if path.is_dir() {
-        let found = ChatTemplate::load(path)?;
-        return found.ok_or_else(|| PostError::unsuitable(name, "the folder has no chat template"));
-    }
-    if path.is_file() {
-        let source = text_of(path)?;
-        return Ok(ChatTemplate::new(name, &source)?);
-    }
-    let known = ChatTemplate::builtin_names().join(", ");
-    let reason = format!("expected one of {known}, or a file; there is neither `{name}`");
-    Err(PostError::unsuitable("model.template", reason))
-}
-
-/// The text of a file of bounded length.
-fn text_of(path: &Path) -> Result<String> {
-    use std::io::Read;
-    let file = std::fs::File::open(path).map_err(PostError::io("open", path))?;
-    let mut text = String::new();
-    // the template itself refuses what is longer
-    file.take(2 << 20).read_to_string(&mut text).map_err(PostError::io("read", path))?;
-    Ok(text)
 }
 
 fn model(mut s: Section) -> Result<ModelGiven, RecipeError> {

@@ -8,6 +8,7 @@ use minke_data::tokenizer::TrainOptions;
 use minke_model::{Config, DType, IGNORE, Model, Precision};
 use minke_train::checkpoint;
 use minke_train::metrics::Line;
+use minke_train::recipe::Document;
 
 use super::data::{Overlong, conversation, read};
 use super::*;

@@ -11,11 +11,12 @@ use minke_train::recipe::{self, Document, Run};
 use minke_train::run_folder::{RunFolder, replace};
 
 use super::split;
-use crate::asking::{Asked, Asking, ThinkingName, suite_place};
+use crate::asking::{Asked, Asking, ThinkingName};
 use crate::error::{PostError, Result};
 use crate::eval::{AnswerLog, EvalReport, EvalSettings, Prompter, evaluate_logged, model_name};
 use crate::events::Event;
 use crate::metrics::{Record, Values};
+use crate::recipe::suite_place;
 
 /// The answers, by which the folder of an examination is known.
 const ANSWERS: &str = "answers.jsonl";
@@ -53,25 +54,17 @@ pub struct Outcome {
 }
 
 impl Recipe {
-    /// Reads a recipe.
-    ///
-    /// # Errors
-    /// Unknown keys and suites, and values out of bounds.
-    pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
-        Self::read(&Document::load(path, overrides)?)
-    }
-
     /// Reads a parsed recipe.
     ///
     /// # Errors
-    /// As [`Self::load`].
+    /// Unknown keys, wrong types and values out of bounds, each with its place.
     pub fn read(document: &Document) -> Result<Self> {
         let mut root = document.root();
         let mut run = root.section("run")?;
         let mut eval = root.section("eval")?;
         let asking = Asking::read(document, &mut root, &mut eval)?;
         root.finish()?;
-        let run_part = recipe::run(&mut run, document.name())?;
+        let run_part = recipe::run(&mut run, document)?;
         run.finish()?;
         let Some(suite) = suite_place(&mut eval, "suite")? else {
             return Err(eval.missing("suite", "what is asked, such as \"core\" or \"my.jsonl\"").into());
@@ -115,11 +108,10 @@ pub fn run(
     stop: &AtomicBool,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Option<Outcome>> {
-    let recipe = Recipe::load(&options.recipe, &options.overrides)?;
-    let out = options.out.clone().unwrap_or_else(|| PathBuf::from(&recipe.run.out));
+    let recipe = Recipe::read(&options.document()?)?;
     let unsuitable = |error: minke_gym::SuiteError| PostError::unsuitable("eval.suite", error.to_string());
     let suite = Suite::parse(&recipe.suite).map_err(unsuitable)?;
-    let folder = RunFolder::take_with(&out, options.resume, ANSWERS)?;
+    let folder = RunFolder::take_with(Path::new(&recipe.run.out), options.resume, ANSWERS)?;
     let loaded = suite.load(recipe.split, recipe.per_level, recipe.run.seed).map_err(unsuitable)?;
     if loaded.tasks.is_empty() {
         return Err(PostError::unsuitable("eval.suite", "there is no task in it"));

@@ -26,22 +26,14 @@ pub struct Recipe {
 pub type Outcome = Option<Vec<(PathBuf, Written)>>;
 
 impl Recipe {
-    /// Reads a recipe.
-    ///
-    /// # Errors
-    /// Unknown keys, families and levels, and values out of bounds.
-    pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
-        Self::read(&Document::load(path, overrides)?)
-    }
-
     /// Reads a parsed recipe.
     ///
     /// # Errors
-    /// As [`Self::load`].
+    /// Unknown keys, wrong types and values out of bounds, each with its place.
     pub fn read(document: &Document) -> Result<Self> {
         let mut root = document.root();
         let mut section = root.section("run")?;
-        let run = recipe::run(&mut section, document.name())?;
+        let run = recipe::run(&mut section, document)?;
         section.finish()?;
         let files = root.sections("file")?;
         root.finish()?;
@@ -95,11 +87,10 @@ impl Recipe {
 /// # Errors
 /// The recipe is wrong, or a file cannot be written.
 pub fn run(options: &Options, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Outcome> {
-    let recipe = Recipe::load(&options.recipe, &options.overrides)?;
-    let folder = options.out.clone().unwrap_or_else(|| PathBuf::from(&recipe.run.out));
+    let recipe = Recipe::read(&options.document()?)?;
     let mut files = Vec::new();
     for (name, settings) in &recipe.files {
-        let path = folder.join(name);
+        let path = Path::new(&recipe.run.out).join(name);
         let written = worked::write(settings, &path, &mut |done, total| {
             on_event(Event::Progress { what: name, done, total });
             if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }

@@ -36,6 +36,7 @@ pub struct Document {
     tree: Node,
     texts: Texts,
     places: RefCell<Places>,
+    out: Option<String>,
 }
 
 impl Document {
@@ -66,7 +67,13 @@ impl Document {
     /// Invalid TOML, with the place.
     pub fn parse(name: &str, text: &str, overrides: &[String]) -> Result<Self, RecipeError> {
         let (tree, texts) = tree::parse(name, text, overrides)?;
-        Ok(Self { tree, texts, places: RefCell::default() })
+        Ok(Self { tree, texts, places: RefCell::default(), out: None })
+    }
+
+    /// The same, written to this folder if one is given, whatever the recipe says.
+    #[must_use]
+    pub fn written_to(self, out: Option<&Path>) -> Self {
+        Self { out: out.map(|out| out.display().to_string()), ..self }
     }
 
     /// The outermost table.
@@ -81,7 +88,7 @@ impl Document {
         if let Kind::Table(entries) = &mut tree.kind {
             entries.retain(|entry| !without.contains(&&entry.key[..]));
         }
-        Some(Self { tree, texts: self.texts.clone(), places: RefCell::default() })
+        Some(Self { tree, texts: self.texts.clone(), places: RefCell::default(), out: None })
     }
 
     /// Refuses the recipe of another command: its own reader would say of every key that it is unknown.
@@ -111,6 +118,11 @@ impl Document {
     /// The recipe's file, or what messages call it.
     pub fn name(&self) -> &str {
         self.texts.name()
+    }
+
+    /// The folder to write to, whatever the recipe says.
+    pub(super) fn out(&self) -> Option<&str> {
+        self.out.as_deref()
     }
 
     /// Where the relative paths of its text start: the folder of its file.

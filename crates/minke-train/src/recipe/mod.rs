@@ -108,7 +108,7 @@ impl Recipe {
         let precision = sections::precision(&mut root)?;
         // an unknown section first: what stands in it explains other errors
         root.finish()?;
-        let run = sections::run(&mut run_section, document.name())?;
+        let run = sections::run(&mut run_section, document)?;
         let baseline = run_section.path("baseline")?;
         run_section.finish()?;
         let model = model(model_section)?;

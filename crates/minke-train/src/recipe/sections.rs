@@ -8,6 +8,7 @@ use minke_model::{Coded, DType};
 use serde::Serialize;
 
 use super::SMALLEST_VOCABULARY;
+use super::document::Document;
 use super::error::RecipeError;
 use super::reader::{self, BYTES, Section, TOKENS};
 use super::tree::Kind;
@@ -365,13 +366,14 @@ pub(super) struct GivenTrain {
 
 const MOST_STEPS: u64 = 1 << 40;
 
-/// `[run]`; its name is the recipe's unless it says another.
-pub fn run(section: &mut Section, recipe_name: &str) -> Result<Run, RecipeError> {
-    let stem = Path::new(recipe_name).file_stem().and_then(|stem| stem.to_str()).unwrap_or("run");
+/// `[run]`; its name is the recipe's unless it says another, and its folder what [`Document::written_to`] says.
+pub fn run(section: &mut Section, document: &Document) -> Result<Run, RecipeError> {
+    let stem = Path::new(document.name()).file_stem().and_then(|stem| stem.to_str()).unwrap_or("run");
     let name = section.text("name")?.unwrap_or_else(|| stem.to_owned());
     // beyond 2^63 TOML has no integers
     let seed = section.integer("seed", 0, i64::MAX as u64)?.unwrap_or(0);
-    let out = section.text("out")?.unwrap_or_else(|| format!("runs/{name}"));
+    let given = section.text("out")?;
+    let out = document.out().map(str::to_owned).or(given).unwrap_or_else(|| format!("runs/{name}"));
     Ok(Run { name, seed, out })
 }
 

@@ -43,7 +43,7 @@ const KINDS: [Kind; 7] = [
         begins_with: Some("model.path"),
         makes_model: true,
         paths: &[],
-        models: &["model.path", "model.reference", "tasks.suite", "tasks.eval_suite"],
+        models: &["model.path", "model.template", "model.reference", "tasks.suite", "tasks.eval_suite"],
     },
     Kind {
         name: "sample",
