@@ -367,13 +367,23 @@ pub(super) struct GivenTrain {
 const MOST_STEPS: u64 = 1 << 40;
 
 /// `[run]`; its name is the recipe's unless it says another, and its folder what [`Document::written_to`] says.
+///
+/// # Errors
+/// Wrong types, and a name that is to be a folder and is a path.
 pub fn run(section: &mut Section, document: &Document) -> Result<Run, RecipeError> {
     let stem = Path::new(document.name()).file_stem().and_then(|stem| stem.to_str()).unwrap_or("run");
     let name = section.text("name")?.unwrap_or_else(|| stem.to_owned());
     // beyond 2^63 TOML has no integers
     let seed = section.integer("seed", 0, i64::MAX as u64)?.unwrap_or(0);
     let given = section.text("out")?;
-    let out = document.out().map(str::to_owned).or(given).unwrap_or_else(|| format!("runs/{name}"));
+    let out = match document.out().map(str::to_owned).or(given) {
+        Some(out) => out,
+        None if matches!(&name[..], "." | "..") || name.contains(['/', '\\']) => {
+            let expected = "the name of a folder in runs/, or run.out beside it";
+            return Err(section.conflict("name", &format!("the string {name:?}"), expected));
+        }
+        None => format!("runs/{name}"),
+    };
     Ok(Run { name, seed, out })
 }
 

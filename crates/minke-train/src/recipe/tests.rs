@@ -340,6 +340,23 @@ fn recipes_of_other_commands_are_told() {
 }
 
 #[test]
+fn a_name_is_no_way_out_of_the_folder_of_runs() {
+    let run = |name: &str, more: &str, out: Option<&Path>| {
+        let text = format!("[run]\nname = {name:?}\n{more}{RANDOM}");
+        let document = Document::parse("r.toml", &text, &[]).unwrap().written_to(out);
+        Recipe::read(&document).map(|recipe| recipe.run().out.clone()).map_err(|error| error.to_string())
+    };
+    for name in ["../../elsewhere", "a/b", "..", "a\\b", "/tmp/a"] {
+        let error = run(name, "", None).unwrap_err();
+        assert!(error.contains("`run.name`") && error.contains("run.out"), "{error}");
+        assert_eq!(run(name, "out = \"there\"\n", None).unwrap(), "there");
+        assert_eq!(run(name, "", Some(Path::new("here"))).unwrap(), "here");
+    }
+    assert_eq!(run("a.b-c", "", None).unwrap(), "runs/a.b-c");
+    assert_eq!(run("a", "out = \"there\"\n", Some(Path::new("here"))).unwrap(), "here");
+}
+
+#[test]
 fn files_that_are_no_recipes_say_so() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("r.toml");
