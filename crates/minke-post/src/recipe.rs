@@ -96,6 +96,14 @@ pub(crate) fn suite_place(s: &mut Section, key: &'static str) -> Result<Option<S
     })))
 }
 
+/// Whether two suites, as TOML, differ at most in where their files lie.
+pub(crate) fn same_suite(was: &str, is: &str) -> bool {
+    fn names(suite: &str) -> impl Iterator<Item = &str> {
+        suite.trim_matches('"').split(',').map(|part| part.rsplit('/').next().unwrap_or(part))
+    }
+    names(was).eq(names(is))
+}
+
 /// `template`: the name of a built-in one, or a path.
 pub(crate) fn template_place(s: &mut Section) -> Result<Option<String>, RecipeError> {
     Ok(s.text("template")?.map(|name| {
@@ -152,6 +160,19 @@ mod tests {
         }
         let text = refuse_coupled("teacher.precision", fp8(true)).unwrap_err().to_string();
         assert!(text.contains("teacher.precision") && text.contains("\"block\""), "{text}");
+    }
+
+    #[test]
+    fn suites_are_known_by_the_names_of_their_files() {
+        for (was, is, same) in [
+            ("\"core:1-3,/a/b.jsonl\"", "\"core:1-3,/c/d/b.jsonl\"", true),
+            ("\"/a/b.jsonl\"", "\"b.jsonl\"", true),
+            ("\"core:1-3\"", "\"core:1-4\"", false),
+            ("\"/a/b.jsonl\"", "\"/a/c.jsonl\"", false),
+            ("\"/a/b.jsonl\"", "\"/a/b.jsonl,core\"", false),
+        ] {
+            assert_eq!(same_suite(was, is), same, "{was} {is}");
+        }
     }
 
     /// The template that a recipe means, as its reader finds it.

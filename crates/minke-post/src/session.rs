@@ -89,8 +89,8 @@ pub struct Setup {
     pub rhythm: Rhythm,
     /// The resolved recipe, stored with the run.
     pub recipe: String,
-    /// Keys of it that may differ when a run is resumed.
-    pub free: fn(&str) -> bool,
+    /// What of it may differ when a run is resumed.
+    pub free: resume::Free,
 }
 
 /// What a stage works with.

@@ -74,22 +74,27 @@ pub(crate) fn same_data(folder: &Path, stored: &str, now: &Resolved) -> Result<b
 /// # Errors
 /// Each key that would lead to other weights, with both values; or a stored file that is no recipe.
 pub(crate) fn check_recipe(folder: &Path, stored: &str, now: &Resolved) -> Result<()> {
-    check(folder, stored, &now.to_toml(), is_free)
+    check(folder, stored, &now.to_toml(), |key, _, _| is_free(key))
 }
 
-/// Compares the text of a stored recipe with that of the one given now, but for the keys that are `free`.
+/// Whether a key may differ as it does: the key, and its two values in TOML.
+pub type Free = fn(&str, &str, &str) -> bool;
+
+/// Compares the text of a stored recipe with that of the one given now, but for differences that are `free`.
 ///
 /// # Errors
-/// Each other key whose value differs, with both values; or a stored file that is no recipe.
-pub fn check(folder: &Path, stored: &str, now: &str, free: fn(&str) -> bool) -> Result<()> {
+/// Each key that differs otherwise, with both values; or a stored file that is no recipe.
+pub fn check(folder: &Path, stored: &str, now: &str, free: Free) -> Result<()> {
     let [stored, now] = both(folder, stored, now)?;
     let keys: std::collections::BTreeSet<&String> = stored.keys().chain(now.keys()).collect();
     let mut lines = Vec::new();
-    for key in keys.into_iter().filter(|key| !free(key)) {
-        let (was, is) = (stored.get(key), now.get(key));
-        if was != is {
-            let shown = |value: Option<&String>| value.cloned().unwrap_or_else(|| "nothing".to_owned());
-            lines.push(format!("  {key}: was {}, is {}", shown(was), shown(is)));
+    for key in keys {
+        let shown = |leaves: &BTreeMap<String, String>| {
+            leaves.get(key).cloned().unwrap_or_else(|| "nothing".to_owned())
+        };
+        let (was, is) = (shown(&stored), shown(&now));
+        if was != is && !free(key, &was, &is) {
+            lines.push(format!("  {key}: was {was}, is {is}"));
         }
     }
     if lines.is_empty() {

@@ -317,10 +317,9 @@ impl Recipe {
 }
 
 /// Keys that change no weight; whether data and teacher are the same is judged by their fingerprints.
-fn is_free(key: &str) -> bool {
-    const FREE: [&str; 5] =
-        ["teacher.path", "student.path", "distill.cache", "train.rows_per_pass", "rollout.concurrency"];
-    FREE.contains(&key) || key.starts_with("tasks.eval_") || sft::is_free(key)
+fn is_free(key: &str, was: &str, is: &str) -> bool {
+    const FREE: [&str; 4] = ["teacher.path", "student.path", "student.template", "distill.cache"];
+    FREE.contains(&key) || sft::is_free(key, was, is) || grpo::is_free(key, was, is)
 }
 
 fn read_teacher(mut s: Section, document: &Document) -> Result<Teacher> {

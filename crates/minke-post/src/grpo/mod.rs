@@ -36,7 +36,7 @@ pub(crate) use learn::{Beside, passes};
 pub use learn::{Learned, Learner};
 pub use objective::{Algorithm, Normalization, Objective, Ratio, Sampled, Terms, Totals};
 pub use recipe::{LongPrompts, Recipe};
-pub(crate) use recipe::{ModelPart, OPTIM, Tasks, Train, read_rollout, read_tasks};
+pub(crate) use recipe::{ModelPart, OPTIM, Tasks, Train, is_free, read_rollout, read_tasks};
 pub use reward::{Grade, Reward};
 pub use rollout::{Answer, Group, RolloutSettings, RolloutStats, batch, roll};
 

@@ -10,7 +10,7 @@ use super::objective::{Algorithm, Normalization, Objective, Ratio};
 use super::reward::Reward;
 use super::rollout::RolloutSettings;
 use crate::error::{PostError, Result};
-use crate::recipe::{FormName, model_path, precision, suite_place, template, template_place};
+use crate::recipe::{FormName, model_path, precision, same_suite, suite_place, template, template_place};
 use crate::session::{MOST_STEPS, Rhythm, Setup};
 
 /// What becomes of a prompt that leaves no room for an answer.
@@ -214,11 +214,14 @@ impl Recipe {
     }
 }
 
-/// Keys that change no weight.
-fn is_free(key: &str) -> bool {
+/// Keys that change no weight; what models and files of tasks are is judged by their fingerprints.
+pub(crate) fn is_free(key: &str, was: &str, is: &str) -> bool {
+    const FREE: [&str; 5] =
+        ["model.path", "model.template", "model.reference", "train.rows_per_pass", "rollout.concurrency"];
     is_free_everywhere(key)
         || key.starts_with("tasks.eval_")
-        || matches!(key, "model.path" | "train.rows_per_pass" | "rollout.concurrency")
+        || FREE.contains(&key)
+        || key == "tasks.suite" && same_suite(was, is)
 }
 
 pub(crate) fn read_tasks(s: &mut Section) -> Result<Tasks> {

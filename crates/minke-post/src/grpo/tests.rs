@@ -199,7 +199,17 @@ fn a_run_that_goes_on_does_so_from_what_it_began_with() {
     fs::write(&file, config.replace("160", "170")).unwrap();
     assert!(refusal().contains("the model: its config"), "{}", refusal());
     fs::write(&file, config).unwrap();
-    let (resumed, _) = go(&options, None);
+    // where they lie does not matter
+    let there = folder.path().join("there");
+    fs::create_dir(&there).unwrap();
+    for name in ["model", "tasks.jsonl"] {
+        fs::rename(folder.path().join(name), there.join(name)).unwrap();
+    }
+    let mut moved = options.clone();
+    for (key, name) in [("model.path", "model"), ("tasks.suite", "tasks.jsonl")] {
+        moved.overrides.push(format!("{key}={:?}", there.join(name)));
+    }
+    let (resumed, _) = go(&moved, None);
     assert_eq!(resumed.step, 3);
 }
 

@@ -117,7 +117,9 @@ impl Pipeline {
 
     /// The complete recipe of a stage of this pipeline in `out`: paths and references resolved, `[run]` filled in.
     pub fn resolved(&self, stage: &Stage, out: &Path) -> Table {
-        let out = std::path::absolute(out).unwrap_or_else(|_| out.to_owned());
+        // one name for it, from wherever it is made
+        let out = std::fs::canonicalize(out).or_else(|_| std::path::absolute(out));
+        let out = out.expect("a folder that was taken has a path");
         let mut recipe = stage.recipe.clone();
         let resolve = Resolve { folder: &self.folder, out: &out, kind: stage.kind };
         for (key, value) in &mut recipe {

@@ -165,7 +165,7 @@ fn stages_are_complete_recipes_and_the_last_model_is_the_pipelines() {
     assert_eq!(fake.checked, ["worked", "base", "rl"]);
     assert_eq!(fake.ran, ["worked", "base", "rl"]);
     assert_eq!((outcome.finished.len(), outcome.stopped), (3, None));
-    let out = std::path::absolute(bench.out()).unwrap();
+    let out = fs::canonicalize(bench.out()).unwrap();
     let of = |stage: &str| recipe_of(&out.join(format!("stages/{stage}.toml")));
     let (worked, base, rl) = (of("worked"), of("base"), of("rl"));
     let text = |value: &toml::Value| value.as_str().unwrap().to_owned();

@@ -15,7 +15,7 @@ use toml::Table;
 
 use crate::asking::Asking;
 use crate::error::Result;
-use crate::recipe::suite_place;
+use crate::recipe::{same_suite, suite_place};
 
 /// Which right answers of a task are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -152,8 +152,12 @@ impl Recipe {
         whole.to_string()
     }
 
-    /// Keys that may differ when a run is resumed: they change no answer.
-    pub fn is_free(key: &str) -> bool {
-        is_free_everywhere(key) || key.starts_with("keep.") || key == "sample.concurrency"
+    /// Keys that may differ when a run is resumed: they change no answer. Whose answers they are, and to which prompts,
+    /// is judged by their fingerprints.
+    pub fn is_free(key: &str, was: &str, is: &str) -> bool {
+        is_free_everywhere(key)
+            || key.starts_with("keep.")
+            || matches!(key, "model.path" | "model.template" | "sample.concurrency")
+            || key == "tasks.suite" && same_suite(was, is)
     }
 }

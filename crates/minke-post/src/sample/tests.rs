@@ -147,6 +147,10 @@ fn a_stage_that_was_cut_off_ends_with_the_same_lessons() {
     let other = Options { overrides: vec!["run.seed=5".into()], ..resumed.clone() };
     let error = run(&other, &never, &mut |_| {}).unwrap_err().to_string();
     assert!(error.contains("run.seed: was 4, is 5"), "{error}");
+    // wherever the model lies by then
+    let model = folder.path().join("moved");
+    fs::rename(folder.path().join("teacher"), &model).unwrap();
+    let resumed = Options { overrides: vec![format!("model.path={model:?}")], ..resumed };
     let mut first = None;
     let finished = run(&resumed, &never, &mut |event| {
         if let Event::Progress { done, .. } = event {
@@ -158,7 +162,8 @@ fn a_stage_that_was_cut_off_ends_with_the_same_lessons() {
     assert_eq!(finished.counts, whole.counts);
     assert_eq!(fs::read_to_string(&finished.answers).unwrap(), lessons);
     // the choice may be another one without asking again
-    let fewer = Options { overrides: vec!["keep.which=shortest".into()], ..resumed };
+    let fewer = [&resumed.overrides[..], &["keep.which=shortest".into()]].concat();
+    let fewer = Options { overrides: fewer, ..resumed };
     let counts = run(&fewer, &never, &mut |_| {}).unwrap().finished.unwrap().counts;
     assert_eq!((counts.samples, counts.kept), (30, counts.solved));
 }

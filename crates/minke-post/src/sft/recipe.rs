@@ -145,11 +145,13 @@ pub struct Recipe {
     pub sample: Asking,
 }
 
-/// Keys that change no weight; which samples there are is judged by their fingerprint.
-pub fn is_free(key: &str) -> bool {
+/// Keys that change no weight; what the model is and which samples there are is judged by their fingerprints.
+pub fn is_free(key: &str, _: &str, _: &str) -> bool {
+    const FREE: [&str; 6] =
+        ["eval", "sample", "train.eval_tokens", "data.max_bad_lines", "model.path", "model.template"];
     is_free_everywhere(key)
         || ["sample.", "eval.", "data.sources"].iter().any(|section| key.starts_with(section))
-        || matches!(key, "eval" | "sample" | "train.eval_tokens" | "data.max_bad_lines")
+        || FREE.contains(&key)
 }
 
 impl Recipe {
