@@ -356,6 +356,10 @@ impl Stage for Grpo {
     }
 
     fn restore(&mut self, state: &Value) -> Result<(), String> {
+        // (older programs kept the curriculum alone)
+        if state.is_array() {
+            return self.curriculum.restore(state);
+        }
         for (key, now, what) in
             [("files", &self.files, "other tasks"), ("reference", &self.reference, "another reference")]
         {

@@ -214,6 +214,21 @@ fn a_run_that_goes_on_does_so_from_what_it_began_with() {
 }
 
 #[test]
+fn a_state_may_be_the_curriculum_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = recipe(folder.path(), "");
+    let grpo = || Grpo::new(Recipe::read(&options.document().unwrap()).unwrap()).unwrap();
+    let mut learned = grpo();
+    learned.curriculum.note(1, 1.0);
+    for state in [learned.state(), learned.curriculum.state()] {
+        let mut again = grpo();
+        again.restore(&state).unwrap();
+        assert_eq!(again.state(), learned.state());
+    }
+    assert!(grpo().restore(&json!([1])).unwrap_err().contains("kinds of tasks"));
+}
+
+#[test]
 fn rates_follow_the_turns_also_where_updates_are_left_out() {
     let folder = tempfile::tempdir().unwrap();
     model(&folder.path().join("model"), minke_model::DType::F32);
