@@ -388,6 +388,10 @@ fn write_tensors(path: &Path, trainer: &Trainer) -> minke_data::Result<()> {
 pub(crate) fn write_json(path: &Path, value: &Value) -> minke_data::Result<()> {
     let mut text = serde_json::to_vec_pretty(value).expect("JSON values serialise");
     text.push(b'\n');
+    if text.len() as u64 > MAX_JSON_BYTES {
+        let why = format!("{} bytes are more than the {MAX_JSON_BYTES} that would be read again", text.len());
+        return Err(minke_data::Error::io("write", path)(std::io::Error::other(why)));
+    }
     fs::write(path, text).map_err(minke_data::Error::io("write", path))
 }
 

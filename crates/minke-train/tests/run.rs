@@ -525,6 +525,12 @@ fn older_checkpoints_go_once_a_step_after_the_newest_was_taken() {
     kept.settle().unwrap();
     assert_eq!(names(), ["step-2"]);
     assert!(told(&kept).contains("checkpoints/step-2\n"), "{}", told(&kept));
+    // what could not be read again is not written
+    let mut long = State::new(3, 0, 0.0, 0, String::new());
+    long.more = serde_json::json!(vec![u64::MAX; 50_000]);
+    let error = kept.save(&cpu, &trainer, &tokenizer, None, &long).unwrap_err().to_string();
+    assert!(error.contains("state.json") && error.contains("would be read again"), "{error}");
+    assert_eq!(names(), ["step-2"]);
     trainer.model.params.data[0] = f32::NAN;
     assert!(matches!(save(&mut kept, &trainer, 3), Err(TrainError::Diverged { .. })));
     assert_eq!(names(), ["step-2"]);

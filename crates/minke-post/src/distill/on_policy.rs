@@ -142,9 +142,7 @@ impl Stage for OnPolicy {
         }
         values.put("train_s", training.elapsed().as_secs_f64());
         values.put("tok_s", drawn.stats.tokens as f64 / start.elapsed().as_secs_f64());
-        for (name, level, success) in self.grpo.curriculum.success() {
-            values.put(format!("success/{name}:{level}"), success);
-        }
+        self.grpo.curriculum.put_into(&mut values);
         Ok(values)
     }
 

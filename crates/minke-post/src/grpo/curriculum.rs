@@ -5,8 +5,15 @@ use std::collections::BTreeMap;
 use minke_gym::{Draw, Part, Split, Suite, SuiteError, Task, problem};
 use serde_json::{Value, json};
 
+use crate::error::{PostError, Result};
+use crate::metrics::Values;
+
 /// How fast the estimate of a cell's success follows.
 const FOLLOW: f64 = 0.1;
+/// Kinds and levels that checkpoints have room for.
+const MOST_CELLS: usize = 30_000;
+/// Kinds and levels that a step tells of, at most.
+const MOST_SHOWN: usize = 64;
 /// What a cell is taken to succeed at before it was tried.
 const UNTRIED: f64 = 0.5;
 
@@ -37,8 +44,9 @@ impl Curriculum {
     /// A curriculum over the training side of a suite; `floor` of 1 draws all kinds and levels alike.
     ///
     /// # Errors
-    /// A file of tasks that cannot be read; a suite without tasks.
-    pub fn new(suite: &Suite, floor: f64, seed: u64) -> Result<Self, SuiteError> {
+    /// A file of tasks that cannot be read; a suite without tasks, or of more kinds and levels than can be followed.
+    pub fn new(suite: &Suite, floor: f64, seed: u64) -> Result<Self> {
+        let unsuitable = |error: SuiteError| PostError::unsuitable("tasks.suite", error.to_string());
         let mut cells = Vec::new();
         for part in suite.parts() {
             if let Part::Family { family, levels } = part {
@@ -51,7 +59,7 @@ impl Curriculum {
             }
         }
         let mut of_files: BTreeMap<(String, u32), Vec<Task>> = BTreeMap::new();
-        for task in suite.tasks(Split::Train, 0, seed)? {
+        for task in suite.tasks(Split::Train, 0, seed).map_err(unsuitable)? {
             of_files.entry((task.name.clone(), task.level)).or_default().push(task);
         }
         cells.extend(of_files.into_iter().map(|((name, level), tasks)| Cell {
@@ -61,7 +69,14 @@ impl Curriculum {
             success: UNTRIED,
         }));
         if cells.is_empty() {
-            return Err(SuiteError::Empty);
+            return Err(unsuitable(SuiteError::Empty));
+        }
+        if cells.len() > MOST_CELLS {
+            let reason = format!(
+                "its tasks have {} names and levels, and at most {MOST_CELLS} can be followed",
+                cells.len()
+            );
+            return Err(PostError::unsuitable("tasks.suite", reason));
         }
         Ok(Self { cells, floor, seed })
     }
@@ -98,9 +113,18 @@ impl Curriculum {
         *success += FOLLOW * (share - *success);
     }
 
-    /// Success of each kind and level so far.
-    pub fn success(&self) -> impl Iterator<Item = (&str, u32, f64)> {
-        self.cells.iter().map(|cell| (cell.name.as_str(), cell.level, cell.success))
+    /// Kinds and levels.
+    pub fn cells(&self) -> usize {
+        self.cells.len()
+    }
+
+    /// Adds the success of each kind and level so far, where they are few enough to be looked at.
+    pub fn put_into(&self, values: &mut Values) {
+        if self.cells.len() <= MOST_SHOWN {
+            for Cell { name, level, success, .. } in &self.cells {
+                values.put(format!("success/{name}:{level}"), *success);
+            }
+        }
     }
 
     /// What must be found again, bit for bit.
@@ -112,7 +136,7 @@ impl Curriculum {
     ///
     /// # Errors
     /// It is of another curriculum.
-    pub fn restore(&mut self, state: &Value) -> Result<(), String> {
+    pub fn restore(&mut self, state: &Value) -> std::result::Result<(), String> {
         let values: Vec<u64> = serde_json::from_value(state.clone()).map_err(|error| error.to_string())?;
         if values.len() != self.cells.len() {
             return Err(format!("{} kinds of tasks instead of {}", values.len(), self.cells.len()));
@@ -151,5 +175,29 @@ mod tests {
         }
         assert!(restored.restore(&json!([1, 2])).is_err());
         assert!(restored.restore(&json!("x")).is_err());
+    }
+
+    #[test]
+    fn kinds_and_levels_are_as_many_as_checkpoints_and_metrics_have_room_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tasks.jsonl");
+        let of = |cells: usize| {
+            let line = |at| format!("{{\"prompt\": \"{at}\", \"answer\": \"1\", \"level\": {at}}}\n");
+            std::fs::write(&path, (1..=cells).map(line).collect::<String>()).unwrap();
+            Curriculum::new(&Suite::parse(path.to_str().unwrap()).unwrap(), 0.3, 1)
+        };
+        let told = |cells: usize| {
+            let mut values = Values::default();
+            of(cells).unwrap().put_into(&mut values);
+            values.values.len()
+        };
+        assert_eq!([told(MOST_SHOWN), told(MOST_SHOWN + 1)], [MOST_SHOWN, 0]);
+        // as long as they can be, and as deep as distillation has them
+        let mut most = of(MOST_CELLS).unwrap();
+        most.cells.iter_mut().for_each(|cell| cell.success = 0.9);
+        let state = json!({ "more": { "tasks": { "success": most.state() } } });
+        assert!(serde_json::to_vec_pretty(&state).unwrap().len() < (1 << 20) - (1 << 12));
+        let error = of(MOST_CELLS + 1).err().unwrap().to_string();
+        assert!(error.contains("tasks.suite") && error.contains("30000"), "{error}");
     }
 }

@@ -105,8 +105,7 @@ impl Grpo {
     /// Takes the tasks.
     pub fn new(recipe: Recipe) -> Result<Self> {
         let [suite, eval_suite] = recipe.suites()?;
-        let curriculum = Curriculum::new(&suite, recipe.tasks.floor, recipe.run.seed)
-            .map_err(|error| PostError::unsuitable("tasks.suite", error.to_string()))?;
+        let curriculum = Curriculum::new(&suite, recipe.tasks.floor, recipe.run.seed)?;
         let files = suite.parts().iter().filter_map(|part| match part {
             Part::Tasks(path) => Some(path.clone()),
             Part::Family { .. } | Part::Text(_) => None,
@@ -257,7 +256,7 @@ impl Stage for Grpo {
 
     fn facts(&self) -> Vec<(String, String)> {
         let RolloutSettings { prompts, group, max_tokens, .. } = self.recipe.rollout;
-        let kinds = self.curriculum.success().count();
+        let kinds = self.curriculum.cells();
         vec![
             (
                 "objective".to_owned(),
@@ -290,9 +289,7 @@ impl Stage for Grpo {
         values.put("train_s", train_s);
         values.put("tok_s", rollout.tokens as f64 / all_s);
         learned.put_into(&mut values);
-        for (name, level, success) in self.curriculum.success() {
-            values.put(format!("success/{name}:{level}"), success);
-        }
+        self.curriculum.put_into(&mut values);
         Ok(values)
     }
 
