@@ -194,8 +194,8 @@ impl<R: Line> MetricsWriter<R> {
     }
 
     /// Continues a file from a checkpoint after `step` steps: later records and a torn last line are dropped.
-    /// A file that is not there is started. Of one that holds a line that is no record, what comes before it is continued;
-    /// a copy of the whole is set aside, and `warn` hears of it.
+    /// A file that is not there is started. Of one that holds lines that are no records, the others are continued; a copy
+    /// of the whole is set aside, and `warn` hears of it.
     ///
     /// # Errors
     /// When it cannot be read or written; it is then unchanged.
@@ -221,22 +221,26 @@ impl<R: Line> MetricsWriter<R> {
         }
         let temporary = path.with_extension("jsonl.tmp");
         let mut kept = BufWriter::new(File::create(&temporary).map_err(io_error("create", &temporary))?);
-        let read = for_each_line(path, |line, record: R| {
-            if !stays(&record) {
-                return Ok(());
+        let mut damaged: Option<(MetricsError, usize)> = None;
+        for_each_line(path, |line, record: Result<R, MetricsError>| match record {
+            Ok(record) if stays(&record) => kept
+                .write_all(line)
+                .and_then(|()| kept.write_all(b"\n"))
+                .map_err(io_error("write", &temporary)),
+            Ok(_) => Ok(()),
+            Err(why) => {
+                damaged.get_or_insert((why, 0)).1 += 1;
+                Ok(())
             }
-            kept.write_all(line).and_then(|()| kept.write_all(b"\n")).map_err(io_error("write", &temporary))
-        });
-        match read {
-            Err(why @ MetricsError::Corrupt { .. }) => {
-                let aside = path.with_extension("jsonl.damaged");
-                fs::copy(path, &aside).map_err(io_error("write", &aside))?;
-                warn(&format!(
-                    "{why}; what comes before it is kept, and the whole as it was in {}",
-                    aside.display()
-                ));
-            }
-            other => other?,
+        })?;
+        if let Some((why, lines)) = damaged {
+            let aside = path.with_extension("jsonl.damaged");
+            fs::copy(path, &aside).map_err(io_error("write", &aside))?;
+            let lines = if lines == 1 { "this line".to_owned() } else { format!("{lines} such lines") };
+            warn(&format!(
+                "{why}; without {lines} it goes on, and the whole as it was is {}",
+                aside.display()
+            ));
         }
         let kept = kept.into_inner().map_err(|error| io_error("write", &temporary)(error.into_error()))?;
         kept.sync_all().map_err(io_error("sync", &temporary))?;
@@ -264,37 +268,34 @@ impl<R: Line> MetricsWriter<R> {
 pub fn read<R: Line>(path: &Path) -> Result<Vec<R>, MetricsError> {
     let mut records = Vec::new();
     for_each_line(path, |_, record| {
-        records.push(record);
+        records.push(record?);
         Ok(())
     })?;
     Ok(records)
 }
 
-/// Gives each complete line, without its end, and its record.
+/// Gives each complete line, without its end, and its record, or why it is none.
 fn for_each_line<R: Line>(
     path: &Path,
-    mut give: impl FnMut(&[u8], R) -> Result<(), MetricsError>,
+    mut give: impl FnMut(&[u8], Result<R, MetricsError>) -> Result<(), MetricsError>,
 ) -> Result<(), MetricsError> {
     let mut reader = BufReader::new(File::open(path).map_err(io_error("open", path))?);
     let mut line = Vec::new();
     for number in 1.. {
         line.clear();
+        let corrupt = |reason: String| MetricsError::Corrupt { path: path.to_owned(), line: number, reason };
         let mut limited = io::Read::take(&mut reader, MAX_LINE_BYTES);
         let length = limited.read_until(b'\n', &mut line).map_err(io_error("read", path))?;
         let Some(complete) = line.strip_suffix(b"\n") else {
             if length as u64 == MAX_LINE_BYTES {
-                let reason = format!("longer than {MAX_LINE_BYTES} bytes");
-                return Err(MetricsError::Corrupt { path: path.to_owned(), line: number, reason });
+                give(&line, Err(corrupt(format!("longer than {MAX_LINE_BYTES} bytes"))))?;
+                reader.skip_until(b'\n').map_err(io_error("read", path))?;
+                continue;
             }
             // the end, or a line that a kill cut off
             return Ok(());
         };
-        let record = serde_json::from_slice(complete).map_err(|error| MetricsError::Corrupt {
-            path: path.to_owned(),
-            line: number,
-            reason: error.to_string(),
-        })?;
-        give(complete, record)?;
+        give(complete, serde_json::from_slice(complete).map_err(|error| corrupt(error.to_string())))?;
     }
     Ok(())
 }
@@ -392,19 +393,25 @@ mod tests {
     }
 
     #[test]
-    fn what_precedes_a_damaged_line_is_continued_and_the_whole_set_aside() {
-        let (_folder, path) = folder_with(&[step(1), step(2), step(3)]);
-        let damaged = fs::read_to_string(&path).unwrap().replace("\"step\":2", "\"stop\":2");
+    fn what_stands_around_damaged_lines_is_continued_and_the_whole_set_aside() {
+        let (_folder, path) = folder_with(&[step(1), step(2), step(3), step(4)]);
+        let long = "x".repeat(2 * MAX_LINE_BYTES as usize) + "\n";
+        let mut damaged = fs::read_to_string(&path).unwrap().replace("\"step\":2", "\"stop\":2");
+        damaged.insert_str(damaged.find("{\"kind\":\"step\",\"step\":3").unwrap(), &long);
         fs::write(&path, &damaged).unwrap();
         assert!(read::<Record>(&path).is_err());
         let mut warnings = Vec::new();
         let mut writer = MetricsWriter::resume(&path, 3, &mut |text| warnings.push(text.to_owned())).unwrap();
-        writer.append(&step(4)).unwrap();
+        writer.append(&step(5)).unwrap();
         let [warning] = &warnings[..] else { panic!("{warnings:?}") };
-        for part in ["metrics.jsonl:2: not a metrics record: missing field `step`", "metrics.jsonl.damaged"] {
+        for part in [
+            "metrics.jsonl:2: not a metrics record: missing field `step`",
+            "without 2 such lines",
+            "metrics.jsonl.damaged",
+        ] {
             assert!(warning.contains(part), "{warning}");
         }
-        assert_eq!(read::<Record>(&path).unwrap(), [step(1), step(4)]);
+        assert_eq!(read::<Record>(&path).unwrap(), [step(1), step(3), step(5)]);
         assert_eq!(fs::read_to_string(path.with_extension("jsonl.damaged")).unwrap(), damaged);
     }
 
