@@ -20,13 +20,13 @@ use minke_infer::machine::available_bytes;
 use minke_infer::{EngineError, Loaded, load_model};
 use minke_model::{Model, Precision, Purpose, spec};
 use minke_train::checkpoint::{self, Checkpoints, State};
-use minke_train::metrics::MetricsWriter;
+use minke_train::metrics::{self, MetricsWriter};
 use minke_train::optim::Settings;
 use minke_train::plan::{self, Batch, Shape};
 use minke_train::pretrain::Options;
 use minke_train::recipe::{Optim, RecipeError, Run, Section};
 use minke_train::run_folder::{self, RunFolder};
-use minke_train::trainer::{Course, Trainer};
+use minke_train::trainer::{Course, Tally, Trainer};
 use minke_train::{TrainError, resume};
 use serde::Serialize;
 use serde_json::Value;
@@ -77,6 +77,8 @@ pub struct Setup {
     pub run: Run,
     /// The model to start from.
     pub model: String,
+    /// The recipe's key that says so; a model with fresh weights has none.
+    pub begins_with: Option<&'static str>,
     /// What its products run in; what its tensors are stored in when not given.
     pub precision: Option<Precision>,
     /// A template instead of the model's own.
@@ -330,6 +332,7 @@ pub fn run(
         before_s: before.as_ref().map_or(0.0, |checkpoint| checkpoint.state.elapsed_s),
         checkpoints: Checkpoints::new(folder.checkpoints(), setup.rhythm.keep, before.as_ref())?,
         start: Instant::now(),
+        turn: first,
         evaluation: None,
         setup,
         folder,
@@ -378,6 +381,8 @@ struct Session<'a> {
     before_s: f64,
     start: Instant,
     checkpoints: Checkpoints,
+    /// The turn in work or done last, from 1.
+    turn: u64,
     evaluation: Option<Values>,
 }
 
@@ -394,10 +399,9 @@ impl Session<'_> {
         let mut step = first;
         let mut saved_at = self.checkpoints.newest.is_some().then_some(first);
         while step < steps && !stop.load(Ordering::Relaxed) {
-            self.turn(step, first)?;
+            let updates = self.turn(step, first)?;
             step += 1;
-            let taken = self.shop.trainer.skipped_in_a_row() == 0;
-            if taken {
+            if updates.taken > 0 {
                 self.checkpoints.settle()?;
             }
             if due(step, eval_every) {
@@ -407,12 +411,14 @@ impl Session<'_> {
                 self.sample(step)?;
             }
             // an update that was skipped may be the work of weights that are no good any more
-            if due(step, checkpoint_every) && taken {
+            let in_doubt = updates.skipped > 0 && self.shop.trainer.skipped_in_a_row() > 0;
+            if due(step, checkpoint_every) && !in_doubt {
                 self.save(step)?;
                 saved_at = Some(step);
             }
         }
         if step > 0 && saved_at != Some(step) {
+            self.judge(step)?;
             self.save(step)?;
         }
         let finished = step == steps;
@@ -436,37 +442,74 @@ impl Session<'_> {
             steps,
             checkpoint: self.checkpoints.newest.clone(),
             model: finished.then(|| self.folder.model()),
-            evaluation: self.evaluation.clone(),
+            evaluation: match self.evaluation.take() {
+                // resumed after its last turn
+                None if finished => self.last_evaluation()?,
+                own => own,
+            },
         })
+    }
+
+    /// Weights that a skipped update left are as good as an evaluation says.
+    fn judge(&mut self, step: u64) -> Result<()> {
+        let is_judged = self.evaluation.as_ref().is_some_and(|values| values.step == step);
+        if self.shop.trainer.skipped_in_a_row() > 0
+            && !is_judged
+            && self.stage.evaluate(&mut self.shop, step, self.on_event)?.is_none()
+        {
+            return Err(self.shop.trainer.ran_away().into());
+        }
+        Ok(())
+    }
+
+    /// The last evaluation that earlier parts of the run wrote down.
+    fn last_evaluation(&self) -> Result<Option<Values>> {
+        let records = metrics::read::<Record>(&self.folder.metrics())?;
+        Ok(records.into_iter().rev().find_map(|record| match record {
+            Record::Evaluation(values) => Some(values),
+            Record::Step(_) | Record::Sample(_) => None,
+        }))
     }
 
     /// Says of numbers that ran away, wherever they were found, what is left on the disk.
     fn explain(&self, error: PostError) -> PostError {
         let trainer = &self.shop.trainer;
-        match error {
+        let error = match error {
             PostError::Engine(EngineError::NotANumber { .. }) if trainer.steps_done() > 0 => {
-                self.checkpoints.explain(trainer.diverged("likeliest logit")).into()
+                trainer.diverged("likeliest logit")
             }
-            PostError::Train(error) => self.checkpoints.explain(error).into(),
-            other => other,
+            PostError::Train(error) => error,
+            other => return other,
+        };
+        let mut error = self.checkpoints.explain(error);
+        if let TrainError::Diverged { step, from, .. } = &mut error {
+            // updates are the trainer's to count, turns are what a person sees
+            *step = self.turn;
+            *from = self.setup.begins_with;
         }
+        error.into()
     }
 
     fn elapsed_s(&self) -> f64 {
         self.before_s + self.start.elapsed().as_secs_f64()
     }
 
-    fn turn(&mut self, step: u64, first: u64) -> Result<()> {
+    /// Takes a turn; what became of its updates.
+    fn turn(&mut self, step: u64, first: u64) -> Result<Tally> {
+        self.turn = step + 1;
+        let before = self.shop.trainer.tally();
         self.shop.trainer.seek(step * self.stage.updates());
         let mut values = self.stage.turn(&mut self.shop, step, self.on_event)?;
         (values.step, values.elapsed_s) = (step + 1, self.elapsed_s());
         let pace = self.start.elapsed().as_secs_f64() / (step + 1 - first) as f64;
         let remaining_s = pace * (self.setup.steps - step - 1) as f64;
         (self.on_event)(Event::Step { metrics: &values, steps: self.setup.steps, remaining_s });
-        if let Some(text) = self.shop.trainer.skip_warning() {
+        let updates = self.shop.trainer.tally().since(before);
+        if let Some(text) = self.shop.trainer.skip_warning(step + 1, updates) {
             (self.on_event)(Event::Warning { text: &text });
         }
-        Ok(self.metrics.append(&Record::Step(values))?)
+        self.metrics.append(&Record::Step(values))?;
+        Ok(updates)
     }
 
     fn evaluate(&mut self, step: u64) -> Result<()> {

@@ -89,8 +89,9 @@ pub enum TrainError {
     TooLarge(crate::plan::TooLarge),
     /// Numbers ran away and did not come back.
     #[error(
-        "step {step}: the {what} is not finite{times}; {left}\n  = help: start another run with --out DIR: a lower `train.lr` or `train.muon_lr`, a longer `train.warmup_share` or a smaller `train.clip` may hold it; `train.skip_limit` says how many such steps are skipped",
-        times = times(*in_a_row), left = left(good.as_deref())
+        "step {step}: the {what} is not finite{times}; {left}\n  = help: --resume comes to the same end; start another run with --out DIR{from}: a lower `train.lr` or `train.muon_lr`{clip} or a longer `train.warmup_share` may hold it; `train.skip_limit` says how many such steps are skipped",
+        times = times(*in_a_row), left = left(good.as_deref()), from = from_there(*from, good.as_deref()),
+        clip = if *clips { ", a smaller `train.clip`" } else { "" }
     )]
     Diverged {
         /// The step that was tried, from 1.
@@ -99,8 +100,12 @@ pub enum TrainError {
         what: &'static str,
         /// Steps in a row without a finite loss and gradient, this one included; 0 when it was taken.
         in_a_row: u64,
+        /// Whether gradients are clipped.
+        clips: bool,
         /// The newest checkpoint after which a step was taken, if there is one.
         good: Option<PathBuf>,
+        /// The recipe's key for the model to start from, if there is one.
+        from: Option<&'static str>,
     },
 }
 
@@ -115,6 +120,13 @@ fn left(good: Option<&Path>) -> String {
     match good {
         Some(path) => format!("the last checkpoint that is known to be good is {}", path.display()),
         None => "there is no checkpoint that is known to be good".to_owned(),
+    }
+}
+
+fn from_there(key: Option<&str>, good: Option<&Path>) -> String {
+    match (key, good) {
+        (Some(key), Some(good)) => format!(", from there with --set {key}={}", good.display()),
+        _ => String::new(),
     }
 }
 
@@ -144,5 +156,26 @@ impl TrainError {
             }
             Self::Metrics(_) | Self::Report(_) | Self::Diverged { .. } => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_that_diverged_says_where_to_go_on() {
+        let told = |clips, good: Option<&str>, from| {
+            let good = good.map(PathBuf::from);
+            TrainError::Diverged { step: 7, what: "loss", in_a_row: 3, clips, good, from }.to_string()
+        };
+        insta::assert_snapshot!(told(true, None, Some("model.path")), @r"
+        step 7: the loss is not finite, 3 times in a row; there is no checkpoint that is known to be good
+          = help: --resume comes to the same end; start another run with --out DIR: a lower `train.lr` or `train.muon_lr`, a smaller `train.clip` or a longer `train.warmup_share` may hold it; `train.skip_limit` says how many such steps are skipped
+        ");
+        insta::assert_snapshot!(told(false, Some("run/checkpoints/step-4"), Some("model.path")), @r"
+        step 7: the loss is not finite, 3 times in a row; the last checkpoint that is known to be good is run/checkpoints/step-4
+          = help: --resume comes to the same end; start another run with --out DIR, from there with --set model.path=run/checkpoints/step-4: a lower `train.lr` or `train.muon_lr` or a longer `train.warmup_share` may hold it; `train.skip_limit` says how many such steps are skipped
+        ");
     }
 }

@@ -387,6 +387,11 @@ impl<'a> Session<'a> {
             }
         }
         if step > 0 && saved_at != Some(step) {
+            // what a skipped step left is as good as its loss on other text
+            let skipped = self.trainer.skipped_in_a_row() > 0;
+            if skipped && self.score_held_out(self.recipe.train.eval_tokens)?.is_none() {
+                return Err(self.trainer.ran_away());
+            }
             self.save(step)?;
         }
         let finished = if step == steps { Some(self.finish()?) } else { None };
@@ -406,6 +411,7 @@ impl<'a> Session<'a> {
         for index in first..first + accumulation {
             micro.push(crate::batch::from_rows(&self.loader.batch(index)?));
         }
+        let before = self.trainer.tally();
         let report = self.trainer.step(&self.cpu, &micro)?;
         let tok_s = self.recipe.tokens_per_step() as f64 / start.elapsed().as_secs_f64();
         let reached = tok_s * self.flops_per_token as f64 / 1e9;
@@ -426,7 +432,7 @@ impl<'a> Session<'a> {
         let pace = self.start.elapsed().as_secs_f64() / (report.step - self.first) as f64;
         let remaining_s = pace * (steps - report.step) as f64;
         (self.on_event)(Event::Step { metrics: &metrics, steps, remaining_s });
-        if let Some(text) = self.trainer.skip_warning() {
+        if let Some(text) = self.trainer.skip_warning(metrics.step, self.trainer.tally().since(before)) {
             (self.on_event)(Event::Warning { text: &text });
         }
         Ok(self.metrics.append(&Record::Step(metrics))?)
@@ -437,20 +443,21 @@ impl<'a> Session<'a> {
         self.recipe.train.eval_tokens.max(FINAL_EVAL_TOKENS)
     }
 
-    /// Scores so many tokens of the held-out text that the last evaluation reads, if there is any.
+    /// Scores so many tokens of the held-out text that the last evaluation reads, if there is any; its loss is finite.
     fn score_held_out(&mut self, tokens: u64) -> Result<Option<Score>> {
         let of = self.final_eval_tokens();
         let Some(held_out) = &self.held_out else { return Ok(None) };
         let per_batch = (self.recipe.train.sequence_length * self.recipe.train.batch_size) as u64;
-        eval::score(&mut self.trainer.model, &self.cpu, held_out, per_batch, tokens, of).map(Some)
+        let score = eval::score(&mut self.trainer.model, &self.cpu, held_out, per_batch, tokens, of)?;
+        if !score.loss().is_finite() {
+            return Err(self.trainer.diverged("held-out loss"));
+        }
+        Ok(Some(score))
     }
 
     fn evaluate(&mut self, step: u64, tokens: u64) -> Result<Option<Score>> {
         let score = self.score_held_out(tokens)?;
         if let Some(score) = &score {
-            if !score.loss().is_finite() {
-                return Err(self.trainer.diverged("held-out loss"));
-            }
             let evaluation = metrics::Evaluation {
                 step,
                 tokens: step * self.recipe.tokens_per_step(),

@@ -92,9 +92,28 @@ pub struct Trainer {
     course: Course,
     /// Where the next update stands in the schedule, from 0.
     place: u64,
+    /// Updates so far, since this trainer is there.
+    tally: Tally,
     /// Steps skipped since the last that was not, and what was not finite in the last of them.
     skipped: u64,
     runaway: &'static str,
+}
+
+/// Updates by what became of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Those that changed weights.
+    pub taken: u64,
+    /// Those that changed nothing, because a loss or a gradient was not finite.
+    pub skipped: u64,
+}
+
+impl Tally {
+    /// Those that are not among `before`.
+    #[must_use]
+    pub fn since(self, before: Self) -> Self {
+        Self { taken: self.taken - before.taken, skipped: self.skipped - before.skipped }
+    }
 }
 
 /// What an update did.
@@ -162,7 +181,7 @@ impl Trainer {
         let optimizer = Optimizer::new(settings, &model.params.entries, moments);
         model.params.zero_grad();
         model.recompute = course.recompute;
-        Self { model, optimizer, course, place: 0, skipped: 0, runaway: "" }
+        Self { model, optimizer, course, place: 0, tally: Tally::default(), skipped: 0, runaway: "" }
     }
 
     /// Steps done.
@@ -175,30 +194,45 @@ impl Trainer {
         self.skipped
     }
 
-    /// What a person is told when the last update was skipped; nothing when it was not.
-    pub fn skip_warning(&self) -> Option<String> {
-        let Self { skipped, course: Course { skip_limit, .. }, .. } = self;
-        let update = self.steps_done();
-        (*skipped > 0).then(|| {
+    /// Updates so far, since this trainer is there.
+    pub fn tally(&self) -> Tally {
+        self.tally
+    }
+
+    /// What a person is told of a step whose updates were these, if one was skipped.
+    pub fn skip_warning(&self, step: u64, updates: Tally) -> Option<String> {
+        let Self { skipped: in_a_row, course: Course { skip_limit, .. }, .. } = self;
+        let Tally { taken, skipped } = updates;
+        (skipped > 0).then(|| {
             format!(
-                "update {update}: a loss or a gradient is not finite, so nothing was changed: {skipped} in a row of {skip_limit} that are borne"
+                "step {step}: a loss or a gradient is not finite: {skipped} of {} updates changed nothing, {in_a_row} in a row of {skip_limit} that are borne",
+                taken + skipped
             )
         })
     }
 
     /// That numbers ran away: what was not finite after the last step.
     pub fn diverged(&self, what: &'static str) -> TrainError {
-        TrainError::Diverged { step: self.steps_done(), what, in_a_row: self.skipped, good: None }
+        TrainError::Diverged {
+            step: self.steps_done(),
+            what,
+            in_a_row: self.skipped,
+            clips: self.course.clip > 0.0,
+            good: None,
+            from: None,
+        }
     }
 
-    /// Refuses weights that are not worth keeping: the last step was skipped, or they are no numbers.
+    /// The same of the last step that was skipped.
+    pub fn ran_away(&self) -> TrainError {
+        self.diverged(self.runaway)
+    }
+
+    /// Refuses weights that are no numbers.
     ///
     /// # Errors
     /// [`TrainError::Diverged`].
     pub fn check(&self, cpu: &Cpu) -> Result<()> {
-        if self.skipped > 0 {
-            return Err(self.diverged(self.runaway));
-        }
         if !sum_squares(cpu, &[&self.model.params.data]).is_finite() {
             return Err(self.diverged("norm of the weights"));
         }
@@ -316,12 +350,14 @@ impl Trainer {
         if let Some((what, _)) = runaway {
             self.model.params.zero_grad();
             self.optimizer.set_steps(step);
+            self.tally.skipped += 1;
             (self.skipped, self.runaway) = (self.skipped + 1, what);
             if self.skipped > self.course.skip_limit {
                 return Err(self.diverged(what));
             }
             return Ok(Update { step, rates, grad_norm, skipped: Some(what) });
         }
+        self.tally.taken += 1;
         self.skipped = 0;
         // the formula of torch.nn.utils.clip_grad_norm_
         let scale = if clip > 0.0 { (clip / (grad_norm + 1e-6)).min(1.0) } else { 1.0 };
@@ -397,30 +433,37 @@ mod tests {
         };
         let report = spoiled(&mut trainer).unwrap();
         assert_eq!((report.step, report.skipped, trainer.steps_done()), (2, Some("gradient"), 2));
-        assert!(all(&trainer) == before && trainer.skip_warning().unwrap().contains("1 in a row"));
+        assert_eq!(trainer.tally(), Tally { taken: 1, skipped: 1 });
+        let warning = |trainer: &Trainer, before| trainer.skip_warning(7, trainer.tally().since(before));
+        let first = Tally { taken: 1, skipped: 0 };
+        insta::assert_snapshot!(warning(&trainer, first).unwrap(), @"step 7: a loss or a gradient is not finite: 1 of 1 updates changed nothing, 1 in a row of 1 that are borne");
+        assert!(all(&trainer) == before);
         // the next is a step as any other, and what was skipped before it is forgiven
         let report = trainer.step(&cpu, &batch(2)).unwrap();
-        assert!(report.skipped.is_none() && report.grad_norm.is_finite() && trainer.skip_warning().is_none());
+        assert!(report.skipped.is_none() && report.grad_norm.is_finite());
+        // and told of the turn that it was in, and of no other
+        assert!(warning(&trainer, first).unwrap().contains("1 of 2 updates changed nothing, 0 in a row"));
+        assert_eq!(warning(&trainer, trainer.tally()), None);
         assert!(all(&trainer) != before);
         let idle = trainer.update(&cpu, 0.0, &[]).unwrap();
         assert_eq!((idle.step, idle.grad_norm, idle.skipped), (4, 0.0, None));
         spoiled(&mut trainer).unwrap();
         let error = spoiled(&mut trainer).unwrap_err();
         assert!(
-            matches!(error, TrainError::Diverged { step: 6, what: "gradient", in_a_row: 2, good: None }),
+            matches!(error, TrainError::Diverged { step: 6, what: "gradient", in_a_row: 2, good: None, .. }),
             "{error}"
         );
     }
 
     #[test]
-    fn weights_are_kept_when_they_are_numbers_and_the_last_step_was_taken() {
+    fn weights_are_kept_when_they_are_numbers() {
         let (cpu, mut trainer) = (Cpu::detect(2), trainer(10));
         trainer.check(&cpu).unwrap();
         trainer.update(&cpu, f64::NAN, &[]).unwrap();
-        let error = trainer.check(&cpu).unwrap_err();
+        trainer.check(&cpu).unwrap();
+        let error = trainer.ran_away();
         assert!(matches!(error, TrainError::Diverged { step: 1, what: "loss", in_a_row: 1, .. }), "{error}");
         trainer.update(&cpu, 1.0, &[]).unwrap();
-        trainer.check(&cpu).unwrap();
         for runaway in [f32::NAN, f32::INFINITY, 1e30] {
             trainer.model.params.data[3] = runaway;
             let error = trainer.check(&cpu).unwrap_err();

@@ -496,6 +496,28 @@ fn a_run_that_diverges_says_so_and_keeps_no_weights_of_it() {
 }
 
 #[test]
+fn skips_that_are_borne_cost_no_run() {
+    let place = Place::new();
+    // gradients that are not finite, of weights that are
+    let skips = |out: &str, more: &[&str]| {
+        let mut options = place.options(out, 2);
+        options.overrides =
+            ["train.mtp_loss_weight=3e38", "train.skip_limit=100"].map(str::to_owned).to_vec();
+        options.overrides.extend(more.iter().map(|&text| text.to_owned()));
+        options
+    };
+    let (stopped, warnings) = run(&skips("skips", &[]), Some(5)).unwrap();
+    assert!(stopped.checkpoint.unwrap().ends_with("step-5"));
+    assert!(warnings[4].contains("step 5: a loss or a gradient is not finite"), "{warnings:?}");
+    let (outcome, _) = run(&Options { resume: true, ..skips("skips", &[]) }, None).unwrap();
+    assert!(outcome.finished.unwrap().model.is_dir() && outcome.checkpoint.unwrap().ends_with("step-12"));
+    assert!(steps_of(&outcome.folder).iter().all(|step| step.skipped));
+    // where no other text says that the weights are good, they are not kept
+    let error = run(&skips("unseen", &["data.validation_share=0"]), Some(3)).unwrap_err();
+    assert!(matches!(error, TrainError::Diverged { step: 3, what: "gradient", .. }), "{error}");
+}
+
+#[test]
 fn older_checkpoints_go_once_a_step_after_the_newest_was_taken() {
     let place = Place::new();
     let model = finish(&place.options("model", 2)).finished.unwrap().model;

@@ -245,6 +245,7 @@ impl Recipe {
             kind: "distill",
             run: self.run.clone(),
             model: self.student.path.clone().unwrap_or_default(),
+            begins_with: self.student.path.as_ref().map(|_| "student.path"),
             precision: self.precision.map(Into::into),
             template,
             optim,

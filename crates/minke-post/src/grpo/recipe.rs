@@ -203,6 +203,7 @@ impl Recipe {
             kind: "grpo",
             run: self.run.clone(),
             model: self.model.path.clone(),
+            begins_with: Some("model.path"),
             precision: self.precision.map(Precision::from),
             template,
             optim: self.train.optim,

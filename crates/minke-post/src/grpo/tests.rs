@@ -251,6 +251,40 @@ fn rates_follow_the_turns_also_where_updates_are_left_out() {
 }
 
 #[test]
+fn skips_are_told_of_the_turn_that_they_are_in() {
+    let folder = tempfile::tempdir().unwrap();
+    model(&folder.path().join("model"), minke_model::DType::F32);
+    // gradients that are not finite, of weights that are, and turns without an update between them
+    let more = "[reward]\noverlong_buffer = 1\noverlong = 1.0\n\
+                [train]\nsteps = 12\nmtp_loss_weight = 3e38\nskip_limit = 100\neval_every = 0\n";
+    let overrides = ["rollout.prompts=1", "rollout.group=2"].map(str::to_owned).to_vec();
+    let options = Options { overrides, ..recipe(folder.path(), more) };
+    let (mut skipped, mut warned) = (Vec::new(), Vec::new());
+    let outcome = run(&options, &AtomicBool::new(false), &mut |event| match event {
+        Event::Step { metrics, .. } if metrics.get("skipped").is_some() => skipped.push(metrics.step),
+        Event::Warning { text } => warned.push(text.to_owned()),
+        _ => {}
+    });
+    assert!((1..12).contains(&skipped.len()), "{skipped:?}");
+    let told: Vec<String> = skipped.iter().map(|step| format!("step {step}: ")).collect();
+    assert!(
+        warned.len() == told.len() && warned.iter().zip(&told).all(|(a, b)| a.starts_with(b)),
+        "{warned:?}"
+    );
+    // the weights are those that it began with, and none are better
+    let weights = |path: &Path| fs::read(path.join("model.safetensors")).unwrap();
+    assert_eq!(weights(&outcome.unwrap().model.unwrap()), weights(&folder.path().join("model")));
+    // what ends a run is counted in turns, too
+    fs::remove_dir_all(folder.path().join("run")).unwrap();
+    let more = format!("{SIGNAL}[train]\nsteps = 4\nepochs = 2\nskip_limit = 2\nmtp_loss_weight = 3e38\n");
+    let error = run(&recipe(folder.path(), &more), &AtomicBool::new(false), &mut |_| {}).unwrap_err();
+    let PostError::Train(minke_train::TrainError::Diverged { step: 2, in_a_row: 3, from, .. }) = error else {
+        panic!("{error}")
+    };
+    assert_eq!(from, Some("model.path"));
+}
+
+#[test]
 fn a_run_that_diverges_says_so_and_what_is_left() {
     let folder = tempfile::tempdir().unwrap();
     model(&folder.path().join("model"), minke_model::DType::F32);

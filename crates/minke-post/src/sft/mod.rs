@@ -45,6 +45,7 @@ pub fn run(options: &Options, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<
         kind: "sft",
         run: recipe.run.clone(),
         model: recipe.model.path.clone(),
+        begins_with: Some("model.path"),
         precision: recipe.precision(),
         template,
         optim: recipe.train.optim,

@@ -299,6 +299,10 @@ fn a_run_learns_and_goes_on_bit_for_bit() {
         ChatTemplate::named("minke").unwrap().source()
     );
     assert!(whole.folder.join("report.md").is_file());
+    // a run that was over knows what came of it
+    let (again, ..) = run_to("whole", true, 0);
+    let score = |values: &Option<Values>| values.as_ref().and_then(|values| values.get("pass@1"));
+    assert!(score(&again.evaluation).is_some() && score(&again.evaluation) == score(&whole.evaluation));
 
     let (part, ..) = run_to("parts", false, 5);
     assert!(part.step == 5 && part.model.is_none());
