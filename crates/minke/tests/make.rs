@@ -253,4 +253,10 @@ fn pipelines_that_cannot_be_made_say_why() {
     assert!(error.contains("stage rl: `tasks.eval_per_level`"), "{error}");
     assert!(error.contains(&format!("{}:{line}:", text(&recipe))), "{error}");
     assert!(!out.exists(), "something is left");
+    // what is beside the pipeline's recipe is not sought beside the stage's
+    let baseline = "[stage.run]\nbaseline = \"before\"\n[stage.model]\ndepth = 2";
+    fs::write(&recipe, RECIPE.replace("[stage.model]\ndepth = 2", baseline)).unwrap();
+    let run = minke(&["make", text(&recipe), "--out", text(&out)]);
+    let place = bench.0.path().join("before/metrics.jsonl");
+    assert!(run.code != 0 && run.err.contains(text(&place)), "{}", run.err);
 }

@@ -26,7 +26,7 @@ const KINDS: [Kind; 7] = [
         command: Some("pretrain"),
         begins_with: None,
         makes_model: true,
-        paths: &["data.sources.*.path", "data.tokenizer"],
+        paths: &["data.sources.*.path", "data.tokenizer", "run.baseline"],
         models: &[],
     },
     Kind {
