@@ -91,7 +91,7 @@ pub enum Command {
         minke inspect recipes/quickstart.toml --set model.depth=8\n  \
         minke inspect recipes/quickstart.toml --resolved\n  \
         minke inspect deepseek-ai/DeepSeek-V2-Lite --json\n\n\
-        Of a recipe it also says what training will need here: memory by formula, and time from measurements \
+        Of a pretrain recipe it also says what training will need here: memory by formula, and time from measurements \
         of some seconds. A recipe that does not fit into memory ends with exit code 2.")]
     Inspect(Inspect),
     /// Teach a model to answer as examples do
@@ -568,7 +568,7 @@ pub struct Score {
 /// `minke inspect`.
 #[derive(Debug, Args)]
 pub struct Inspect {
-    /// A model folder, a run folder, a .gguf file, OWNER/NAME in the local hub cache, or a recipe file
+    /// A model folder, a run folder, a .gguf file, OWNER/NAME in the local hub cache, or a pretrain recipe
     #[arg(value_name = "MODEL|RECIPE")]
     pub what: String,
     /// Change a value of the recipe; can be given several times
@@ -590,7 +590,7 @@ pub struct Inspect {
 /// `minke bench infer`.
 #[derive(Debug, Args)]
 pub struct BenchInfer {
-    /// A model folder, a run folder, a .gguf file, OWNER/NAME in the local hub cache, or a recipe file
+    /// A model folder, a run folder, a .gguf file, OWNER/NAME in the local hub cache, or a pretrain recipe
     #[arg(value_name = "MODEL|RECIPE")]
     pub model: String,
     /// Tokens of each prompt [default: 512, or what fits]

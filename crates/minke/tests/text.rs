@@ -378,6 +378,8 @@ fn inspect_reads_recipes() {
     for command in [&["inspect"][..], &["bench", "infer"], &["pretrain"], &["grpo"]] {
         let error = refused(&[command, &[stages]].concat());
         assert!(error.contains("tiny-r1.toml is a recipe for `minke make`"), "{error}");
+        let reads = format!("`minke {}` reads pretrain recipes", command.join(" "));
+        assert_eq!(error.contains(&reads), !["pretrain", "grpo"].contains(&command[0]), "{error}");
     }
     let error = refused(&["inspect", recipe, "--set", "model.n_routed_expert=8"]);
     let gone = refused(&["inspect", "/nonexistent-minke/a.toml"]);

@@ -79,7 +79,7 @@ pub fn run(args: &BenchInfer) -> Result<(), Failure> {
     let cpu = Cpu::detect(threads(args.threads));
     let mut tokenizer = None;
     let mut model = if is_recipe(&args.model) {
-        let resolved = resolve(args.model.as_ref(), &[])?;
+        let resolved = resolve("bench infer", args.model.as_ref(), &[])?;
         let dtypes = precision(args.precision).unwrap_or(minke_model::Precision::from(resolved.precision));
         if dtypes.coded.couples_rows() {
             let reason =

@@ -140,7 +140,7 @@ struct Report {
 pub fn run(args: &Inspect) -> Result<(), Failure> {
     let mut too_large = None;
     let report = if is_recipe(&args.what) {
-        let resolved = resolve(args.what.as_ref(), &args.set)?;
+        let resolved = resolve("inspect", args.what.as_ref(), &args.set)?;
         if args.resolved {
             return output::text(&resolved.to_toml());
         }

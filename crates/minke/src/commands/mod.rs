@@ -26,7 +26,7 @@ use minke_cpu::Cpu;
 use minke_data::Thinking;
 use minke_infer::{Loaded, Sampling, Settings, Speculation, load_model};
 use minke_model::{CacheKind, DType, Fp8, KvFormat, Precision, Purpose};
-use minke_train::recipe::{Recipe, Resolved};
+use minke_train::recipe::{Recipe, RecipeError, Resolved};
 
 use crate::cli::{Bench, Command, Drafts, KeptAs, ModelArgs, SamplingArgs, SpeculationArgs, Threads, Word};
 use crate::failure::Failure;
@@ -160,9 +160,15 @@ fn is_recipe(argument: &str) -> bool {
     path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("toml")) && !path.is_dir()
 }
 
-/// A recipe, complete; a tokenizer that it names is opened for the size of its vocabulary.
-fn resolve(path: &Path, overrides: &[String]) -> Result<Resolved, Failure> {
-    let recipe = Recipe::load(path, overrides)?;
+/// A pretrain recipe, complete, for a command that reads no other; a tokenizer that it names is opened for the size of its
+/// vocabulary.
+fn resolve(command: &str, path: &Path, overrides: &[String]) -> Result<Resolved, Failure> {
+    let recipe = Recipe::load(path, overrides).map_err(|error| match error {
+        RecipeError::OtherCommand { name, got, .. } => Failure::user(format!(
+            "{name} is a recipe for `minke {got}`: `minke {command}` reads pretrain recipes"
+        )),
+        other => other.into(),
+    })?;
     let Some(tokenizer) = &recipe.data().tokenizer else { return Ok(recipe.resolve()?) };
     let path = minke_data::expand_path(tokenizer)
         .map_err(|reason| Failure::user(format!("`data.tokenizer`: {reason}")))?;
