@@ -22,7 +22,7 @@ use minke_model::{Model, Precision, Purpose, spec};
 use minke_train::checkpoint::{self, Checkpoints, State};
 use minke_train::metrics::{self, MetricsWriter};
 use minke_train::optim::Settings;
-use minke_train::plan::{self, Batch, Shape};
+use minke_train::plan::{self, Batch, Caches, Shape};
 use minke_train::pretrain::Options;
 use minke_train::recipe::{Optim, RecipeError, Run, Section};
 use minke_train::run_folder::{self, RunFolder};
@@ -134,10 +134,10 @@ pub trait Stage {
         None
     }
 
-    /// Bytes of the caches of answers that the model writes at once, beside what training takes.
-    fn caches_bytes(&self, model: &Model) -> u64 {
+    /// The caches of answers that the model writes at once, beside what training takes.
+    fn caches(&self, model: &Model) -> Caches {
         let _ = model;
-        0
+        Caches::default()
     }
 
     /// What a person wants to know before the first step.
@@ -283,6 +283,7 @@ pub fn run(
             precision: loaded.model.precision,
             optim: setup.optim,
             batch,
+            caches: stage.caches(&loaded.model),
             // more than one pass may add to a gradient
             accumulation: 2,
             text_bytes: 0,
@@ -290,8 +291,7 @@ pub fn run(
         };
         // the weights are there already
         let there = 4 * (counts.total + counts.mtp);
-        let caches = stage.caches_bytes(&loaded.model);
-        let available = available_bytes().map(|bytes| (bytes + there).saturating_sub(caches));
+        let available = available_bytes().map(|bytes| bytes + there);
         if let Some(text) = plan::check(&shape, &cpu, available)? {
             on_event(Event::Warning { text });
         }

@@ -8,6 +8,30 @@ use minke_train::plan;
 use minke_train::recipe::{Optimizer, Recipe};
 use minke_train::trainer::{Course, Trainer};
 
+#[test]
+fn what_does_not_fit_for_its_answers_says_so() {
+    let mut shape = plan::Shape::from(&Recipe::parse("r.toml", LLAMA, &[]).unwrap().resolve().unwrap());
+    shape.batch.length_key = "rollout.max_tokens";
+    let cpu = Cpu::detect(1);
+    let level = cpu.level();
+    let without = shape.memory(level, 1).peak_bytes;
+    shape.caches = plan::Caches { answers: 64, answer_bytes: 1 << 24 };
+    assert_eq!(shape.memory(level, 1).peak_bytes, without + (1 << 30));
+    let told = |available| match shape.fit(level, 1, Some(available)) {
+        plan::Fit::TooLarge(why) => why.to_string(),
+        other => panic!("{other:?}"),
+    };
+    let text = told(without + (20 << 24));
+    for part in ["rollout.concurrency = 16: ", "change one of these, or rollout.max_tokens,"] {
+        assert!(text.contains(part) && !text.contains("train.sequence_length"), "{text}");
+    }
+    let text = told(1 << 20);
+    assert!(
+        text.contains("rollout.concurrency = 1: ") && text.contains("make rollout.max_tokens or"),
+        "{text}"
+    );
+}
+
 const DEEPSEEK: &str = r#"
 precision = "bf16"
 [model]

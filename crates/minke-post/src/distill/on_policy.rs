@@ -10,7 +10,7 @@
 use std::time::Instant;
 
 use minke_model::Model;
-use minke_train::plan::Batch;
+use minke_train::plan::{Batch, Caches};
 use minke_train::trainer::{self, Load};
 use serde_json::{Value, json};
 
@@ -91,8 +91,8 @@ impl Stage for OnPolicy {
         self.grpo.batch()
     }
 
-    fn caches_bytes(&self, model: &Model) -> u64 {
-        self.grpo.caches_bytes(model)
+    fn caches(&self, model: &Model) -> Caches {
+        self.grpo.caches(model)
     }
 
     fn facts(&self) -> Vec<(String, String)> {

@@ -27,7 +27,7 @@ use minke_data::template::Thinking;
 use minke_gym::{Part, Split, Task};
 use minke_infer::load_model;
 use minke_model::{CacheKind, Model, PAGE, Purpose};
-use minke_train::plan::Batch;
+use minke_train::plan::{Batch, Caches};
 use minke_train::pretrain::Options;
 use serde_json::{Value, json};
 
@@ -239,15 +239,16 @@ impl Stage for Grpo {
         let RolloutSettings { prompts, group, max_tokens, .. } = self.recipe.rollout;
         let sequence_length = max_tokens + PROMPT_TOKENS;
         let rows = self.recipe.train.rows_per_pass.min(prompts * group * sequence_length);
-        Some(Batch { rows, sequence_length, key: "train.rows_per_pass", unit: 1 })
+        let (key, length_key) = ("train.rows_per_pass", "rollout.max_tokens");
+        Some(Batch { rows, sequence_length, key, unit: 1, length_key })
     }
 
-    fn caches_bytes(&self, model: &Model) -> u64 {
+    fn caches(&self, model: &Model) -> Caches {
         let RolloutSettings { prompts, group, max_tokens, concurrency, .. } = self.recipe.rollout;
         let answers = (prompts * group).min(concurrency.max(1));
-        let pages = answers * (max_tokens + PROMPT_TOKENS).div_ceil(PAGE);
+        let pages = (max_tokens + PROMPT_TOKENS).div_ceil(PAGE);
         let page = CacheKind::Model.page_bytes(&model.config, &model.precision).unwrap_or(0);
-        (pages as u64).saturating_mul(page as u64)
+        Caches { answers, answer_bytes: (pages as u64).saturating_mul(page as u64) }
     }
 
     fn updates(&self) -> u64 {

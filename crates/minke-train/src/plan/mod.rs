@@ -48,13 +48,31 @@ pub struct Batch {
     pub key: &'static str,
     /// Rows that one more of the key's value adds.
     pub unit: usize,
+    /// The recipe's key for the length of a sequence.
+    pub length_key: &'static str,
 }
 
 impl Batch {
     /// `batch_size` sequences of one length.
     pub fn sequences(batch_size: usize, sequence_length: usize) -> Self {
         let rows = batch_size * sequence_length;
-        Self { rows, sequence_length, key: "train.batch_size", unit: sequence_length }
+        let (key, length_key) = ("train.batch_size", "train.sequence_length");
+        Self { rows, sequence_length, key, unit: sequence_length, length_key }
+    }
+}
+
+/// Caches of the answers that a model writes at once to learn from, of which `rollout.concurrency` says how many.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Caches {
+    /// Answers.
+    pub answers: usize,
+    /// Bytes of the cache of each.
+    pub answer_bytes: u64,
+}
+
+impl Caches {
+    fn bytes(self) -> u64 {
+        self.answer_bytes.saturating_mul(self.answers as u64)
     }
 }
 
@@ -69,6 +87,8 @@ pub struct Shape {
     pub optim: Optim,
     /// What goes through the model at once.
     pub batch: Batch,
+    /// What it writes at once; nothing where texts are given.
+    pub caches: Caches,
     /// Micro-batches of a step.
     pub accumulation: usize,
     /// Bytes of text that are prepared first; 0 for none.
@@ -85,6 +105,7 @@ impl From<&Resolved> for Shape {
             precision: recipe.precision.into(),
             optim: train.optim,
             batch: Batch::sequences(train.batch_size, train.sequence_length),
+            caches: Caches::default(),
             accumulation: train.accumulation,
             text_bytes: text_bytes(&recipe.data),
             steps: recipe.steps(),
@@ -123,8 +144,16 @@ pub struct Memory {
     pub process_bytes: u64,
     /// Preparing text, and what is held of it.
     pub data_bytes: u64,
+    /// Caches of the answers that are written at once.
+    #[serde(skip_serializing_if = "is_none")]
+    pub caches_bytes: u64,
     /// All of it: the most that the process will hold.
     pub peak_bytes: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+fn is_none(bytes: &u64) -> bool {
+    *bytes == 0
 }
 
 /// A weight of a product: [groups, rows, cols], `parts` matrices in the rows of a group.
@@ -303,11 +332,12 @@ impl Shape {
             threads_bytes: (thread * threads) as u64,
             process_bytes: PROCESS_BYTES + tokenizer + batch as u64,
             data_bytes: data_bytes(self.text_bytes),
+            caches_bytes: self.caches.bytes(),
             peak_bytes: 0,
         };
         let Memory { weights_bytes, packed_bytes, gradients_bytes, optimizer_bytes, .. } = memory;
-        let Memory { activations_bytes, passing_bytes, threads_bytes, process_bytes, data_bytes, .. } =
-            memory;
+        let Memory { activations_bytes, passing_bytes, threads_bytes, process_bytes, .. } = memory;
+        let Memory { data_bytes, caches_bytes, .. } = memory;
         memory.peak_bytes = [
             weights_bytes,
             packed_bytes,
@@ -318,6 +348,7 @@ impl Shape {
             threads_bytes,
             process_bytes,
             data_bytes,
+            caches_bytes,
         ]
         .iter()
         .fold(0, |sum, &bytes| u64::saturating_add(sum, bytes));
@@ -340,6 +371,7 @@ impl Shape {
             needed_bytes,
             available_bytes,
             ways: self.ways(level, threads, available_bytes),
+            length_key: self.batch.length_key,
         })
     }
 
@@ -371,21 +403,30 @@ impl Shape {
             shape.optim.optimizer = Optimizer::Muon;
             offer("train.optimizer", "\"muon\"".to_owned(), &shape);
         }
-        // the largest batch that fits, else one sequence
-        let Batch { rows, sequence_length, key, unit } = self.batch;
-        let least = sequence_length.div_ceil(unit.max(1)).max(1);
-        let with = |size: usize| Batch { rows: size * unit, ..self.batch };
-        let mut size = rows / unit.max(1) / 2;
-        while size >= least {
-            let shape = Self { batch: with(size), ..self.clone() };
-            if shape.memory(level, threads).peak_bytes <= available_bytes || size / 2 < least {
-                offer(key, size.to_string(), &shape);
-                break;
+        // half of a size, and half of that, until it fits or is the least
+        let mut halve = |key, size: usize, least: usize, with: &dyn Fn(usize) -> Self| {
+            let mut size = size / 2;
+            while size >= least {
+                let shape = with(size);
+                if shape.memory(level, threads).peak_bytes <= available_bytes || size / 2 < least {
+                    offer(key, size.to_string(), &shape);
+                    break;
+                }
+                size /= 2;
             }
-            size /= 2;
-        }
-        smallest.batch = with(least);
-        if rows > smallest.batch.rows && !ways.iter().any(|way| way.fits) {
+        };
+        let Batch { rows, sequence_length, key, unit, .. } = self.batch;
+        let least = sequence_length.div_ceil(unit.max(1)).max(1);
+        let batch = |size: usize| Batch { rows: size * unit, ..self.batch };
+        halve(key, rows / unit.max(1), least, &|size| Self { batch: batch(size), ..self.clone() });
+        let caches = |answers: usize| Caches { answers, ..self.caches };
+        halve("rollout.concurrency", self.caches.answers, 1, &|size| Self {
+            caches: caches(size),
+            ..self.clone()
+        });
+        (smallest.batch, smallest.caches) = (batch(least), caches(self.caches.answers.min(1)));
+        let is_smaller = rows > smallest.batch.rows || self.caches != smallest.caches;
+        if is_smaller && !ways.iter().any(|way| way.fits) {
             let needed_bytes = smallest.memory(level, threads).peak_bytes;
             let fits = needed_bytes <= available_bytes;
             ways.push(Way { key: "all of these", value: String::new(), needed_bytes, fits });
@@ -427,6 +468,8 @@ pub struct TooLarge {
     pub available_bytes: u64,
     /// What could be changed.
     pub ways: Vec<Way>,
+    /// The recipe's key for the length of a sequence.
+    pub length_key: &'static str,
 }
 
 /// Refuses what does not fit into `available_bytes`; what a person is warned of where that is not known.
@@ -447,7 +490,7 @@ fn gib(bytes: u64) -> String {
 
 impl std::fmt::Display for TooLarge {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { needed_bytes, available_bytes, ways } = self;
+        let Self { needed_bytes, available_bytes, ways, length_key } = self;
         write!(
             f,
             "training needs about {} of memory, and {} are available",
@@ -460,9 +503,9 @@ impl std::fmt::Display for TooLarge {
             write!(f, "\n  with {set}: {} ({verdict})", gib(*needed_bytes))?;
         }
         let help = if ways.iter().any(|way| way.fits) {
-            "change one of these, or train.sequence_length, or the model's size"
+            format!("change one of these, or {length_key}, or the model's size")
         } else {
-            "make train.sequence_length or the model smaller (model.depth, hidden_size, experts)"
+            format!("make {length_key} or the model smaller (model.depth, hidden_size, experts)")
         };
         write!(f, "\n  = help: {help}")
     }
