@@ -421,6 +421,9 @@ impl Session<'_> {
             self.judge(step)?;
             self.save(step)?;
         }
+        if step == 0 {
+            self.folder.clear()?;
+        }
         let finished = step == steps;
         if finished {
             let template = self.shop.template.as_ref();

@@ -394,6 +394,9 @@ impl<'a> Session<'a> {
             }
             self.save(step)?;
         }
+        if step == 0 {
+            self.folder.clear()?;
+        }
         let finished = if step == steps { Some(self.finish()?) } else { None };
         let folder = self.folder.path().to_owned();
         Ok(Outcome { folder, step, steps, checkpoint: self.checkpoints.newest.clone(), finished })

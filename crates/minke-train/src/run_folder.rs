@@ -16,6 +16,8 @@ pub struct RunFolder {
     path: PathBuf,
     /// What was made for it.
     made: Vec<PathBuf>,
+    /// Whether nothing was in it when it was taken.
+    was_empty: bool,
     _lock: File,
 }
 
@@ -37,7 +39,8 @@ impl RunFolder {
         let made = absent(path);
         fs::create_dir_all(path).map_err(TrainError::io("create the run's folder", path))?;
         let is_run = path.join(known_by).is_file();
-        if !(resume && is_run || is_empty(path)?) {
+        let was_empty = is_empty(path)?;
+        if !(resume && is_run || was_empty) {
             return Err(TrainError::Occupied { path: path.to_owned(), is_run });
         }
         let lock_path = path.join(LOCK);
@@ -50,10 +53,24 @@ impl RunFolder {
             Err(TryLockError::Error(error)) if error.kind() == std::io::ErrorKind::Unsupported => {}
             Err(TryLockError::Error(error)) => return Err(TrainError::io("lock", &lock_path)(error)),
         }
-        let folder = Self { path: path.to_owned(), made, _lock: lock };
+        let folder = Self { path: path.to_owned(), made, was_empty, _lock: lock };
         let checkpoints = folder.checkpoints();
         fs::create_dir_all(&checkpoints).map_err(TrainError::io("create", &checkpoints))?;
         Ok(folder)
+    }
+
+    /// Removes what a run wrote that ended before its first step, so that it can be started as if it had not been.
+    ///
+    /// # Errors
+    /// I/O.
+    pub fn clear(&self) -> Result<()> {
+        if self.was_empty {
+            // the recipe last, as it came first
+            for path in [self.metrics(), self.recipe()] {
+                fs::remove_file(&path).map_err(TrainError::io("remove", &path))?;
+            }
+        }
+        Ok(())
     }
 
     /// Where it is.

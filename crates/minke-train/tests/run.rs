@@ -260,6 +260,11 @@ fn stopped_killed_and_resumed_runs_end_in_the_same_bits() {
     let (outcome, warnings) = run(&place.resume("early", 2), None).unwrap();
     assert!(warnings.len() == 1 && warnings[0].contains("no checkpoint yet"), "{warnings:?}");
     assert_eq!(bits(&outcome), reference);
+    // stopped before its first step it was never there
+    let now = AtomicBool::new(true);
+    let outcome = pretrain::run(&place.options("never", 2), &now, &mut |_| {}).unwrap();
+    assert_eq!((outcome.step, outcome.checkpoint), (0, None));
+    assert!(!place.path("runs/never").exists());
     // and before anything
     let (outcome, warnings) = run(&place.resume("nothing", 2), None).unwrap();
     assert!(warnings.len() == 1 && warnings[0].contains("no run in"), "{warnings:?}");

@@ -304,6 +304,10 @@ fn a_run_learns_and_goes_on_bit_for_bit() {
     let score = |values: &Option<Values>| values.as_ref().and_then(|values| values.get("pass@1"));
     assert!(score(&again.evaluation).is_some() && score(&again.evaluation) == score(&whole.evaluation));
 
+    // stopped before its first step it was never there
+    let never = options(recipe.clone(), Some(path.join("never")), false);
+    let stopped = run(&never, &AtomicBool::new(true), &mut |_| {}).unwrap();
+    assert!(stopped.step == 0 && !path.join("never").exists());
     let (part, ..) = run_to("parts", false, 5);
     assert!(part.step == 5 && part.model.is_none());
     // wherever the model lies by then
