@@ -359,7 +359,7 @@ fn read_distill(mut s: Section, document: &Document) -> Result<Distill> {
     let asked = Asked {
         top_k: s.integer("top_k", 1, 1 << 16)?.unwrap_or(32) as usize,
         divergence: s.choice("divergence", &ways)?.unwrap_or(Way::Forward),
-        temperature: s.warmth("temperature")?.unwrap_or(1.0),
+        temperature: s.positive_temperature("temperature")?.unwrap_or(1.0),
         cache: s.path("cache")?,
     };
     let given = document.given();

@@ -101,12 +101,8 @@ impl Recipe {
         tasks.finish()?;
         let sampling = Sampling {
             samples: sample.integer("samples", 1, 1 << 12)?.unwrap_or(4) as usize,
-            temperature: sample
-                .float("temperature", "a number from 0 to 10", |t| (0.0..=10.0).contains(&t))?
-                .unwrap_or(1.0),
-            top_p: sample
-                .float("top_p", "a number above 0, up to 1", |p| p > 0.0 && p <= 1.0)?
-                .unwrap_or(1.0),
+            temperature: sample.temperature("temperature")?.unwrap_or(1.0),
+            top_p: sample.top_p()?.unwrap_or(1.0),
             max_tokens: sample.integer("max_tokens", 1, 1 << 24)?.unwrap_or(512) as usize,
             concurrency: sample.integer("concurrency", 1, 1 << 16)?.unwrap_or(128) as usize,
         };

@@ -71,9 +71,8 @@ impl Recipe {
         };
         Suite::parse(&suite).map_err(|error| PostError::unsuitable("eval.suite", error.to_string()))?;
         let samples = eval.integer("samples", 1, 1 << 12)?.unwrap_or(1) as usize;
-        let temperature =
-            eval.float("temperature", "a number from 0 to 10", |t| (0.0..=10.0).contains(&t))?;
-        let top_p = eval.float("top_p", "a number above 0, up to 1", |p| p > 0.0 && p <= 1.0)?;
+        let temperature = eval.temperature("temperature")?;
+        let top_p = eval.top_p()?;
         let settings = EvalSettings {
             samples,
             // several likeliest answers are one

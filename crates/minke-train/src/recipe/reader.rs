@@ -166,9 +166,14 @@ impl<'a> Section<'a> {
         self.float(key, "a number from 0 to 100", |number| (0.0..=100.0).contains(&number))
     }
 
-    /// A temperature that is learned at.
-    pub fn warmth(&mut self, key: &'static str) -> Result<Option<f64>, RecipeError> {
+    /// A temperature that is not 0, as what is learned from needs it.
+    pub fn positive_temperature(&mut self, key: &'static str) -> Result<Option<f64>, RecipeError> {
         self.float(key, "a number above 0, up to 100", |number| number > 0.0 && number <= 100.0)
+    }
+
+    /// The share of probability that tokens are chosen from.
+    pub fn top_p(&mut self) -> Result<Option<f64>, RecipeError> {
+        self.float("top_p", "a number above 0, up to 1", |share| share > 0.0 && share <= 1.0)
     }
 
     /// A pair of numbers from 0 to below 1.
