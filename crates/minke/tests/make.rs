@@ -61,6 +61,7 @@ path = "stage:worked/cold.jsonl"
 sequence_length = 192
 batch_size = 2
 steps = 3
+lr = 1e-4
 
 [[stage]]
 name = "rl"
@@ -237,6 +238,8 @@ fn pipelines_that_cannot_be_made_say_why() {
         (&["--set", "rl.train.stepz=3"][..], "stage rl: unknown key `stepz` in [train]"),
         (&["--set", "rl.objective.algorithm=ppo"], "\"grpo\""),
         (&["--set", "exam.eval.suite=chian"], "no suite or family is called \"chian\""),
+        (&["--set", "cold.train.lr=-3"], "1 | cold.train.lr=-3\n  |               ^^"),
+        (&["--set", "cold.train.lr.x=3"], "--set cold.train.lr.x=3: `cold.train.lr` is a single value"),
         (&["--set", "lr.train.steps=3"], "the stages are worked, base, cold, rl, lessons, student, exam"),
         (&["--set", "cold.model.path=stage:rl"], "stage:NAME of an earlier stage (worked, base)"),
         (&["--only", "exam"], "needs stage `rl`"),

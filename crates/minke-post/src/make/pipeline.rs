@@ -55,12 +55,12 @@ impl Pipeline {
     /// cannot be folders, references to stages that do not come earlier; each with its place.
     pub fn load(options: &Options, kinds: &[Kind]) -> Result<Self, MakeError> {
         let Options { recipe: path, overrides, out, .. } = options;
-        let given = Document::load(path, &[])?;
-        given.is_for("make")?;
-        let names = names(&given)?;
-        let translated: Vec<String> =
-            overrides.iter().map(|option| translate(option, &names)).collect::<Result<_, _>>()?;
-        let document = Document::load(path, &translated)?.written_to(out.as_deref());
+        let mut document = Document::load(path, &[])?.written_to(out.as_deref());
+        document.is_for("make")?;
+        let names = names(&document)?;
+        for option in overrides {
+            document.set(option, &|keys| translate(keys, &names))?;
+        }
         let mut root = document.root();
         let mut section = root.section("run")?;
         let run = minke_train::recipe::run(&mut section, &document)?;
@@ -166,25 +166,18 @@ fn names(document: &Document) -> Result<Vec<String>, RecipeError> {
     root.sections("stage")?.into_iter().map(|mut stage| Ok(stage.text("name")?.unwrap_or_default())).collect()
 }
 
-/// An option of a stage by its name as one by its place.
-fn translate(option: &str, names: &[String]) -> Result<String, RecipeError> {
-    let key = option.split('=').next().unwrap_or_default();
-    let first = key.split('.').next().unwrap_or_default().trim();
-    if first == "run" {
-        return Ok(option.to_owned());
-    }
-    match names.iter().position(|name| name == first && !first.is_empty()) {
-        Some(index) if key.contains('.') => {
-            let rest = option.split_once('.').map_or("", |(_, rest)| rest);
-            Ok(format!("stage.{index}.{rest}"))
+/// The keys of an option that names a stage, with its place instead.
+fn translate(keys: &[&str], names: &[String]) -> Result<Vec<String>, String> {
+    let owned = |keys: &[&str]| keys.iter().map(|&key| key.to_owned()).collect();
+    match (keys, names.iter().position(|name| name == keys[0])) {
+        (["run", ..], _) => Ok(owned(keys)),
+        ([_, rest @ ..], Some(index)) if !rest.is_empty() => {
+            Ok(owned(&[&["stage", &index.to_string()], rest].concat()))
         }
-        _ => Err(RecipeError::Override {
-            text: option.to_owned(),
-            reason: format!(
-                "expected STAGE.KEY=VALUE or run.KEY=VALUE; the stages are {}",
-                if names.is_empty() { "none".to_owned() } else { names.join(", ") }
-            ),
-        }),
+        _ => {
+            let stages = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+            Err(format!("expected STAGE.KEY=VALUE or run.KEY=VALUE; the stages are {stages}"))
+        }
     }
 }
 

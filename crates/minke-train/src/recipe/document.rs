@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::error::RecipeError;
 use super::reader::{Places, Section};
-use super::tree::{self, Kind, Node, Texts};
+use super::tree::{self, Kind, Meaning, Node, Texts};
 
 /// No recipe is longer.
 pub(super) const MAX_BYTES: u64 = 1 << 20;
@@ -66,8 +66,21 @@ impl Document {
     /// # Errors
     /// Invalid TOML, with the place.
     pub fn parse(name: &str, text: &str, overrides: &[String]) -> Result<Self, RecipeError> {
-        let (tree, texts) = tree::parse(name, text, overrides)?;
-        Ok(Self { tree, texts, places: RefCell::default(), out: None })
+        let (tree, texts) = tree::parse(name, text)?;
+        let mut document = Self { tree, texts, places: RefCell::default(), out: None };
+        for option in overrides {
+            document.set(option, &|keys| Ok(keys.iter().map(|&key| key.to_owned()).collect()))?;
+        }
+        Ok(document)
+    }
+
+    /// Applies an option `a.b=v`, where `meaning` makes keys of the document of those that are given, or says what is wrong
+    /// with them.
+    ///
+    /// # Errors
+    /// What `meaning` says, values that are no TOML, and keys of what has no parts.
+    pub fn set(&mut self, option: &str, meaning: Meaning<'_>) -> Result<(), RecipeError> {
+        tree::set(&mut self.tree, &mut self.texts, option, meaning)
     }
 
     /// The same, written to this folder if one is given, whatever the recipe says.

@@ -96,9 +96,9 @@ impl Node {
     }
 }
 
-/// Parses a recipe and applies the options in order.
-pub(super) fn parse(name: &str, text: &str, overrides: &[String]) -> Result<(Node, Texts), RecipeError> {
-    let mut texts = Texts { texts: vec![(name.to_owned(), text.to_owned())], folder: None };
+/// Parses a recipe.
+pub(super) fn parse(name: &str, text: &str) -> Result<(Node, Texts), RecipeError> {
+    let texts = Texts { texts: vec![(name.to_owned(), text.to_owned())], folder: None };
     let table = DeTable::parse(text).map_err(|error| {
         let span = error.span().unwrap_or(0..0);
         RecipeError::Syntax {
@@ -107,12 +107,21 @@ pub(super) fn parse(name: &str, text: &str, overrides: &[String]) -> Result<(Nod
         }
     })?;
     let span = table.span();
-    let mut root = Node { kind: self::table(table.get_ref(), 0, 0), place: Place { source: 0, span } };
-    for option in overrides {
-        texts.texts.push(("--set".to_owned(), option.clone()));
-        apply(&mut root, option, texts.texts.len() - 1)?;
-    }
-    Ok((root, texts))
+    Ok((Node { kind: self::table(table.get_ref(), 0, 0), place: Place { source: 0, span } }, texts))
+}
+
+/// The keys that the keys of an option mean, or what is wrong with them.
+pub(super) type Meaning<'f> = &'f dyn Fn(&[&str]) -> Result<Vec<String>, String>;
+
+/// Applies an option, whose place is its text as it was given.
+pub(super) fn set(
+    root: &mut Node,
+    texts: &mut Texts,
+    option: &str,
+    meaning: Meaning<'_>,
+) -> Result<(), RecipeError> {
+    texts.texts.push(("--set".to_owned(), option.to_owned()));
+    apply(root, option, meaning, texts.texts.len() - 1)
 }
 
 fn table(table: &DeTable<'_>, source: usize, offset: usize) -> Kind {
@@ -154,16 +163,19 @@ fn kind(value: &DeValue<'_>, source: usize, offset: usize) -> Kind {
 }
 
 /// Applies `a.b=v`: a TOML value, or a bare word as a string.
-fn apply(root: &mut Node, option: &str, source: usize) -> Result<(), RecipeError> {
+fn apply(root: &mut Node, option: &str, meaning: Meaning<'_>, source: usize) -> Result<(), RecipeError> {
     let refuse = |reason: String| RecipeError::Override { text: option.to_owned(), reason };
     let (path, value) = option
         .split_once('=')
         .ok_or_else(|| refuse("expected KEY=VALUE, such as train.lr=0.001".to_owned()))?;
     let offset = path.len() + 1;
-    let keys: Vec<&str> = path.split('.').map(str::trim).collect();
-    if keys.iter().any(|key| key.is_empty()) {
+    let given: Vec<&str> = path.split('.').map(str::trim).collect();
+    if given.iter().any(|key| key.is_empty()) {
         return Err(refuse("expected dotted keys before the equals sign, such as train.lr".to_owned()));
     }
+    let keys = meaning(&given).map_err(refuse)?;
+    // as they were given, the first of them so far that `depth` keys are behind them
+    let told = |depth: usize| given.split_at((depth + given.len()).saturating_sub(keys.len()));
     let whole = Place { source, span: offset..option.len() };
     let parsed = match DeValue::parse(value.trim()) {
         Ok(parsed) => {
@@ -184,7 +196,7 @@ fn apply(root: &mut Node, option: &str, source: usize) -> Result<(), RecipeError
                 let found = entries.iter().position(|entry| entry.key == *key);
                 let index = found.unwrap_or_else(|| {
                     let node = Node { kind: Kind::Table(Vec::new()), place: key_place.clone() };
-                    entries.push(Entry { key: (*key).to_owned(), place: key_place.clone(), node });
+                    entries.push(Entry { key: key.clone(), place: key_place.clone(), node });
                     entries.len() - 1
                 });
                 let entry = &mut entries[index];
@@ -198,7 +210,7 @@ fn apply(root: &mut Node, option: &str, source: usize) -> Result<(), RecipeError
                 key.parse().ok().and_then(|index: usize| nodes.get_mut(index)).ok_or_else(|| {
                     refuse(format!(
                         "`{}` is an array of {length}, `{key}` is no index",
-                        keys[..depth].join(".")
+                        told(depth).0.join(".")
                     ))
                 })?
             }
@@ -207,7 +219,8 @@ fn apply(root: &mut Node, option: &str, source: usize) -> Result<(), RecipeError
                     Kind::Text(text) => format!("{text:?}"),
                     _ => value.trim().to_owned(),
                 };
-                let (whole, part) = (keys[..depth].join("."), keys[depth..].join("."));
+                let (whole, part) = told(depth);
+                let (whole, part) = (whole.join("."), part.join("."));
                 return Err(refuse(format!(
                     "`{whole}` is a single value, not a section; to give it parts, give all of them at once: \
                      --set '{whole}={{{part}={value}, ...}}'"
