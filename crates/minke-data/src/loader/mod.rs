@@ -200,11 +200,6 @@ impl Loader {
         }
     }
 
-    /// Steps in an epoch; the last may be shared with the next epoch.
-    pub fn steps_per_epoch(&self) -> f64 {
-        self.windows() as f64 / self.options.batch as f64
-    }
-
     /// The stream.
     pub fn shards(&self) -> &ShardSet {
         &self.shards

@@ -144,11 +144,6 @@ impl Corpus {
         &self.specs
     }
 
-    /// How many files are listed.
-    pub fn file_count(&self) -> usize {
-        self.files.len()
-    }
-
     /// The size of all listed files, an upper bound for text files and the scale of a progress bar.
     pub fn total_bytes(&self) -> u64 {
         self.files.iter().map(|file| file.bytes).sum()
