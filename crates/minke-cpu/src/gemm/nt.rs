@@ -291,16 +291,6 @@ impl Task<'_> {
             let beside = (n - col - width).min(PANEL);
             let two = takes_two && panel + 1 < self.panels.end && (beside == PANEL || beside == LANES);
             t += 1 + usize::from(two);
-            if panel + 1 < self.panels.end && !along && !two {
-                // the next panel, a share per register tile
-                let share = (to - from).div_ceil(row_tiles);
-                let first = from + tile * share;
-                let next = self.b.panel(panel + 1);
-                for step in first..to.min(first + share) {
-                    s.prefetch(&raw const next[step * PANEL]);
-                    s.prefetch(&raw const next[step * PANEL + LANES]);
-                }
-            }
             // SAFETY: rows i.. of the left operand exist; the tile writes either rows of `edge`, or rows of the
             // output that belong to this task alone (its rows and its panels), in bounds for `width` columns.
             unsafe {
