@@ -9,7 +9,7 @@ use crate::cpu::SharedMut;
 use crate::gemm::{self, Operand, Packed};
 use crate::pointwise::softcap_here;
 use crate::rows::{self, SharedView, kernel, lanes, load_f32_or, store};
-use crate::simd::{GRID_ROWS, Simd};
+use crate::simd::{GRID_ROWS, Level, Simd};
 use crate::softmax::{ExpSum, PART, exp_below, natural_log, row_max};
 use crate::{Cpu, View, ViewMut, scratch};
 
@@ -129,8 +129,8 @@ kernel! {
 /// Is shown a part.
 type Look<'a> = dyn FnMut(Part<'_>) + 'a;
 
-/// Cross entropy of rows whose logits come in parts of [`PART`] columns: `part(columns, look)` shows `look` the part. All
-/// parts are asked for once, and where a gradient is wanted once more, last to first.
+/// Cross entropy of rows whose logits come in parts of [`PART`] columns: `part(columns, again, look)` shows `look` the part.
+/// All parts are asked for once, and where a gradient is wanted once again, last to first.
 fn over_parts(
     cpu: &Cpu,
     w: usize,
@@ -138,13 +138,13 @@ fn over_parts(
     scales: Scales<'_>,
     losses: &mut [f32],
     gradient: Option<ViewMut<'_>>,
-    part: &mut dyn FnMut(Range<usize>, &mut Look<'_>),
+    part: &mut dyn FnMut(Range<usize>, bool, &mut Look<'_>),
 ) -> usize {
     let columns = |i: usize| i * PART..w.min((i + 1) * PART);
     let mut seen = scratch::take::<Seen>(labels.len());
     seen.fill(Seen { all: ExpSum::EMPTY, of_label: f32::NEG_INFINITY });
     for i in 0..w.div_ceil(PART) {
-        part(columns(i), &mut |part| cpu.dispatch(Sums { part, labels, seen: &mut seen }));
+        part(columns(i), false, &mut |part| cpu.dispatch(Sums { part, labels, seen: &mut seen }));
     }
     let mut hits = 0;
     for ((loss, &label), seen) in losses.iter_mut().zip(labels).zip(&*seen) {
@@ -155,7 +155,7 @@ fn over_parts(
     }
     if let Some(mut gradient) = gradient {
         for i in (0..w.div_ceil(PART)).rev() {
-            part(columns(i), &mut |part| {
+            part(columns(i), true, &mut |part| {
                 let gradient = gradient.reborrow();
                 cpu.dispatch(Slopes { part, w, labels, scales, seen: &seen, gradient });
             });
@@ -202,7 +202,8 @@ pub fn cross_entropy(
 ) -> usize {
     check_labels("cross_entropy", logits, w, labels, losses);
     let block = (8192 / w.max(1)).clamp(1, 64);
-    over_rows(cpu, "cross_entropy", block, w, labels, scales, losses, gradient, |rows, columns, look| {
+    let blocks = Blocks { rows: block, room: 0 };
+    over_rows(cpu, "cross_entropy", blocks, w, labels, scales, losses, gradient, |rows, columns, _, _, look| {
         let logits = &logits[rows.start * w + columns.start..rows.end * w];
         look(Part { logits, stride: w, first: columns.start, len: columns.len(), cap: None });
     })
@@ -212,11 +213,26 @@ pub fn cross_entropy(
 /// through it for them.
 const HEAD_ROWS: usize = 256;
 
-/// Bytes of working memory that a task of [`head`] takes, at most.
-pub const HEAD_BYTES: usize = HEAD_ROWS * PART * size_of::<f32>();
+/// Rows whose logits are kept, at least: for fewer W passes too often.
+const KEPT_ROWS: usize = 64;
 
-/// [`cross_entropy`] of logits `x Wᵀ`, which exist for a few rows and columns at a time and are computed twice where a
-/// gradient is wanted: that takes less time than to write and read them.
+/// Bytes of logits that a task of [`head`] keeps, at most.
+const KEPT_BYTES: usize = 8 << 20;
+
+/// Bytes of working memory that a task of [`head`] takes where a gradient is wanted, at most.
+pub fn head_bytes(level: Level, w: usize) -> usize {
+    size_of::<f32>() * kept_rows(level, w).map_or(HEAD_ROWS * PART, |rows| rows * w)
+}
+
+/// Rows of a task of [`head`] that keeps their logits, at most, if that pays.
+fn kept_rows(level: Level, w: usize) -> Option<usize> {
+    let rows = KEPT_BYTES / (size_of::<f32>() * w.max(1)) / GRID_ROWS * GRID_ROWS;
+    (rows >= KEPT_ROWS && !level.has_grid()).then_some(rows.min(HEAD_ROWS))
+}
+
+/// [`cross_entropy`] of logits `x Wᵀ`, which exist for a few rows at a time. Where a gradient is wanted they are kept
+/// meanwhile, if the vocabulary is small enough; else, and in tile registers, which take less time than memory does, they
+/// exist for a few columns at a time and are computed twice.
 ///
 /// x: [n, d], W packed [w, d], labels and losses: [n]; the gradient of the logits, if one is wanted: [n, w]. With a soft
 /// cap the logits are `cap tanh(x Wᵀ / cap)`, and the gradient is that of `x Wᵀ`.
@@ -237,30 +253,43 @@ pub fn head(
     rows::expect_len("head", "x", x.len(), n * d);
     rows::expect_len("head", "losses", losses.len(), n);
     check_range("head", labels, w);
-    let block = n.div_ceil(2 * cpu.threads()).next_multiple_of(GRID_ROWS).clamp(GRID_ROWS, HEAD_ROWS);
-    over_rows(cpu, "head", block, w, labels, scales, losses, gradient, |rows, columns, look| {
-        let mut logits = scratch::take::<f32>(rows.len() * columns.len());
-        let x = Operand::new(x.slice(rows.start * d, rows.end * d), d);
-        gemm::matmul_columns(cpu, x, packed, columns.clone(), &mut logits);
-        if let Some(cap) = softcap {
-            softcap_here(cpu, &mut logits, cap);
-        }
+    let kept = gradient.as_ref().and_then(|_| kept_rows(cpu.level(), w));
+    let (keeps, most) = (kept.is_some(), kept.unwrap_or(HEAD_ROWS));
+    let rows = n.div_ceil(2 * cpu.threads()).next_multiple_of(GRID_ROWS).clamp(GRID_ROWS, most);
+    let blocks = Blocks { rows, room: if keeps { w } else { PART.min(w) } };
+    over_rows(cpu, "head", blocks, w, labels, scales, losses, gradient, |rows, columns, again, room, look| {
         let (first, len) = (columns.start, columns.len());
-        look(Part { logits: &logits, stride: len, first, len, cap: softcap });
+        let logits = &mut room[if keeps { first * rows.len() } else { 0 }..][..rows.len() * len];
+        if !(keeps && again) {
+            let x = Operand::new(x.slice(rows.start * d, rows.end * d), d);
+            gemm::matmul_columns(cpu, x, packed, columns, logits);
+            if let Some(cap) = softcap {
+                softcap_here(cpu, logits, cap);
+            }
+        }
+        look(Part { logits, stride: len, first, len, cap: softcap });
     })
 }
 
-/// [`over_parts`] over blocks of rows: `part(rows, columns, look)`.
+/// How rows are cut into tasks.
+struct Blocks {
+    /// Rows of a task.
+    rows: usize,
+    /// Numbers that it has room for, for each of them.
+    room: usize,
+}
+
+/// [`over_parts`] over blocks of rows: `part(rows, columns, again, room, look)`.
 fn over_rows(
     cpu: &Cpu,
     op: &str,
-    block: usize,
+    blocks: Blocks,
     w: usize,
     labels: &[u32],
     scales: Scales<'_>,
     losses: &mut [f32],
     gradient: Option<ViewMut<'_>>,
-    part: impl Fn(Range<usize>, Range<usize>, &mut Look<'_>) + Sync,
+    part: impl Fn(Range<usize>, Range<usize>, bool, &mut [f32], &mut Look<'_>) + Sync,
 ) -> usize {
     if let Scales::Rows(scales) = scales {
         rows::expect_len(op, "scales", scales.len(), labels.len());
@@ -270,14 +299,15 @@ fn over_rows(
     }
     let gradient = gradient.map(SharedView::new);
     let (losses, hits) = (SharedMut::new(losses), AtomicUsize::new(0));
-    rows::over_blocks(cpu, labels.len(), block, |from, to| {
+    rows::over_blocks(cpu, labels.len(), blocks.rows, |from, to| {
         // SAFETY: tasks own disjoint rows.
         let losses = unsafe { losses.slice(from, to - from) };
         // SAFETY: as above.
         let gradient = gradient.as_ref().map(|out| unsafe { out.slice(from * w, (to - from) * w) });
         let (labels, scales) = (&labels[from..to], scales.part(from, to));
-        let of_block = over_parts(cpu, w, labels, scales, losses, gradient, &mut |columns, look| {
-            part(from..to, columns, look);
+        let mut room = scratch::take::<f32>((to - from) * blocks.room);
+        let of_block = over_parts(cpu, w, labels, scales, losses, gradient, &mut |columns, again, look| {
+            part(from..to, columns, again, &mut room, look);
         });
         hits.fetch_add(of_block, Ordering::Relaxed);
     });
@@ -437,7 +467,12 @@ mod tests {
 
     #[test]
     fn the_head_is_a_product_and_cross_entropy() {
-        let (n, d, w) = (131, 37, 1070);
+        // rows whose logits are kept, and such that have too many
+        head_is(131, 37, 1070);
+        head_is(40, 3, KEPT_BYTES / (4 * KEPT_ROWS) + 31);
+    }
+
+    fn head_is(n: usize, d: usize, w: usize) {
         let (x, weight) = (normal(1, n * d), normal(2, w * d));
         let labels: Vec<u32> = (0..n).map(|i| if i % 9 == 4 { IGNORED } else { (i % w) as u32 }).collect();
         for level in crate::Level::available() {

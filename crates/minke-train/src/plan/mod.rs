@@ -319,7 +319,7 @@ impl Shape {
         // x, its transpose or Gram matrix, the polynomial, a packed operand
         let workspace = matrices.iter().map(|&(m, n)| 4 * (3 * m * n + m.min(n).pow(2))).max().unwrap_or(0);
         let of_attention = attention::scratch_bytes(&config.attention_shape(), self.batch.sequence_length);
-        let thread = minke_cpu::loss::HEAD_BYTES.max(of_attention) + PRODUCT_BYTES;
+        let thread = minke_cpu::loss::head_bytes(level, config.vocab_size).max(of_attention) + PRODUCT_BYTES;
         let batch = self.batch.rows * self.accumulation * (12 + 8 * config.num_nextn_predict_layers);
         let tokenizer = config.vocab_size as u64 * TOKENIZER_BYTES_PER_TOKEN;
         let mut memory = Memory {
