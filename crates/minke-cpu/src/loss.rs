@@ -203,10 +203,20 @@ pub fn cross_entropy(
     check_labels("cross_entropy", logits, w, labels, losses);
     let block = (8192 / w.max(1)).clamp(1, 64);
     let blocks = Blocks { rows: block, room: 0 };
-    over_rows(cpu, "cross_entropy", blocks, w, labels, scales, losses, gradient, |rows, columns, _, _, look| {
-        let logits = &logits[rows.start * w + columns.start..rows.end * w];
-        look(Part { logits, stride: w, first: columns.start, len: columns.len(), cap: None });
-    })
+    over_rows(
+        cpu,
+        "cross_entropy",
+        blocks,
+        w,
+        labels,
+        scales,
+        losses,
+        gradient,
+        |rows, columns, _, _, look| {
+            let logits = &logits[rows.start * w + columns.start..rows.end * w];
+            look(Part { logits, stride: w, first: columns.start, len: columns.len(), cap: None });
+        },
+    )
 }
 
 /// Rows of a task of [`head`], at most: their logits of one part stay in the second-level cache, and all of W passes

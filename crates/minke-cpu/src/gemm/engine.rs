@@ -4,6 +4,8 @@
 //! level, and bf16 products where no bf16 instruction exists: operands are rounded to bf16 while they are packed, and
 //! products of two bf16 are exact in f32. Pairs serve bf16 products on levels that have the instruction.
 
+use std::ops::Range;
+
 use minke_num::bf16;
 
 use super::tile::{self, DotTile, PANEL, Tile};
@@ -18,11 +20,24 @@ pub(crate) trait Rows<'a> {
     /// Row `i`, `cols` elements.
     fn row(&self, i: usize) -> View<'a>;
     /// Asks for columns of row `i`, if there is one: it will be read soon.
-    fn ask(&self, _i: usize, _cols: std::ops::Range<usize>) {}
+    fn ask(&self, _i: usize, _cols: Range<usize>) {}
     /// Whether the next row lies behind each.
     fn in_order(&self) -> bool {
         false
     }
+}
+
+/// Words after which lines fall into the same set of the first-level cache.
+const SET_PERIOD: usize = 1024;
+
+/// Rows so far apart that a tile may read side by side: a set has eight places or a few more, and a panel passes too.
+const MEETING: usize = 4;
+
+/// Words from one row of `steps` words to the next, where a tile reads many side by side: an odd number of lines, so that they
+/// do not meet in one set of the cache.
+#[inline(always)]
+pub(super) fn pitch(steps: usize) -> usize {
+    (steps.div_ceil(LANES) | 1) * LANES
 }
 
 /// Rows that are on their way while one is packed: what is taken of each may be short, and the next is far off.
@@ -152,28 +167,29 @@ impl<S: Simd> Engine<S> {
     /// Asks for columns of row `i`. Not with tile registers where rows are in order: those come by themselves, and what is
     /// asked for stands in the way of what is read.
     #[inline(always)]
-    pub fn ask<'a>(self, x: &impl Rows<'a>, i: usize, cols: std::ops::Range<usize>) {
+    pub fn ask<'a>(self, x: &impl Rows<'a>, i: usize, cols: Range<usize>) {
         if !(self.grid && x.in_order()) {
             x.ask(i, cols);
         }
     }
 
-    /// The row tile's left operand where it lies, if it needs no packing.
+    /// Rows of the left operand of row tiles where they lie, and words from one to the next, if they need no packing.
     #[inline(always)]
-    pub fn in_place(self, a: &Operand<'_>, row: usize) -> Option<(*const u32, usize)> {
+    pub fn in_place(self, a: &Operand<'_>, rows: Range<usize>) -> Option<(*const u32, usize)> {
         if a.index.is_some() {
             return None;
         }
-        match a.view {
-            View::F32(x) if !self.round => Some((x[row * a.cols..].as_ptr().cast(), a.cols)),
+        let (first, pitch) = match a.view {
+            View::F32(x) if !self.round => (x[rows.start * a.cols..].as_ptr().cast(), a.cols),
             // whole blocks where the tile reads whole blocks
             View::Bf16(x)
                 if self.pairs && a.cols.is_multiple_of(if self.grid { 2 * GRID_STEPS } else { 2 }) =>
             {
-                Some((x[row * a.cols..].as_ptr().cast(), a.cols / 2))
+                (x[rows.start * a.cols..].as_ptr().cast(), a.cols / 2)
             }
-            _ => None,
-        }
+            _ => return None,
+        };
+        (rows.len() <= MEETING || !pitch.is_multiple_of(SET_PERIOD)).then_some((first, pitch))
     }
 
     /// Packs one row (contiguous along the depth) into `out` of [`Engine::steps`] words.
@@ -204,8 +220,8 @@ impl<S: Simd> Engine<S> {
     pub fn pack_strips<'a>(
         self,
         x: &impl Rows<'a>,
-        rows: std::ops::Range<usize>,
-        cols: std::ops::Range<usize>,
+        rows: Range<usize>,
+        cols: Range<usize>,
         pitch: usize,
         stride: usize,
         out: &mut [u32],
@@ -348,8 +364,8 @@ impl<S: Simd> Engine<S> {
     pub fn pack_turned<'a>(
         self,
         x: &impl Rows<'a>,
-        rows: std::ops::Range<usize>,
-        cols: std::ops::Range<usize>,
+        rows: Range<usize>,
+        cols: Range<usize>,
         stride: usize,
         out: &mut [u32],
     ) {
@@ -411,7 +427,7 @@ impl<S: Simd> Engine<S> {
     /// Packs rows `rows` of `x` (the depth runs along each) as the columns of one panel; missing columns are zeros up to
     /// a whole vector.
     #[inline(always)]
-    pub fn pack_columns<'a>(self, x: &impl Rows<'a>, rows: std::ops::Range<usize>, out: &mut [u32]) {
+    pub fn pack_columns<'a>(self, x: &impl Rows<'a>, rows: Range<usize>, out: &mut [u32]) {
         let (s, steps) = (self.s, self.steps(x.cols()));
         let (lines, _) =
             bytemuck::cast_slice_mut::<u32, f32>(&mut out[..steps * PANEL]).as_chunks_mut::<PANEL>();
@@ -427,7 +443,7 @@ impl<S: Simd> Engine<S> {
 
     /// Up to sixteen rows of `x` as columns: the words of sixteen steps from `step` on, zeros for what is missing.
     #[inline(always)]
-    pub fn columns<'a>(self, x: &impl Rows<'a>, rows: std::ops::Range<usize>, step: usize) -> [S::V; LANES] {
+    pub fn columns<'a>(self, x: &impl Rows<'a>, rows: Range<usize>, step: usize) -> [S::V; LANES] {
         let depth = self.depth(step)..x.cols().min(self.depth(step + LANES));
         let mut block = [self.s.zero(); LANES];
         for (words, i) in block.iter_mut().zip(rows) {
@@ -705,7 +721,7 @@ impl<S: Simd> Engine<S> {
 #[inline(always)]
 pub(super) fn whole_rows<'a, const N: usize>(
     x: &impl Rows<'a>,
-    rows: std::ops::Range<usize>,
+    rows: Range<usize>,
 ) -> Option<[*const bf16; N]> {
     let mut all = [std::ptr::null(); N];
     if rows.len() < all.len() {

@@ -10,7 +10,7 @@
 
 use minke_num::bf16;
 
-use super::engine::{AHEAD, Engine, Rows, Words, layout};
+use super::engine::{AHEAD, Engine, Rows, Words, layout, pitch};
 use super::nt::store_halves;
 use super::tile::PANEL;
 use super::{Compute, Operand, RowTiles, check_offsets, over_outputs, over_panels};
@@ -433,9 +433,10 @@ impl Kernel for Task<'_> {
         let Self { a, how, b, group, first, rows, panels, out, to } = self;
         let engine = Engine::new(s, Compute::Bf16);
         let (depth, n, blocks) = (b.depth, b.n, b.depth.blocks());
-        let mut a_words = scratch::take::<u32>(rows * b.words);
+        let a_row = pitch(b.words);
+        let mut a_words = scratch::take::<u32>(rows * a_row);
         let mut a_scales = scratch::take::<f32>(rows * blocks);
-        let a_rows = a_words.chunks_exact_mut(b.words.max(1)).zip(a_scales.chunks_exact_mut(blocks.max(1)));
+        let a_rows = a_words.chunks_exact_mut(a_row).zip(a_scales.chunks_exact_mut(blocks.max(1)));
         for (i, (words, scales)) in a_rows.enumerate() {
             match a {
                 Values::Plain(a) => {
@@ -491,8 +492,8 @@ impl Kernel for Task<'_> {
                     };
                     let words = Words {
                         steps,
-                        a: a_words[i * b.words + at..].as_ptr(),
-                        a_row: b.words,
+                        a: a_words[i * a_row + at..].as_ptr(),
+                        a_row,
                         a_step: 1,
                         b: b_words.as_ptr(),
                         c: block_sums.as_mut_ptr(),

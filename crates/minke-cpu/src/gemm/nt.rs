@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use minke_num::bf16;
 
-use super::engine::{AHEAD, Engine, Rows, Words, layout};
+use super::engine::{AHEAD, Engine, Rows, Words, layout, pitch};
 use super::tile::PANEL;
 use super::{Compute, Operand, Packed, RowTiles, check_offsets, over_panels};
 use crate::cpu::{Cpu, SharedMut};
@@ -177,13 +177,15 @@ impl Kernel for Task<'_> {
         // the depth in even blocks: a panel's block stays in the first-level cache. Sums go on where they stopped.
         let blocks = self.b.steps.div_ceil(DEPTH_BLOCK).max(1);
         let block = self.b.steps.div_ceil(blocks).next_multiple_of(GRID_STEPS);
-        if let (1, Some((a, stride))) = (blocks, engine.in_place(&self.a, self.rows.start)) {
-            return self.tiles(s, engine, a, stride, 0, self.b.steps, self.to, self.accumulate);
+        let in_place = engine.in_place(&self.a, self.rows.clone());
+        if let (1, Some((a, a_row))) = (blocks, in_place) {
+            return self.tiles(s, engine, a, a_row, 0, self.b.steps, self.to, self.accumulate);
         }
         let columns = self.panels.start * PANEL - self.columns.start
             ..n.min(self.panels.end * PANEL - self.columns.start);
         let block = block.min(self.b.steps);
-        let mut packed = scratch::take::<u32>(rows * block);
+        let pitch = pitch(block);
+        let mut packed = scratch::take::<u32>(if in_place.is_none() { rows * pitch } else { 0 });
         // sums of several blocks need f32 to stop in
         let halfway = match self.to.out {
             SharedView::Bf16(_) if blocks > 1 => rows * columns.len(),
@@ -192,17 +194,17 @@ impl Kernel for Task<'_> {
         let mut sums = scratch::take::<f32>(halfway);
         for b in 0..blocks {
             let (from, to) = (b * block, self.b.steps.min((b + 1) * block));
-            let (a, stride) = match engine.in_place(&self.a, self.rows.start) {
+            let (a, a_row) = match in_place {
                 // SAFETY: the depth of a row in place is at least `from` steps.
-                Some((a, stride)) => (unsafe { a.add(from) }, stride),
+                Some((a, a_row)) => (unsafe { a.add(from) }, a_row),
                 None => {
                     let depth = engine.depth(from)..engine.depth(to).min(self.b.k);
-                    for (i, out) in packed.chunks_exact_mut(block.max(1)).enumerate() {
+                    for (i, out) in packed.chunks_exact_mut(pitch).enumerate() {
                         engine.ask(&self.a, self.rows.start + i + AHEAD, depth.clone());
                         let row = self.a.row(self.rows.start + i).slice(depth.start, depth.end);
                         engine.pack_row(row, &mut out[..to - from]);
                     }
-                    (packed.as_ptr(), block)
+                    (packed.as_ptr(), pitch)
                 }
             };
             let go_on = self.accumulate || b > 0;
@@ -215,7 +217,7 @@ impl Kernel for Task<'_> {
                     column: -(columns.start as isize),
                 },
             };
-            self.tiles(s, engine, a, stride, from, to, to_sums, go_on);
+            self.tiles(s, engine, a, a_row, from, to, to_sums, go_on);
         }
         if let (SharedView::Bf16(out), 1..) = (self.to.out, halfway) {
             for (r, sums) in sums.chunks_exact(columns.len()).enumerate() {
