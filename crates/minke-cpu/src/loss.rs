@@ -282,6 +282,7 @@ pub fn head(
 }
 
 /// How rows are cut into tasks.
+#[derive(Clone, Copy)]
 struct Blocks {
     /// Rows of a task.
     rows: usize,
