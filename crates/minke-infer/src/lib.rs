@@ -45,7 +45,7 @@ pub use assistant::{
 pub use constrain::{Constraint, ConstraintError};
 pub use engine::{Delta, Engine, EngineError, Generation, Request, StopReason, Timing, Trace, can_draft};
 pub use files::{ModelFiles, Weights};
-pub use load::{GenerationDefaults, LoadModelError, Loaded, WeightFolder, load_model, read_config};
+pub use load::{GenerationDefaults, LoadModelError, Loaded, WeightFolder, end_ids, load_model, read_config};
 pub use sampling::{Sampling, SettingError};
 pub use scheduler::{
     Done, Event, Handle, Order, Service, ServiceError, ServiceOptions, Sink, Stats, Stream, SubmitError,

@@ -1,5 +1,6 @@
 //! A model folder, opened: weights in the engine, tokenizer, and what the folder says about generation.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
@@ -110,13 +111,15 @@ impl Loaded {
         }
     }
 
-    /// The tokens that end an answer: those of config, generation config and tokenizer, each once, ascending.
+    /// The tokens that end an answer, where it continues a text: [`Loaded::stop_ids_with`] no template.
     pub fn stop_ids(&self) -> Vec<u32> {
-        let mut ids = self.model.config.eos_token_id.clone();
-        ids.extend(&self.generation.eos);
-        ids.extend(self.tokenizer.as_ref().and_then(Tokenizer::eos));
+        self.stop_ids_with(None)
+    }
+
+    /// The tokens that end an answer by this template, ascending: see [`end_ids`].
+    pub fn stop_ids_with(&self, template: Option<&ChatTemplate>) -> Vec<u32> {
+        let mut ids = end_ids(&self.model.config, &self.generation, self.tokenizer.as_ref(), template);
         ids.sort_unstable();
-        ids.dedup();
         ids
     }
 
@@ -129,6 +132,25 @@ impl Loaded {
         }
         .filter(within)
     }
+}
+
+/// The tokens that end an answer, each once: those of config, generation config and tokenizer, and the one with which the
+/// template ends a turn. A template that refuses to be asked has said nothing about how turns end.
+pub fn end_ids(
+    config: &Config,
+    generation: &GenerationDefaults,
+    tokenizer: Option<&Tokenizer>,
+    template: Option<&ChatTemplate>,
+) -> Vec<u32> {
+    let mut ids = config.eos_token_id.clone();
+    ids.extend(&generation.eos);
+    if let Some(tokenizer) = tokenizer {
+        ids.extend(tokenizer.eos());
+        ids.extend(template.and_then(|template| template.end_of_turn(tokenizer).ok().flatten()));
+    }
+    let mut seen = HashSet::new();
+    ids.retain(|id| seen.insert(*id));
+    ids
 }
 
 /// Opens the model that `argument` means: a folder, a run, a GGUF file, or a hub id in the local cache.

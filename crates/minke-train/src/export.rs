@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use minke_data::gguf::{TensorType, Value};
 use minke_data::hf::{Dtype, SafetensorsWriter, TensorSpec, scales_name, write_folder_atomic};
 use minke_infer::gguf::{Storage, ToWrite, WriteError, write_gguf};
-use minke_infer::{GenerationDefaults, LoadModelError, ModelFiles, Weights};
+use minke_infer::{GenerationDefaults, LoadModelError, ModelFiles, Weights, end_ids};
 use minke_model::config::Quantization;
 use minke_model::load::{self, Checked};
 use minke_model::spec::{self, Role};
@@ -464,27 +464,34 @@ pub fn may_write_file(out: &Path, source: &Path, force: bool) -> Result<(), Expo
 
 /// Writes what a GGUF file says beside its weights as the files of a folder.
 fn write_beside(files: &ModelFiles, new: &Path) -> Result<(), ExportError> {
-    if let Some(tokenizer) = files.tokenizer()? {
+    let (tokenizer, template) = (files.tokenizer()?, files.template()?);
+    if let Some(tokenizer) = &tokenizer {
         tokenizer.save(new)?;
     }
-    if let Some(template) = files.template()? {
+    if let Some(template) = &template {
         template.save(new)?;
     }
-    let GenerationDefaults { temperature, top_k, top_p, min_p, repetition_penalty, .. } =
-        files.generation()?;
+    let generation = files.generation()?;
     let mut value = serde_json::json!({
         "bos_token_id": files.config.bos_token_id,
-        "eos_token_id": files.config.eos_token_id,
+        "eos_token_id": end_ids(&files.config, &generation, tokenizer.as_ref(), template.as_ref()),
     });
+    let GenerationDefaults { temperature, top_k, top_p, min_p, typical_p, repetition_penalty, eos: _ } =
+        generation;
+    // by the shortest decimal that means it: 0.6 and not 0.6000000238418579
+    let number = |x: f32| x.to_string().parse().ok().map(|x: f64| serde_json::json!(x));
     let suggestions = [
-        // other programs take the likeliest token where this is false, and know no temperature of 0
-        ("do_sample", temperature.map(|x| serde_json::json!(x > 0.0))),
-        ("temperature", temperature.filter(|x| *x > 0.0).map(|x| serde_json::json!(x))),
+        ("temperature", temperature.filter(|x| *x > 0.0).and_then(number)),
         ("top_k", top_k.map(|x| serde_json::json!(x))),
-        ("top_p", top_p.map(|x| serde_json::json!(x))),
-        ("min_p", min_p.map(|x| serde_json::json!(x))),
-        ("repetition_penalty", repetition_penalty.map(|x| serde_json::json!(x))),
+        ("top_p", top_p.and_then(number)),
+        ("min_p", min_p.and_then(number)),
+        ("typical_p", typical_p.and_then(number)),
+        ("repetition_penalty", repetition_penalty.and_then(number)),
     ];
+    // other programs take the likeliest token where this is not true, and know no temperature of 0
+    if temperature.is_some() || suggestions.iter().any(|(_, suggestion)| suggestion.is_some()) {
+        value["do_sample"] = serde_json::json!(temperature != Some(0.0));
+    }
     for (key, suggestion) in suggestions {
         if let Some(suggestion) = suggestion {
             value[key] = suggestion;

@@ -464,6 +464,36 @@ fn a_gguf_file_and_back_is_the_same_model() {
     let running = load_model(file.to_str().unwrap(), None, Purpose::Run(&Cpu::detect(1))).unwrap();
     assert_eq!(running.template().unwrap().unwrap().source(), template(&source).source());
     assert_eq!((running.bos(), running.stop_ids()), (tokenizer.bos(), vec![1]));
+
+    // ends that only the generation config names, numbers that are short, and what has no key
+    for (suggested, expected, notes) in [
+        (
+            json!({"eos_token_id": [1, 30, 31], "top_p": 0.95, "typical_p": 0.9}),
+            json!({"eos_token_id": [1, 30, 31], "do_sample": true, "top_p": 0.95}),
+            vec!["`typical_p` of 0.9"],
+        ),
+        (
+            json!({"eos_token_id": [29, 30, 31], "do_sample": false, "temperature": 0.6}),
+            json!({"eos_token_id": [1, 29, 30], "do_sample": false}),
+            vec!["does not end at 31"],
+        ),
+        (
+            json!({"temperature": 0.6}),
+            json!({"eos_token_id": [1], "do_sample": true, "temperature": 0.6}),
+            vec![],
+        ),
+    ] {
+        fs::write(source.join("generation_config.json"), suggested.to_string()).unwrap();
+        let done = to_gguf(&source, &file, true).unwrap();
+        assert_eq!(done.notes.len(), notes.len(), "{:?}", done.notes);
+        assert!(done.notes.iter().zip(&notes).all(|(note, has)| note.contains(has)), "{:?}", done.notes);
+        let options = Options { out: back.clone(), format: Format::F32, force: true };
+        export(file.to_str().unwrap(), &options, &mut |_| ControlFlow::Continue(())).unwrap();
+        let mut generation: Value =
+            serde_json::from_slice(&fs::read(back.join("generation_config.json")).unwrap()).unwrap();
+        generation.as_object_mut().unwrap().remove("bos_token_id");
+        assert_eq!(generation, expected);
+    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ use minke_num::{bf16, f16};
 
 use super::export::{OutTensor, gguf_tensors};
 use super::metadata::{Metadata, NoPlace, metadata};
-use crate::load::GenerationDefaults;
+use crate::load::{GenerationDefaults, end_ids};
 
 /// Why a file is not written.
 #[derive(Debug, thiserror::Error)]
@@ -195,7 +195,11 @@ fn keys(model: &ToWrite<'_>, file_type: u32) -> Result<(Metadata, Vec<String>), 
         keys.push(("general.name".to_owned(), name.into()));
     }
     keys.push(("general.file_type".to_owned(), file_type.into()));
-    let GenerationDefaults { temperature, top_k, top_p, min_p, repetition_penalty, .. } = model.generation;
+    let GenerationDefaults { temperature, top_k, top_p, min_p, typical_p, repetition_penalty, eos: _ } =
+        model.generation;
+    if let Some(typical_p) = typical_p {
+        notes.push(format!("GGUF has no key for the suggested `typical_p` of {typical_p}: it is left out"));
+    }
     let top_k = top_k.and_then(|k| i32::try_from(k).ok());
     let suggestions: [(&str, Option<Value<'static>>); 5] = [
         ("temp", temperature.map(Into::into)),
@@ -214,11 +218,13 @@ fn keys(model: &ToWrite<'_>, file_type: u32) -> Result<(Metadata, Vec<String>), 
     };
     let endings = Endings {
         rows: config.vocab_size,
-        end_of_turn: config.eos_token_id.iter().copied().find(|id| Some(*id) != tokenizer.eos()),
+        ends: end_ids(config, model.generation, Some(tokenizer), model.template),
         pad: config.pad_token_id,
-        eos: config.eos_token_id.first().copied(),
     };
-    keys.extend(tokenizer::metadata(tokenizer, model.template.map(ChatTemplate::source), &endings)?);
+    let template = model.template.map(ChatTemplate::source);
+    let (more, told) = tokenizer::metadata(tokenizer, template, &endings)?;
+    keys.extend(more);
+    notes.extend(told);
     Ok((keys, notes))
 }
 

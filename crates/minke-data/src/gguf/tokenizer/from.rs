@@ -17,7 +17,7 @@ const MAX_TOKENS: usize = 4 << 20;
 /// No published vocabulary has a million merges.
 const MAX_MERGES: usize = 16 << 20;
 /// How tokens that end an answer are called, where a file only says how a document ends.
-const END_NAMES: [&str; 6] =
+pub(super) const END_NAMES: [&str; 6] =
     ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|eom_id|>", "<|endoftext|>"];
 
 /// The vocabulary of a file, where it lies.

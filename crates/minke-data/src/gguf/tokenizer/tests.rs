@@ -74,7 +74,7 @@ fn scores_become_merges_and_bytes_stand_for_the_rest() {
 fn what_is_written_means_the_same_when_it_is_read() {
     let first = open(&keys(spm())).unwrap().unwrap();
     let endings = Endings { rows: 300, ..Endings::default() };
-    let written = metadata(&first, Some("{{ bos_token }}"), &endings).unwrap();
+    let (written, _) = metadata(&first, Some("{{ bos_token }}"), &endings).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let file = file(&folder, &written);
     let second = Tokenizer::from_gguf(&file).unwrap().unwrap();
@@ -107,7 +107,7 @@ fn trained(digits: u8) -> Tokenizer {
 
 fn rewritten(tokenizer: &Tokenizer) -> Tokenizer {
     let endings = Endings { rows: tokenizer.vocab_size(), ..Endings::default() };
-    open(&metadata(tokenizer, None, &endings).unwrap()).unwrap().unwrap()
+    open(&metadata(tokenizer, None, &endings).unwrap().0).unwrap().unwrap()
 }
 
 #[test]
@@ -142,6 +142,23 @@ proptest! {
             prop_assert_eq!(ours.encode_with_special(&text).unwrap(), theirs.encode_with_special(&text).unwrap());
         }
     }
+}
+
+#[test]
+fn every_end_of_an_answer_comes_back() {
+    let tokenizer = trained(3);
+    let eos = tokenizer.eos().unwrap();
+    let ends_of = |ends: &[u32]| {
+        let endings = Endings { rows: 500, ends: ends.to_vec(), ..Endings::default() };
+        let (keys, notes) = metadata(&tokenizer, None, &endings).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        (end_ids(&file(&folder, &keys)).unwrap(), notes)
+    };
+    assert_eq!(ends_of(&[]), (vec![eos], vec![]));
+    assert_eq!(ends_of(&[40, eos, 41]), (vec![eos, 40, 41], vec![]));
+    let (ends, notes) = ends_of(&[40, 41, 42, 43]);
+    assert_eq!(ends, [eos, 40, 41]);
+    assert!(notes[0].ends_with("it does not end at 42, 43"), "{notes:?}");
 }
 
 #[test]

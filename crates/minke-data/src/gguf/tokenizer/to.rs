@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::Value as Json;
 
+use super::from::END_NAMES;
 use super::{SPACE, kind, pre};
 use crate::gguf::Value;
 use crate::tokenizer::Tokenizer;
@@ -17,28 +18,25 @@ const UNMERGED: f32 = -1e9;
 pub struct Endings {
     /// Rows of the model's embedding: the vocabulary is filled up to them.
     pub rows: usize,
-    /// The token that ends an answer, where it is another than the one that ends a document.
-    pub end_of_turn: Option<u32>,
+    /// All tokens that end an answer; the first is the end of a document for a tokenizer that does not know.
+    pub ends: Vec<u32>,
     /// The token that pads.
     pub pad: Option<u32>,
-    /// The model's own end of a document, for a tokenizer that does not know.
-    pub eos: Option<u32>,
 }
 
 fn fail(reason: impl Into<String>) -> Error {
     Error::tokenizer("for GGUF", reason.into())
 }
 
+/// Keys with their values, and what a user should know of them.
+type Told = (Vec<(String, Value<'static>)>, Vec<String>);
+
 /// The keys `tokenizer.*` of a tokenizer.
 ///
 /// # Errors
 /// The tokenizer does something that no program that reads GGUF would do, and what it is; or it has more tokens than the
 /// model has rows.
-pub fn metadata(
-    tokenizer: &Tokenizer,
-    template: Option<&str>,
-    endings: &Endings,
-) -> Result<Vec<(String, Value<'static>)>> {
+pub fn metadata(tokenizer: &Tokenizer, template: Option<&str>, endings: &Endings) -> Result<Told> {
     let file: Json =
         serde_json::from_slice(tokenizer.json()).map_err(|error| fail(format!("not JSON: {error}")))?;
     if tokenizer.vocab_size() > endings.rows {
@@ -62,14 +60,27 @@ pub fn metadata(
         byte_level(&file, &vocabulary)?
     };
     let mut put = |key: &str, value: Value<'static>| keys.push((format!("tokenizer.{key}"), value));
-    let (bos, eos) = (tokenizer.bos(), tokenizer.eos().or(endings.eos));
+    let (bos, eos) = (tokenizer.bos(), tokenizer.eos().or(endings.ends.first().copied()));
+    // readers find some ends by their names; the others need the keys
+    let is_named = |id: &u32| {
+        let token = tokenizer.token_of(*id).unwrap_or_default();
+        END_NAMES.contains(&&*token) && tokenizer.control_tokens().iter().any(|token| token.id == *id)
+    };
+    let others = endings.ends.iter().copied().filter(|id| Some(*id) != eos);
+    let (named, unnamed): (Vec<u32>, Vec<u32>) = others.partition(is_named);
+    let mut others = unnamed.into_iter().chain(named);
+    let (eot, eom) = (others.next(), others.next());
+    let lost: Vec<String> = others.filter(|id| !is_named(id)).map(|id| id.to_string()).collect();
+    let notes = match lost.as_slice() {
+        [] => Vec::new(),
+        lost => {
+            vec![format!("GGUF has keys for three ends of an answer: it does not end at {}", lost.join(", "))]
+        }
+    };
     // readers have ids of their own where these are missing, and would take other tokens for the ends
-    for (name, id) in [
-        ("bos", bos.or(eos)),
-        ("eos", eos.or(bos)),
-        ("eot", endings.end_of_turn.filter(|id| Some(*id) != eos)),
-        ("padding", endings.pad),
-    ] {
+    for (name, id) in
+        [("bos", bos.or(eos)), ("eos", eos.or(bos)), ("eot", eot), ("eom", eom), ("padding", endings.pad)]
+    {
         if let Some(id) = id.filter(|id| (*id as usize) < endings.rows) {
             put(&format!("ggml.{name}_token_id"), id.into());
         }
@@ -79,7 +90,7 @@ pub fn metadata(
     if let Some(template) = template {
         put("chat_template", template.into());
     }
-    Ok(keys)
+    Ok((keys, notes))
 }
 
 struct Vocabulary {
