@@ -43,9 +43,9 @@ pub struct Served {
 pub struct Limits {
     /// Bytes of a body.
     pub body_bytes: usize,
-    /// Until all of a body is there.
+    /// Until all of a body is there, the wait for a place included.
     pub body_time: Duration,
-    /// Bodies that are held at once, until their tokens are with the service.
+    /// Bodies that are held at once, until they are tokens; others wait to be read.
     pub bodies: usize,
     /// Until the next head of a request is there, on each connection.
     pub head_time: Duration,
@@ -114,7 +114,7 @@ pub struct Underway {
 }
 
 /// A prompt as tokens.
-struct Encoded {
+pub struct Encoded {
     tokens: Vec<u32>,
     is_thinking: bool,
     /// Tokens that the answer may not have.
@@ -129,16 +129,15 @@ impl Encoded {
 }
 
 impl App {
-    /// Reads a body and hands its answers in; returns once all are accepted.
+    /// Reads a body, and makes tokens of its prompts.
     ///
     /// # Errors
-    /// What of the request cannot be served, and a server that is busy or stopping.
-    pub async fn begin(
+    /// What of the request cannot be served, and a server that is stopping.
+    pub async fn read(
         self: &Arc<Self>,
         endpoint: Endpoint,
         bytes: axum::body::Bytes,
-    ) -> Result<Underway, ApiError> {
-        let submitted = Instant::now();
+    ) -> Result<(Asked, Vec<Encoded>), ApiError> {
         let app = self.clone();
         // a long text takes its time, which connections shall not wait for
         let prepare = move || {
@@ -154,8 +153,19 @@ impl App {
             let encoded = prompts.iter().map(|prompt| app.encode(prompt)).collect::<Result<Vec<_>, _>>()?;
             Ok::<_, ApiError>((asked, encoded))
         };
-        let (asked, prompts) =
-            tokio::task::spawn_blocking(prepare).await.map_err(|_| ApiError::Stopped)??;
+        tokio::task::spawn_blocking(prepare).await.map_err(|_| ApiError::Stopped)?
+    }
+
+    /// Hands in the answers that were asked for when it was `submitted`; returns once all are accepted.
+    ///
+    /// # Errors
+    /// What of the request cannot be served, and a server that is busy or stopping.
+    pub async fn begin(
+        &self,
+        endpoint: Endpoint,
+        (asked, prompts): (Asked, Vec<Encoded>),
+        submitted: Instant,
+    ) -> Result<Underway, ApiError> {
         let (answers, most) = (asked.n * prompts.len(), self.handle.max_waiting());
         if answers > most {
             let reason =

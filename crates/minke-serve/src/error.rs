@@ -56,9 +56,6 @@ pub enum ApiError {
     /// Too many wait.
     #[error("the server is busy: {0}; try again later")]
     Busy(SubmitError),
-    /// Too many come at once.
-    #[error("the server is busy: {0} requests are being read; try again later")]
-    Crowd(usize),
     /// It is being stopped.
     #[error("the server is being stopped")]
     Stopped,
@@ -84,7 +81,7 @@ impl ApiError {
         match self {
             Self::Model { .. } => StatusCode::NOT_FOUND,
             Self::Http { status, .. } => StatusCode::from_u16(*status).unwrap_or(StatusCode::BAD_REQUEST),
-            Self::Busy(_) | Self::Crowd(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::Busy(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Stopped => StatusCode::SERVICE_UNAVAILABLE,
             Self::Engine(EngineError::NotANumber { .. }) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Invalid { .. } | Self::Context { .. } | Self::DeadEnd | Self::Engine(_) => {
@@ -108,7 +105,7 @@ impl ApiError {
             Self::Engine(EngineError::Context { .. } | EngineError::Memory { .. }) => {
                 (None, Some("context_length_exceeded"))
             }
-            Self::Busy(_) | Self::Crowd(_) => (None, Some("rate_limit_exceeded")),
+            Self::Busy(_) => (None, Some("rate_limit_exceeded")),
             Self::Http { .. } | Self::DeadEnd | Self::Stopped | Self::Engine(_) => (None, None),
         };
         json!({"error": {"message": self.to_string(), "type": kind, "param": param, "code": code}})

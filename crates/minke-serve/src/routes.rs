@@ -6,6 +6,7 @@ use std::future::{Ready, ready};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use axum::body::to_bytes;
 use axum::extract::{Path, Request, State};
@@ -84,12 +85,14 @@ async fn complete(app: &Arc<App>, endpoint: Endpoint, request: Request) -> Resul
         let message = "expected the header `content-type: application/json`".to_owned();
         return Err(ApiError::Http { status: StatusCode::UNSUPPORTED_MEDIA_TYPE.as_u16(), message });
     }
-    let limits = &app.options.limits;
-    // bodies are held until their tokens are with the service
-    let room = app.bodies.try_acquire().map_err(|_| ApiError::Crowd(limits.bodies))?;
-    let reading = tokio::time::timeout(limits.body_time, to_bytes(request.into_body(), limits.body_bytes));
-    let bytes = match reading.await {
-        Ok(Ok(bytes)) => bytes,
+    let (submitted, limits) = (Instant::now(), &app.options.limits);
+    let reading = async {
+        // held until the body is tokens
+        let place = app.bodies.acquire().await.expect("nobody closes it");
+        to_bytes(request.into_body(), limits.body_bytes).await.map(|bytes| (place, bytes))
+    };
+    let (place, bytes) = match tokio::time::timeout(limits.body_time, reading).await {
+        Ok(Ok(read)) => read,
         Ok(Err(error)) => {
             let too_large = error.into_inner().downcast_ref::<http_body_util::LengthLimitError>().is_some();
             return Err(if too_large {
@@ -104,8 +107,9 @@ async fn complete(app: &Arc<App>, endpoint: Endpoint, request: Request) -> Resul
             return Err(ApiError::Http { status: StatusCode::REQUEST_TIMEOUT.as_u16(), message });
         }
     };
-    let mut underway = app.begin(endpoint, bytes).await?;
-    drop(room);
+    let encoded = app.read(endpoint, bytes).await?;
+    drop(place);
+    let mut underway = app.begin(endpoint, encoded, submitted).await?;
     if underway.stream {
         return Ok(Sse::new(Chunks::new(underway, line)).keep_alive(KeepAlive::default()).into_response());
     }

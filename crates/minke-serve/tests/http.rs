@@ -590,6 +590,31 @@ fn who_goes_away_cancels_and_who_comes_too_late_waits() {
 }
 
 #[test]
+fn bodies_that_come_together_wait_for_each_other() {
+    let limits = Limits { bodies: 1, ..Limits::default() };
+    let server = Server::start(ServiceOptions { max_running: 2, ..ServiceOptions::default() }, limits);
+    let body = json!({"prompt": "the", "max_tokens": 3});
+    // the first is late with its body
+    let text = body.to_string();
+    let mut late = TcpStream::connect(server.addr).unwrap();
+    let head = format!(
+        "POST {TEXT} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: \
+         {}\r\n\r\n",
+        text.len()
+    );
+    late.write_all(head.as_bytes()).unwrap();
+    let others: Vec<TcpStream> = (0..20).map(|_| server.begin(TEXT, &body)).collect();
+    std::thread::sleep(Duration::from_millis(100));
+    late.write_all(text.as_bytes()).unwrap();
+    for client in others.into_iter().chain([late]) {
+        assert_eq!(answer(client).0, 200);
+    }
+    // a place is waited for as long as a body is
+    let limits = Limits { bodies: 0, body_time: Duration::from_millis(50), ..Limits::default() };
+    assert_eq!(Server::start(ServiceOptions::default(), limits).post(TEXT, &body).0, 408);
+}
+
+#[test]
 fn who_says_nothing_gives_way() {
     let limits = Limits { connections: 2, head_time: Duration::from_millis(200), ..Limits::default() };
     let server = Server::start(ServiceOptions::default(), limits);
