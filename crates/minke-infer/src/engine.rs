@@ -115,8 +115,11 @@ pub struct Request {
     pub sequence: u64,
     /// Strings that end the answer and are not part of it.
     pub stop: Vec<String>,
-    /// Tokens that end the answer and are not part of it.
+    /// Tokens that end the answer and are not part of it: the model's own ends. A constraint does not allow them but where
+    /// the answer is complete, whatever their text.
     pub stop_ids: Vec<u32>,
+    /// Others that do. A constraint allows them wherever it allows their text.
+    pub more_stop_ids: Vec<u32>,
     /// Tokens before which no stop token comes and no stop string is looked for.
     pub min_tokens: usize,
     /// What is added to the logits of some ids, from -100, which forbids them, to 100.
@@ -135,6 +138,11 @@ pub struct Request {
 }
 
 impl Request {
+    /// Whether a token ends the answer.
+    pub(crate) fn ends_with(&self, id: u32) -> bool {
+        self.stop_ids.contains(&id) || self.more_stop_ids.contains(&id)
+    }
+
     /// Whether a bias does anything but forbid.
     fn has_bias(&self) -> bool {
         self.logit_bias.iter().any(|(_, bias)| *bias > guide::BAN)
@@ -144,7 +152,7 @@ impl Request {
 /// Why an answer ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StopReason {
-    /// The model chose this token of [`Request::stop_ids`].
+    /// The model chose this token of [`Request::stop_ids`] or [`Request::more_stop_ids`].
     Token(u32),
     /// This string of [`Request::stop`] was complete.
     String(String),

@@ -33,6 +33,7 @@ pub(crate) struct Guide {
     /// Whether the grammar waits for the end of a thought.
     waits: bool,
     stop_ids: Vec<u32>,
+    more_stop_ids: Vec<u32>,
     /// Why the grammar cannot be followed any more.
     failure: Option<ConstraintError>,
     tokenizer: Option<Tokenizer>,
@@ -97,6 +98,7 @@ impl Guide {
             grammar,
             waits,
             stop_ids: request.stop_ids.clone(),
+            more_stop_ids: request.more_stop_ids.clone(),
             failure: None,
             tokenizer: tokenizer.cloned(),
         })
@@ -133,7 +135,7 @@ impl Guide {
         // what ends an answer is not the grammar's to allow but here
         ids.retain(|id| !self.stop_ids.contains(id));
         if may_end {
-            ids.extend(&self.stop_ids);
+            ids.extend(self.stop_ids.iter().chain(&self.more_stop_ids));
             ids.sort_unstable();
             ids.dedup();
         }

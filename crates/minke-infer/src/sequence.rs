@@ -148,7 +148,7 @@ impl Sequence {
 
     /// Takes a token into the answer and gives the text that is sure now.
     pub fn take(&mut self, id: u32, log_prob: Option<f32>, context: usize) -> String {
-        if self.request.stop_ids.contains(&id) {
+        if self.request.ends_with(id) {
             self.stop = Some(StopReason::Token(id));
             return String::new();
         }

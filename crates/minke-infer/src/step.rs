@@ -61,7 +61,7 @@ impl Part {
     /// Follows a draft if it is of what may come `next`, and says whether the answer goes on behind it.
     pub fn follow(&mut self, sequence: &mut Sequence, next: Result<Next, EngineError>, id: u32) -> bool {
         let Ok(next) = next else { return false };
-        if !next.allowed.has(id) || sequence.request.stop_ids.contains(&id) {
+        if !next.allowed.has(id) || sequence.request.ends_with(id) {
             return false;
         }
         self.next.push(Ok(next));

@@ -169,6 +169,26 @@ fn a_thought_is_free_and_the_answer_is_not() {
 }
 
 #[test]
+fn tokens_that_a_request_stops_at_may_be_text_of_its_form() {
+    let tokenizer = tokenizer();
+    let mut model = model(&tokenizer);
+    let cpu = Cpu::detect(2);
+    let mut engine = Engine::new(&mut model, &cpu, Some(&tokenizer));
+    let seven = tokenizer.id_of("7").unwrap();
+    let form = |regex: &str| request(&tokenizer, Constraint::Regex(regex.to_owned()), 3);
+    let mut write = |request: Request| {
+        let generation = engine.generate(&[request], &mut silent).unwrap().remove(0);
+        (generation.text, generation.stop)
+    };
+    for (regex, text) in [("74", ""), ("a7b", "a")] {
+        let stopping = Request { more_stop_ids: vec![seven], ..form(regex) };
+        assert_eq!(write(stopping), (text.to_owned(), StopReason::Token(seven)), "{regex}");
+        // of the model's own ends a form knows nothing
+        assert_eq!(write(Request { stop_ids: vec![seven], ..form(regex) }).1, StopReason::DeadEnd, "{regex}");
+    }
+}
+
+#[test]
 fn marks_of_a_thought_are_text_where_a_form_has_them() {
     let tokenizer = tokenizer();
     let mut model = model(&tokenizer);

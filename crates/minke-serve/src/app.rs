@@ -145,7 +145,7 @@ impl App {
             app.check_model(body.model.as_deref())?;
             let mut asked = body.asked(endpoint, app.served.defaults, random())?;
             let vocabulary = app.served.tokenizer.vocab_size();
-            if let Some(id) = asked.request.stop_ids.iter().find(|id| **id as usize >= vocabulary) {
+            if let Some(id) = asked.request.more_stop_ids.iter().find(|id| **id as usize >= vocabulary) {
                 let reason = format!("id {id} is outside the vocabulary of {vocabulary} tokens");
                 return Err(ApiError::field("stop_token_ids", reason));
             }
@@ -187,14 +187,13 @@ impl App {
                     let follows = is_thinking && asked.request.constraint.is_some();
                     follows.then(|| ThinkingBudget::new(max_tokens))
                 });
-                let stop_ids = self.served.stop_ids.iter().chain(&asked.request.stop_ids);
                 let request = Request {
                     thinking: thinking.map(|budget| budget.closed_by(&self.closing)),
                     speculation: self.served.speculation,
                     prompt: tokens.clone(),
                     max_tokens,
                     sequence: answer as u64,
-                    stop_ids: stop_ids.copied().collect(),
+                    stop_ids: self.served.stop_ids.clone(),
                     logit_bias: [&asked.request.logit_bias[..], &forbidden].concat(),
                     ..asked.request.clone()
                 };

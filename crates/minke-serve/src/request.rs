@@ -174,7 +174,7 @@ impl Body {
         let request = Request {
             sampling: self.sampling(defaults, seed)?,
             stop: self.stops()?,
-            stop_ids: self.stop_ids()?,
+            more_stop_ids: self.stop_ids()?,
             min_tokens: self.min_tokens.unwrap_or(0),
             logit_bias: self.bias()?,
             top_log_probs,
