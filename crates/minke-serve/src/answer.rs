@@ -119,6 +119,11 @@ impl Choice {
         self.done.is_some()
     }
 
+    /// Whether it ended since nothing that is allowed could come next.
+    pub fn is_dead_end(&self) -> bool {
+        self.done.as_ref().is_some_and(|done| done.stop == StopReason::DeadEnd)
+    }
+
     /// The chunk that begins it, in a conversation.
     pub fn first(&self) -> Option<Value> {
         self.thoughts.as_ref()?;
@@ -152,10 +157,8 @@ impl Choice {
                 Ok(Some(self.delta(&parts, &log_probs, None)))
             }
             Event::Done(done) => {
-                match done.stop {
-                    StopReason::Cancelled => return Err(ApiError::Stopped),
-                    StopReason::DeadEnd => return Err(ApiError::DeadEnd),
-                    _ => {}
+                if done.stop == StopReason::Cancelled {
+                    return Err(ApiError::Stopped);
                 }
                 let mut parts = self.split(&done.text);
                 if let Some(thoughts) = &mut self.thoughts {
@@ -260,7 +263,8 @@ fn number(log_prob: f32) -> Value {
 
 fn finish_reason(stop: &StopReason) -> &'static str {
     match stop {
-        StopReason::Token(_) | StopReason::String(_) | StopReason::Complete | StopReason::DeadEnd => "stop",
+        StopReason::Token(_) | StopReason::String(_) | StopReason::Complete => "stop",
+        StopReason::DeadEnd => "dead_end",
         StopReason::MaxTokens | StopReason::Context | StopReason::Deadline | StopReason::Cancelled => {
             "length"
         }

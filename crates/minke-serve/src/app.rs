@@ -296,15 +296,27 @@ impl Underway {
         }
     }
 
+    /// What the next event makes of its answer: a chunk, if it makes one.
+    ///
+    /// # Errors
+    /// The answer fails, the service is gone, or no answer can have the form that was asked for.
+    pub fn take(&mut self, next: Option<(usize, Event)>) -> Result<Option<serde_json::Value>, ApiError> {
+        let (index, event) = next.ok_or(ApiError::Stopped)?;
+        let chunk = self.choices[index].take(event)?;
+        if self.choices.iter().all(Choice::is_dead_end) {
+            return Err(ApiError::DeadEnd);
+        }
+        Ok(chunk)
+    }
+
     /// All answers, whole.
     ///
     /// # Errors
-    /// One of them fails.
+    /// As [`Underway::take`].
     pub async fn whole(&mut self) -> Result<serde_json::Value, ApiError> {
         while !self.choices.iter().all(Choice::is_done) {
-            let event = std::future::poll_fn(|cx| self.poll(cx)).await;
-            let (index, event) = event.ok_or(ApiError::Stopped)?;
-            self.choices[index].take(event)?;
+            let next = std::future::poll_fn(|cx| self.poll(cx)).await;
+            self.take(next)?;
         }
         Ok(self.frame.whole(&self.choices))
     }

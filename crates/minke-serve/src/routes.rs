@@ -193,11 +193,7 @@ impl Chunks {
     /// What an event of the service makes; the answers are over when there is nothing more to come.
     fn take(&mut self, next: Option<(usize, minke_infer::Event)>) {
         let Some(underway) = &mut self.underway else { return };
-        let chunk = match next {
-            None => Err(ApiError::Stopped),
-            Some((index, event)) => underway.choices[index].take(event),
-        };
-        match chunk {
+        match underway.take(next) {
             Ok(chunk) => self.ready.extend(chunk.map(|chunk| event(&underway.frame.chunk(&[chunk])))),
             Err(error) => {
                 self.ready.push_back(event(&error.to_json()));
