@@ -113,6 +113,14 @@ pub(crate) struct Sequence {
 impl Sequence {
     /// A request that goes on from what a session holds of its prompt.
     pub fn new(request: Request, guide: Guide, mut session: Session, tokenizer: Option<&Tokenizer>) -> Self {
+        let decoder = tokenizer.map(|tokenizer| {
+            let decoder = tokenizer.stream_decoder(true);
+            // the first word of the answer is not that of a text
+            match request.prompt.last() {
+                Some(&id) => decoder.behind(id),
+                None => decoder,
+            }
+        });
         Self {
             reused: session.reuse(&request.prompt),
             guide,
@@ -125,7 +133,7 @@ impl Sequence {
             log_probs: Vec::new(),
             top_log_probs: Vec::new(),
             text: String::new(),
-            decoder: tokenizer.map(|tokenizer| tokenizer.stream_decoder(true)),
+            decoder,
             matcher: StopMatcher::new(request.stop.iter().cloned()),
             request,
         }

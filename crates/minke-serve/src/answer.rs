@@ -146,7 +146,7 @@ impl Choice {
                 let mut log_probs = Value::Null;
                 if self.log_probs {
                     let offset = self.offset;
-                    self.offset += self.tokenizer.decode(&[token.id], false).chars().count();
+                    self.offset += self.text_of(token.id).chars().count();
                     let entry = Entry { token, offset };
                     log_probs = self.told(std::slice::from_ref(&entry));
                     self.entries.push(entry);
@@ -222,9 +222,18 @@ impl Choice {
         json!({"index": self.index, "message": message, "logprobs": log_probs, "finish_reason": reason})
     }
 
+    /// The text of a token as it stands within others: where bytes are known, with its space.
+    fn text_of(&self, id: u32) -> String {
+        if self.tokenizer.has_bytes() {
+            String::from_utf8_lossy(&self.tokenizer.token_bytes(id)).into_owned()
+        } else {
+            self.tokenizer.decode(&[id], false)
+        }
+    }
+
     /// Log-probabilities in the form of the endpoint.
     fn told(&self, entries: &[Entry]) -> Value {
-        let text = |id: u32| self.tokenizer.decode(&[id], false);
+        let text = |id: u32| self.text_of(id);
         if self.thoughts.is_none() {
             let likeliest = |entry: &Entry| -> Value {
                 let top = entry.token.top_log_probs.iter();

@@ -28,6 +28,18 @@ impl StreamDecoder {
         Self { tokenizer, skip_special, pending: Vec::new(), begun: false, ids: Vec::new(), given: 0 }
     }
 
+    /// The same behind a token, whose own text is not given; one that shows none is as if it were not there.
+    #[must_use]
+    pub fn behind(mut self, id: u32) -> Self {
+        if self.tokenizer.has_bytes() {
+            let _ = self.tokenizer.shown_bytes(id, self.skip_special, &mut self.begun);
+        } else {
+            self.ids.push(id);
+            self.given = self.tokenizer.decode(&self.ids, self.skip_special).len();
+        }
+        self
+    }
+
     /// Takes one id and gives the text that is complete with it, perhaps none.
     pub fn step(&mut self, id: u32) -> String {
         if !self.tokenizer.has_bytes() {

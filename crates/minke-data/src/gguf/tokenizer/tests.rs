@@ -61,7 +61,11 @@ fn scores_become_merges_and_bytes_stand_for_the_rest() {
         assert!(!ids.contains(&1), "text cannot write a control token");
         assert_eq!(tokenizer.decode(&ids, false), text);
     }
-    assert_eq!(tokenizer.encode_with_special("<s>hello").unwrap(), [1, tokenizer.id_of("▁hello").unwrap()]);
+    let hello = tokenizer.id_of("▁hello").unwrap();
+    assert_eq!(tokenizer.encode_with_special("<s>hello").unwrap(), [1, hello]);
+    // the space of a text's first word is no text, that of a word behind others is
+    let behind = |id: u32| tokenizer.stream_decoder(true).behind(id).step(hello);
+    assert_eq!((behind(1), behind(hello)), ("hello".to_owned(), " hello".to_owned()));
     let without =
         [spm(), vec![("ggml.add_space_prefix", false.into()), ("ggml.add_bos_token", false.into())]].concat();
     let tokenizer = open(&keys(without)).unwrap().unwrap();
