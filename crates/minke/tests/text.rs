@@ -274,6 +274,21 @@ const TEMPLATE: &str = "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{
                         {% if add_generation_prompt %}<|assistant|>{% endif %}";
 
 #[test]
+fn what_is_refused_shows_nothing() {
+    let folder = talking();
+    let model = text(folder.path());
+    std::fs::write(folder.path().join("chat_template.jinja"), TEMPLATE).unwrap();
+    // not even that a thought begins
+    let long = "whale ".repeat(2000);
+    let error = refused(&["generate", model, "--think", "on", "-p", &long]);
+    assert!(error.contains("do not fit into the model's context"), "{error}");
+    let form =
+        ["generate", model, "--think", "auto", "--regex", "<think>x</think>y", "--json", "-p", "whale"];
+    let answer: Value = serde_json::from_str(&good(&form)).unwrap();
+    assert_eq!((&answer["text"], answer.get("thought")), (&json!("<think>x</think>y"), None));
+}
+
+#[test]
 fn chat_has_commands() {
     let folder = talking();
     let model = text(folder.path());

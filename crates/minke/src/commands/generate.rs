@@ -230,7 +230,8 @@ pub fn run(args: &Generate) -> Result<(), Failure> {
         painter: Painter::new(terminal, is_asked),
         whole: Whole::default(),
     };
-    let begin = if is_thinking {
+    // shown with the first piece: before that the request may yet be refused
+    let mut begin = if is_thinking {
         shown.piece(Piece::ThoughtBegins)
     } else if terminal && !is_asked {
         // so that text and continuation stand together
@@ -238,12 +239,9 @@ pub fn run(args: &Generate) -> Result<(), Failure> {
     } else {
         String::new()
     };
-    if !args.json {
-        output::text(&begin)?;
-    }
     let mut failed = None;
     let mut done = engine.generate(std::slice::from_ref(&request), &mut |delta| {
-        let piece = shown.push(delta.text);
+        let piece = std::mem::take(&mut begin) + &shown.push(delta.text);
         if !args.json
             && let Err(failure) = output::text(&piece)
         {
@@ -256,7 +254,7 @@ pub fn run(args: &Generate) -> Result<(), Failure> {
         return Err(failure);
     }
     let generation = done.pop().expect("one result per request");
-    let mut end = shown.finish();
+    let mut end = begin + &shown.finish();
     let (thought, answer) = shown.whole.parts();
     let timing = engine.timing();
     let speculated = generation.speculated;
