@@ -23,9 +23,9 @@ pub(crate) struct Guide {
     history: Option<History>,
     /// What is added to logits, without what forbids.
     bias: Vec<(u32, f32)>,
-    /// What never comes, ascending; and beside it the stop tokens, for as long as there are too few others.
-    banned: Arc<[u32]>,
-    banned_early: Arc<[u32]>,
+    /// What never comes, and what does not behind a thought that was ended for the model.
+    banned: Banned,
+    banned_unthinking: Banned,
     min_tokens: usize,
     tokens: usize,
     thinking: Option<Thinking>,
@@ -37,6 +37,27 @@ pub(crate) struct Guide {
     /// Why the grammar cannot be followed any more.
     failure: Option<ConstraintError>,
     tokenizer: Option<Tokenizer>,
+}
+
+/// Tokens that do not come, ascending; and with them the stop tokens, for as long as there are too few others.
+#[derive(Debug, Clone)]
+struct Banned {
+    always: Arc<[u32]>,
+    early: Arc<[u32]>,
+}
+
+impl Banned {
+    fn new(request: &Request, marks: &[u32]) -> Self {
+        let bans = request.logit_bias.iter().filter(|(_, bias)| *bias <= BAN).map(|(id, _)| *id);
+        let always: Vec<u32> = bans.chain(marks.iter().copied()).collect();
+        let early = [&always[..], &request.stop_ids, &request.more_stop_ids].concat();
+        let ascending = |mut ids: Vec<u32>| -> Arc<[u32]> {
+            ids.sort_unstable();
+            ids.dedup();
+            ids.into()
+        };
+        Self { always: ascending(always), early: ascending(early) }
+    }
 }
 
 /// Where a guide stood.
@@ -69,15 +90,7 @@ impl Guide {
         vocabulary: usize,
     ) -> Result<Self, EngineError> {
         check(request, vocabulary)?;
-        let ascending = |mut ids: Vec<u32>| -> Arc<[u32]> {
-            ids.sort_unstable();
-            ids.dedup();
-            ids.into()
-        };
-        let (bans, bias): (Vec<_>, Vec<_>) =
-            request.logit_bias.iter().copied().partition(|(_, bias)| *bias <= BAN);
-        let bans: Vec<u32> = bans.into_iter().map(|(id, _)| id).collect();
-        let early = bans.iter().chain(&request.stop_ids).copied().collect();
+        let bias = request.logit_bias.iter().copied().filter(|(_, bias)| *bias > BAN).collect();
         let history = request.sampling.has_penalties().then(|| History::new(&request.prompt));
         let thinking = request
             .thinking
@@ -90,8 +103,8 @@ impl Guide {
         Ok(Self {
             history,
             bias,
-            banned: ascending(bans),
-            banned_early: ascending(early),
+            banned: Banned::new(request, &[]),
+            banned_unthinking: Banned::new(request, thinking.as_ref().map_or(&[], Thinking::marks)),
             min_tokens: request.min_tokens,
             tokens: 0,
             thinking,
@@ -123,7 +136,9 @@ impl Guide {
         if let Some(id) = thinking.and_then(Thinking::forced) {
             return Ok(Next { allowed: Allowed::Only([id].into()), may_end: false });
         }
-        let banned = if self.tokens < self.min_tokens { &self.banned_early } else { &self.banned };
+        let unthinking = thinking.is_some_and(Thinking::forbids_marks);
+        let Banned { always, early } = if unthinking { &self.banned_unthinking } else { &self.banned };
+        let banned = if self.tokens < self.min_tokens { early } else { always };
         let Some(grammar) = self.grammar.as_mut().filter(|_| !self.waits) else {
             let allowed = if banned.is_empty() { Allowed::All } else { Allowed::Except(banned.clone()) };
             return Ok(Next { allowed, may_end: false });

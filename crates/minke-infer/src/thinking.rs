@@ -50,7 +50,12 @@ pub fn without_thought(tokenizer: &Tokenizer, prompt: &[u32]) -> Vec<(u32, f32)>
     if !ends_with(tokenizer, prompt, CLOSE.as_bytes()) {
         return Vec::new();
     }
-    [OPEN, CLOSE].iter().filter_map(|mark| Some((tokenizer.id_of(mark)?, BAN))).collect()
+    marks(tokenizer, OPEN, CLOSE).map(|id| (id, BAN)).collect()
+}
+
+/// Those of two marks that are tokens.
+fn marks(tokenizer: &Tokenizer, open: &str, close: &str) -> impl Iterator<Item = u32> {
+    [open, close].map(|mark| tokenizer.id_of(mark)).into_iter().flatten()
 }
 
 /// Whether a prompt ends with a mark and white space.
@@ -80,6 +85,8 @@ struct Markers {
     closing: Vec<u32>,
     /// What follows its marker.
     rest: Vec<u32>,
+    /// Both, where they are tokens.
+    marks: Vec<u32>,
     max_tokens: usize,
     /// Whether white space behind a marker that the model wrote itself is written for it, because a grammar follows.
     then_rest: bool,
@@ -104,6 +111,8 @@ pub(crate) struct Thinking {
     /// The last bytes of the answer, as many as a marker has.
     tail: Vec<u8>,
     thought: Thought,
+    /// Whether a thought was ended for the model.
+    cut: bool,
 }
 
 impl Thinking {
@@ -139,6 +148,7 @@ impl Thinking {
             close: close.as_bytes().to_vec(),
             closing,
             rest: ids(&behind)?,
+            marks: marks(tokenizer, open, close).collect(),
             max_tokens: budget.max_tokens,
             then_rest,
         };
@@ -148,6 +158,7 @@ impl Thinking {
             phase: if is_open { Phase::Inside } else { Phase::Outside },
             tail: Vec::new(),
             thought: Thought::default(),
+            cut: false,
         };
         thinking.check();
         Ok(thinking)
@@ -170,6 +181,17 @@ impl Thinking {
             Phase::Closing(at) => &self.markers.closing[at..],
             Phase::Rest(at) => &self.markers.rest[at..],
         }
+    }
+
+    /// Tokens that may not come behind a thought that was ended for the model, which may not know that it is over: its
+    /// marks, as in [`without_thought`].
+    pub fn marks(&self) -> &[u32] {
+        &self.markers.marks
+    }
+
+    /// Whether they may not come now.
+    pub fn forbids_marks(&self) -> bool {
+        self.cut && !self.is_open()
     }
 
     /// What was spent so far.
@@ -222,6 +244,7 @@ impl Thinking {
         if self.phase == Phase::Inside && self.thought.tokens >= self.markers.max_tokens {
             self.tail.clear();
             self.phase = Phase::Closing(0);
+            self.cut = true;
         }
     }
 
@@ -294,7 +317,9 @@ mod tests {
         }
         // nothing at all, and a second thought that has nothing left
         let mut none = thinking(&ThinkingBudget::new(0), "sing<think>", false);
+        assert!(!none.forbids_marks(), "its end is a mark");
         assert_eq!(say(&mut none, "").len(), ids.len());
+        assert!(none.forbids_marks());
         assert_eq!(say(&mut none, "so <think>").len(), ids.len());
         assert_eq!(none.thought(), Thought { tokens: 0, forced: 2 * ids.len(), closed: true });
     }
@@ -304,6 +329,7 @@ mod tests {
         let mut thinking_ = thinking(&ThinkingBudget::new(100), "sing<think>", false);
         assert!(say(&mut thinking_, "012</think>9").is_empty());
         assert_eq!(thinking_.thought(), Thought { tokens: 3, forced: 0, closed: true });
+        assert!(!thinking_.forbids_marks());
         // a grammar follows: what the template has behind the marker is written
         let mut then = thinking(&ThinkingBudget::new(100), "sing<think>", true);
         let rest = tokenizer().encode("\n\n").unwrap();

@@ -167,6 +167,19 @@ fn a_thought_ends_where_its_budget_does_and_the_answer_goes_on() {
     let roomy = one(&mut engine, &Request { thinking: Some(ThinkingBudget::new(100)), ..free });
     assert_eq!(roomy.tokens, unbounded.tokens);
     assert_eq!(roomy.thought, Some(Thought { tokens: 40, forced: 0, closed: false }));
+    // who would think on may not, alone and beside others
+    let open = tokenizer.id_of("<think>").unwrap();
+    let eager = Request { logit_bias: vec![(close, -90.0), (open, 90.0)], ..bounded.clone() };
+    let cut = one(&mut engine, &eager);
+    assert_eq!(cut.tokens[..6], [open; 6]);
+    let behind = &cut.tokens[6 + closing.len()..];
+    assert!(behind.len() > 20 && behind.iter().all(|id| ![open, close].contains(id)), "{cut:?}");
+    for speculation in [Speculation::Off, Speculation::Ngram] {
+        let eager = Request { speculation, ..eager.clone() };
+        let many = engine.generate(&[bounded.clone(), eager.clone(), eager], &mut silent).unwrap();
+        assert_eq!(many[0].tokens, generation.tokens);
+        assert!(many[1..].iter().all(|one| one.tokens == cut.tokens && one.log_probs == cut.log_probs));
+    }
     let error = Engine::new(&mut model, &cpu, None).generate(&[bounded], &mut silent).unwrap_err();
     assert_eq!(error, EngineError::ThinkingNeedsTokenizer);
 }
