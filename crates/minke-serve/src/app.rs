@@ -178,7 +178,11 @@ impl App {
             let max_tokens = self.room(&tokens, asked.max_tokens)?;
             for answer in 0..asked.n {
                 let index = choices.len();
-                let thoughts = (endpoint == Endpoint::Chat).then(|| Thoughts::new(is_thinking));
+                // what has a form is all of it an answer, marks and all, unless the prompt has begun a thought
+                let thoughts = (endpoint == Endpoint::Chat).then(|| match &asked.request.constraint {
+                    Some(_) if !is_thinking => Thoughts::none(),
+                    _ => Thoughts::new(is_thinking),
+                });
                 let tokenizer = self.served.tokenizer.clone();
                 choices.push(Choice::new(index, answer == 0, asked.log_probs, tokenizer, thoughts));
                 // where a thought is followed, what has a form begins behind it

@@ -34,6 +34,12 @@ impl Thoughts {
         Self { splitter: Splitter::new(is_thinking), ends }
     }
 
+    /// Those of an answer that has no thought, whatever marks it has.
+    pub fn none() -> Self {
+        let ends = LineEnds { fresh: false, held: String::new() };
+        Self { splitter: Splitter::without_thought(), ends }
+    }
+
     /// Whether what comes next is thought.
     pub fn is_thinking(&self) -> bool {
         self.splitter.is_thinking()

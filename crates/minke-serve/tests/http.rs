@@ -400,6 +400,48 @@ fn what_has_a_form_keeps_it() {
 }
 
 #[test]
+fn what_cannot_have_its_form_leaves_other_answers_alone() {
+    let server = Server::plain();
+    // behind an `a` nothing can come
+    let b = tokenizer().id_of("b").unwrap().to_string();
+    let body = |n: usize, regex: &str| json!({"prompt": "the", "n": n, "seed": 1, "structured_outputs": {"regex": regex}, "logit_bias": {b.clone(): -100}});
+    let (status, whole) = server.post(TEXT, &body(16, "ab|c"));
+    assert_eq!(status, 200, "{whole}");
+    let said: Vec<(&str, &str)> = (0..16)
+        .map(|i| &whole["choices"][i])
+        .map(|choice| (choice["text"].as_str().unwrap(), choice["finish_reason"].as_str().unwrap()))
+        .collect();
+    assert!(said.contains(&("a", "dead_end")) && said.contains(&("c", "stop")), "{said:?}");
+    assert!(said.iter().all(|one| [("a", "dead_end"), ("c", "stop")].contains(one)), "{said:?}");
+    let mut stream = body(16, "ab|c");
+    stream["stream"] = true.into();
+    let chunks = server.streamed(TEXT, &stream);
+    for (index, (text, _)) in said.iter().enumerate() {
+        assert_eq!(joined(&chunks, index, "text"), *text);
+    }
+    // where none can
+    let (status, error) = server.post(TEXT, &body(3, "ab"));
+    assert!(status == 400 && error["error"]["message"].as_str().unwrap().contains("cannot go on"), "{error}");
+    stream["structured_outputs"] = json!({"regex": "ab"});
+    let (_, text) = answer(server.begin(TEXT, &stream));
+    assert!(text.contains("cannot go on") && !text.contains("[DONE]"), "{text}");
+}
+
+#[test]
+fn marks_of_a_form_are_text() {
+    let server = Server::plain();
+    let form = json!({"structured_outputs": {"regex": "<think>a{3}</think>b"}, "reasoning_effort": "none"});
+    let whole = server.post(CHAT, &chat(&form)).1;
+    assert_eq!(whole["choices"][0]["message"]["content"], "<think>aaa</think>b", "{whole}");
+    assert!(whole["choices"][0]["message"].get("reasoning_content").is_none(), "{whole}");
+    // and so is what a request stops at
+    let seven = tokenizer().id_of("7").unwrap();
+    let body = json!({"prompt": "the", "stop_token_ids": [seven], "structured_outputs": {"regex": "a74"}});
+    let choice = &server.post(TEXT, &body).1["choices"][0];
+    assert_eq!((&choice["text"], &choice["finish_reason"]), (&json!("a"), &json!("stop")));
+}
+
+#[test]
 fn thoughts_end_as_the_template_ends_them() {
     let server = Server::plain();
     let ask = |extra: Value| {

@@ -62,6 +62,11 @@ impl Splitter {
         Self { state, held: String::new() }
     }
 
+    /// A splitter of a text that has no thought, such as one whose form a mark would belong to.
+    pub fn without_thought() -> Self {
+        Self { state: State::Saying, held: String::new() }
+    }
+
     /// Whether what comes next is thought.
     pub fn is_thinking(&self) -> bool {
         self.state == State::Thinking

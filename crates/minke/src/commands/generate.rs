@@ -226,7 +226,11 @@ pub fn run(args: &Generate) -> Result<(), Failure> {
     interrupt::install();
     let work = Work::begin();
     let mut shown = Shown {
-        splitter: is_asked.then(|| Splitter::new(is_thinking)),
+        // what has a form is all of it an answer, marks and all, unless the prompt has begun a thought
+        splitter: is_asked.then(|| match &request.constraint {
+            Some(_) if !is_thinking => Splitter::without_thought(),
+            _ => Splitter::new(is_thinking),
+        }),
         painter: Painter::new(terminal, is_asked),
         whole: Whole::default(),
     };
