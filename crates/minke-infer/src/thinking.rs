@@ -135,7 +135,7 @@ impl Thinking {
         }
         let ids = |text: &str| {
             tokenizer
-                .encode_with_special(text)
+                .encode_behind(text)
                 .map_err(|_| EngineError::ThinkingMarker { marker: close.to_owned() })
         };
         let closing = ids(&budget.close)?;

@@ -121,8 +121,8 @@ impl<'a> Shield<'a> {
         end
     }
 
-    /// Appends the ids of a piece.
-    fn encode(&self, tokenizer: &Tokenizer, text: &str, ids: &mut Vec<u32>) -> Result<()> {
+    /// Appends the ids of a piece, `behind` others or what `ids` has.
+    fn encode(&self, tokenizer: &Tokenizer, text: &str, behind: bool, ids: &mut Vec<u32>) -> Result<()> {
         let mut rest = text;
         loop {
             let found = self.next(rest);
@@ -132,9 +132,8 @@ impl<'a> Shield<'a> {
             }
             if !plain.is_empty() {
                 let plain = self.without(plain);
-                let more =
-                    if ids.is_empty() { tokenizer.encode(&plain) } else { tokenizer.encode_inside(&plain) };
-                ids.extend(more?);
+                let begins = ids.is_empty() && !behind;
+                ids.extend(if begins { tokenizer.encode(&plain) } else { tokenizer.encode_inside(&plain) }?);
             }
             let Some((at, token)) = found else { return Ok(()) };
             ids.push(token.id);
@@ -143,6 +142,19 @@ impl<'a> Shield<'a> {
                 rest = rest.trim_start();
             }
         }
+    }
+}
+
+impl Tokenizer {
+    /// Encodes text in which control tokens are recognised and which stands behind other tokens, as what is written within
+    /// an answer does.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_behind(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids = Vec::new();
+        Shield::new(self.control_tokens(), &[], &[])?.encode(self, text, true, &mut ids)?;
+        Ok(ids)
     }
 }
 
@@ -220,7 +232,7 @@ impl ChatTemplate {
         let tools: Vec<Value> = options.tools.iter().map(|tool| shield.value(tool)).collect();
         let whole = self.render_as(&names, &shielded, RenderOptions { tools: &tools, ..options })?;
         let mut ids = Vec::new();
-        shield.encode(tokenizer, &whole, &mut ids)?;
+        shield.encode(tokenizer, &whole, false, &mut ids)?;
         Ok(ids)
     }
 
@@ -333,7 +345,7 @@ fn thought(message: &Message) -> &str {
 
 impl Encoded {
     fn push(&mut self, shield: &Shield<'_>, tokenizer: &Tokenizer, text: &str, written: bool) -> Result<()> {
-        shield.encode(tokenizer, text, &mut self.ids)?;
+        shield.encode(tokenizer, text, false, &mut self.ids)?;
         self.mask.resize(self.ids.len(), written);
         Ok(())
     }

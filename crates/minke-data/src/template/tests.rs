@@ -265,6 +265,9 @@ fn a_space_goes_before_the_first_word_alone() {
             let first = tokenizer.token_of(ids[usize::from(!bos.is_empty())]).unwrap();
             assert_eq!(first, if has_space { "▁hi" } else { "hi" }, "{scheme}, {text}");
         }
+        let inside = tokenizer.encode_behind("hi<|end|>hi").unwrap();
+        let hi = tokenizer.id_of(if scheme == "always" { "▁hi" } else { "hi" }).unwrap();
+        assert_eq!(inside, [hi, 4, hi], "{scheme}");
     }
 }
 
