@@ -229,6 +229,10 @@ fn a_base_model_goes_on_with_its_text() {
     assert_eq!(whale.text(), format!("the whale{}", first.text));
     whale.set_text("the whale").unwrap();
     assert_eq!(whale.text(), "the whale");
+    // it knows no thoughts, and a bound on them binds nothing
+    whale.settings.thinking_budget = Some(3);
+    whale.ask("").unwrap();
+    whale.settings.thinking_budget = None;
     whale.reset();
     assert_eq!(whale.text(), "");
     // a text that the context cuts off says so

@@ -14,6 +14,7 @@ mod settings;
 use std::ops::ControlFlow;
 
 use minke_cpu::Cpu;
+use minke_data::template::thinking::CLOSING;
 use minke_data::{ChatTemplate, Message, RenderOptions, Role, Tokenizer};
 use minke_model::{CacheKind, Precision, Purpose};
 
@@ -172,16 +173,10 @@ impl Assistant {
         let Some(tokenizer) = loaded.tokenizer.clone() else {
             return Err(AssistantError::NoTokenizer { folder: loaded.folder });
         };
-        let mut stop_ids = loaded.stop_ids();
+        let stop_ids = loaded.stop_ids_with(template.as_ref());
         let mut notes = loaded.notes.clone();
-        let closing = template.as_ref().map(ChatTemplate::closing).unwrap_or_default();
+        let closing = template.as_ref().map_or_else(|| CLOSING.to_owned(), ChatTemplate::closing);
         if let Some(template) = &template {
-            // a template that refuses the probe has said nothing about how turns end
-            if let Ok(Some(end)) = template.end_of_turn(&tokenizer)
-                && !stop_ids.contains(&end)
-            {
-                stop_ids.push(end);
-            }
             let missing = template.missing_tokens(&tokenizer);
             if !missing.is_empty() {
                 let missing = missing.join(", ");
