@@ -18,6 +18,10 @@ const MAX_TOP: usize = 20;
 const DEFAULT_TOKENS: usize = 16;
 /// Strings that end an answer, and tokens that do.
 const MAX_STOPS: usize = 16;
+/// The kinds of a form.
+const FORMS: [&str; 5] = ["json", "json_object", "regex", "choice", "grammar"];
+/// All texts of a choice, as the grammar that they become.
+const MAX_CHOICE_BYTES: usize = 256 << 10;
 /// Length of a string that ends one.
 const MAX_STOP_BYTES: usize = 4096;
 
@@ -166,8 +170,10 @@ impl Body {
             Endpoint::Text => texts(self.prompt.as_ref())?,
         };
         let n = self.n.unwrap_or(1);
-        if n == 0 || n.saturating_mul(prompts.len()) > MAX_CHOICES {
-            return Err(ApiError::field("n", format!("expected 1 to {MAX_CHOICES} answers in all, got {n}")));
+        let answers = n.saturating_mul(prompts.len());
+        if answers == 0 || answers > MAX_CHOICES {
+            let reason = format!("expected 1 to {MAX_CHOICES} answers in all, got {answers}");
+            return Err(ApiError::field("n", reason));
         }
         let (log_probs, top_log_probs) = self.log_probs(endpoint)?;
         let max_tokens = self.max_completion_tokens.or(self.max_tokens);
@@ -342,29 +348,42 @@ impl Body {
 
     fn structure(&self) -> Result<Option<Constraint>, ApiError> {
         let Some(fields) = &self.structured_outputs else { return Ok(None) };
-        let fail = |reason: &str| ApiError::field("structured_outputs", reason);
+        let fail = |reason: String| ApiError::field("structured_outputs", reason);
+        let expected = format!("expected one of {}", FORMS.join(", "));
+        if let Some(unknown) = fields.keys().find(|key| !FORMS.contains(&key.as_str())) {
+            let unknown: String = unknown.chars().take(40).collect();
+            return Err(fail(format!("{expected}, got the unknown field `{unknown}`")));
+        }
         let mut given = fields.iter().filter(|(_, value)| !value.is_null());
-        let (Some((kind, value)), None) = (given.next(), given.next()) else {
-            return Err(fail("expected one of json, json_object, regex, choice and grammar"));
-        };
+        let (Some((kind, value)), None) = (given.next(), given.next()) else { return Err(fail(expected)) };
         let text = || value.as_str().map(str::to_owned);
         let constraint = match kind.as_str() {
-            "json" => Some(Constraint::JsonSchema(value.clone())),
+            "json" => Some(Constraint::JsonSchema(match value {
+                // a schema may come as its text
+                Value::String(text) => serde_json::from_str(text).map_err(|error| {
+                    fail(format!("json: expected a schema, got a text that is no JSON: {error}"))
+                })?,
+                schema => schema.clone(),
+            })),
             "json_object" => (*value == true).then_some(Constraint::JsonObject),
             "regex" => text().map(Constraint::Regex),
             "grammar" => text().map(Constraint::Grammar),
-            "choice" => {
+            _ => {
                 let texts =
                     value.as_array().filter(|texts| !texts.is_empty() && texts.iter().all(Value::is_string));
-                // JSON's strings are those of a grammar
-                let either =
-                    |texts: &Vec<Value>| texts.iter().map(Value::to_string).collect::<Vec<_>>().join(" | ");
-                texts.map(|texts| Constraint::Grammar(format!("start: {}", either(texts))))
+                let grammar = texts.map(|texts| either(texts));
+                if let Some(got) = grammar.as_ref().map(String::len).filter(|got| *got > MAX_CHOICE_BYTES) {
+                    let reason =
+                        format!("choice: expected texts of at most {MAX_CHOICE_BYTES} bytes, got {got}");
+                    return Err(fail(reason));
+                }
+                grammar.map(Constraint::Grammar)
             }
-            _ => return Err(fail("expected one of json, json_object, regex, choice and grammar")),
         };
         constraint.map(Some).ok_or_else(|| {
-            fail("expected a schema in json, true in json_object, a text in regex and grammar, a list of texts in choice")
+            let expected = "expected a schema in json, true in json_object, a text in regex and grammar, a list of texts \
+                            in choice";
+            fail(expected.to_owned())
         })
     }
 
@@ -403,6 +422,13 @@ impl Body {
         }
         Ok((wanted, top))
     }
+}
+
+/// The grammar of one of some texts.
+fn either(texts: &[Value]) -> String {
+    // JSON's strings are those of a grammar, which takes no DEL as it is
+    let text = |text: &Value| text.to_string().replace('\u{7f}', "\\u007f");
+    format!("start: {}", texts.iter().map(text).collect::<Vec<_>>().join(" | "))
 }
 
 /// A message; the parts of its content, if it has some, become one text, each on a line of its own.

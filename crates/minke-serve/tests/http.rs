@@ -392,6 +392,8 @@ fn what_has_a_form_keeps_it() {
         (json!({"grammar": "start: \"a\" \"b\"{3}"}), &["abbb"]),
         (json!({"choice": sizes, "regex": null}), &sizes),
         (json!({"json": {"enum": [42]}}), &["42"]),
+        (json!({"json": "{\"enum\": [42]}"}), &["42"]),
+        (json!({"choice": ["a\u{7f}b\\\n"]}), &["a\u{7f}b\\\n"]),
     ] {
         let text = server.post(TEXT, &json!({"prompt": "the", "structured_outputs": form})).1;
         let said = text["choices"][0]["text"].as_str().unwrap_or_else(|| panic!("{text}"));
@@ -512,7 +514,17 @@ fn what_is_wrong_is_told_in_the_form_of_this_api() {
         ),
         (
             json!({"structured_outputs": {"regex": "a", "json": {}}}),
-            "structured_outputs -: `structured_outputs`: expected one of json, json_object, regex, choice and grammar",
+            "structured_outputs -: `structured_outputs`: expected one of json, json_object, regex, choice, grammar",
+        ),
+        (
+            json!({"structured_outputs": {"regex": "a", "whitespace": 1}}),
+            "structured_outputs -: `structured_outputs`: expected one of json, json_object, regex, choice, grammar, got the \
+             unknown field `whitespace`",
+        ),
+        (
+            json!({"structured_outputs": {"json": "{"}}),
+            "structured_outputs -: `structured_outputs`: json: expected a schema, got a text that is no JSON: EOF while \
+             parsing an object at line 1 column 1",
         ),
         (
             json!({"structured_outputs": {"choice": []}}),
@@ -555,6 +567,8 @@ fn what_is_wrong_is_told_in_the_form_of_this_api() {
     }
     let text = said(server.post(TEXT, &json!({"prompt": [1, 999_999]})));
     assert_eq!(text, invalid("- -: token 1: id 999999 is outside the vocabulary of 303 tokens"));
+    let long = said(server.post(TEXT, &json!({"prompt": vec!["x"; 40], "n": 2})));
+    assert_eq!(long, invalid("n -: `n`: expected 1 to 64 answers in all, got 80"));
     let echo = said(server.post(TEXT, &json!({"prompt": "x", "echo": true})));
     assert_eq!(echo, invalid("echo -: `echo`: is not supported yet"));
 
