@@ -321,6 +321,8 @@ fn chat_has_commands() {
         ("/undo", "there is no turn to undo"),
         ("/retry", "there is no turn to answer again"),
         ("/think much", "think: expected on, off, auto or a number of tokens, got `much`"),
+        ("/think budget", "think: expected a number of tokens behind `budget`, as in budget 200"),
+        ("/sytem be brief", "unknown command `/sytem`; is it /system?"),
         (&format!("/load {}.none", text(&saved)), "No such file"),
         (&format!("/save {}", text(&saved)), "is there already; /save! replaces it"),
         ("/exot", "unknown command `/exot`"),

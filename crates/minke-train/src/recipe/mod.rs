@@ -24,7 +24,7 @@ pub use error::{Frame, RecipeError};
 use minke_model::config::Config;
 pub use model::{GivenModel, model};
 use reader::Places;
-pub use reader::{BYTES, Section, TOKENS, Units};
+pub use reader::{BYTES, Section, TOKENS, Units, nearest};
 use sections::GivenTrain;
 pub use sections::{
     Data, Dtype, Moments, Optim, Optimizer, Precision, Recompute, Run, Sample, Scales, Scaling, Source,

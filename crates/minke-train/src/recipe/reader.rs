@@ -388,7 +388,7 @@ impl Units {
 }
 
 /// The known key nearest to `key`, if it is near enough to be meant.
-fn nearest<'k>(key: &str, known: &[&'k str]) -> Option<&'k str> {
+pub fn nearest<'k>(key: &str, known: &[&'k str]) -> Option<&'k str> {
     let allowed = match key.chars().count() {
         0..=4 => 1,
         5..=7 => 2,

@@ -139,14 +139,17 @@ fn value_name(value: &impl ValueEnum) -> String {
 
 /// Sets whether and how long a model thinks: `on`, `off`, `auto` or a number of tokens, which may be called a budget.
 fn think(settings: &mut Settings, how: &str) -> Result<(), String> {
-    let (thinking, budget) = match how.strip_prefix("budget ").map_or(how, str::trim_start) {
+    let (thinking, budget) = match how {
         "on" => (Thinking::Open, None),
         "off" => (Thinking::Empty, None),
         "auto" => (Thinking::Default, None),
-        number => match number.parse::<u32>() {
+        "budget" => {
+            return Err("think: expected a number of tokens behind `budget`, as in budget 200".to_owned());
+        }
+        _ => match how.strip_prefix("budget ").map_or(how, str::trim_start).parse::<u32>() {
             Ok(n) => (Thinking::Open, Some(n as usize)),
             Err(_) => {
-                return Err(format!("think: expected on, off, auto or a number of tokens, got `{number}`"));
+                return Err(format!("think: expected on, off, auto or a number of tokens, got `{how}`"));
             }
         },
     };

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use minke_train::recipe::nearest;
+
 /// A command at the prompt.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command {
@@ -33,7 +35,7 @@ pub enum Command {
 const LIST: [(&str, &str, &str, Option<&str>); 11] = [
     ("help", "", "this list", None),
     ("set", "[NAME VALUE]", "show the settings, or change one", None),
-    ("think", "[on|off|N|auto]", "think, do not, at most N tokens, or as the model has it", Some("")),
+    ("think", "[on|off|auto|N]", "whether to think; N, or budget N, is at most N tokens", Some("")),
     ("system", "[TEXT]", "show or change the instruction; \"\" takes it away", Some("")),
     ("undo", "", "forget the last turn and its answer", None),
     ("retry", "", "answer the last turn again, by other random numbers", None),
@@ -74,7 +76,7 @@ pub fn completions(line: &str) -> Vec<String> {
 }
 
 /// The command that a turn is; none where it is a turn. Text may begin with a slash: only a plain word after it is a
-/// command, known or mistyped.
+/// command, and a mistyped one where it is alone or near to one.
 ///
 /// # Errors
 /// A command that is not known, or lacks its argument.
@@ -111,9 +113,14 @@ pub fn parse(turn: &str) -> Result<Option<Command>, String> {
                 Some((key.trim().to_owned(), value.trim().to_owned()))
             }
         }),
-        // a word alone is a mistyped command, a sentence is something to say
-        _ if rest.is_empty() => return Err(format!("unknown command `{word}`; /help lists the commands")),
-        _ => return Ok(None),
+        // a word alone is a mistyped command, a sentence is something to say, unless it begins as one
+        _ => match nearest(name, &LIST.map(|(name, ..)| name)) {
+            Some(near) => return Err(format!("unknown command `{word}`; is it /{near}?")),
+            None if rest.is_empty() => {
+                return Err(format!("unknown command `{word}`; /help lists the commands"));
+            }
+            None => return Ok(None),
+        },
     }))
 }
 
@@ -139,7 +146,9 @@ mod tests {
         for text in ["hello", "/", "/etc/passwd is a file", "/usr is large", "//x", "/Exit"] {
             assert_eq!(of(text), None, "{text}");
         }
-        assert!(parse("/exot").unwrap_err().contains("unknown command `/exot`"));
+        assert_eq!(parse("/exot").unwrap_err(), "unknown command `/exot`; is it /exit?");
+        assert_eq!(parse("/sytem be brief").unwrap_err(), "unknown command `/sytem`; is it /system?");
+        assert_eq!(parse("/whale").unwrap_err(), "unknown command `/whale`; /help lists the commands");
         assert!(parse("/save").unwrap_err().contains("/save FILE"));
         assert!(parse("/set x").unwrap_err().contains("a name and a value"));
         assert_eq!(completions("/s"), ["/set", "/system", "/save", "/stats"]);
