@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use minke_data::{ChatTemplate, Tokenizer, TrainOptions};
 use minke_infer::{GenerationDefaults, Loaded, load_model};
 
 const VECTORS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../minke-model/tests/vectors/llama_gqa");
@@ -44,6 +45,18 @@ fn suggestions_and_templates_are_read() {
     fs::write(folder.path().join("generation_config.json"), r#"{"temperature": 3.0, "do_sample": false}"#)
         .unwrap();
     assert_eq!(load(folder.path()).unwrap().generation.temperature, Some(0.0));
+
+    // what ends a turn ends an answer; a template that refuses to be asked has not said it
+    let options = TrainOptions { vocab_size: 300, ..TrainOptions::default() };
+    Tokenizer::train(&["a whale".repeat(9)], &options).unwrap().save(folder.path()).unwrap();
+    let loaded = load(folder.path()).unwrap();
+    let tokenizer = loaded.tokenizer.as_ref().unwrap();
+    let end = tokenizer.id_of("<|user|>").unwrap();
+    let source = "{% for m in messages %}{{ m.content }}<|user|>{% endfor %}";
+    let ending = ChatTemplate::new("ending", source).unwrap();
+    let refusing = ChatTemplate::new("refusing", "{{ raise_exception('no') }}").unwrap();
+    assert!(!loaded.stop_ids().contains(&end) && loaded.stop_ids_with(Some(&ending)).contains(&end));
+    assert_eq!(loaded.stop_ids_with(Some(&refusing)), loaded.stop_ids());
 }
 
 /// Every family's folder runs, and so does one whose config was written here.

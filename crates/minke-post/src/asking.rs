@@ -114,7 +114,7 @@ impl Asking {
             Some(template) => Some(template),
             None => loaded.template()?,
         };
-        let (stop_ids, bos) = (loaded.stop_ids(), loaded.bos());
+        let (stop_ids, bos) = (loaded.stop_ids_with(template.as_ref()), loaded.bos());
         let Some(tokenizer) = loaded.tokenizer else {
             let place = loaded.folder.display().to_string();
             return Err(PostError::unsuitable(place, "the model has no tokenizer"));

@@ -253,21 +253,14 @@ pub fn run(
 ) -> Result<Outcome> {
     let Base { folder, loaded, cpu, force } = base;
     let before = if resume { find(setup, &folder, on_event)? } else { None };
-    let (mut stop_ids, bos) = (loaded.stop_ids(), loaded.bos());
     let template = match &setup.template {
         Some(template) => Some(template.clone()),
         None => loaded.template()?,
     };
+    let (stop_ids, bos) = (loaded.stop_ids_with(template.as_ref()), loaded.bos());
     let Some(tokenizer) = loaded.tokenizer else {
         return Err(PostError::unsuitable(loaded.folder.display().to_string(), "the model has no tokenizer"));
     };
-    // a template may end turns with a token that the model's config does not know of
-    if let Some(end) =
-        template.as_ref().map(|template| template.end_of_turn(&tokenizer)).transpose()?.flatten()
-        && !stop_ids.contains(&end)
-    {
-        stop_ids.push(end);
-    }
     let base = fingerprint::of_base(&loaded.model, &tokenizer, template.as_ref());
     // (older programs did not say)
     if let Some(checkpoint) = &before

@@ -217,19 +217,17 @@ fn settings(args: &Eval, loaded: &Loaded, prompter: &Prompter) -> Result<EvalSet
     }
     k.sort_unstable();
     k.dedup();
-    let mut stop_ids = loaded.stop_ids();
-    if let (Form::Chat { template, .. }, Some(tokenizer)) = (prompter.form(), &loaded.tokenizer) {
-        stop_ids.extend(template.end_of_turn(tokenizer)?);
-    }
-    stop_ids.sort_unstable();
-    stop_ids.dedup();
+    let template = match prompter.form() {
+        Form::Chat { template, .. } => Some(template),
+        _ => None,
+    };
     let settings = EvalSettings {
         samples,
         temperature: args.temperature.unwrap_or(usual),
         max_tokens: args.n.unwrap_or(TOKENS) as usize,
         seed: args.seed,
         k,
-        stop_ids,
+        stop_ids: loaded.stop_ids_with(template),
         ..EvalSettings::default()
     };
     check_settings(&settings)?;

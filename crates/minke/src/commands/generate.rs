@@ -139,14 +139,12 @@ pub fn run(args: &Generate) -> Result<(), Failure> {
         ))
         .hint("minke score reads token ids"));
     };
-    let mut stop_ids = loaded.stop_ids();
     let vocabulary = loaded.model.config.vocab_size;
     if let Some(id) = args.steering.stop_id.iter().find(|id| **id as usize >= vocabulary) {
         return Err(Failure::user(format!(
             "--stop-id: id {id} is outside the vocabulary of {vocabulary} tokens"
         )));
     }
-    stop_ids.extend(&args.steering.stop_id);
     let mut settings = Settings { sampling, ..Settings::default() };
     let is_asked = args.chat || args.system.is_some() || args.think.is_some();
     let tokens = if is_asked {
@@ -157,15 +155,11 @@ pub fn run(args: &Generate) -> Result<(), Failure> {
                 return Err(Failure::user(message).hint("give one of them"));
             }
         }
-        let Some(template) = loaded.template()? else {
+        template = loaded.template()?;
+        let Some(template) = &template else {
             let message = format!("{} has no chat template: it continues text", loaded.folder.display());
             return Err(Failure::user(message).hint("leave out --chat, --system and --think"));
         };
-        if let Ok(Some(end)) = template.end_of_turn(&tokenizer)
-            && !stop_ids.contains(&end)
-        {
-            stop_ids.push(end);
-        }
         let system = args.system.as_deref().map(Message::system);
         let messages: Vec<Message> = system.into_iter().chain([Message::user(prompt.as_str())]).collect();
         template.encode_prompt(&tokenizer, &messages, settings.thinking)?
@@ -207,7 +201,8 @@ pub fn run(args: &Generate) -> Result<(), Failure> {
         max_tokens: args.sampling.n.map_or(usual, |n| n as usize),
         sampling,
         stop: args.sampling.stop.clone(),
-        stop_ids,
+        stop_ids: loaded.stop_ids_with(template.as_ref()),
+        more_stop_ids: args.steering.stop_id.clone(),
         min_tokens: args.steering.min_tokens as usize,
         logit_bias,
         top_log_probs: args.steering.top_logprobs as usize,

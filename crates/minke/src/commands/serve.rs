@@ -28,22 +28,14 @@ pub fn run(args: &Serve) -> Result<(), Failure> {
         .hint("minke score reads token ids"));
     };
     let template = loaded.template()?;
-    let mut stop_ids = loaded.stop_ids();
-    if let Some(template) = &template {
-        // a template that refuses the probe has said nothing about how turns end
-        if let Ok(Some(end)) = template.end_of_turn(&tokenizer)
-            && !stop_ids.contains(&end)
-        {
-            stop_ids.push(end);
-        }
-    } else {
+    if template.is_none() {
         output::note("note: the model has no chat template: only /v1/completions can be asked");
     }
     let served = Served {
         name: args.name.clone().unwrap_or_else(|| name(&args.model.model)),
         tokenizer: tokenizer.clone(),
+        stop_ids: loaded.stop_ids_with(template.as_ref()),
         template,
-        stop_ids,
         bos: loaded.bos(),
         defaults: Settings::suggested(&loaded.generation).sampling,
         speculation: speculation(args.speculation.speculate),
