@@ -134,6 +134,10 @@ fn from_a_file_and_to_a_folder() {
     let report = quantize(folder.path(), "FP8", &fp8, &[]);
     assert_eq!((report["to"].as_str(), report["dtype"].as_str()), (Some("hf"), Some("fp8")));
     assert!(fp8.join("model.safetensors").is_file());
+    let args =
+        ["quantize", text(folder.path()), "--to", "FP8", "--out", text(&fp8), "--force", "--threads", "1"];
+    let said = minke(&args);
+    assert!(said.code == 0 && said.err.contains("note: --threads has no effect on FP8"), "{}", said.err);
 }
 
 #[test]

@@ -159,6 +159,9 @@ fn fp8(args: &Quantize) -> Result<(), Failure> {
         )
         .hint("leave it out, or choose one of the Q formats"));
     }
+    if args.threads.threads.is_some() {
+        output::note("note: --threads has no effect on FP8, which one thread writes");
+    }
     export::run(&Export {
         model: args.model.clone(),
         to: ExportTo::Hf,
