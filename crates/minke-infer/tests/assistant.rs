@@ -264,7 +264,7 @@ fn a_base_model_goes_on_with_its_text() {
     assert_eq!(alone[0].text, first.text);
     std::fs::remove_file(folder.path().join("tokenizer.json")).unwrap();
     let Err(error) = Assistant::load(folder.path().to_str().unwrap()) else { panic!("it loads") };
-    assert!(error.to_string().contains("no tokenizer.json"), "{error}");
+    assert!(error.to_string().contains("no tokenizer"), "{error}");
 }
 
 #[test]

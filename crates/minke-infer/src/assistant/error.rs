@@ -17,7 +17,7 @@ pub enum AssistantError {
     #[error(transparent)]
     Engine(#[from] EngineError),
     /// The model reads token ids only.
-    #[error("{} has no tokenizer.json, so it cannot read text", folder.display())]
+    #[error("{} has no tokenizer, so it cannot read text", folder.display())]
     NoTokenizer {
         /// Its folder.
         folder: PathBuf,

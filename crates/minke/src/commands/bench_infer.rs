@@ -232,7 +232,7 @@ fn measure(
 /// The tokens of a text, for a model that reads text.
 fn encode(tokenizer: Option<&Tokenizer>, text: &str) -> Result<Vec<u32>, Failure> {
     let Some(tokenizer) = tokenizer else {
-        return Err(Failure::user("--prompt: the model has no tokenizer.json, so it cannot read text"));
+        return Err(Failure::user("--prompt: the model has no tokenizer, so it cannot read text"));
     };
     let ids: Vec<u32> = tokenizer.bos().into_iter().chain(tokenizer.encode(text)?).collect();
     if ids.is_empty() { Err(Failure::user("--prompt: expected a text, got none")) } else { Ok(ids) }

@@ -14,7 +14,7 @@ use minke_post::eval::{
 use serde::Serialize;
 
 use super::progress::Bar;
-use super::{cache, open, rate, threads, value_name};
+use super::{cache, open, rate, threads, tokenizer, value_name};
 use crate::cli::{Eval, Half, KeptAs, ModelArgs, PER_LEVEL, TaskForm};
 use crate::failure::Failure;
 use crate::interrupt::{self, Work};
@@ -52,12 +52,7 @@ pub fn run(args: &Eval) -> Result<(), Failure> {
     }
     let cpu = Cpu::detect(threads(args.model.threads));
     let mut loaded = open(&args.model, &cpu)?;
-    let Some(tokenizer) = loaded.tokenizer.clone() else {
-        return Err(Failure::user(format!(
-            "{} has no tokenizer.json, so it cannot read text",
-            loaded.folder.display()
-        )));
-    };
+    let tokenizer = tokenizer(&loaded)?;
     let mut reference = reference(args, &texts, &cpu)?;
     let prompter = prompter(args, &loaded)?;
     let settings = settings(args, &loaded, &prompter)?;

@@ -13,7 +13,7 @@ use minke_infer::{
 use serde::Serialize;
 
 use super::paint::Painter;
-use super::{cache, draft_model, open, rate, read_file, sampling, speculation, threads};
+use super::{cache, draft_model, open, rate, read_file, sampling, speculation, threads, tokenizer};
 use crate::cli::{Generate, SteeringArgs};
 use crate::failure::Failure;
 use crate::interrupt::{self, Work};
@@ -132,13 +132,8 @@ pub fn run(args: &Generate) -> Result<(), Failure> {
     let cpu = Cpu::detect(threads(args.model.threads));
     let mut loaded = open(&args.model, &cpu)?;
     let sampling = sampling(&args.sampling, &loaded)?;
-    let Some(tokenizer) = loaded.tokenizer.clone() else {
-        return Err(Failure::user(format!(
-            "{} has no tokenizer.json, so it cannot read text",
-            loaded.folder.display()
-        ))
-        .hint("minke score reads token ids"));
-    };
+    let tokenizer = tokenizer(&loaded)?;
+    let mut template = None;
     let vocabulary = loaded.model.config.vocab_size;
     if let Some(id) = args.steering.stop_id.iter().find(|id| **id as usize >= vocabulary) {
         return Err(Failure::user(format!(

@@ -23,7 +23,7 @@ use std::path::Path;
 
 use clap::ValueEnum;
 use minke_cpu::Cpu;
-use minke_data::Thinking;
+use minke_data::{Thinking, Tokenizer};
 use minke_infer::{Loaded, Sampling, Settings, Speculation, load_model};
 use minke_model::{CacheKind, DType, Fp8, KvFormat, Precision, Purpose};
 use minke_train::recipe::{Recipe, RecipeError, Resolved};
@@ -77,6 +77,14 @@ fn open(args: &ModelArgs, cpu: &Cpu) -> Result<Loaded, Failure> {
         output::note(&format!("note: {note}"));
     }
     Ok(loaded)
+}
+
+/// The tokenizer of a model that is to read text.
+fn tokenizer(loaded: &Loaded) -> Result<Tokenizer, Failure> {
+    loaded.tokenizer.clone().ok_or_else(|| {
+        Failure::user(format!("{} has no tokenizer, so it cannot read text", loaded.folder.display()))
+            .hint("minke score reads token ids")
+    })
 }
 
 /// What the user says, else what the model suggests, else plain sampling.

@@ -13,7 +13,7 @@ use minke_train::export::{may_write_file, write_file};
 use serde::Serialize;
 
 use super::progress::Bar;
-use super::{export, read_file, threads};
+use super::{export, read_file, threads, tokenizer};
 use crate::cli::{Export, ExportDtype, ExportTo, Quantize, QuantizeTo};
 use crate::failure::Failure;
 use crate::interrupt::{self, Work};
@@ -180,13 +180,7 @@ fn importance(args: &Quantize, text: &Path, cpu: &Cpu) -> Result<Importance, Fai
     let read = String::from_utf8(read)
         .map_err(|error| about(format!("not UTF-8 at byte {}", error.utf8_error().valid_up_to())))?;
     let mut loaded = load_model(&args.model, None, Purpose::Run(cpu))?;
-    let Some(tokenizer) = &loaded.tokenizer else {
-        return Err(Failure::user(format!(
-            "{} has no tokenizer, so it cannot read text",
-            loaded.folder.display()
-        ))
-        .hint("leave --imatrix out"));
-    };
+    let tokenizer = tokenizer(&loaded).map_err(|failure| failure.hint("leave --imatrix out"))?;
     let tokens = tokenizer.encode(&read)?;
     let bos = loaded.bos();
     interrupt::install();

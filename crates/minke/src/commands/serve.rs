@@ -9,7 +9,7 @@ use minke_cpu::Cpu;
 use minke_infer::{Service, ServiceOptions, Settings, can_draft};
 use minke_serve::{Finished, Limits, Options, Served, serve};
 
-use super::{draft_model, open, rate, speculation, threads};
+use super::{draft_model, open, rate, speculation, threads, tokenizer};
 use crate::cli::Serve;
 use crate::failure::Failure;
 use crate::interrupt::{self, Work};
@@ -20,13 +20,7 @@ pub fn run(args: &Serve) -> Result<(), Failure> {
     let addr = address(&args.addr)?;
     let cpu = Cpu::detect(threads(args.model.threads));
     let mut loaded = open(&args.model, &cpu)?;
-    let Some(tokenizer) = loaded.tokenizer.clone() else {
-        return Err(Failure::user(format!(
-            "{} has no tokenizer.json, so it cannot read text",
-            loaded.folder.display()
-        ))
-        .hint("minke score reads token ids"));
-    };
+    let tokenizer = tokenizer(&loaded)?;
     let template = loaded.template()?;
     if template.is_none() {
         output::note("note: the model has no chat template: only /v1/completions can be asked");
