@@ -125,7 +125,7 @@ pub fn run(args: &Eval) -> Result<(), Failure> {
         output::json(&Report {
             model: &args.model.model,
             suites: &args.suites,
-            split: args.split.name(),
+            split: value_name(&args.split),
             per_level: args.per_level,
             threads: cpu.threads(),
             tok_s,
@@ -273,14 +273,6 @@ impl Half {
         match self {
             Self::Train => Split::Train,
             Self::HeldOut => Split::HeldOut,
-        }
-    }
-
-    /// As a person types it.
-    fn name(self) -> &'static str {
-        match self {
-            Self::Train => "train",
-            Self::HeldOut => "held-out",
         }
     }
 }
