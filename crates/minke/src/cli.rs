@@ -914,4 +914,7 @@ pub struct GymWrite {
     /// Replace a file that is there
     #[arg(long)]
     pub force: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }

@@ -171,6 +171,24 @@ fn problems_are_listed_shown_and_written() {
     assert!(!chats[0]["messages"][1]["reasoning_content"].as_str().unwrap().is_empty());
     let tasks = write(&["--count", "30", "--format", "task", "--split", "held-out", "--force"]);
     assert_eq!(tasks[0]["verifier"]["name"], "gym");
+    let again = good(&[
+        "gym",
+        "write",
+        "chain:1",
+        "--out",
+        text(&path),
+        "--count",
+        "30",
+        "--format",
+        "task",
+        "--force",
+        "--json",
+    ]);
+    let again: Value = serde_json::from_str(&again).unwrap();
+    assert_eq!(
+        (&again["lines"], again["bytes"].as_u64()),
+        (&30.into(), Some(fs::metadata(&path).unwrap().len()))
+    );
     // and what was written can be asked
     let model = talking();
     let report = good(&["eval", text(model.path()), text(&path), "-n", "2", "--json"]);

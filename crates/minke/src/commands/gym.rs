@@ -108,13 +108,28 @@ fn write(args: &GymWrite) -> Result<(), Failure> {
     };
     interrupt::install();
     let work = Work::begin();
-    let mut bar = Bar::new("problems", false);
+    let mut bar = Bar::new("problems", args.json);
     let written = worked::write(&settings, &args.out, &mut |done, total| {
         bar.set(done, total, String::new);
         if work.is_stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
     drop(bar);
     let Some(written) = written else { return Err(Failure::interrupted()) };
+    if args.json {
+        #[derive(Serialize)]
+        struct Report<'a> {
+            out: &'a std::path::Path,
+            lines: u64,
+            bytes: u64,
+            without_thought: u64,
+        }
+        return output::json(&Report {
+            out: &args.out,
+            lines: written.lines,
+            bytes: written.bytes,
+            without_thought: written.without_thought,
+        });
+    }
     let mut text =
         format!("{}: {} lines, {}\n", args.out.display(), written.lines, output::bytes(written.bytes as f64));
     if written.without_thought > 0 {
