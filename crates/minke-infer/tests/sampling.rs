@@ -7,7 +7,8 @@ use std::path::Path;
 use minke_cpu::Cpu;
 use minke_data::{Tokenizer, TrainOptions};
 use minke_infer::{
-    Delta, Engine, EngineError, Generation, Request, Sampling, StopReason, ThinkingBudget, Thought,
+    Delta, Engine, EngineError, Generation, Request, Sampling, Speculation, StopReason, ThinkingBudget,
+    Thought,
 };
 use minke_model::{Config, DType, Model, Precision};
 

@@ -5,7 +5,7 @@
 mod common;
 
 use common::{good, minke, minke_with, refused, talking, text, vectors};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 #[test]
 fn help_of_every_command() {

@@ -27,7 +27,7 @@ const TOKENS: u32 = 512;
 struct Report<'a> {
     model: &'a str,
     suites: &'a [String],
-    split: &'static str,
+    split: String,
     per_level: u32,
     threads: usize,
     tok_s: f64,
