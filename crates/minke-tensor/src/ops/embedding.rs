@@ -7,8 +7,8 @@ use crate::context::{Context, Var};
 use crate::store::WeightId;
 use crate::tensor::Tensor;
 
-/// Rows that are looked up in a file at once.
-const LOOKED_UP: usize = 64;
+/// Rows that are looked up in a file before its pages are let go: each may bring 2 MiB of them.
+const LOOKED_UP: usize = 8;
 
 /// `y[t] = scale W[ids[t]]`: W [w, d], y [n, d] in f32. Weights kept in bf16 are rounded first, as everywhere;
 /// those that run from a file are its numbers.
