@@ -302,6 +302,18 @@ pub(crate) struct Grammar {
     tokens: Vec<TokenId>,
 }
 
+impl Clone for Grammar {
+    /// A matcher's own copies share a lexer, and with it what its states may still cost.
+    fn clone(&self) -> Self {
+        Self {
+            what: self.what,
+            begin: self.begin.deep_clone(),
+            matcher: self.matcher.deep_clone(),
+            tokens: self.tokens.clone(),
+        }
+    }
+}
+
 impl std::fmt::Debug for Grammar {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Grammar")

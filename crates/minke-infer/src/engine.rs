@@ -7,7 +7,8 @@ use minke_cpu::{Cpu, loss};
 use minke_data::Tokenizer;
 use minke_model::{Cache, CacheKind, Model, Step, Want};
 
-use crate::constrain::{Constraint, ConstraintError, Grammars};
+use crate::compiler::{Compiler, Form};
+use crate::constrain::{Constraint, ConstraintError};
 use crate::guide::{self, Guide};
 use crate::sampling::{Sampler, Sampling, SettingError};
 use crate::sequence::{Sequence, Session, share_prompts};
@@ -282,8 +283,7 @@ pub struct Engine<'a> {
     /// A smaller model that drafts.
     pub(crate) other: Option<&'a mut Model>,
     pub(crate) costs: Costs,
-    /// Made for the first request that has a constraint.
-    grammars: Option<Grammars>,
+    compiler: Compiler,
     timing: Timing,
     pub(crate) traced: bool,
     pub(crate) log_probs: bool,
@@ -295,6 +295,7 @@ impl<'a> Engine<'a> {
     pub fn new(model: &'a mut Model, cpu: &'a Cpu, tokenizer: Option<&'a Tokenizer>) -> Self {
         let context = model.config.max_position_embeddings;
         let (sampler, timing) = (Sampler::default(), Timing::default());
+        let compiler = Compiler::new(tokenizer, model.config.vocab_size);
         Self {
             model,
             cpu,
@@ -303,7 +304,7 @@ impl<'a> Engine<'a> {
             sampler,
             other: None,
             costs: Costs::default(),
-            grammars: None,
+            compiler,
             timing,
             traced: false,
             log_probs: true,
@@ -475,24 +476,22 @@ impl<'a> Engine<'a> {
         Ok(())
     }
 
-    /// Checks a request, and readies what follows its tokens.
+    /// [`Engine::guide_with`] the request's constraint, which is compiled first.
     ///
     /// # Errors
     /// What of it cannot be served.
-    pub(crate) fn guide(&mut self, request: &Request) -> Result<Guide, EngineError> {
+    fn guide(&self, request: &Request) -> Result<Guide, EngineError> {
+        let form = request.constraint.as_ref().map(|constraint| self.compiler.compile(constraint));
+        self.guide_with(request, form.transpose()?)
+    }
+
+    /// Checks a request, and readies what follows its tokens; `form` is its constraint.
+    ///
+    /// # Errors
+    /// What of it cannot be served.
+    pub(crate) fn guide_with(&self, request: &Request, form: Option<Form>) -> Result<Guide, EngineError> {
         self.check(request)?;
-        let rows = self.model.config.vocab_size;
-        let grammar = match &request.constraint {
-            None => None,
-            Some(constraint) => {
-                let tokenizer = self.tokenizer.ok_or(ConstraintError::NeedsTokenizer)?;
-                if self.grammars.is_none() {
-                    self.grammars = Some(Grammars::new(tokenizer, rows)?);
-                }
-                self.grammars.as_ref().map(|grammars| grammars.compile(constraint)).transpose()?
-            }
-        };
-        Guide::new(request, grammar, self.tokenizer, rows)
+        Guide::new(request, form.map(|form| form.0), self.tokenizer, self.model.config.vocab_size)
     }
 
     fn check(&self, request: &Request) -> Result<(), EngineError> {

@@ -22,6 +22,7 @@
 
 mod assistant;
 mod choose;
+mod compiler;
 mod constrain;
 mod engine;
 mod files;
@@ -42,6 +43,7 @@ mod thinking;
 pub use assistant::{
     Answer, Assistant, AssistantError, Builder, Piece, Settings, Splitter, TEMPERATURE, Whole,
 };
+pub use compiler::Form;
 pub use constrain::{Constraint, ConstraintError};
 pub use engine::{Delta, Engine, EngineError, Generation, Request, StopReason, Timing, Trace, can_draft};
 pub use files::{ModelFiles, Weights};

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use minke_data::{ChatTemplate, RenderOptions, Thinking, Tokenizer};
 use minke_infer::{
-    Event, Handle, Order, Request, Sampling, Speculation, ThinkingBudget, Ticket, begins_thought,
-    without_thought,
+    Constraint, Event, Form, Handle, Order, Request, Sampling, Speculation, ThinkingBudget, Ticket,
+    begins_thought, without_thought,
 };
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
@@ -98,6 +98,8 @@ pub struct App {
     pub closing: String,
     /// Room for bodies.
     pub bodies: Semaphore,
+    /// Room for constraints that are being compiled.
+    pub compilers: Arc<Semaphore>,
     pub started: u64,
 }
 
@@ -172,10 +174,15 @@ impl App {
                 format!("expected at most {most} answers in all, as many as may wait here, got {answers}");
             return Err(ApiError::field("n", reason));
         }
+        let room = |prompt: &Encoded| self.room(&prompt.tokens, asked.max_tokens);
+        let rooms = prompts.iter().map(room).collect::<Result<Vec<_>, _>>()?;
+        let form = match &asked.request.constraint {
+            Some(constraint) => Some(self.compile(constraint.clone()).await?),
+            None => None,
+        };
         let (sender, events) = mpsc::unbounded_channel();
         let (mut choices, mut tickets) = (Vec::new(), Vec::new());
-        for Encoded { tokens, is_thinking, forbidden } in prompts {
-            let max_tokens = self.room(&tokens, asked.max_tokens)?;
+        for (Encoded { tokens, is_thinking, forbidden }, max_tokens) in prompts.into_iter().zip(rooms) {
             for answer in 0..asked.n {
                 let index = choices.len();
                 // what has a form is all of it an answer, marks and all, unless the prompt has begun a thought
@@ -202,7 +209,7 @@ impl App {
                     ..asked.request.clone()
                 };
                 let deadline = Some(submitted + self.options.limits.time);
-                let order = Order { request, priority: asked.priority, deadline };
+                let order = Order { request, form: form.clone(), priority: asked.priority, deadline };
                 let sender = sender.clone();
                 let sink = move |event| match sender.send((index, event)) {
                     Ok(()) => ControlFlow::Continue(()),
@@ -218,6 +225,19 @@ impl App {
             Underway { frame, choices, stream, include_usage, events, early, _tickets: tickets };
         underway.accepted().await?;
         Ok(underway)
+    }
+
+    /// Compiles a constraint, beside the model and beside the connections, once for all answers of a request.
+    async fn compile(&self, constraint: Constraint) -> Result<Form, ApiError> {
+        let place = self.compilers.clone().acquire_owned().await.expect("nobody closes it");
+        let handle = self.handle.clone();
+        let compile = move || {
+            // held to the end, also where nobody waits for it any more
+            let _place = place;
+            handle.compile(&constraint)
+        };
+        let compiled = tokio::task::spawn_blocking(compile).await.map_err(|_| ApiError::Stopped)?;
+        compiled.map_err(|error| ApiError::Engine(error.into()))
     }
 
     /// Whether the model of this name is served; no name means whichever is.

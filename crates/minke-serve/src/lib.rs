@@ -46,8 +46,10 @@ pub use thinking::{Parts, Thoughts};
 /// How often a server looks whether it shall stop.
 const STOP_EVERY: Duration = Duration::from_millis(50);
 
-/// Threads that turn texts into tokens.
+/// Threads that turn texts into tokens, and constraints into grammars.
 const READERS: usize = 4;
+/// Of these, those that may be at constraints: who sends one that takes seconds holds up others of its kind only.
+const COMPILERS: usize = 2;
 
 /// Serves on an address until `stop` is set; `on_ready` gets the address, whose port is one that is free where 0 was
 /// asked for. Answers that are being written get some time to end.
@@ -68,7 +70,8 @@ pub fn serve(
     let limits = options.limits;
     let closing = served.template.as_ref().map(ChatTemplate::closing).unwrap_or_default();
     let bodies = Semaphore::new(limits.bodies);
-    let app = Arc::new(app::App { served, handle, options, closing, bodies, started });
+    let compilers = Arc::new(Semaphore::new(COMPILERS));
+    let app = Arc::new(app::App { served, handle, options, closing, bodies, compilers, started });
     let outcome = runtime.block_on(async {
         let listener = TcpListener::bind(addr).await?;
         on_ready(listener.local_addr()?);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::compiler::Form;
 use crate::engine::{EngineError, Request, StopReason};
 use crate::speculate::Speculated;
 use crate::step::Token;
@@ -17,6 +18,8 @@ use super::prefix::Place;
 pub struct Order {
     /// What is to be continued.
     pub request: Request,
+    /// Its constraint, where that was compiled before: see [`super::Handle::compile`].
+    pub form: Option<Form>,
     /// Higher goes first, and takes the place of lower where there is too little.
     pub priority: i32,
     /// When the answer ends, finished or not.

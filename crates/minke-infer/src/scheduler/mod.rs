@@ -22,6 +22,7 @@ use std::time::Instant;
 
 use minke_model::{CacheKind, PAGE};
 
+use crate::compiler::Form;
 use crate::engine::{Engine, Generation, Request, StopReason};
 use crate::sequence::{Sequence, common};
 use crate::step::Written;
@@ -119,9 +120,9 @@ impl<'a> Scheduler<'a> {
         }
     }
 
-    /// Takes a request in.
-    fn submit(&mut self, request: Request, mut job: Job) {
-        let guide = match self.engine.guide(&request) {
+    /// Takes a request in; `form` is its constraint.
+    fn submit(&mut self, request: Request, form: Option<Form>, mut job: Job) {
+        let guide = match self.engine.guide_with(&request, form) {
             Ok(guide) => guide,
             Err(error) => {
                 self.stats.ended += 1;

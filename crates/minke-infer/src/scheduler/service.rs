@@ -10,7 +10,8 @@ use minke_cpu::Cpu;
 use minke_data::Tokenizer;
 use minke_model::{Model, PAGE};
 
-use crate::constrain::STACK_BYTES;
+use crate::compiler::{Compiler, Form};
+use crate::constrain::{Constraint, ConstraintError, STACK_BYTES};
 use crate::engine::{Engine, EngineError, Request, check_vocabularies};
 
 use super::job::{Event, Job, Order, Sink, Turn};
@@ -57,7 +58,7 @@ pub enum SubmitError {
 }
 
 enum Command {
-    Submit(Box<(Request, Job)>),
+    Submit(Box<(Request, Option<Form>, Job)>),
     Stop,
 }
 
@@ -99,6 +100,7 @@ impl Service {
             context: model.config.max_position_embeddings.min(most_pages.saturating_mul(PAGE)),
             stats: stats.clone(),
             alive: Arc::new(AtomicBool::new(true)),
+            compiler: Arc::new(Compiler::new(tokenizer.as_ref(), model.config.vocab_size)),
         };
         let alive = Alive(handle.alive.clone());
         let thread = std::thread::Builder::new().name("minke-service".to_owned()).stack_size(STACK_BYTES);
@@ -139,7 +141,10 @@ fn serve(mut scheduler: Scheduler<'_>, inbox: &Receiver<Command>, stats: &Mutex<
         // who only ever hands in what is refused stops nobody
         for command in first.into_iter().chain(inbox.try_iter().take(COMMANDS_PER_CALL)) {
             match command {
-                Command::Submit(submitted) => scheduler.submit(submitted.0, submitted.1),
+                Command::Submit(submitted) => {
+                    let (request, form, job) = *submitted;
+                    scheduler.submit(request, form, job);
+                }
                 Command::Stop => return scheduler.stop(),
             }
         }
@@ -157,6 +162,7 @@ pub struct Handle {
     context: usize,
     stats: Arc<Mutex<Stats>>,
     alive: Arc<AtomicBool>,
+    compiler: Arc<Compiler>,
 }
 
 /// Tells when the thread ends, however it does.
@@ -169,7 +175,16 @@ impl Drop for Alive {
 }
 
 impl Handle {
-    /// Hands a request in; `sink` hears what becomes of it, on the thread of the service. Dropping the ticket cancels.
+    /// Compiles a constraint, on the thread of the caller, for it may take seconds. The first also readies the vocabulary.
+    ///
+    /// # Errors
+    /// It cannot be kept.
+    pub fn compile(&self, constraint: &Constraint) -> Result<Form, ConstraintError> {
+        self.compiler.compile(constraint)
+    }
+
+    /// Hands a request in; `sink` hears what becomes of it, on the thread of the service. A constraint is compiled here,
+    /// unless the order brings it so; if it is wrong, `sink` hears that here. Dropping the ticket cancels.
     ///
     /// # Errors
     /// Too many wait, or the service is over.
@@ -178,7 +193,15 @@ impl Handle {
         let cancelled = Arc::new(AtomicBool::new(false));
         let mut job = Job::new(order.priority, order.deadline, sink, cancelled.clone());
         job.turn = Some(turn);
-        let command = Command::Submit(Box::new((order.request, job)));
+        let constraint = order.request.constraint.as_ref().filter(|_| order.form.is_none());
+        let form = match constraint.map(|constraint| self.compile(constraint)).transpose() {
+            Ok(form) => order.form.or(form),
+            Err(error) => {
+                job.tell(Event::Failed(error.into()));
+                return Ok(Ticket(cancelled));
+            }
+        };
+        let command = Command::Submit(Box::new((order.request, form, job)));
         self.commands.send(command).map_err(|_| SubmitError::Stopped)?;
         Ok(Ticket(cancelled))
     }

@@ -7,11 +7,13 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use minke_cpu::Cpu;
+use minke_data::{Tokenizer, TrainOptions};
 use minke_model::{Config, DType, KvFormat, Model, Precision};
 use proptest::prelude::*;
 use proptest::test_runner::{Config as Runs, TestRunner};
 
 use super::*;
+use crate::constrain::Constraint;
 use crate::engine::Generation;
 use crate::sampling::Sampling;
 use crate::sequence::Session;
@@ -180,7 +182,7 @@ fn under_load(model: &mut Model, cpu: &Cpu, cases: u32) -> Stats {
                 Deed::Submit(request, priority) => {
                     let (job, events) = job(priority);
                     asked.push((request, job.cancelled.clone(), events));
-                    scheduler.submit(all[request].clone(), job);
+                    scheduler.submit(all[request].clone(), None, job);
                 }
                 Deed::Steps(steps) => (0..steps).for_each(|_| {
                     scheduler.step();
@@ -258,7 +260,7 @@ fn drafts_give_way_before_answers_do() {
         let mut heard = Vec::new();
         for request in &all {
             let (job, events) = job(0);
-            scheduler.submit(request.clone(), job);
+            scheduler.submit(request.clone(), None, job);
             heard.push(events);
         }
         while scheduler.step() {
@@ -288,7 +290,7 @@ fn beginnings_are_read_once() {
         let mut events = Vec::new();
         for request in all {
             let (job, heard) = job(0);
-            scheduler.submit(request.clone(), job);
+            scheduler.submit(request.clone(), None, job);
             events.push(heard);
         }
         while scheduler.step() {}
@@ -313,7 +315,7 @@ fn beginnings_are_read_once() {
 
 fn scheduler_answer(scheduler: &mut Scheduler<'_>, request: &Request) -> Vec<u32> {
     let (job, events) = job(0);
-    scheduler.submit(request.clone(), job);
+    scheduler.submit(request.clone(), None, job);
     while scheduler.step() {}
     told(&events).0.iter().map(|(id, _)| *id).collect()
 }
@@ -331,12 +333,12 @@ fn the_answered_never_wait_and_the_urgent_go_first() {
     };
     let mut scheduler = Scheduler::new(engine, options, 64);
     let (talk, heard) = job(0);
-    scheduler.submit(request(text(1, 10), 40, 1), talk);
+    scheduler.submit(request(text(1, 10), 40, 1), None, talk);
     scheduler.step();
     let rest: Vec<_> = (2..5).map(|seed| (request(text(seed, 400), 2, seed), job(0))).collect();
     let mut ends = Vec::new();
     for (request, (job, events)) in rest {
-        scheduler.submit(request, job);
+        scheduler.submit(request, None, job);
         ends.push(events);
     }
     assert_eq!(told(&heard).0.len(), 1);
@@ -347,7 +349,7 @@ fn the_answered_never_wait_and_the_urgent_go_first() {
     // more urgent than those that are being read: one of them gives way
     assert_eq!((scheduler.sequences.len(), scheduler.stats.preempted), (3, 0));
     let (urgent, heard) = job(1);
-    scheduler.submit(request(text(9, 20), 1, 9), urgent);
+    scheduler.submit(request(text(9, 20), 1, 9), None, urgent);
     scheduler.step();
     scheduler.step();
     assert_eq!((told(&heard).0.len(), scheduler.stats.preempted), (1, 1));
@@ -363,7 +365,7 @@ fn what_cannot_be_served_is_told_and_harms_nobody() {
     let mut scheduler = Scheduler::new(Engine::new(&mut model, &cpu, None), ServiceOptions::default(), 4);
     let ask = |scheduler: &mut Scheduler<'_>, request: Request| {
         let (job, events) = job(0);
-        scheduler.submit(request, job);
+        scheduler.submit(request, None, job);
         while scheduler.step() {}
         events.try_iter().last().unwrap()
     };
@@ -390,7 +392,7 @@ fn pages_go_by_least_recent_use_and_from_the_end() {
     let mut scheduler = Scheduler::new(Engine::new(&mut model, &cpu, None), ServiceOptions::default(), 8);
     let read = |scheduler: &mut Scheduler<'_>, seed: u64, len: usize| {
         let (job, events) = job(0);
-        scheduler.submit(request(text(seed, len), 1, seed), job);
+        scheduler.submit(request(text(seed, len), 1, seed), None, job);
         while scheduler.step() {}
         told(&events).1.unwrap().usage.cached
     };
@@ -434,6 +436,50 @@ fn a_service_answers_many_threads() {
             });
         }
     });
+}
+
+/// What a constraint takes to be compiled is no time of those who are answered: the thread of the model does not hear of it.
+#[test]
+fn constraints_are_compiled_beside_the_model() {
+    let sample = vec!["the whale dives and the whale sings\n".repeat(20)];
+    let tokenizer =
+        Tokenizer::train(&sample, &TrainOptions { vocab_size: 280, ..TrainOptions::default() }).unwrap();
+    let mut config = model("llama_gqa", DType::F32).config;
+    config.vocab_size = tokenizer.vocab_size();
+    let model = Model::random(config, Precision::uniform(DType::F32), 5);
+    let service =
+        Service::start(model, Cpu::detect(1), Some(tokenizer), None, ServiceOptions::default()).unwrap();
+    let handle = service.handle();
+    // who listens to this one does not let the model go on
+    let (taken, is_taken) = mpsc::channel();
+    let (go, may_go) = mpsc::channel::<()>();
+    let stay = move |_| {
+        let _ = taken.send(());
+        let _ = may_go.recv();
+        ControlFlow::Break(())
+    };
+    let _ticket = handle.submit(order(request(text(1, 4), 9, 1)), Box::new(stay)).unwrap();
+    is_taken.recv().unwrap();
+    let with = |regex: &str| Request {
+        constraint: Some(Constraint::Regex(regex.to_owned())),
+        ..request(text(1, 4), 9, 1)
+    };
+    let wrong = handle.stream(order(with("("))).unwrap().next();
+    assert!(matches!(wrong, Some(Event::Failed(crate::EngineError::Constraint(_)))), "{wrong:?}");
+    let form = handle.compile(&Constraint::Regex("ab{3}".to_owned())).unwrap();
+    let orders = [Some(form.clone()), Some(form), None].map(|form| Order { form, ..order(with("ab{3}")) });
+    let streams = orders.map(|order| handle.stream(order).unwrap());
+    drop(go);
+    for stream in streams {
+        let said: String = stream
+            .filter_map(|event| match event {
+                Event::Token(token) => Some(token.text),
+                Event::Done(done) => Some(done.text),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(said, "abbb");
+    }
 }
 
 #[test]
