@@ -111,6 +111,18 @@ impl Loaded {
         }
     }
 
+    /// Leaves memory for caches that may come to so many bytes: weights are copied only where there is room for both.
+    /// Tells where there is too little for the caches and the weights as they are.
+    pub fn leave_room(&mut self, caches: u64) -> Option<String> {
+        let free = machine::available_bytes()?;
+        let mapped = self.model.mapped_bytes() as u64;
+        // as when it was loaded: the copy, and as much again for whatever else runs
+        if free <= caches.saturating_add(2 * mapped) {
+            self.model.leave_mapped_weights();
+        }
+        (free < caches.saturating_add(mapped)).then(|| too_little(caches, mapped, free))
+    }
+
     /// The tokens that end an answer, where it continues a text: [`Loaded::stop_ids_with`] no template.
     pub fn stop_ids(&self) -> Vec<u32> {
         self.stop_ids_with(None)
@@ -206,8 +218,21 @@ pub fn load_model(
     Ok(Loaded { model, tokenizer, generation, notes, folder, files: Some(files) })
 }
 
+fn gib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 30)
+}
+
+fn too_little(caches: u64, weights: u64, free: u64) -> String {
+    let beside =
+        if weights > 0 { format!(" beside {:.1} GiB of weights", gib(weights)) } else { String::new() };
+    format!(
+        "caches may come to {:.1} GiB{beside}, and {:.1} GiB of memory are free: the system may end this program when they do",
+        gib(caches),
+        gib(free)
+    )
+}
+
 fn larger_than_memory(weights: u64, free: u64) -> String {
-    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
     format!(
         "the weights take {:.1} GiB, and {:.1} GiB of memory are free: much of them is read from the disk again for every \
          token, which is slow; fewer bits (minke quantize) or less beside it would help",

@@ -24,6 +24,17 @@ fn load(folder: &Path) -> Result<Loaded, String> {
 }
 
 #[test]
+fn caches_that_do_not_fit_are_told() {
+    let mut loaded = load(copy().path()).unwrap();
+    assert_eq!(loaded.leave_room(0), None);
+    // where the system tells what is free
+    if minke_infer::machine::available_bytes().is_some() {
+        let told = loaded.leave_room(1 << 60).unwrap();
+        assert!(told.starts_with("caches may come to 1073741824.0 GiB, and "), "{told}");
+    }
+}
+
+#[test]
 fn suggestions_and_templates_are_read() {
     let folder = copy();
     let plain = load(folder.path()).unwrap();

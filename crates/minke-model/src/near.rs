@@ -45,6 +45,13 @@ impl Model {
         self.near = Near::After(CALLS);
     }
 
+    /// Leaves the weights in their file, where they have not begun to be copied.
+    pub fn leave_mapped_weights(&mut self) {
+        if let Near::After(_) = self.near {
+            self.near = Near::Never;
+        }
+    }
+
     /// Begins to copy at once what would be copied after a while: for a program that will run the model for long.
     pub fn copy_mapped_weights_now(&mut self, cpu: &Cpu) {
         if let Near::After(calls) = &mut self.near {

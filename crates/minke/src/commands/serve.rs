@@ -38,6 +38,10 @@ pub fn run(args: &Serve) -> Result<(), Failure> {
     can_draft(&loaded.model, draft.is_some(), served.speculation)
         .map_err(|error| Failure::user(error.to_string()))?;
     let context = loaded.model.config.max_position_embeddings;
+    let options = options(args)?;
+    if let Some(note) = loaded.leave_room(options.cache_bytes as u64) {
+        output::note(&format!("warning: {note}; --cache-gib gives them less"));
+    }
     // who serves will read them often
     loaded.model.copy_mapped_weights_now(&cpu);
     let service = Service::start(
@@ -45,7 +49,7 @@ pub fn run(args: &Serve) -> Result<(), Failure> {
         cpu,
         Some(tokenizer),
         draft.map(|draft| (draft.model, draft.tokenizer)),
-        options(args)?,
+        options,
     )
     .map_err(|error| Failure::user(error.to_string()))?;
     let handle = service.handle();
