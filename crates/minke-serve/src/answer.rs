@@ -68,12 +68,21 @@ impl Frame {
     }
 }
 
+/// What is told of an answer.
+#[derive(Debug, Clone, Copy)]
+pub struct Kind {
+    /// Whether it is the first to its prompt, whose tokens are then counted.
+    pub counts_prompt: bool,
+    /// Whether log-probabilities are told.
+    pub log_probs: bool,
+    /// Whether it goes out in chunks, as it comes, and nothing of it is kept; or whole.
+    pub streams: bool,
+}
+
 /// One answer of several.
 pub struct Choice {
     index: usize,
-    /// Whether it is the first to its prompt, whose tokens are then counted.
-    counts_prompt: bool,
-    log_probs: bool,
+    kind: Kind,
     tokenizer: Tokenizer,
     /// In a conversation.
     thoughts: Option<Thoughts>,
@@ -93,17 +102,10 @@ struct Entry {
 
 impl Choice {
     /// An answer; in a conversation thought and content are told apart.
-    pub fn new(
-        index: usize,
-        counts_prompt: bool,
-        log_probs: bool,
-        tokenizer: Tokenizer,
-        thoughts: Option<Thoughts>,
-    ) -> Self {
+    pub fn new(index: usize, kind: Kind, tokenizer: Tokenizer, thoughts: Option<Thoughts>) -> Self {
         Self {
             index,
-            counts_prompt,
-            log_probs,
+            kind,
             tokenizer,
             thoughts,
             parts: Parts::default(),
@@ -124,6 +126,11 @@ impl Choice {
         self.done.as_ref().is_some_and(|done| done.stop == StopReason::DeadEnd)
     }
 
+    /// Whether its time was over before it was taken up.
+    pub fn is_unbegun(&self) -> bool {
+        self.done.as_ref().is_some_and(|done| done.stop == StopReason::Deadline && !done.begun)
+    }
+
     /// The chunk that begins it, in a conversation.
     pub fn first(&self) -> Option<Value> {
         self.thoughts.as_ref()?;
@@ -131,7 +138,7 @@ impl Choice {
         Some(json!({"index": self.index, "delta": delta, "logprobs": null, "finish_reason": null}))
     }
 
-    /// Takes an event; gives the chunk that it makes, if it makes one.
+    /// Takes an event; gives the chunk that it makes, if it makes one and goes out in chunks.
     ///
     /// # Errors
     /// There is no answer.
@@ -144,17 +151,18 @@ impl Choice {
                     self.reasoning_tokens += 1;
                 }
                 let mut log_probs = Value::Null;
-                if self.log_probs {
+                if self.kind.log_probs {
                     let offset = self.offset;
                     self.offset += self.text_of(token.id).chars().count();
                     let entry = Entry { token, offset };
-                    log_probs = self.told(std::slice::from_ref(&entry));
-                    self.entries.push(entry);
+                    if self.kind.streams {
+                        log_probs = self.told(std::slice::from_ref(&entry));
+                    } else {
+                        self.entries.push(entry);
+                    }
                 }
-                if parts == Parts::default() && log_probs.is_null() {
-                    return Ok(None);
-                }
-                Ok(Some(self.delta(&parts, &log_probs, None)))
+                let is_empty = parts == Parts::default() && log_probs.is_null();
+                Ok((self.kind.streams && !is_empty).then(|| self.delta(&parts, &log_probs, None)))
             }
             Event::Done(done) => {
                 if done.stop == StopReason::Cancelled {
@@ -173,7 +181,7 @@ impl Choice {
                 }
                 let reason = finish_reason(&done.stop);
                 self.done = Some(done);
-                Ok(Some(self.delta(&parts, &Value::Null, Some(reason))))
+                Ok(self.kind.streams.then(|| self.delta(&parts, &Value::Null, Some(reason))))
             }
             Event::Failed(error) => Err(ApiError::Engine(error)),
         }
@@ -188,7 +196,11 @@ impl Choice {
         parts
     }
 
+    /// Keeps what the whole answer has.
     fn add(&mut self, parts: &Parts) {
+        if self.kind.streams {
+            return;
+        }
         self.parts.reasoning.push_str(&parts.reasoning);
         self.parts.content.push_str(&parts.content);
     }
@@ -210,7 +222,7 @@ impl Choice {
 
     fn whole(&self) -> Value {
         let reason = self.done.as_ref().map(|done| finish_reason(&done.stop));
-        let log_probs = if self.log_probs { self.told(&self.entries) } else { Value::Null };
+        let log_probs = if self.kind.log_probs { self.told(&self.entries) } else { Value::Null };
         let Parts { reasoning, content } = &self.parts;
         if self.thoughts.is_none() {
             return json!({"index": self.index, "text": content, "logprobs": log_probs, "finish_reason": reason});
@@ -310,7 +322,7 @@ fn tokens(choices: &[Choice]) -> [usize; 4] {
     let [mut prompt, mut cached, mut completion, mut reasoning] = [0; 4];
     for choice in choices {
         let Some(done) = &choice.done else { continue };
-        if choice.counts_prompt {
+        if choice.kind.counts_prompt {
             prompt += done.usage.prompt;
             cached += done.usage.cached;
         }

@@ -14,7 +14,7 @@ use minke_infer::{
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
-use crate::answer::{Choice, Frame};
+use crate::answer::{Choice, Frame, Kind};
 use crate::error::ApiError;
 use crate::log::Log;
 use crate::request::{Asked, Body, Endpoint, Prompt};
@@ -174,7 +174,7 @@ impl App {
                 format!("expected at most {most} answers in all, as many as may wait here, got {answers}");
             return Err(ApiError::field("n", reason));
         }
-        let room = |prompt: &Encoded| self.room(&prompt.tokens, asked.max_tokens);
+        let room = |prompt: &Encoded| self.room(endpoint, &prompt.tokens, asked.max_tokens);
         let rooms = prompts.iter().map(room).collect::<Result<Vec<_>, _>>()?;
         let form = match &asked.request.constraint {
             Some(constraint) => Some(self.compile(constraint.clone()).await?),
@@ -191,7 +191,9 @@ impl App {
                     _ => Thoughts::new(is_thinking),
                 });
                 let tokenizer = self.served.tokenizer.clone();
-                choices.push(Choice::new(index, answer == 0, asked.log_probs, tokenizer, thoughts));
+                let kind =
+                    Kind { counts_prompt: answer == 0, log_probs: asked.log_probs, streams: asked.stream };
+                choices.push(Choice::new(index, kind, tokenizer, thoughts));
                 // where a thought is followed, what has a form begins behind it
                 let thinking = asked.request.thinking.clone();
                 let thinking = thinking.or_else(|| {
@@ -286,12 +288,13 @@ impl App {
     }
 
     /// The most tokens of an answer: those asked for, which must fit, or all that do.
-    fn room(&self, prompt: &[u32], asked: Option<usize>) -> Result<usize, ApiError> {
+    fn room(&self, endpoint: Endpoint, prompt: &[u32], asked: Option<usize>) -> Result<usize, ApiError> {
         let (limit, prompt) = (self.handle.context(), prompt.len());
         let answer = asked.unwrap_or_else(|| limit.saturating_sub(prompt).max(1));
         let got = prompt.saturating_add(answer);
         if got > limit {
-            return Err(ApiError::Context { got, limit, prompt, answer });
+            let model = self.handle.model_context();
+            return Err(ApiError::Context { endpoint, got, limit, model, prompt, answer });
         }
         Ok(answer)
     }
@@ -323,12 +326,15 @@ impl Underway {
     /// What the next event makes of its answer: a chunk, if it makes one.
     ///
     /// # Errors
-    /// The answer fails, the service is gone, or no answer can have the form that was asked for.
+    /// The answer fails, the service is gone, or there is none: of the form that was asked for, or in time.
     pub fn take(&mut self, next: Option<(usize, Event)>) -> Result<Option<serde_json::Value>, ApiError> {
         let (index, event) = next.ok_or(ApiError::Stopped)?;
         let chunk = self.choices[index].take(event)?;
         if self.choices.iter().all(Choice::is_dead_end) {
             return Err(ApiError::DeadEnd);
+        }
+        if self.choices.iter().all(Choice::is_unbegun) {
+            return Err(ApiError::Late);
         }
         Ok(chunk)
     }

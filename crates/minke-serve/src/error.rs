@@ -5,6 +5,8 @@ use axum::response::{IntoResponse, Response};
 use minke_infer::{EngineError, SubmitError};
 use serde_json::{Value, json};
 
+use crate::request::Endpoint;
+
 /// Why a request got no answer.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ApiError {
@@ -26,14 +28,20 @@ pub enum ApiError {
     },
     /// Prompt and answer do not fit.
     #[error(
-        "{got} tokens do not fit into the context of {limit}: {prompt} of the prompt, {answer} of the answer; shorten \
-         the prompt or ask for fewer"
+        "{got} tokens do not fit into {}: {prompt} of the prompt, {answer} of the answer; shorten the prompt or ask for \
+         fewer{}",
+        limit_of(*limit, *model),
+        if limit < model { ", or give the server more memory (--cache-gib)" } else { "" }
     )]
     Context {
+        /// Where it was asked.
+        endpoint: Endpoint,
         /// All tokens.
         got: usize,
         /// Tokens that fit.
         limit: usize,
+        /// Tokens that the model takes: more, where memory is what is short.
+        model: usize,
         /// Tokens of the prompt.
         prompt: usize,
         /// Tokens asked for.
@@ -53,6 +61,9 @@ pub enum ApiError {
          this form"
     )]
     DeadEnd,
+    /// Its time was over before it was taken up.
+    #[error("the server is busy: the request waited for all the time that it has; try again later")]
+    Late,
     /// Too many wait.
     #[error("the server is busy: {0}; try again later")]
     Busy(SubmitError),
@@ -82,7 +93,7 @@ impl ApiError {
             Self::Model { .. } => StatusCode::NOT_FOUND,
             Self::Http { status, .. } => StatusCode::from_u16(*status).unwrap_or(StatusCode::BAD_REQUEST),
             Self::Busy(_) => StatusCode::TOO_MANY_REQUESTS,
-            Self::Stopped => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Stopped | Self::Late => StatusCode::SERVICE_UNAVAILABLE,
             Self::Engine(EngineError::NotANumber { .. }) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Invalid { .. } | Self::Context { .. } | Self::DeadEnd | Self::Engine(_) => {
                 StatusCode::BAD_REQUEST
@@ -101,14 +112,28 @@ impl ApiError {
         let (param, code) = match self {
             Self::Invalid { param, .. } => (param.as_deref(), None),
             Self::Model { .. } => (Some("model"), Some("model_not_found")),
-            Self::Context { .. } => (Some("messages"), Some("context_length_exceeded")),
+            Self::Context { endpoint: Endpoint::Chat, .. } => {
+                (Some("messages"), Some("context_length_exceeded"))
+            }
+            Self::Context { endpoint: Endpoint::Text, .. } => {
+                (Some("prompt"), Some("context_length_exceeded"))
+            }
             Self::Engine(EngineError::Context { .. } | EngineError::Memory { .. }) => {
                 (None, Some("context_length_exceeded"))
             }
             Self::Busy(_) => (None, Some("rate_limit_exceeded")),
-            Self::Http { .. } | Self::DeadEnd | Self::Stopped | Self::Engine(_) => (None, None),
+            Self::Http { .. } | Self::DeadEnd | Self::Late | Self::Stopped | Self::Engine(_) => (None, None),
         };
         json!({"error": {"message": self.to_string(), "type": kind, "param": param, "code": code}})
+    }
+}
+
+/// What tokens do not fit into.
+fn limit_of(limit: usize, model: usize) -> String {
+    if limit < model {
+        format!("the memory for caches, which holds {limit} of the {model} that the model takes")
+    } else {
+        format!("the context of {limit}")
     }
 }
 
@@ -124,8 +149,9 @@ impl From<SubmitError> for ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = self.status();
+        let is_busy = matches!(self, Self::Busy(_) | Self::Late);
         let mut response = (status, axum::Json(self.to_json())).into_response();
-        if status == StatusCode::TOO_MANY_REQUESTS {
+        if is_busy {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response

@@ -46,6 +46,8 @@ pub struct Done {
     pub text: String,
     /// Why it ended.
     pub stop: StopReason,
+    /// Whether it was ever taken up: who waited to the deadline was not.
+    pub begun: bool,
     /// What it took.
     pub usage: Usage,
     /// How long it took.

@@ -410,9 +410,9 @@ impl<'a> Scheduler<'a> {
         let prompt = sequence.request.prompt.len();
         let (generation, _, text) = sequence.finish();
         let usage = Usage { prompt, cached: job.found, completion: generation.tokens.len() };
-        let times = job.times();
+        let (begun, times) = (job.begun.is_some(), job.times());
         let Generation { stop, thought, speculated, .. } = generation;
-        job.tell(Event::Done(Done { text, stop, usage, times, thought, speculated }));
+        job.tell(Event::Done(Done { text, stop, begun, usage, times, thought, speculated }));
     }
 
     /// Ends all that there is.

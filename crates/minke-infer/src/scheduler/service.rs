@@ -98,6 +98,7 @@ impl Service {
             waiting: Arc::default(),
             max_waiting: options.max_waiting,
             context: model.config.max_position_embeddings.min(most_pages.saturating_mul(PAGE)),
+            model_context: model.config.max_position_embeddings,
             stats: stats.clone(),
             alive: Arc::new(AtomicBool::new(true)),
             compiler: Arc::new(Compiler::new(tokenizer.as_ref(), model.config.vocab_size)),
@@ -160,6 +161,7 @@ pub struct Handle {
     waiting: Arc<AtomicUsize>,
     max_waiting: usize,
     context: usize,
+    model_context: usize,
     stats: Arc<Mutex<Stats>>,
     alive: Arc<AtomicBool>,
     compiler: Arc<Compiler>,
@@ -222,6 +224,11 @@ impl Handle {
     /// Tokens that fit into one sequence, prompt and answer together: what the model takes, or what memory holds.
     pub fn context(&self) -> usize {
         self.context
+    }
+
+    /// Tokens that the model takes into one sequence, whether memory holds them or not.
+    pub fn model_context(&self) -> usize {
+        self.model_context
     }
 
     /// Requests that may wait at once.

@@ -524,13 +524,13 @@ fn dropping_a_stream_cancels_and_the_queue_has_an_end() {
     assert!(second.any(|event| matches!(event, Event::Token(_))));
     let late = Order { deadline: Some(Instant::now()), ..long() };
     let Some(Event::Done(done)) = handle.stream(late).unwrap().last() else { panic!("it ends") };
-    assert_eq!((done.stop, done.usage.completion), (StopReason::Deadline, 0));
+    assert_eq!((done.stop, done.begun, done.usage.completion), (StopReason::Deadline, false, 0));
     let begin = Instant::now();
     drop(service);
     assert!(begin.elapsed() < Duration::from_secs(5));
     // what was still running was told
     let Some(Event::Done(done)) = second.last() else { panic!("it ends") };
-    assert_eq!(done.stop, StopReason::Cancelled);
+    assert_eq!((done.stop, done.begun), (StopReason::Cancelled, true));
     assert_eq!(handle.stream(long()).unwrap_err(), SubmitError::Stopped);
 }
 
