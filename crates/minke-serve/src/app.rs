@@ -101,6 +101,8 @@ pub struct App {
     /// Room for constraints that are being compiled.
     pub compilers: Arc<Semaphore>,
     pub started: u64,
+    /// Whether only this machine reaches it.
+    pub is_local: bool,
 }
 
 /// A request that was taken: its answers, and their events.

@@ -24,7 +24,7 @@ mod routes;
 mod thinking;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -51,19 +51,28 @@ const READERS: usize = 4;
 /// Of these, those that may be at constraints: who sends one that takes seconds holds up others of its kind only.
 const COMPILERS: usize = 2;
 
-/// Serves on an address until `stop` is set; `on_ready` gets the address, whose port is one that is free where 0 was
-/// asked for. Answers that are being written get some time to end.
+/// Why a server ends by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The system gives it no threads, or does not let it wait for connections.
+    #[error("the server cannot run: {0}")]
+    System(#[from] io::Error),
+    /// The model's thread is gone.
+    #[error("the thread of the model has ended, and nothing can be answered any more")]
+    Model,
+}
+
+/// Serves whoever connects until `stop` is set; answers that are being written get some time to end.
 ///
 /// # Errors
-/// The address cannot be listened on.
+/// The system does not let it, or the service has ended.
 pub fn serve(
-    addr: SocketAddr,
+    listener: net::TcpListener,
     handle: Handle,
     served: Served,
     options: Options,
     stop: &Arc<AtomicBool>,
-    on_ready: impl FnOnce(SocketAddr),
-) -> io::Result<()> {
+) -> Result<(), ServeError> {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_all().max_blocking_threads(READERS).build()?;
     let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
@@ -71,18 +80,20 @@ pub fn serve(
     let closing = served.template.as_ref().map(ChatTemplate::closing).unwrap_or_default();
     let bodies = Semaphore::new(limits.bodies);
     let compilers = Arc::new(Semaphore::new(COMPILERS));
-    let app = Arc::new(app::App { served, handle, options, closing, bodies, compilers, started });
+    let is_local = listener.local_addr()?.ip().is_loopback();
+    listener.set_nonblocking(true)?;
+    let service = handle.clone();
+    let app = Arc::new(app::App { served, handle, options, closing, bodies, compilers, started, is_local });
     let outcome = runtime.block_on(async {
-        let listener = TcpListener::bind(addr).await?;
-        on_ready(listener.local_addr()?);
+        let listener = TcpListener::from_std(listener)?;
         let open = GracefulShutdown::new();
-        tokio::select! {
-            () = accept(listener, app, &open) => {}
-            () = stopped(stop.clone()) => {}
-        }
+        let outcome = tokio::select! {
+            () = accept(listener, app, &open) => Ok(()),
+            outcome = stopped(stop, &service) => outcome,
+        };
         // answers that are being written get some time
         let _ = tokio::time::timeout(limits.grace, open.shutdown()).await;
-        Ok(())
+        outcome
     });
     // what still runs on it is cut off
     runtime.shutdown_background();
@@ -112,8 +123,13 @@ async fn accept(listener: TcpListener, app: Arc<app::App>, open: &GracefulShutdo
     }
 }
 
-async fn stopped(stop: Arc<AtomicBool>) {
+/// Waits until the server is to stop, or has nothing to serve with.
+async fn stopped(stop: &AtomicBool, service: &Handle) -> Result<(), ServeError> {
     while !stop.load(Ordering::Acquire) {
+        if !service.is_alive() {
+            return Err(ServeError::Model);
+        }
         tokio::time::sleep(STOP_EVERY).await;
     }
+    Ok(())
 }

@@ -73,6 +73,15 @@ fn arguments_that_are_wrong_are_refused() {
     insta::assert_snapshot!(all);
 }
 
+/// Before a model is looked for, let alone loaded.
+#[test]
+fn an_address_that_is_taken_is_told_at_once() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = taken.local_addr().unwrap().to_string();
+    let said = refused(&["serve", "m", "--addr", &addr]);
+    assert!(said.contains(&format!("cannot listen on {addr}: ")) && said.contains("hint: --addr "), "{said}");
+}
+
 #[test]
 fn settings_and_lengths_that_cannot_be_are_refused() {
     let folder = talking();

@@ -1,13 +1,13 @@
 //! `minke serve`: a model over HTTP.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use minke_cpu::Cpu;
 use minke_infer::{Service, ServiceOptions, Settings, can_draft};
-use minke_serve::{Finished, Limits, Options, Served, serve};
+use minke_serve::{Finished, Limits, Options, ServeError, Served, serve};
 
 use super::{draft_model, open, rate, speculation, threads, tokenizer};
 use crate::cli::Serve;
@@ -17,7 +17,10 @@ use crate::output;
 
 /// Runs the command.
 pub fn run(args: &Serve) -> Result<(), Failure> {
-    let addr = address(&args.addr)?;
+    let options = options(args)?;
+    // a model is not loaded in vain
+    let listener = listen(address(&args.addr)?)?;
+    let addr = listener.local_addr().map_err(|error| Failure::other(error.to_string()))?;
     let cpu = Cpu::detect(threads(args.model.threads));
     let mut loaded = open(&args.model, &cpu)?;
     let tokenizer = tokenizer(&loaded)?;
@@ -37,8 +40,6 @@ pub fn run(args: &Serve) -> Result<(), Failure> {
     let draft = draft_model(&args.speculation, &args.model, &cpu)?;
     can_draft(&loaded.model, draft.is_some(), served.speculation)
         .map_err(|error| Failure::user(error.to_string()))?;
-    let context = loaded.model.config.max_position_embeddings;
-    let options = options(args)?;
     if let Some(note) = loaded.leave_room(options.cache_bytes as u64) {
         output::note(&format!("warning: {note}; --cache-gib gives them less"));
     }
@@ -53,11 +54,12 @@ pub fn run(args: &Serve) -> Result<(), Failure> {
     )
     .map_err(|error| Failure::user(error.to_string()))?;
     let handle = service.handle();
-    if handle.context() < context {
+    if handle.context() < handle.model_context() {
         output::note(&format!(
-            "note: {} GiB of cache hold {} tokens, fewer than the model's context of {context}; --cache-gib gives more",
+            "note: {} GiB of cache hold {} tokens, fewer than the model's context of {}; --cache-gib gives more",
             args.cache_gib,
-            handle.context()
+            handle.context(),
+            handle.model_context()
         ));
     }
     if !addr.ip().is_loopback() {
@@ -72,12 +74,21 @@ pub fn run(args: &Serve) -> Result<(), Failure> {
         origins: args.allow_origin.clone(),
         log: Arc::new(|finished| output::note(&line(finished))),
     };
-    let called = served.name.clone();
-    let ready = |addr: SocketAddr| {
-        output::note(&format!("Serving {called} on http://{addr}/v1. Ctrl-C stops."));
-    };
-    serve(addr, handle, served, treats, &work.flag(), ready)
-        .map_err(|error| Failure::user(format!("cannot listen on {addr}: {error}")))
+    output::note(&format!("Serving {} on http://{addr}/v1. Ctrl-C stops.", served.name));
+    serve(listener, handle, served, treats, &work.flag()).map_err(|error| {
+        let failure = Failure::other(error.to_string());
+        match error {
+            ServeError::Model => failure.hint("start the server again"),
+            ServeError::System(_) => failure,
+        }
+    })
+}
+
+fn listen(addr: SocketAddr) -> Result<TcpListener, Failure> {
+    TcpListener::bind(addr).map_err(|error| {
+        Failure::user(format!("cannot listen on {addr}: {error}"))
+            .hint("--addr takes another address, such as 127.0.0.1:0, whose port is one that is free")
+    })
 }
 
 /// A request that is over, on a line.
