@@ -77,7 +77,7 @@ impl Default for Limits {
 pub struct Options {
     /// What it puts up with.
     pub limits: Limits,
-    /// Origins whose pages may read answers in a browser, such as `http://localhost:3000`.
+    /// Origins whose pages may ask from a browser, such as `http://localhost:3000`.
     pub origins: Vec<String>,
     /// Gets each request that is over.
     pub log: Log,

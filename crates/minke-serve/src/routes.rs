@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::{Ready, ready};
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -10,7 +11,7 @@ use std::time::Instant;
 
 use axum::body::to_bytes;
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -38,14 +39,16 @@ pub fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
-/// Around every request: its line in the log, and what a browser must be told before a page of another origin may ask
-/// and read. Only origins that the server's owner has named may: any page could use the server otherwise.
+/// Around every request: its line in the log, whether it may be asked, and what a browser must be told before a page of
+/// another origin may ask and read.
 async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let line = Line::new(&app.options.log, request.method(), request.uri());
     request.extensions_mut().insert(line.clone());
-    let is_named =
-        |origin: &&HeaderValue| app.options.origins.iter().any(|named| origin.as_bytes() == named.as_bytes());
-    let origin = request.headers().get(header::ORIGIN).filter(is_named).cloned();
+    if let Err(error) = may_ask(&app, request.headers()) {
+        line.status(error.status());
+        return error.into_response();
+    }
+    let origin = request.headers().get(header::ORIGIN).cloned();
     let asks_first = request.method() == Method::OPTIONS
         && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
     let wants = request.headers().get(header::ACCESS_CONTROL_REQUEST_HEADERS).cloned();
@@ -65,6 +68,47 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
     }
     line.status(response.status());
     response
+}
+
+/// Whether somebody may ask who sends these headers. Browsers say whose page asks, and under which name it found the
+/// server: any page that they show could use it otherwise, a stranger's under a name of its own that leads here too.
+///
+/// # Errors
+/// The page's origin was not named by the server's owner, or a server that only this machine reaches is asked under a name
+/// that others may give.
+fn may_ask(app: &App, headers: &HeaderMap) -> Result<(), ApiError> {
+    let refuse = |what: &str, got: &HeaderValue, hint: &str| {
+        let got: String = String::from_utf8_lossy(got.as_bytes()).chars().take(200).collect();
+        let message = format!("{what} `{got}` may not ask here, unless the server was started with {hint}");
+        Err(ApiError::Http { status: StatusCode::FORBIDDEN.as_u16(), message })
+    };
+    let named = &app.options.origins;
+    match headers.get(header::ORIGIN) {
+        Some(origin) if !named.iter().any(|named| named.as_bytes() == origin.as_bytes()) => {
+            return refuse("pages of the origin", origin, "--allow-origin and that origin");
+        }
+        _ => {}
+    }
+    match headers.get(header::HOST) {
+        Some(host) if app.is_local && !host.to_str().is_ok_and(|host| is_ours(host, named)) => {
+            refuse("who calls this server", host, "--allow-origin and an origin of that host")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a host, with its port or without, is this machine by a name that nobody else can give, or is that of an origin
+/// that was named.
+fn is_ours(host: &str, origins: &[String]) -> bool {
+    let name = |host: &str| -> String {
+        let end = host.rfind(':').filter(|&at| !host[at..].contains(']'));
+        host[..end.unwrap_or(host.len())].to_ascii_lowercase()
+    };
+    let host = name(host);
+    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(&host);
+    let is_loopback = address.parse().is_ok_and(|address: IpAddr| address.is_loopback());
+    let of_origin = |origin: &String| origin.split_once("://").is_some_and(|(_, named)| name(named) == host);
+    host == "localhost" || is_loopback || origins.iter().any(of_origin)
 }
 
 async fn chat(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {

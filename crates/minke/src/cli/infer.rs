@@ -45,7 +45,7 @@ pub struct Serve {
     /// The model's name for clients [default: the last part of MODEL]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
-    /// Let web pages of this origin ask, such as http://localhost:3000; can be given several times
+    /// Let web pages of this origin ask, such as http://localhost:3000, and others by its host's name; can be given several times
     #[arg(long, value_name = "ORIGIN", value_parser = origin)]
     pub allow_origin: Vec<String>,
     /// Answers that are written at once
