@@ -13,6 +13,7 @@ use minke_infer::{
 };
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tokio::time::timeout_at;
 
 use crate::answer::{Choice, Frame, Kind};
 use crate::error::ApiError;
@@ -43,10 +44,12 @@ pub struct Served {
 pub struct Limits {
     /// Bytes of a body.
     pub body_bytes: usize,
-    /// Until all of a body is there, the wait for a place included.
+    /// Until all of a body is there, and before that until there is a place for it.
     pub body_time: Duration,
-    /// Bodies that are held at once, until they are tokens; others wait to be read.
+    /// Bodies that are held at once, from their first bytes until they are tokens; others wait to be read.
     pub bodies: usize,
+    /// Without a byte that a client sends of a body, or takes of an answer.
+    pub stall_time: Duration,
     /// Until the next head of a request is there, on each connection.
     pub head_time: Duration,
     /// Connections that are open at once; others wait to be taken.
@@ -63,6 +66,7 @@ impl Default for Limits {
             body_bytes: 8 << 20,
             body_time: Duration::from_mins(1),
             bodies: 64,
+            stall_time: Duration::from_secs(15),
             head_time: Duration::from_secs(10),
             // half of the files that a process may have open, as most systems have it
             connections: 512,
@@ -140,7 +144,7 @@ impl App {
     pub async fn read(
         self: &Arc<Self>,
         endpoint: Endpoint,
-        bytes: axum::body::Bytes,
+        bytes: Vec<u8>,
     ) -> Result<(Asked, Vec<Encoded>), ApiError> {
         let app = self.clone();
         // a long text takes its time, which connections shall not wait for
@@ -178,8 +182,12 @@ impl App {
         }
         let room = |prompt: &Encoded| self.room(endpoint, &prompt.tokens, asked.max_tokens);
         let rooms = prompts.iter().map(room).collect::<Result<Vec<_>, _>>()?;
+        let deadline = submitted + self.options.limits.time;
         let form = match &asked.request.constraint {
-            Some(constraint) => Some(self.compile(constraint.clone()).await?),
+            Some(constraint) => {
+                let compiled = timeout_at(deadline.into(), self.compile(constraint.clone())).await;
+                Some(compiled.map_err(|_| ApiError::Late)??)
+            }
             None => None,
         };
         let (sender, events) = mpsc::unbounded_channel();
@@ -212,8 +220,8 @@ impl App {
                     logit_bias: [&asked.request.logit_bias[..], &forbidden].concat(),
                     ..asked.request.clone()
                 };
-                let deadline = Some(submitted + self.options.limits.time);
-                let order = Order { request, form: form.clone(), priority: asked.priority, deadline };
+                let (form, deadline) = (form.clone(), Some(deadline));
+                let order = Order { request, form, priority: asked.priority, deadline };
                 let sender = sender.clone();
                 let sink = move |event| match sender.send((index, event)) {
                     Ok(()) => ControlFlow::Continue(()),

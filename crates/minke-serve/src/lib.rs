@@ -21,6 +21,7 @@ mod error;
 mod log;
 mod request;
 mod routes;
+mod slow;
 mod thinking;
 
 use std::io;
@@ -37,6 +38,8 @@ use minke_data::ChatTemplate;
 use minke_infer::Handle;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+
+use slow::Bounded;
 
 pub use app::{Limits, Options, Served};
 pub use error::ApiError;
@@ -105,6 +108,7 @@ async fn accept(listener: TcpListener, app: Arc<app::App>, open: &GracefulShutdo
     let room = Arc::new(Semaphore::new(app.options.limits.connections));
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(app.options.limits.head_time);
+    let stall_time = app.options.limits.stall_time;
     let router = routes::router(app);
     loop {
         let place = room.clone().acquire_owned().await.expect("nobody closes it");
@@ -114,7 +118,8 @@ async fn accept(listener: TcpListener, app: Arc<app::App>, open: &GracefulShutdo
             continue;
         };
         let service = TowerToHyperService::new(router.clone());
-        let connection = open.watch(http.serve_connection(TokioIo::new(stream), service));
+        let stream = TokioIo::new(Bounded::new(stream, stall_time));
+        let connection = open.watch(http.serve_connection(stream, service));
         tokio::spawn(async move {
             // who breaks a connection is not told
             let _ = connection.await;

@@ -7,9 +7,9 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use axum::body::to_bytes;
+use axum::body::{Body, Bytes};
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn_with_state};
@@ -17,10 +17,12 @@ use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::{Value, json};
+use tokio::sync::SemaphorePermit;
 
 use crate::answer::{Choice, answered};
-use crate::app::{App, Underway};
+use crate::app::{App, Limits, Underway};
 use crate::error::ApiError;
 use crate::log::Line;
 use crate::request::Endpoint;
@@ -129,29 +131,10 @@ async fn complete(app: &Arc<App>, endpoint: Endpoint, request: Request) -> Resul
         let message = "expected the header `content-type: application/json`".to_owned();
         return Err(ApiError::Http { status: StatusCode::UNSUPPORTED_MEDIA_TYPE.as_u16(), message });
     }
-    let (submitted, limits) = (Instant::now(), &app.options.limits);
-    let reading = async {
-        // held until the body is tokens
-        let place = app.bodies.acquire().await.expect("nobody closes it");
-        to_bytes(request.into_body(), limits.body_bytes).await.map(|bytes| (place, bytes))
-    };
-    let (place, bytes) = match tokio::time::timeout(limits.body_time, reading).await {
-        Ok(Ok(read)) => read,
-        Ok(Err(error)) => {
-            let too_large = error.into_inner().downcast_ref::<http_body_util::LengthLimitError>().is_some();
-            return Err(if too_large {
-                let message = format!("the body is larger than {} bytes", limits.body_bytes);
-                ApiError::Http { status: StatusCode::PAYLOAD_TOO_LARGE.as_u16(), message }
-            } else {
-                ApiError::body("the body ends before its end")
-            });
-        }
-        Err(_) => {
-            let message = format!("the body did not come within {:?}", limits.body_time);
-            return Err(ApiError::Http { status: StatusCode::REQUEST_TIMEOUT.as_u16(), message });
-        }
-    };
+    let submitted = Instant::now();
+    let (place, bytes) = read(app, request.into_body()).await?;
     let encoded = app.read(endpoint, bytes).await?;
+    // the body is tokens
     drop(place);
     let mut underway = app.begin(endpoint, encoded, submitted).await?;
     if underway.stream {
@@ -160,6 +143,46 @@ async fn complete(app: &Arc<App>, endpoint: Endpoint, request: Request) -> Resul
     let whole = underway.whole().await?;
     line.answered(answered(&underway.choices));
     Ok(Json(whole).into_response())
+}
+
+/// A body, and its place among those that are held.
+async fn read(app: &App, body: Body) -> Result<(SemaphorePermit<'_>, Vec<u8>), ApiError> {
+    let limits = &app.options.limits;
+    let mut body = Limited::new(body, limits.body_bytes);
+    // who only announces a body holds no place
+    let mut bytes = piece(&mut body, limits).await?.unwrap_or_default().to_vec();
+    let place = within(limits.body_time, "there was no place for the body", app.bodies.acquire()).await?;
+    let place = place.expect("nobody closes it");
+    let rest = async {
+        while let Some(piece) = piece(&mut body, limits).await? {
+            bytes.extend_from_slice(&piece);
+        }
+        Ok::<_, ApiError>(bytes)
+    };
+    let bytes = within(limits.body_time, "the body did not come", rest).await??;
+    Ok((place, bytes))
+}
+
+/// The next bytes of a body, unless it is over.
+async fn piece(body: &mut Limited<Body>, limits: &Limits) -> Result<Option<Bytes>, ApiError> {
+    let next = within(limits.stall_time, "nothing of the body came", body.frame()).await?;
+    match next.transpose() {
+        // (trailers say nothing)
+        Ok(frame) => Ok(frame.map(|frame| frame.into_data().unwrap_or_default())),
+        Err(error) if error.is::<LengthLimitError>() => {
+            let message = format!("the body is larger than {} bytes", limits.body_bytes);
+            Err(ApiError::Http { status: StatusCode::PAYLOAD_TOO_LARGE.as_u16(), message })
+        }
+        Err(_) => Err(ApiError::body("the body ends before its end")),
+    }
+}
+
+/// What becomes ready in time.
+async fn within<T>(time: Duration, what: &str, ready: impl Future<Output = T>) -> Result<T, ApiError> {
+    tokio::time::timeout(time, ready).await.map_err(|_| {
+        let message = format!("{what} within {time:?}");
+        ApiError::Http { status: StatusCode::REQUEST_TIMEOUT.as_u16(), message }
+    })
 }
 
 fn models(State(app): State<Arc<App>>) -> Ready<Json<Value>> {

@@ -1,7 +1,7 @@
 //! A server on a real socket, asked by a client that knows nothing of it.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -12,7 +12,7 @@ use minke_data::tokenizer::TrainOptions;
 use minke_data::{ChatTemplate, Tokenizer};
 use minke_infer::{Handle, Sampling, Service, ServiceOptions, Speculation};
 use minke_model::{Config, DType, Model, Precision};
-use minke_serve::{Finished, Limits, Options, Served, serve};
+use minke_serve::{Finished, Limits, Options, ServeError, Served, serve};
 use serde_json::{Value, json};
 
 const CONTEXT: usize = 1024;
@@ -39,8 +39,8 @@ struct Server {
     /// Requests that are over.
     log: Arc<Mutex<Vec<Finished>>>,
     stop: Arc<AtomicBool>,
-    thread: Option<std::thread::JoinHandle<()>>,
-    _service: Service,
+    thread: Option<std::thread::JoinHandle<Result<(), ServeError>>>,
+    service: Option<Service>,
 }
 
 impl Server {
@@ -66,19 +66,16 @@ impl Server {
         let kept = log.clone();
         let options = Options {
             limits,
-            origins: vec!["http://localhost:3000".to_owned()],
+            origins: ["http://localhost:3000", "https://whale.example:8443"].map(str::to_owned).to_vec(),
             log: Arc::new(move |finished| kept.lock().unwrap().push(finished.clone())),
         };
-        let (sender, receiver) = std::sync::mpsc::channel();
+        let listener = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let addr = listener.local_addr().unwrap();
         let thread = std::thread::spawn({
             let (handle, stop) = (handle.clone(), stop.clone());
-            move || {
-                let any = SocketAddr::from(([127, 0, 0, 1], 0));
-                serve(any, handle, served, options, &stop, |addr| sender.send(addr).unwrap()).unwrap();
-            }
+            move || serve(listener, handle, served, options, &stop)
         });
-        let addr = receiver.recv().unwrap();
-        Self { addr, handle, log, stop, thread: Some(thread), _service: service }
+        Self { addr, handle, log, stop, thread: Some(thread), service: Some(service) }
     }
 
     fn plain() -> Self {
@@ -88,8 +85,8 @@ impl Server {
     fn send(&self, head: &str, body: &[u8]) -> TcpStream {
         let mut stream = TcpStream::connect(self.addr).unwrap();
         stream.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
-        let head =
-            format!("{head}\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+        let host = if head.contains("\r\nhost: ") { "" } else { "host: localhost\r\n" };
+        let head = format!("{head}\r\n{host}connection: close\r\ncontent-length: {}\r\n\r\n", body.len());
         stream.write_all(head.as_bytes()).unwrap();
         // a body that is refused need not be read
         let _ = stream.write_all(body);
@@ -146,7 +143,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
         if let Some(thread) = self.thread.take() {
-            thread.join().unwrap();
+            thread.join().unwrap().unwrap();
         }
     }
 }
@@ -354,8 +351,39 @@ fn only_pages_of_named_origins_may_ask() {
     );
     for other in ["http://localhost:3001", "http://localhost", "null", "*"] {
         let may_not = headers(&ask, other);
-        assert!(may_not.starts_with("http/1.1 405") && !may_not.contains("access-control"), "{may_not}");
-        assert!(!headers("GET /health HTTP/1.1", other).contains("access-control"));
+        assert!(may_not.starts_with("http/1.1 403") && !may_not.contains("access-control"), "{may_not}");
+        let may_not = headers("GET /health HTTP/1.1", other);
+        assert!(may_not.starts_with("http/1.1 403") && !may_not.contains("access-control"), "{may_not}");
+    }
+    // a page that may not read must not ask either, nor one that calls the server by a name of its own
+    let ask = |header: &str| {
+        let head = format!("POST {TEXT} HTTP/1.1\r\n{header}\r\ncontent-type: application/json");
+        let (status, text) = answer(server.send(&head, br#"{"prompt": "the", "max_tokens": 1}"#));
+        (status, serde_json::from_str::<Value>(&text).unwrap()["error"]["message"].clone())
+    };
+    let ended = server.handle.stats().ended;
+    for (header, expected) in [
+        (
+            "origin: http://shark.example",
+            "pages of the origin `http://shark.example` may not ask here, unless the server was started with \
+             --allow-origin and that origin",
+        ),
+        (
+            "host: shark.example:8080",
+            "who calls this server `shark.example:8080` may not ask here, unless the server was started with \
+             --allow-origin and an origin of that host",
+        ),
+    ] {
+        assert_eq!(ask(header), (403, expected.into()));
+    }
+    assert_eq!(server.handle.stats().ended, ended);
+    for host in
+        ["localhost:1", "LOCALHOST", "127.0.0.1:8080", "127.0.0.1", "[::1]:8080", "[::1]", "whale.example"]
+    {
+        assert_eq!(ask(&format!("host: {host}")), (200, Value::Null), "{host}");
+    }
+    for host in ["10.0.0.1", "[::2]:8080", "localhost.shark.example", "127.0.0.1.shark.example:80", "x", ""] {
+        assert_eq!(ask(&format!("host: {host}")).0, 403, "{host}");
     }
 }
 
@@ -654,7 +682,7 @@ fn bodies_that_come_together_wait_for_each_other() {
     let text = body.to_string();
     let mut late = TcpStream::connect(server.addr).unwrap();
     let head = format!(
-        "POST {TEXT} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: \
+        "POST {TEXT} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: \
          {}\r\n\r\n",
         text.len()
     );
@@ -665,6 +693,27 @@ fn bodies_that_come_together_wait_for_each_other() {
     for client in others.into_iter().chain([late]) {
         assert_eq!(answer(client).0, 200);
     }
+    // who only announces a body, or stops in the middle, does not keep the place of others
+    let limits = Limits { bodies: 1, stall_time: Duration::from_secs(2), ..Limits::default() };
+    let server = Server::start(ServiceOptions::default(), limits);
+    let mut halves = [0, 1, 1].map(|sent| {
+        let mut half = TcpStream::connect(server.addr).unwrap();
+        half.write_all(&[head.as_bytes(), &text.as_bytes()[..sent]].concat()).unwrap();
+        half
+    });
+    std::thread::sleep(Duration::from_millis(50));
+    let begin = Instant::now();
+    assert_eq!(server.post(TEXT, &body).0, 200);
+    assert!(begin.elapsed() < Duration::from_secs(20));
+    let said = halves.each_mut().map(|half| {
+        let mut said = String::new();
+        half.read_to_string(&mut said).unwrap();
+        said
+    });
+    assert!(
+        said.iter().all(|said| said.contains(" 408 ") && said.contains("nothing of the body came")),
+        "{said:?}"
+    );
     // a place is waited for as long as a body is
     let limits = Limits { bodies: 0, body_time: Duration::from_millis(50), ..Limits::default() };
     assert_eq!(Server::start(ServiceOptions::default(), limits).post(TEXT, &body).0, 408);
@@ -691,15 +740,67 @@ fn who_says_nothing_gives_way() {
 }
 
 #[test]
+fn who_does_not_read_gives_way() {
+    let limits = Limits { connections: 1, stall_time: Duration::from_millis(500), ..Limits::default() };
+    let server = Server::start(ServiceOptions::default(), limits);
+    // more answers than the system keeps for a client that reads none
+    let ask = format!("GET /{} HTTP/1.1\r\nhost: localhost\r\n\r\n", "x".repeat(200)).repeat(1000);
+    let mut deaf = TcpStream::connect(server.addr).unwrap();
+    deaf.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
+    let error = std::iter::repeat_with(|| deaf.write_all(ask.as_bytes())).find_map(Result::err).unwrap();
+    let closed = [std::io::ErrorKind::ConnectionReset, std::io::ErrorKind::BrokenPipe];
+    assert!(closed.contains(&error.kind()), "{error}");
+    assert_eq!(server.get("/health").0, 200);
+}
+
+#[test]
+fn who_is_never_taken_up_is_told_to_come_again() {
+    let limits = Limits { time: Duration::ZERO, ..Limits::default() };
+    let server = Server::start(ServiceOptions::default(), limits);
+    let mut text = String::new();
+    server.begin(TEXT, &json!({"prompt": "the", "n": 2})).read_to_string(&mut text).unwrap();
+    assert!(text.starts_with("HTTP/1.1 503") && text.contains("\r\nretry-after: 1"), "{text}");
+    assert!(text.contains("the server is busy") && text.contains("server_error"), "{text}");
+}
+
+#[test]
+fn memory_that_is_short_is_not_taken_for_the_context() {
+    let page = ServiceOptions::default().cache;
+    let drawn = model(300);
+    let page = page.page_bytes(&drawn.config, &drawn.precision).unwrap();
+    let server = Server::start(
+        ServiceOptions { cache_bytes: 4 * page, ..ServiceOptions::default() },
+        Limits::default(),
+    );
+    let (status, error) = server.post(TEXT, &json!({"prompt": vec![7; 250], "max_tokens": 50}));
+    let expected = "300 tokens do not fit into the memory for caches, which holds 256 of the 1024 that the model takes: \
+                    250 of the prompt, 50 of the answer; shorten the prompt or ask for fewer, or give the server more memory \
+                    (--cache-gib)";
+    assert_eq!((status, error["error"]["message"].as_str()), (400, Some(expected)));
+    assert_eq!(
+        (&error["error"]["param"], &error["error"]["code"]),
+        (&json!("prompt"), &json!("context_length_exceeded"))
+    );
+}
+
+#[test]
+fn a_server_whose_model_is_gone_ends() {
+    let mut server = Server::plain();
+    drop(server.service.take());
+    let ended = server.thread.take().unwrap().join().unwrap().unwrap_err().to_string();
+    assert_eq!(ended, "the thread of the model has ended, and nothing can be answered any more");
+}
+
+#[test]
 fn who_is_late_gets_what_there_is() {
     let server = Server::start(
         ServiceOptions::default(),
-        Limits { time: Duration::from_millis(30), ..Limits::default() },
+        Limits { time: Duration::from_millis(150), ..Limits::default() },
     );
     let (status, whole) =
-        server.post(TEXT, &json!({"prompt": "the", "max_tokens": 1000, "min_tokens": 1000}));
+        server.post(TEXT, &json!({"prompt": "the", "n": 16, "max_tokens": 1000, "min_tokens": 1000}));
     assert_eq!((status, &whole["choices"][0]["finish_reason"]), (200, &json!("length")));
-    assert!(whole["usage"]["completion_tokens"].as_u64().unwrap() < 1000, "{whole}");
+    assert!(whole["usage"]["completion_tokens"].as_u64().unwrap() < 16_000, "{whole}");
 }
 
 #[test]
@@ -710,6 +811,6 @@ fn a_server_that_stops_lets_answers_end() {
     server.stop.store(true, Ordering::Release);
     let (status, text) = answer(client);
     assert!(status == 200 && text.trim_end().ends_with("[DONE]"), "{text}");
-    server.thread.take().unwrap().join().unwrap();
+    server.thread.take().unwrap().join().unwrap().unwrap();
     assert!(TcpStream::connect(server.addr).is_err());
 }
