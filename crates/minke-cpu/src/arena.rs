@@ -4,7 +4,6 @@
 //! smallest, so that little is left between them; places that are given back join their neighbours. The system adds memory
 //! to a slab where it is first written, so what is held is what lies below the highest piece that ever was.
 
-use std::collections::BTreeMap;
 use std::ptr::NonNull;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -38,43 +37,48 @@ impl Place {
 #[derive(Debug)]
 struct Slab {
     bytes: usize,
-    /// Start and length of what is not in use; no two touch.
-    free: BTreeMap<usize, usize>,
+    /// Start and length of what is not in use, in order; no two touch. There are few: pieces take the first of them mostly,
+    /// which a list finds and shortens sooner than a tree.
+    free: Vec<(usize, usize)>,
     /// Everything below was in use at some time.
     top: usize,
 }
 
 impl Slab {
     fn new(bytes: usize) -> Self {
-        Self { bytes, free: BTreeMap::from([(0, bytes)]), top: 0 }
+        Self { bytes, free: vec![(0, bytes)], top: 0 }
     }
 
     fn take(&mut self, bytes: usize) -> Option<usize> {
-        let mut fit = self.free.iter().filter(|&(_, &there)| there >= bytes);
-        let found = if bytes < LARGE_BYTES { fit.next() } else { fit.min_by_key(|&(_, &there)| there) };
-        let (&from, &there) = found?;
-        self.free.remove(&from);
+        let mut fit = self.free.iter().enumerate().filter(|&(_, &(_, there))| there >= bytes);
+        let found = if bytes < LARGE_BYTES { fit.next() } else { fit.min_by_key(|&(_, &(_, there))| there) };
+        let (at, &(from, there)) = found?;
         if there > bytes {
-            self.free.insert(from + bytes, there - bytes);
+            self.free[at] = (from + bytes, there - bytes);
+        } else {
+            self.free.remove(at);
         }
         self.top = self.top.max(from + bytes);
         Some(from)
     }
 
-    fn give(&mut self, mut from: usize, mut bytes: usize) {
-        if let Some(behind) = self.free.remove(&(from + bytes)) {
-            bytes += behind;
+    fn give(&mut self, from: usize, bytes: usize) {
+        let at = self.free.partition_point(|&(start, _)| start < from);
+        let joins_before = at > 0 && self.free[at - 1].0 + self.free[at - 1].1 == from;
+        let joins_behind = self.free.get(at).is_some_and(|&(start, _)| start == from + bytes);
+        match (joins_before, joins_behind) {
+            (true, true) => {
+                self.free[at - 1].1 += bytes + self.free[at].1;
+                self.free.remove(at);
+            }
+            (true, false) => self.free[at - 1].1 += bytes,
+            (false, true) => self.free[at] = (from, bytes + self.free[at].1),
+            (false, false) => self.free.insert(at, (from, bytes)),
         }
-        if let Some((&before, length)) = self.free.range_mut(..from).next_back()
-            && before + *length == from
-        {
-            (from, bytes) = (before, *length + bytes);
-        }
-        self.free.insert(from, bytes);
     }
 
     fn is_free(&self) -> bool {
-        self.free.get(&0) == Some(&self.bytes)
+        self.free == [(0, self.bytes)]
     }
 }
 
