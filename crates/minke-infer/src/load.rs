@@ -12,7 +12,7 @@ use minke_cpu::stored::{Bytes, Form, Owner, Stored};
 use minke_data::hf::{Dtype, QuantizedView, TensorView, WeightFiles};
 use minke_data::{ChatTemplate, MappedFile, Tokenizer};
 use minke_model::config::{Config, ConfigError};
-use minke_model::{DType, LoadError, Model, Precision, Purpose, StoredCodes, WeightSource};
+use minke_model::{DType, LoadError, Loading, Model, Precision, Purpose, StoredCodes, WeightSource};
 use minke_num::{bf16, f16};
 use serde_json::Value;
 
@@ -52,6 +52,20 @@ pub enum LoadModelError {
         /// What is wrong.
         source: LoadError,
     },
+    /// Weights that cannot run from their files are more than the memory that is free.
+    #[error(
+        "{}: {:.1} GiB of its weights cannot run from where they are stored (FP8, or numbers in another type than products \
+         are in), and {:.1} GiB of memory are free; `minke quantize` makes a file that runs from the disk",
+        folder.display(), gib(*.needed), gib(*.free)
+    )]
+    Memory {
+        /// The folder.
+        folder: PathBuf,
+        /// Bytes that they take.
+        needed: u64,
+        /// Bytes that are free.
+        free: u64,
+    },
 }
 
 impl LoadModelError {
@@ -59,7 +73,7 @@ impl LoadModelError {
     pub fn is_user_error(&self) -> bool {
         match self {
             Self::Data(error) => error.is_user_error(),
-            Self::Config { .. } | Self::File { .. } | Self::Weights { .. } => true,
+            Self::Config { .. } | Self::File { .. } | Self::Weights { .. } | Self::Memory { .. } => true,
         }
     }
 }
@@ -184,21 +198,22 @@ pub fn load_model(
         Purpose::Train => (files.config.clone(), files.weights()?),
     };
     let folder = files.path.clone();
+    let wrong = |source| LoadModelError::Weights { folder: folder.clone(), source };
+    let loading = Loading::new(config, precision, &weights, purpose).map_err(wrong)?;
+    let (held, mapped) = (loading.held_bytes(), loading.mapped_bytes());
+    let free = machine::available_bytes().filter(|_| matches!(purpose, Purpose::Run(_)));
+    let larger = free.map_or(Ok(None), |free| judge_memory(&folder, held, mapped, free))?;
     // a vocabulary takes about as long as weights that are converted
     let (tokenizer, model) = std::thread::scope(|scope| {
         let tokenizer = scope.spawn(|| files.tokenizer());
-        let model = Model::load(config, precision, &weights, purpose);
+        let model = loading.load(&weights, purpose);
         (tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), model)
     });
     let tokenizer = tokenizer?;
-    let (mut model, mut notes) =
-        model.map_err(|source| LoadModelError::Weights { folder: folder.clone(), source })?;
-    let mapped = model.mapped_bytes() as u64;
+    let (mut model, mut notes) = model.map_err(wrong)?;
+    notes.extend(larger);
     match machine::available_bytes() {
         Some(free) if matches!(purpose, Purpose::Run(_)) => {
-            if free < mapped {
-                notes.push(larger_than_memory(mapped, free));
-            }
             // the copy, and as much again for whatever else runs
             if free > 2 * mapped {
                 model.copy_mapped_weights();
@@ -218,8 +233,24 @@ pub fn load_model(
     Ok(Loaded { model, tokenizer, generation, notes, folder, files: Some(files) })
 }
 
-fn gib(bytes: u64) -> f64 {
-    bytes as f64 / f64::from(1 << 30)
+/// What a user should know of weights of which `held` bytes must be in memory and `mapped` run from their file, where `free`
+/// bytes are free.
+///
+/// # Errors
+/// [`LoadModelError::Memory`]: what must be in memory does not fit.
+fn judge_memory(folder: &Path, held: u64, mapped: u64, free: u64) -> Result<Option<String>, LoadModelError> {
+    if held > free {
+        return Err(LoadModelError::Memory { folder: folder.to_owned(), needed: held, free });
+    }
+    let note = || {
+        format!(
+            "the weights take {:.1} GiB, and {:.1} GiB of memory are free: much of them is read from the disk again for \
+             every token, which is slow; fewer bits (minke quantize) or less beside it would help",
+            gib(held + mapped),
+            gib(free)
+        )
+    };
+    Ok((held + mapped > free).then(note))
 }
 
 fn too_little(caches: u64, weights: u64, free: u64) -> String {
@@ -232,13 +263,8 @@ fn too_little(caches: u64, weights: u64, free: u64) -> String {
     )
 }
 
-fn larger_than_memory(weights: u64, free: u64) -> String {
-    format!(
-        "the weights take {:.1} GiB, and {:.1} GiB of memory are free: much of them is read from the disk again for every \
-         token, which is slow; fewer bits (minke quantize) or less beside it would help",
-        gib(weights),
-        gib(free)
-    )
+fn gib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 30)
 }
 
 /// Reads and checks the `config.json` of a folder.
@@ -449,5 +475,20 @@ impl Owner for Mapped {
 
     fn forget(&self, range: Range<usize>) {
         self.0.forget(range);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_told_or_refused() {
+        let judge = |held: u64, mapped: u64, free: u64| {
+            judge_memory(Path::new("models/whale"), held << 30, mapped << 30, free << 30)
+        };
+        assert_eq!(judge(3, 4, 8).unwrap(), None);
+        insta::assert_snapshot!(judge(3, 4, 6).unwrap().unwrap());
+        insta::assert_snapshot!(judge(16, 0, 8).unwrap_err());
     }
 }

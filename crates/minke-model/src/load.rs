@@ -6,6 +6,7 @@ use minke_cpu::fp8::Fp8;
 use minke_cpu::gemm::{Elements, Matrix8};
 use minke_cpu::stored::{Form, Stored};
 use minke_cpu::{Cpu, DType};
+use minke_num::fp8::BLOCK;
 use minke_tensor::Made;
 
 use crate::config::Config;
@@ -116,23 +117,26 @@ pub enum LoadError {
     },
 }
 
-impl Model {
-    /// Builds the model of `config` with weights from `source`; products compute in `precision`, or else in what each
-    /// role's tensors are stored in, where FP8 counts as f32 unless the model is loaded to run. Weights in FP8 decide on
-    /// the kind of scales of a model that runs in FP8. Also returns notes that a user should see.
-    ///
-    /// What can run from where it is stored does: matrices in blocks, and those of a dtype that their products have.
-    ///
-    /// A tensor is read at a time, and where numbers become codes a weight (the experts of a layer are one).
+/// A model whose tensors were found and checked, and of which nothing was read yet.
+pub struct Loading {
+    config: Config,
+    specs: Vec<TensorSpec>,
+    precision: Precision,
+    keep: Keep,
+    notes: Vec<String>,
+}
+
+impl Loading {
+    /// Decides what becomes of every tensor; arguments and errors are those of [`Model::load`].
     ///
     /// # Errors
-    /// As [`check`], and what the source reports.
-    pub fn load(
+    /// As [`check`].
+    pub fn new(
         config: Config,
         precision: Option<Precision>,
         source: &dyn WeightSource,
         purpose: Purpose<'_>,
-    ) -> Result<(Self, Vec<String>), LoadError> {
+    ) -> Result<Self, LoadError> {
         let Checked { mut config, specs, notes } = check(config, source)?;
         let to_run = matches!(purpose, Purpose::Run(_));
         let mut keep = Keep::default();
@@ -159,7 +163,39 @@ impl Model {
         }
         // whatever they were read from, they are numbers or codes now
         config.quantization = None;
-        let mut model = Self::zero(config, precision, keep);
+        Ok(Self { config, specs, precision, keep, notes })
+    }
+
+    /// Memory for the weights of a model that runs and does not run them from where they are stored, which can be no less:
+    /// numbers, what products read of them, and codes. About: what one product reads together is one or the other.
+    pub fn held_bytes(&self) -> u64 {
+        let held = self.specs.iter().filter(|spec| !self.keep.stored.contains_key(&spec.name));
+        let coded = |spec: &TensorSpec| {
+            let has_codes = self.keep.only_codes && self.precision.coded.of(spec.role).is_some();
+            has_codes && !self.keep.plain.contains(&spec.name)
+        };
+        let bytes = |spec: &TensorSpec| match self.keep.made.get(&spec.name) {
+            Some(_) => (spec.numel() * self.precision.of(spec.role, false).size_bytes()) as u64,
+            None => running_bytes(&self.config, &self.precision, spec, coded(spec)),
+        };
+        held.map(bytes).sum()
+    }
+
+    /// Memory of the weights that run from where they are stored.
+    pub fn mapped_bytes(&self) -> u64 {
+        self.keep.stored.values().map(|stored| stored.bytes.len() as u64).sum()
+    }
+
+    /// Reads the tensors.
+    ///
+    /// # Errors
+    /// What the source reports.
+    pub fn load(
+        self,
+        source: &dyn WeightSource,
+        purpose: Purpose<'_>,
+    ) -> Result<(Model, Vec<String>), LoadError> {
+        let mut model = Model::zero(self.config, self.precision, self.keep);
         if let Purpose::Run(cpu) = purpose {
             model.load_codes(cpu, source)?;
         }
@@ -172,7 +208,51 @@ impl Model {
                 source.done(&entry.name);
             }
         }
-        Ok((model, notes))
+        Ok((model, self.notes))
+    }
+}
+
+/// Bytes that a tensor takes in memory in a model that runs: its numbers in f32 and what products read, or, if there are
+/// only codes of it (`coded`), these and their scales.
+pub fn running_bytes(config: &Config, precision: &Precision, tensor: &TensorSpec, coded: bool) -> u64 {
+    let tied = config.tie_word_embeddings;
+    let n = tensor.numel() as u64;
+    let packed = match tensor.role {
+        Role::Norm | Role::Bias | Role::RouterBias => 0,
+        Role::Embedding if !tied => 0,
+        Role::AttentionLinear
+        | Role::FfnLinear
+        | Role::ExpertLinear { .. }
+        | Role::MtpProjection
+        | Role::Router
+        | Role::Head
+        | Role::Embedding => precision.of(tensor.role, tied).size_bytes() as u64,
+    };
+    match tensor.shape[..] {
+        // a scale per output and 128 inputs, where products read them
+        [rows, cols] if coded => n + 4 * (rows * cols.div_ceil(BLOCK)) as u64,
+        _ => n * (4 + packed),
+    }
+}
+
+impl Model {
+    /// Builds the model of `config` with weights from `source`; products compute in `precision`, or else in what each
+    /// role's tensors are stored in, where FP8 counts as f32 unless the model is loaded to run. Weights in FP8 decide on
+    /// the kind of scales of a model that runs in FP8. Also returns notes that a user should see.
+    ///
+    /// What can run from where it is stored does: matrices in blocks, and those of a dtype that their products have.
+    ///
+    /// A tensor is read at a time, and where numbers become codes a weight (the experts of a layer are one).
+    ///
+    /// # Errors
+    /// As [`check`], and what the source reports.
+    pub fn load(
+        config: Config,
+        precision: Option<Precision>,
+        source: &dyn WeightSource,
+        purpose: Purpose<'_>,
+    ) -> Result<(Self, Vec<String>), LoadError> {
+        Loading::new(config, precision, source, purpose)?.load(source, purpose)
     }
 
     /// Fills the weights of which there are only codes.

@@ -7,8 +7,9 @@ use minke_infer::gguf::GgufWeights;
 use minke_infer::{ModelFiles, Weights, machine};
 use minke_model::config::{AttentionKind, Config};
 use minke_model::spec::{self, Role};
-use minke_model::{CacheKind, DType, KvFormat, PAGE, Precision, WeightSource};
-use minke_num::fp8::BLOCK;
+use minke_model::{
+    CacheKind, DType, KvFormat, Loading, PAGE, Precision, Purpose, WeightSource, running_bytes,
+};
 use minke_train::plan;
 use minke_train::recipe::{self, Optim, Optimizer, Resolved};
 use serde::Serialize;
@@ -179,11 +180,13 @@ pub fn run(args: &Inspect) -> Result<(), Failure> {
             &Optim { optimizer: Optimizer::AdamW, ..Optim::PRETRAIN },
         );
         report.memory.weights_bytes = files.bytes;
-        report.memory.running_weights_bytes = match weights.gguf() {
-            // it runs from the file's pages
-            Some(_) if in_blocks => files.bytes,
-            _ => running_bytes(config, precision, |tensor| weights.is_coded(&tensor.name)),
-        };
+        // of files that do not fit the config there is nothing that would run
+        let cpu = Cpu::detect(1);
+        report.memory.running_weights_bytes =
+            Loading::new(config.clone(), None, &weights, Purpose::Run(&cpu))
+                .map_or(report.memory.running_weights_bytes, |loading| {
+                    loading.held_bytes() + loading.mapped_bytes()
+                });
         report.files = Some(files);
         report
     };
@@ -304,7 +307,10 @@ fn describe(what: String, config: &Config, precision: Precision, context: usize,
         },
         memory: Memory {
             weights_bytes,
-            running_weights_bytes: running_bytes(config, precision, |_| false),
+            running_weights_bytes: tensors
+                .iter()
+                .map(|tensor| running_bytes(config, &precision, tensor, false))
+                .sum(),
             kv_cache_bytes_per_token,
             kv_cache_bytes: kv_cache_bytes_per_token.saturating_mul(context as u64),
             kv_int8_bytes_per_token: expanded(CacheKind::Expanded(KvFormat::Int8)),
@@ -353,31 +359,6 @@ fn feed_forward(config: &Config) -> String {
         "{dense}{} experts of width {}, {} a token, {} shared",
         moe.n_routed_experts, moe.moe_intermediate_size, moe.num_experts_per_tok, moe.n_shared_experts
     )
-}
-
-/// Bytes of all weights in a model that runs; of those that are `coded` there are codes and scales alone.
-fn running_bytes(config: &Config, precision: Precision, coded: impl Fn(&spec::TensorSpec) -> bool) -> u64 {
-    let tied = config.tie_word_embeddings;
-    let bytes = |tensor: &spec::TensorSpec| {
-        let n = tensor.numel() as u64;
-        let packed = match tensor.role {
-            Role::Norm | Role::Bias | Role::RouterBias => 0,
-            Role::Embedding if !tied => 0,
-            Role::AttentionLinear
-            | Role::FfnLinear
-            | Role::ExpertLinear { .. }
-            | Role::MtpProjection
-            | Role::Router
-            | Role::Head
-            | Role::Embedding => precision.of(tensor.role, tied).size_bytes() as u64,
-        };
-        match tensor.shape[..] {
-            // a scale per output and 128 inputs, where products read them
-            [rows, cols] if coded(tensor) => n + 4 * (rows * cols.div_ceil(BLOCK)) as u64,
-            _ => n * (4 + packed),
-        }
-    };
-    spec::tensors(config).iter().map(bytes).sum()
 }
 
 fn role_name(role: Role) -> &'static str {
