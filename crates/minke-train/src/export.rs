@@ -19,7 +19,7 @@ use minke_infer::{GenerationDefaults, LoadModelError, ModelFiles, Weights, end_i
 use minke_model::config::Quantization;
 use minke_model::load::{self, Checked};
 use minke_model::spec::{self, Role};
-use minke_model::{LoadError, WeightSource};
+use minke_model::{DType, LoadError, WeightSource};
 use minke_num::bf16;
 use minke_num::fp8::{self, Quantized};
 
@@ -218,8 +218,10 @@ pub fn export(
         if failed.is_some() {
             return Err(interrupted(new));
         }
-        let writer =
-            SafetensorsWriter::create(new.join("model.safetensors"), layout(&specs, options.format))?;
+        let writer = SafetensorsWriter::create(
+            new.join("model.safetensors"),
+            layout(&specs, options.format, &source),
+        )?;
         let mut pass = Pass { source: &source, folder: &folder, quantization, writer, written: &mut written };
         let weights = |spec: &spec::TensorSpec| spec.shape.iter().product::<usize>() as u64;
         let (mut done, total) = (0, specs.iter().map(weights).sum());
@@ -313,22 +315,26 @@ pub fn write_file(
     })
 }
 
-/// What a tensor of this role is stored in.
-fn stored_in(role: Role, format: Format) -> Dtype {
+/// What a tensor of this role is stored in, which has numbers in `source` now.
+fn stored_in(role: Role, format: Format, source: Option<DType>) -> Dtype {
     match format {
         Format::F32 => Dtype::F32,
         Format::Fp8 { .. } if role.takes_fp8() => Dtype::F8E4M3,
         // small beside what it is added to, and moved in steps that bf16 would lose
         Format::Bf16 | Format::Fp8 { .. } if role == Role::RouterBias => Dtype::F32,
+        // what is not quantised loses nothing
+        Format::Fp8 { .. } if matches!(role, Role::Norm | Role::Router) && source != Some(DType::Bf16) => {
+            Dtype::F32
+        }
         Format::Bf16 | Format::Fp8 { .. } => Dtype::BF16,
     }
 }
 
 /// The tensors of the new file; scales follow their weights.
-fn layout(specs: &[spec::TensorSpec], format: Format) -> Vec<TensorSpec> {
+fn layout(specs: &[spec::TensorSpec], format: Format, source: &Weights) -> Vec<TensorSpec> {
     let mut tensors = Vec::new();
     for spec in specs {
-        let dtype = stored_in(spec.role, format);
+        let dtype = stored_in(spec.role, format, source.dtype(&spec.name));
         tensors.push(TensorSpec { name: spec.name.clone(), dtype, shape: spec.shape.clone() });
         if dtype == Dtype::F8E4M3 {
             let shape = fp8::scale_shape(spec.shape[0], spec.shape[1]).to_vec();
@@ -349,7 +355,7 @@ struct Pass<'a> {
 
 impl Pass<'_> {
     fn tensor(&mut self, spec: &spec::TensorSpec, format: Format) -> Result<(), ExportError> {
-        match stored_in(spec.role, format) {
+        match stored_in(spec.role, format, self.source.dtype(&spec.name)) {
             Dtype::F8E4M3 => {
                 let quantized = self.quantized(spec)?;
                 self.put(&spec.name, &quantized.codes)?;

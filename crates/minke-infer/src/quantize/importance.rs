@@ -8,13 +8,15 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use minke_cpu::Cpu;
-use minke_model::Model;
 use minke_model::spec::Role;
+use minke_model::{Cache, DraftCache, DraftStep, Model, Step, Want};
 
 use crate::engine::{Engine, EngineError};
 
 /// Tokens of a piece.
 const PIECE: usize = 512;
+/// Tokens of a call of the model: there are logits of all of them.
+const CHUNK: usize = 64;
 /// An expert that fewer tokens came to is taken for all experts of its layer together.
 const FEWEST_ROWS: u64 = 128;
 
@@ -152,19 +154,37 @@ fn read(
     tokens: &[u32],
     on_progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>, EngineError> {
-    let mut engine = Engine::new(model, cpu, None);
+    let engine = Engine::new(model, cpu, None);
     let own = PIECE.min(engine.context()).saturating_sub(usize::from(bos.is_some())).max(1);
+    let texts = || tokens.chunks(own).map(|piece| bos.into_iter().chain(piece.iter().copied()).collect());
+    for text in texts() {
+        let text: Vec<u32> = text;
+        engine.check_tokens(&text)?;
+    }
     let mut done = 0;
-    for piece in tokens.chunks(own) {
+    for (text, piece) in texts().zip(tokens.chunks(own)) {
         if on_progress(done, tokens.len()).is_break() {
             return Ok(ControlFlow::Break(()));
         }
-        let piece_tokens: Vec<u32> = bos.into_iter().chain(piece.iter().copied()).collect();
-        engine.score(&piece_tokens, &mut |_| {})?;
+        read_text(model, cpu, &text);
         done += piece.len();
     }
     let _ = on_progress(done, tokens.len());
     Ok(ControlFlow::Continue(()))
+}
+
+/// Reads a text: model and head all tokens, and the prediction module that drafts each state with the token behind it.
+fn read_text(model: &mut Model, cpu: &Cpu, text: &[u32]) {
+    let (mut cache, mut module) = (Cache::new(model), DraftCache::new(model));
+    for (at, chunk) in text.chunks(CHUNK).enumerate().map(|(i, chunk)| (i * CHUNK, chunk)) {
+        let mut steps = [Step { tokens: chunk, cache: &mut cache, want: Want::All }];
+        let states = model.infer_whole(cpu, &mut steps, module.is_some()).states;
+        let behind = &text[at + 1..(at + 1 + chunk.len()).min(text.len())];
+        if let Some(cache) = module.as_mut().filter(|_| !behind.is_empty()) {
+            let states = &states[..behind.len() * model.config.hidden_size];
+            model.draft(cpu, &mut [DraftStep { states, tokens: behind, position: at, cache }]);
+        }
+    }
 }
 
 /// The layer of an expert's tensor.
