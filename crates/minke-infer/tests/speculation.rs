@@ -200,6 +200,31 @@ fn a_model_without_a_module_drafts_from_its_text() {
     assert!(matches!(error, EngineError::DraftVocabulary { .. }), "{error}");
 }
 
+/// Prompts that are together more than the other model reads in a call: it drafts for those that it has read.
+#[test]
+fn another_model_reads_long_prompts_in_parts() {
+    let tokenizer = tokenizer();
+    let mut target = model("v3_mtp1", &tokenizer, DType::Bf16, 11);
+    let mut draft = model("v3_mtp1", &tokenizer, DType::Bf16, 11);
+    let prompt = |from: u32| (from..from + 200).map(|i| i * i % 250).collect();
+    let requests: Vec<Request> =
+        (0..4).map(|i| Request { prompt: prompt(i), max_tokens: 24, ..Request::default() }).collect();
+    let cpu = Cpu::detect(2);
+    compare(&mut target, &mut draft, &tokenizer, &requests, &[Speculation::Draft], CacheKind::Model);
+    let engine = Engine::new(&mut target, &cpu, Some(&tokenizer));
+    let mut engine = engine.with_draft(&mut draft, Some(&tokenizer)).unwrap();
+    let mut sessions: Vec<Session> = requests.iter().map(|_| engine.empty_session()).collect();
+    let mut generate = |max_tokens, speculation| {
+        let with = |one: &Request| Request { max_tokens, speculation, ..one.clone() };
+        let requests: Vec<Request> = requests.iter().map(with).collect();
+        engine.generate_in(&mut sessions, &requests, &mut silent).unwrap()
+    };
+    // the model itself has read all of them before
+    generate(1, Speculation::Off);
+    let calls: Vec<usize> = generate(24, Speculation::Draft).iter().map(|one| one.speculated.calls).collect();
+    assert!(calls[0] < calls[3] && calls.iter().all(|calls| *calls < 16), "{calls:?}");
+}
+
 #[test]
 fn a_traced_answer_is_not_drafted() {
     let tokenizer = tokenizer();

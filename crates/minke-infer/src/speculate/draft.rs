@@ -12,7 +12,7 @@ use crate::sampling::Allowed;
 use crate::sequence::{Sequence, Session};
 use crate::step::Part;
 
-/// Tokens that the other model reads in a call.
+/// Tokens that the other model reads in a call of the engine before it drafts: answers do not wait for long prompts.
 const TOKENS_PER_CALL: usize = 512;
 
 /// Where the next drafts of a sequence come from while a model makes them.
@@ -164,73 +164,59 @@ impl Engine<'_> {
             }
             fits
         });
-        let (mut begin, mut drafted, mut first) = (Instant::now(), 0, true);
+        let (mut begin, mut drafted) = (None, 0);
         while !guesses.is_empty() {
-            let mut rest = self.read_by_other(other, sequences, parts, &guesses);
-            let logits = loop {
-                match rest {
-                    Ok(logits) => break logits,
-                    Err(()) => {
-                        // a long prompt says nothing about drafting
-                        begin = Instant::now();
-                        rest = self.read_by_other(other, sequences, parts, &guesses);
-                    }
-                }
-            };
-            drafted += usize::from(!first) * guesses.len();
-            if std::mem::replace(&mut first, false) {
-                begin = Instant::now();
+            let logits = self.read_by_other(other, sequences, parts, &mut guesses);
+            match begin {
+                // what was read of a prompt says nothing about drafting
+                None => begin = Some(Instant::now()),
+                Some(_) => drafted += guesses.len(),
             }
             self.draw_drafts(sequences, parts, &mut guesses, &logits, w);
         }
-        if drafted > 0 {
+        if let Some(begin) = begin.filter(|_| drafted > 0) {
             self.costs.learn_draft(drafted, begin.elapsed());
         }
         self.other = Some(other);
     }
 
-    /// Lets the other model read on: logits of all guesses, once all are read to their ends.
+    /// Lets the other model read on, as much as a call holds, and gives the logits behind the last draft of each guess.
+    /// Those that it has not read to their ends, as behind a long prompt, are dropped: nobody waits for them, and the next
+    /// call of the engine goes on.
     fn read_by_other(
         &self,
         other: &mut Model,
         sequences: &mut [Sequence],
         parts: &[Part],
-        guesses: &[Guess],
-    ) -> Result<Vec<f32>, ()> {
+        guesses: &mut Vec<Guess>,
+    ) -> Vec<f32> {
         let mut room = TOKENS_PER_CALL;
-        let mut unread = Vec::with_capacity(guesses.len());
-        let mut is_long = false;
-        for guess in guesses {
+        let mut unread: Vec<(usize, Vec<u32>, Want)> = Vec::with_capacity(guesses.len());
+        guesses.retain(|guess| {
             let part = &parts[guess.part];
             let sequence = &mut sequences[part.at];
             let session = sequence.drafting.other.as_mut().expect("was made before");
             let whole = [&sequence.all[..], &part.drafts].concat();
             let left = whole.len() - session.tokens.len();
-            is_long |= left > room.max(1);
-            unread.push(whole[session.tokens.len()..].to_vec());
-            room = room.saturating_sub(left);
-        }
-        let mut room = TOKENS_PER_CALL;
-        let mut steps = Vec::with_capacity(guesses.len());
-        let mut unread = unread.iter();
+            let take = left.min(room);
+            room -= take;
+            if take > 0 {
+                let tokens = whole[session.tokens.len()..][..take].to_vec();
+                session.tokens.extend_from_slice(&tokens);
+                unread.push((part.at, tokens, if take == left { Want::Last } else { Want::None }));
+            }
+            take == left
+        });
+        let mut steps = Vec::with_capacity(unread.len());
+        let mut unread = unread.iter().peekable();
+        // guesses are in the order of sequences
         for (at, sequence) in sequences.iter_mut().enumerate() {
-            if !guesses.iter().any(|guess| parts[guess.part].at == at) {
-                continue;
+            if let Some((_, tokens, want)) = unread.next_if(|(next, ..)| *next == at) {
+                let session = sequence.drafting.other.as_mut().expect("was made before");
+                steps.push(Step { tokens, cache: &mut session.cache, want: *want });
             }
-            let Some(tokens) = unread.next() else { break };
-            // those that are at their ends stay one token before it, for their logits
-            let take = if is_long { tokens.len().saturating_sub(1).min(room) } else { tokens.len() };
-            room -= take.min(room);
-            if take == 0 {
-                continue;
-            }
-            let session = sequence.drafting.other.as_mut().expect("was made before");
-            session.tokens.extend_from_slice(&tokens[..take]);
-            let want = if is_long { Want::None } else { Want::Last };
-            steps.push(Step { tokens: &tokens[..take], cache: &mut session.cache, want });
         }
-        let logits = other.infer(self.cpu, &mut steps);
-        if is_long { Err(()) } else { Ok(logits) }
+        other.infer(self.cpu, &mut steps)
     }
 
     /// Draws a draft for each guess from its row of logits, as the token itself will be drawn; those whose draft may not
