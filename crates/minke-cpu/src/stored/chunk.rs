@@ -82,25 +82,23 @@ impl<const ROWS: usize> Blocks for OfRows<'_, ROWS> {
     }
 }
 
-/// Chunk `i` of the row that begins at `start` of stored rows, as a whole one: what lies behind a short row is read where
-/// something lies there, and multiplied by nothing.
+/// Chunk `i` of a stored row as a whole one: behind a short row there are zeros, not the row that follows it, whose scales may
+/// be no numbers.
 #[inline(always)]
 pub(super) fn whole<'a, F: Unpack>(
-    rows: &'a [u8],
-    start: usize,
+    row: &'a [u8],
     i: usize,
     room: &'a mut [u8; STORED_CHUNK],
 ) -> InRow<'a> {
-    let from = start + i * F::BYTES;
-    if from + F::BYTES <= rows.len() {
-        return InRow(&rows[from..from + F::BYTES]);
+    let from = i * F::BYTES;
+    if from + F::BYTES <= row.len() {
+        return InRow(&row[from..from + F::BYTES]);
     }
-    fill_up(&rows[from..], room);
+    fill_up(&row[from..], room);
     InRow(&room[..F::BYTES])
 }
 
-/// The last bytes of a matrix, and zeros.
-#[cold]
+/// The last bytes of a row, and zeros.
 #[inline(never)]
 fn fill_up(rest: &[u8], room: &mut [u8; STORED_CHUNK]) {
     room[..rest.len()].copy_from_slice(rest);

@@ -321,9 +321,9 @@ impl<F: Unpack + Panel> Kernel for Lay<'_, F> {
             forget_before(self.stored, first, &mut kept);
             let (factors, all) = panel.split_at_mut(blocks / F::PER_STORED * F::FACTORS);
             for r in 0..SIDE.min(rows - first) {
-                let start = (first + r) * row_bytes;
+                let row = &bytes[(first + r) * row_bytes..][..row_bytes];
                 for (c, places) in places.as_chunks::<BLOCKS>().0.iter().enumerate() {
-                    let chunk = chunk::whole::<F>(bytes, start, c, &mut room);
+                    let chunk = chunk::whole::<F>(row, c, &mut room);
                     let mut q = [0; chunk::CHUNK];
                     for (i, out) in q.as_chunks_mut::<64>().0.iter_mut().enumerate().take(F::LEN / 64) {
                         s.store_bytes(F::vector(s, chunk, i), out);
@@ -337,7 +337,6 @@ impl<F: Unpack + Panel> Kernel for Lay<'_, F> {
                         );
                     }
                 }
-                let row = &bytes[start..start + row_bytes];
                 for (i, stored) in row.chunks_exact(F::STORED_BYTES).enumerate() {
                     let places = &places[i * F::PER_STORED..][..F::PER_STORED];
                     put_scales::<F>(stored, places, all, &mut factors[i * F::FACTORS..], r);

@@ -203,12 +203,13 @@ fn few<S: Simd, F: Unpack, const M: usize>(s: S, task: &Task<'_>) {
         let mut sums = [[s.zero(); ROWS]; M];
         for r in 0..width {
             let start = (first + r) * task.row_bytes;
+            let row = &task.bytes[start..start + task.row_bytes];
             let ahead = task.bytes.as_ptr().wrapping_add(start + AHEAD);
             // of this row alone: one of them stays in a register
             let mut own = [s.zero(); M];
             for c in 0..whole + usize::from(end > 0 && together == 1) {
                 (0..F::BYTES).step_by(LINE).for_each(|at| s.prefetch(ahead.wrapping_add(c * F::BYTES + at)));
-                let product = Product::new::<F>(s, chunk::whole::<F>(task.bytes, start, c, &mut room));
+                let product = Product::new::<F>(s, chunk::whole::<F>(row, c, &mut room));
                 for (own, &(codes, scales, block_sums)) in own[..m].iter_mut().zip(&x) {
                     let part = product.with::<F>(s, &codes[c * F::LEN..][..F::LEN], array(block_sums, c));
                     *own = s.fma(part, s.load(array(scales, c)), *own);

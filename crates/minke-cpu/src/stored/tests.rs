@@ -9,6 +9,21 @@ use crate::gemm::Packed;
 use crate::simd::Level;
 use minke_num::rng;
 
+/// Where a block has its numbers in f16.
+fn halves(format: BlockFormat) -> &'static [usize] {
+    match format {
+        BlockFormat::Q4_0
+        | BlockFormat::Q5_0
+        | BlockFormat::Q8_0
+        | BlockFormat::Iq4Nl
+        | BlockFormat::Iq4Xs => &[0],
+        BlockFormat::Q4_1 | BlockFormat::Q5_1 | BlockFormat::Q4K | BlockFormat::Q5K => &[0, 2],
+        BlockFormat::Q2K => &[80, 82],
+        BlockFormat::Q3K => &[108],
+        BlockFormat::Q6K => &[208],
+    }
+}
+
 /// Random stored rows: any bits, or those of one byte, but scales in f16 that are small numbers.
 fn random_rows(format: BlockFormat, rows: usize, cols: usize, seed: u64, byte: Option<u8>) -> Vec<u8> {
     let row_bytes = format.row_bytes(cols).unwrap();
@@ -21,17 +36,7 @@ fn random_rows(format: BlockFormat, rows: usize, cols: usize, seed: u64, byte: O
     if let Some(byte) = byte {
         bytes.fill(byte);
     }
-    let halves: &[usize] = match format {
-        BlockFormat::Q4_0
-        | BlockFormat::Q5_0
-        | BlockFormat::Q8_0
-        | BlockFormat::Iq4Nl
-        | BlockFormat::Iq4Xs => &[0],
-        BlockFormat::Q4_1 | BlockFormat::Q5_1 | BlockFormat::Q4K | BlockFormat::Q5K => &[0, 2],
-        BlockFormat::Q2K => &[80, 82],
-        BlockFormat::Q3K => &[108],
-        BlockFormat::Q6K => &[208],
-    };
+    let halves = halves(format);
     for (i, block) in bytes.chunks_mut(format.block_bytes()).enumerate() {
         for (j, &at) in halves.iter().enumerate() {
             let x = 0.001 + 0.01 * rng::uniform_f64(seed, 8, (2 * i + j) as u64) as f32;
@@ -119,6 +124,37 @@ fn every_level_every_batch_and_any_threads_give_the_same_bits() {
                             level.name()
                         );
                         assert_eq!(y.len(), rows * n);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A scale that is no number spoils the row that it is of, and no other one, in any batch.
+#[test]
+fn rows_do_not_meet() {
+    let (n, bad, m) = (21, 6, 17);
+    for format in BlockFormat::ALL {
+        for blocks in [1, 3, 7, 8, 28] {
+            let cols = blocks * format.block_len();
+            let mut bytes = random_rows(format, n, cols, 3, None);
+            let stored = |bytes: &[u8]| {
+                let bytes = Bytes::new(Arc::new(bytes.to_vec()), 0..bytes.len());
+                StoredWeight::new(1, vec![Stored::new(Form::Blocks(format), n, cols, bytes)])
+            };
+            let whole = stored(&bytes);
+            let at = bad * format.row_bytes(cols).unwrap() + halves(format)[0];
+            bytes[at..at + 2].copy_from_slice(&minke_num::f16::from_f32(f32::INFINITY).to_le_bytes());
+            let spoilt = stored(&bytes);
+            let x = random(m * cols, 5);
+            for level in Level::available() {
+                let cpu = Cpu::with_level(level, 1);
+                for rows in [1, 4, m] {
+                    let of = |w| product(&cpu, &x[..rows * cols], None, &[0, rows as u32], w);
+                    for (i, (a, b)) in of(&whole).into_iter().zip(of(&spoilt)).enumerate() {
+                        let is_same = a.to_bits() == b.to_bits();
+                        assert!(is_same || i % n == bad, "{format:?} {cols} {} {rows} rows: {i}", level.name());
                     }
                 }
             }

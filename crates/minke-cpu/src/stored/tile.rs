@@ -89,7 +89,7 @@ pub(super) fn pack<S: Simd, F: Unpack>(
                 let later = rows.as_ptr().wrapping_add(start + SIDE * row_bytes + c * F::BYTES);
                 (0..F::BYTES).step_by(LINE).for_each(|at| s.prefetch(later.wrapping_add(at)));
             }
-            let blocks = chunk::whole::<F>(rows, start, c, &mut room);
+            let blocks = chunk::whole::<F>(&rows[start..start + row_bytes], c, &mut room);
             [scales[j], mins[j]] = F::scales(s, blocks);
             for i in 0..F::LEN / 64 {
                 let mut q = F::vector(s, blocks, i);
