@@ -4,14 +4,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Once};
 
 static BUSY: AtomicBool = AtomicBool::new(false);
+/// Whether no Ctrl-C ends the program while it works.
+static STAYS: AtomicBool = AtomicBool::new(false);
 static STOP: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 static HANDLED: Once = Once::new();
 
-/// Handles Ctrl-C from now on. The first one during a [`Work`] asks it to stop; any other ends the program.
+/// Handles Ctrl-C from now on. The first one during a [`Work`] asks it to stop; any other ends the program, unless the work
+/// [stays](Work::begin_and_stay).
 pub fn install() {
     let stop = Arc::clone(&STOP);
     let handler = move || {
-        if !BUSY.load(Ordering::SeqCst) || stop.swap(true, Ordering::SeqCst) {
+        let was_asked = stop.swap(true, Ordering::SeqCst);
+        if !BUSY.load(Ordering::SeqCst) || was_asked && !STAYS.load(Ordering::SeqCst) {
             std::process::exit(130);
         }
     };
@@ -31,6 +35,13 @@ impl Work {
         STOP.store(false, Ordering::SeqCst);
         BUSY.store(true, Ordering::SeqCst);
         Self(())
+    }
+
+    /// Begins work that no Ctrl-C ends with the program, however often it is pressed.
+    pub fn begin_and_stay() -> Self {
+        let work = Self::begin();
+        STAYS.store(true, Ordering::SeqCst);
+        work
     }
 
     /// Goes on with other work, not yet asked to stop.
@@ -54,6 +65,7 @@ impl Work {
 
 impl Drop for Work {
     fn drop(&mut self) {
+        STAYS.store(false, Ordering::SeqCst);
         BUSY.store(false, Ordering::SeqCst);
     }
 }

@@ -211,7 +211,11 @@ fn ctrl_c_stops_an_answer_and_not_the_program() {
     for turn in 0..50 {
         screen.press(&format!("whale {turn}\r"));
         screen.wait_for("\u{1b}[2m");
-        kill_process(Pid::from_child(&screen.child), Signal::INT).unwrap();
+        // some press it twice; where the answer is over by then, the prompt asks whether they want to leave
+        for _ in 0..2 {
+            kill_process(Pid::from_child(&screen.child), Signal::INT).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
         stopped = screen.wait_for("tokens (").contains("(stopped)");
         if stopped {
             break;

@@ -72,7 +72,7 @@ pub fn run(args: &Chat) -> Result<(), Failure> {
     }
     output::note(&chat.greeting());
     interrupt::install();
-    chat.whole = chat.painted.then(Work::begin);
+    chat.whole = chat.painted.then(Work::begin_and_stay);
     let mut interrupted = false;
     loop {
         match input.read()? {
