@@ -85,11 +85,7 @@ impl<const ROWS: usize> Blocks for OfRows<'_, ROWS> {
 /// Chunk `i` of a stored row as a whole one: behind a short row there are zeros, not the row that follows it, whose scales may
 /// be no numbers.
 #[inline(always)]
-pub(super) fn whole<'a, F: Unpack>(
-    row: &'a [u8],
-    i: usize,
-    room: &'a mut [u8; STORED_CHUNK],
-) -> InRow<'a> {
+pub(super) fn whole<'a, F: Unpack>(row: &'a [u8], i: usize, room: &'a mut [u8; STORED_CHUNK]) -> InRow<'a> {
     let from = i * F::BYTES;
     if from + F::BYTES <= row.len() {
         return InRow(&row[from..from + F::BYTES]);

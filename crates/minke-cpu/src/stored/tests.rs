@@ -154,7 +154,11 @@ fn rows_do_not_meet() {
                     let of = |w| product(&cpu, &x[..rows * cols], None, &[0, rows as u32], w);
                     for (i, (a, b)) in of(&whole).into_iter().zip(of(&spoilt)).enumerate() {
                         let is_same = a.to_bits() == b.to_bits();
-                        assert!(is_same || i % n == bad, "{format:?} {cols} {} {rows} rows: {i}", level.name());
+                        assert!(
+                            is_same || i % n == bad,
+                            "{format:?} {cols} {} {rows} rows: {i}",
+                            level.name()
+                        );
                     }
                 }
             }

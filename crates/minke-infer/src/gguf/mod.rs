@@ -23,7 +23,7 @@ mod metadata;
 mod names;
 mod source;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod write;
 
 pub use config::config_json;

@@ -18,16 +18,17 @@ fn folder(name: &str) -> ModelFiles {
     ModelFiles::open(&Path::new(VECTORS).join(name)).unwrap()
 }
 
-struct Temporary {
+/// A GGUF file in a folder of its own.
+pub(crate) struct Temporary {
     folder: tempfile::TempDir,
 }
 
 impl Temporary {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { folder: tempfile::tempdir().unwrap() }
     }
 
-    fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         self.folder.path().join("model.gguf")
     }
 
@@ -37,7 +38,7 @@ impl Temporary {
         ModelFiles::open(&self.path()).unwrap()
     }
 
-    fn try_write(
+    pub(crate) fn try_write(
         &self,
         config: &Config,
         source: &dyn WeightSource,
@@ -81,12 +82,12 @@ fn comparable(config: &Config) -> serde_json::Value {
     json
 }
 
-fn random_source(config: &Config, seed: u64) -> Random {
+pub(crate) fn random_source(config: &Config, seed: u64) -> Random {
     Random { config: config.clone(), seed }
 }
 
 /// Weights that are a function of their names.
-struct Random {
+pub(crate) struct Random {
     config: Config,
     seed: u64,
 }

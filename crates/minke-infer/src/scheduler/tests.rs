@@ -7,14 +7,18 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use minke_cpu::Cpu;
+use minke_data::gguf::TensorType;
 use minke_data::{Tokenizer, TrainOptions};
-use minke_model::{Config, DType, KvFormat, Model, Precision};
+use minke_model::{CacheKind, Config, DType, KvFormat, Model, Precision, Purpose};
+use minke_num::blocks::BlockFormat;
 use proptest::prelude::*;
 use proptest::test_runner::{Config as Runs, TestRunner};
 
 use super::*;
 use crate::constrain::Constraint;
 use crate::engine::Generation;
+use crate::gguf::tests::{Temporary, random_source};
+use crate::load_model;
 use crate::sampling::Sampling;
 use crate::sequence::Session;
 use crate::speculate::Speculation;
@@ -22,14 +26,19 @@ use crate::speculate::Speculation;
 const CONTEXT: usize = 512;
 const VOCABULARY: u64 = 96;
 
-/// A model with the shape of a committed vector and weights that are drawn.
-fn model(name: &str, dtype: DType) -> Model {
+/// The shape of a committed vector, with a longer context.
+fn shape(name: &str) -> serde_json::Value {
     let vectors = Path::new(env!("CARGO_MANIFEST_DIR")).join("../minke-model/tests/vectors");
     let text = std::fs::read_to_string(vectors.join(name).join("config.json")).unwrap();
     let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
     value["initializer_range"] = 0.3.into();
     value["max_position_embeddings"] = CONTEXT.into();
-    Model::random(Config::from_json(&value).unwrap(), Precision::uniform(dtype), 5)
+    value
+}
+
+/// A model of such a shape and weights that are drawn.
+fn model(name: &str, dtype: DType) -> Model {
+    Model::random(Config::from_json(&shape(name)).unwrap(), Precision::uniform(dtype), 5)
 }
 
 fn text(seed: u64, len: usize) -> Vec<u32> {
@@ -73,9 +82,9 @@ fn requests() -> Vec<Request> {
     all
 }
 
-fn alone(model: &mut Model, cpu: &Cpu, all: &[Request]) -> Vec<Generation> {
+fn alone(model: &mut Model, cpu: &Cpu, all: &[Request], cache: CacheKind) -> Vec<Generation> {
     let run = |request: &Request| {
-        let mut engine = Engine::new(model, cpu, None);
+        let mut engine = Engine::new(model, cpu, None).with_cache(cache).unwrap();
         let mut go = |_: crate::Delta<'_>| ControlFlow::Continue(());
         let plain = Request { speculation: Speculation::Off, ..request.clone() };
         engine.generate(std::slice::from_ref(&plain), &mut go).unwrap().pop().unwrap()
@@ -165,9 +174,9 @@ fn options() -> impl Strategy<Value = (ServiceOptions, usize)> {
     })
 }
 
-fn under_load(model: &mut Model, cpu: &Cpu, cases: u32) -> Stats {
+/// Serves all requests in any company, and compares with what they gave `alone`.
+fn under_load(model: &mut Model, alone: &[Generation], cpu: &Cpu, cache: CacheKind, cases: u32) -> Stats {
     let all = requests();
-    let alone = alone(model, cpu, &all);
     let mut runner = TestRunner::new_with_rng(
         Runs { cases, failure_persistence: None, ..Runs::default() },
         proptest::test_runner::TestRng::deterministic_rng(proptest::test_runner::RngAlgorithm::ChaCha),
@@ -175,7 +184,8 @@ fn under_load(model: &mut Model, cpu: &Cpu, cases: u32) -> Stats {
     let sum = std::cell::RefCell::new((Stats::default(), model));
     let run = |((options, pages), deeds): ((ServiceOptions, usize), Vec<Deed>)| {
         let (sum, model) = &mut *sum.borrow_mut();
-        let mut scheduler = Scheduler::new(Engine::new(model, cpu, None), options, pages);
+        let engine = Engine::new(model, cpu, None).with_cache(cache).unwrap();
+        let mut scheduler = Scheduler::new(engine, options, pages);
         let mut asked = Vec::new();
         for deed in deeds {
             match deed {
@@ -230,12 +240,56 @@ fn under_load(model: &mut Model, cpu: &Cpu, cases: u32) -> Stats {
 
 #[test]
 fn a_request_gives_the_same_bits_alone_and_under_any_load() {
-    for name in ["v3_groups_published", "v3_mtp1", "llama_gqa"] {
-        for dtype in [DType::F32, DType::Bf16] {
-            let stats = under_load(&mut model(name, dtype), &Cpu::detect(2), 48);
-            // the cases are only worth something when all of this happens
-            assert!(stats.preempted > 10 && stats.cached > 1000 && stats.ended > 100, "{stats:?}");
+    let (latent, int8) = (CacheKind::Latent(Some(KvFormat::Int8)), CacheKind::Expanded(KvFormat::Int8));
+    let (cpu, all) = (Cpu::detect(2), requests());
+    for (name, dtype, cache) in [
+        ("v3_groups_published", DType::F32, CacheKind::Model),
+        ("v3_groups_published", DType::Bf16, CacheKind::Auto),
+        ("v3_mtp1", DType::F32, CacheKind::Auto),
+        ("v3_mtp1", DType::Bf16, CacheKind::Model),
+        ("v3_mtp1", DType::Bf16, CacheKind::Auto),
+        ("v3_mtp1", DType::Bf16, latent),
+        ("v3_mtp1", DType::Bf16, int8),
+        ("llama_gqa", DType::F32, int8),
+        ("llama_gqa", DType::Bf16, CacheKind::Model),
+    ] {
+        let mut model = model(name, dtype);
+        let alone = alone(&mut model, &cpu, &all, cache);
+        let stats = under_load(&mut model, &alone, &cpu, cache, 48);
+        // the cases are only worth something when all of this happens
+        assert!(
+            stats.preempted > 10 && stats.cached > 1000 && stats.ended > 100,
+            "{name} {cache:?}: {stats:?}"
+        );
+    }
+}
+
+/// As [`a_request_gives_the_same_bits_alone_and_under_any_load`] with weights in blocks in a file, which are laid anew while
+/// answers are written.
+#[test]
+fn weights_in_blocks_give_the_same_bits_too() {
+    let (cpu, all) = (Cpu::detect(2), requests());
+    for (name, format) in [("v3_mtp1", BlockFormat::Q8_0), ("llama_gqa", BlockFormat::Q4_0)] {
+        // whole blocks
+        let mut shape = shape(name);
+        for (field, size) in [("hidden_size", 64), ("intermediate_size", 64), ("moe_intermediate_size", 32)] {
+            shape[field] = size.into();
         }
+        for field in ["kv_lora_rank", "q_lora_rank"] {
+            if shape[field].is_u64() {
+                shape[field] = 32.into();
+            }
+        }
+        let config = Config::from_json(&shape).unwrap();
+        let file = Temporary::new();
+        file.try_write(&config, &random_source(&config, 5), TensorType::Blocks(format)).unwrap();
+        let load = || load_model(file.path().to_str().unwrap(), None, Purpose::Run(&cpu)).unwrap().model;
+        let mut model = load();
+        assert!(model.mapped_bytes() > 10_000, "{name}: {}", model.mapped_bytes());
+        model.leave_mapped_weights();
+        let alone = alone(&mut model, &cpu, &all, CacheKind::Auto);
+        let stats = under_load(&mut load(), &alone, &cpu, CacheKind::Auto, 24);
+        assert!(stats.preempted > 5 && stats.cached > 500 && stats.ended > 50, "{name}: {stats:?}");
     }
 }
 
@@ -252,7 +306,7 @@ fn drafts_give_way_before_answers_do() {
             request
         })
         .collect();
-    let alone = alone(&mut alone_, &cpu, &all);
+    let alone = alone(&mut alone_, &cpu, &all, CacheKind::Model);
     let mut by_pages = Vec::new();
     for pages in [64, 9, 3] {
         let engine = Engine::new(&mut main, &cpu, None).with_draft(&mut draft, None).unwrap();
@@ -418,7 +472,7 @@ fn order(request: Request) -> Order {
 fn a_service_answers_many_threads() {
     let (mut reference, cpu) = (model("v3_groups_published", DType::Bf16), Cpu::detect(2));
     let all = requests();
-    let alone = alone(&mut reference, &cpu, &all);
+    let alone = alone(&mut reference, &cpu, &all, CacheKind::Model);
     let service = service(ServiceOptions { max_running: 4, ..ServiceOptions::default() });
     std::thread::scope(|scope| {
         for (request, alone) in all.iter().zip(&alone) {
@@ -487,7 +541,7 @@ fn a_draft_model_makes_the_same_answers_with_fewer_calls() {
     let name = "v3_groups_published";
     let (mut reference, cpu) = (model(name, DType::Bf16), Cpu::detect(2));
     let all = requests();
-    let alone = alone(&mut reference, &cpu, &all);
+    let alone = alone(&mut reference, &cpu, &all, CacheKind::Model);
     // the same model drafts what it will say itself, where it says the likeliest
     let draft = Some((model(name, DType::Bf16), None));
     let service =
