@@ -47,7 +47,7 @@ def main():
     parser.add_argument("--minke", default="target/release/minke")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prefill", type=int, default=512, help="tokens to read")
-    parser.add_argument("--decode", type=int, default=64, help="tokens to write")
+    parser.add_argument("--decode", type=int, default=128, help="tokens to write")
     parser.add_argument("--depth", type=int, default=2048, help="tokens before them in the third measurement; 0: none")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--runs", type=int, default=2, help="measurements of each program in a round")

@@ -25,7 +25,9 @@ TEMPLATE = """{% if tools %}<|user|>tools: {{ tools | tojson }}{% endif %}{% for
 {{ m.reasoning_content }}
 </think>
 
-{% endif %}{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"""
+{% endif %}{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>\
+{% if enable_thinking %}<think>
+{% endif %}{% endif %}"""
 
 CHECKS = 0
 
@@ -43,7 +45,7 @@ def make_model(folder):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    names = ["<|bos|>", "<|eos|>", "<|user|>", "<|assistant|>", "<|system|>", "<|tool|>", "<|end|>"]
+    names = ["<|bos|>", "<|eos|>", "<|user|>", "<|assistant|>", "<|system|>", "<|tool|>", "<|end|>", "<think>", "</think>"]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -105,7 +107,7 @@ def chats(client):
     ask = dict(model="whale", messages=messages, max_tokens=40, seed=7, temperature=0.9)
     whole = client.chat.completions.create(**ask, n=2, logprobs=True, top_logprobs=3)
     first, second = whole.choices
-    check(first.message.content != second.message.content, "n answers differ")
+    check(first.message.model_dump() != second.message.model_dump(), "n answers differ")
     check(first.finish_reason == "length" and whole.usage.completion_tokens == 80, "length and usage")
     check(len(first.logprobs.content) == 40 and len(first.logprobs.content[3].top_logprobs) == 3, "log-probabilities")
     check(all(entry.logprob <= 0 for entry in first.logprobs.content), "log-probabilities are at most 0")
@@ -135,6 +137,27 @@ def chats(client):
     told += [{"role": "assistant", "content": "y"}, {"role": "user", "content": "so"}]
     turn = client.chat.completions.create(**{**ask, "messages": told})
     check(turn.usage.prompt_tokens_details.cached_tokens >= 64, f"the next turn reads less: {turn.usage}")
+
+
+def thoughts(client):
+    """A thought of ten tokens at most, apart from the answer, whole and in parts."""
+    ask = dict(
+        model="whale", messages=[{"role": "user", "content": "the whale"}], max_tokens=40, seed=3, temperature=0.9,
+        extra_body={"thinking_budget": 10, "chat_template_kwargs": {"enable_thinking": True}},
+    )
+    message = client.chat.completions.create(**ask).choices[0].message
+    check(message.reasoning_content and message.content, f"a thought and an answer: {message}")
+    check("think>" not in message.reasoning_content + message.content, "marks of a thought are in neither")
+    parts = {"reasoning_content": "", "content": ""}
+    for chunk in client.chat.completions.create(**ask, stream=True):
+        for name in parts:
+            piece = getattr(chunk.choices[0].delta, name, None) if chunk.choices else None
+            check(not piece or name == "content" or not parts["content"], "a thought comes before its answer")
+            parts[name] += piece or ""
+    check(parts["reasoning_content"] == message.reasoning_content, "a streamed thought is the whole in parts")
+    check(parts["content"] == message.content, "and so is the answer behind it")
+    without = client.chat.completions.create(**{**ask, "extra_body": {"chat_template_kwargs": {"enable_thinking": False}}})
+    check(not getattr(without.choices[0].message, "reasoning_content", None), "no thought where none is wanted")
 
 
 def forms(client):
@@ -235,6 +258,7 @@ def main():
         try:
             client = server.client()
             chats(client)
+            thoughts(client)
             forms(client)
             texts(client)
             errors(server, client)

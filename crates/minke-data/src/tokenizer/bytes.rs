@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::model::Library;
 use super::{Tokenizer, stream};
+use crate::template::thinking::{CLOSE, OPEN};
 
 /// The bytes of each id of a byte-level vocabulary, one behind the other.
 #[derive(Debug)]
@@ -127,7 +128,7 @@ impl Tokenizer {
 
     /// The bytes that an id adds to a text that decoding shows; `begun` is whether any did before.
     pub(super) fn shown_bytes(&self, id: u32, skip_special: bool, begun: &mut bool) -> Cow<'_, [u8]> {
-        if skip_special && self.is_special(id) {
+        if skip_special && self.is_special(id) && !self.is_mark(id) {
             return Cow::Borrowed(&[]);
         }
         let mut bytes = self.token_bytes(id);
@@ -141,6 +142,11 @@ impl Tokenizer {
 
     fn is_special(&self, id: u32) -> bool {
         self.shared.is_special.get(id as usize) == Some(&true)
+    }
+
+    /// Whether it marks a thought: without its marks, special or not, nobody could tell a thought from the answer.
+    fn is_mark(&self, id: u32) -> bool {
+        self.token_of(id).is_some_and(|token| token == OPEN || token == CLOSE)
     }
 }
 

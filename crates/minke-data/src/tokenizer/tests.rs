@@ -296,3 +296,20 @@ fn source_code_and_long_words_go_the_short_way_too() {
     text.push_str(&" ".repeat(200));
     assert_eq!(tokenizer.encode(&text).unwrap(), tokenizer.of_library().encode(&text).unwrap());
 }
+
+/// Some files call the marks of a thought special, as the ends of texts are: an answer keeps them nevertheless.
+#[test]
+fn marks_of_a_thought_are_shown_whatever_a_file_calls_them() {
+    let folder = tempfile::tempdir().unwrap();
+    trained().save(folder.path()).unwrap();
+    let json = std::fs::read(folder.path().join("tokenizer.json")).unwrap();
+    let mut json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    let mut ends = Vec::new();
+    for token in json["added_tokens"].as_array_mut().unwrap() {
+        ends.extend((token["special"] == true).then(|| token["content"].as_str().unwrap().to_owned()));
+        token["special"] = true.into();
+    }
+    let tokenizer = Tokenizer::from_json(json.to_string().into_bytes()).unwrap();
+    let ids = tokenizer.encode_with_special(&format!("<think>deep</think>whale{}", ends[0])).unwrap();
+    assert_eq!(tokenizer.decode(&ids, true), "<think>deep</think>whale");
+}
