@@ -39,10 +39,12 @@ pub(crate) struct Guide {
     tokenizer: Option<Tokenizer>,
 }
 
-/// Tokens that do not come, ascending; and with them the stop tokens, for as long as there are too few others.
+/// Tokens that do not come, ascending; with them the model's own ends, for as long as a form waits; and with those the
+/// other stop tokens, for as long as there are too few tokens.
 #[derive(Debug, Clone)]
 struct Banned {
     always: Arc<[u32]>,
+    waiting: Arc<[u32]>,
     early: Arc<[u32]>,
 }
 
@@ -50,13 +52,14 @@ impl Banned {
     fn new(request: &Request, marks: &[u32]) -> Self {
         let bans = request.logit_bias.iter().filter(|(_, bias)| *bias <= BAN).map(|(id, _)| *id);
         let always: Vec<u32> = bans.chain(marks.iter().copied()).collect();
-        let early = [&always[..], &request.stop_ids, &request.more_stop_ids].concat();
+        let waiting = [&always[..], &request.stop_ids].concat();
+        let early = [&waiting[..], &request.more_stop_ids].concat();
         let ascending = |mut ids: Vec<u32>| -> Arc<[u32]> {
             ids.sort_unstable();
             ids.dedup();
             ids.into()
         };
-        Self { always: ascending(always), early: ascending(early) }
+        Self { always: ascending(always), waiting: ascending(waiting), early: ascending(early) }
     }
 }
 
@@ -137,8 +140,15 @@ impl Guide {
             return Ok(Next { allowed: Allowed::Only([id].into()), may_end: false });
         }
         let unthinking = thinking.is_some_and(Thinking::forbids_marks);
-        let Banned { always, early } = if unthinking { &self.banned_unthinking } else { &self.banned };
-        let banned = if self.tokens < self.min_tokens { early } else { always };
+        let banned = if unthinking { &self.banned_unthinking } else { &self.banned };
+        let banned = if self.tokens < self.min_tokens {
+            &banned.early
+        } else if self.waits {
+            // an answer that ends within its thought has no form
+            &banned.waiting
+        } else {
+            &banned.always
+        };
         let Some(grammar) = self.grammar.as_mut().filter(|_| !self.waits) else {
             let allowed = if banned.is_empty() { Allowed::All } else { Allowed::Except(banned.clone()) };
             return Ok(Next { allowed, may_end: false });

@@ -168,6 +168,31 @@ fn a_thought_is_free_and_the_answer_is_not() {
     }
 }
 
+/// A thought that ends the answer would leave it without its form.
+#[test]
+fn an_answer_does_not_end_within_the_thought_that_its_form_waits_for() {
+    let tokenizer = tokenizer();
+    let mut model = model(&tokenizer);
+    let cpu = Cpu::detect(2);
+    let mut engine = Engine::new(&mut model, &cpu, Some(&tokenizer));
+    let end = tokenizer.eos().unwrap();
+    let thinking = Request {
+        prompt: tokenizer.encode_with_special("how is it?<think>\n").unwrap(),
+        thinking: Some(ThinkingBudget::new(9)),
+        constrain_answer_only: true,
+        // the model would end its answer wherever it may
+        logit_bias: vec![(end, 100.0)],
+        ..request(&tokenizer, Constraint::JsonSchema(json!({"enum": ["cold", "warm"]})), 3)
+    };
+    let generation = engine.generate(std::slice::from_ref(&thinking), &mut silent).unwrap().remove(0);
+    let (_, answer) = generation.text.split_once("</think>\n\n").unwrap();
+    assert!(["\"cold\"", "\"warm\""].contains(&answer), "{:?}", generation.text);
+    // where the request itself names a token to stop at, it stops there
+    let stopped = Request { stop_ids: Vec::new(), more_stop_ids: vec![end], ..thinking };
+    let generation = engine.generate(&[stopped], &mut silent).unwrap().remove(0);
+    assert_eq!(generation.stop, StopReason::Token(end));
+}
+
 #[test]
 fn tokens_that_a_request_stops_at_may_be_text_of_its_form() {
     let tokenizer = tokenizer();
