@@ -1,5 +1,7 @@
 //! A token for each row of logits that asks for one.
 
+use std::sync::OnceLock;
+
 use minke_cpu::policy::{self, Kept};
 use minke_cpu::{Cpu, loss};
 use minke_num::rng;
@@ -57,7 +59,7 @@ pub(crate) enum Unchosen {
 /// Rows of one temperature are tempered and drawn from together, by the functions that training uses. logits: [asks, w].
 pub(crate) fn choose(
     cpu: &Cpu,
-    sampler: &mut Sampler,
+    sampler: &Sampler,
     asks: &[Ask<'_>],
     logits: &[f32],
     w: usize,
@@ -71,6 +73,14 @@ pub(crate) fn choose(
         None if sampling::likeliest(row_of(row), &Allowed::All).is_none() => Err(Unchosen::NotANumber),
         None => Err(Unchosen::Nothing),
     };
+    // a filter goes through all of its row
+    let left: Vec<OnceLock<Left>> = asks.iter().map(|_| OnceLock::new()).collect();
+    cpu.run(asks.len(), |row| {
+        let Ask { sampling, allowed, .. } = &asks[row];
+        if sampling.temperature != 0.0 {
+            left[row].get_or_init(|| sampler.kept(sampling, row_of(row), allowed));
+        }
+    });
     let mut temperatures: Vec<f32> = asks.iter().map(|ask| ask.sampling.temperature).collect();
     temperatures.sort_by(f32::total_cmp);
     temperatures.dedup();
@@ -85,9 +95,9 @@ pub(crate) fn choose(
         }
         let mut kept = Kept::default();
         rows.retain(|&row| {
-            match sampler.kept(asks[row].sampling, row_of(row), &asks[row].allowed) {
+            match left[row].get().expect("a row that is drawn from was filtered") {
                 Left::All => kept.push([]),
-                Left::Some(ids) => kept.push(ids),
+                Left::Some(ids) => kept.push(ids.iter().copied()),
                 // says whether it is a number that is lacking
                 Left::Nothing => {
                     choices[row] = likeliest(row).map(|id| Choice { id, ..Choice::default() });
@@ -210,13 +220,13 @@ mod tests {
             })
             .collect();
         let logits: Vec<f32> = (0..30).flat_map(|seed| row(w, seed)).collect();
-        let mut sampler = Sampler::default();
-        let together = choose(&cpu, &mut sampler, &asks, &logits, w);
+        let sampler = Sampler::default();
+        let together = choose(&cpu, &sampler, &asks, &logits, w);
         for (at, (ask, choice)) in asks.iter().zip(&together).enumerate() {
             let choice = choice.as_ref().unwrap();
             assert!(ask.allowed.has(choice.id));
             let logits = &logits[at * w..(at + 1) * w];
-            let alone = choose(&cpu, &mut sampler, std::slice::from_ref(ask), logits, w);
+            let alone = choose(&cpu, &sampler, std::slice::from_ref(ask), logits, w);
             let alone = alone[0].as_ref().unwrap();
             assert_eq!((alone.id, alone.log_prob.to_bits()), (choice.id, choice.log_prob.to_bits()));
             if !choice.kept.is_empty() {
@@ -231,10 +241,10 @@ mod tests {
         let cpu = Cpu::detect(1);
         let (warm, greedy) = (Sampling::default(), Sampling::greedy());
         for sampling in [&warm, &greedy] {
-            let mut sampler = Sampler::default();
-            let mut one = |allowed, logits: &[f32]| {
+            let sampler = Sampler::default();
+            let one = |allowed, logits: &[f32]| {
                 let asks = [ask(sampling, allowed, 0)];
-                choose(&cpu, &mut sampler, &asks, logits, logits.len()).remove(0).map(|choice| choice.id)
+                choose(&cpu, &sampler, &asks, logits, logits.len()).remove(0).map(|choice| choice.id)
             };
             let low = f32::NEG_INFINITY;
             assert_eq!(one(Allowed::Only([0].into()), &[low, 1.0]), Err(Unchosen::Nothing));

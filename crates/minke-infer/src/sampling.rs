@@ -1,6 +1,10 @@
 //! How tokens are chosen: the settings, and the filters over a row of logits. The draw is in `minke_cpu::policy`.
 
-use std::sync::Arc;
+use std::cmp::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Candidates that are brought into order at first; of most rows a filter keeps fewer.
+const FIRST_SORTED: usize = 256;
 
 /// How tokens are chosen.
 ///
@@ -169,20 +173,19 @@ pub(crate) enum Left {
     Nothing,
 }
 
-/// Filters rows of logits; keeps its memory between calls. What is left is drawn from by `minke_cpu::policy::draw`.
+/// Filters rows of logits, on any threads; keeps its memory between calls. What is left is drawn from by
+/// `minke_cpu::policy::draw`.
 #[derive(Debug, Default)]
 pub(crate) struct Sampler {
-    /// Ids that are still in the race and their unnormalised probabilities.
-    candidates: Vec<(u32, f64)>,
-    /// How far each is from being typical; beside the candidates.
-    typical: Vec<(f64, u32, f64)>,
+    /// Memory that no row is filtered in.
+    free: Mutex<Vec<Filter>>,
 }
 
 impl Sampler {
     /// What the filters leave of those tokens of a row that may come; the temperature is not 0.
     ///
     /// Filters run on probabilities in f64. Where none is on, what may come is left, ascending.
-    pub fn kept(&mut self, sampling: &Sampling, logits: &[f32], allowed: &Allowed) -> Left {
+    pub fn kept(&self, sampling: &Sampling, logits: &[f32], allowed: &Allowed) -> Left {
         let on = sampling.top_k > 0 && sampling.top_k < logits.len()
             || sampling.top_p < 1.0
             || sampling.min_p > 0.0
@@ -204,7 +207,28 @@ impl Sampler {
         if !on {
             return Left::Some(allowed.ids(logits.len()).collect());
         }
-        let scale = 1.0 / f64::from(sampling.temperature);
+        let free = || self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut filter = free().pop().unwrap_or_default();
+        filter.weigh(sampling.temperature, logits, allowed, max);
+        let left = filter.run(sampling);
+        free().push(filter);
+        Left::Some(left)
+    }
+}
+
+/// A row while it is filtered.
+#[derive(Debug, Default)]
+struct Filter {
+    /// Ids that are still in the race and their unnormalised probabilities.
+    candidates: Vec<(u32, f64)>,
+    /// How far each is from being typical; beside the candidates.
+    typical: Vec<(f64, u32, f64)>,
+}
+
+impl Filter {
+    /// Takes the tokens of a row that may come, the likeliest with a weight of 1.
+    fn weigh(&mut self, temperature: f32, logits: &[f32], allowed: &Allowed, max: f32) {
+        let scale = 1.0 / f64::from(temperature);
         let max = f64::from(max);
         // a NaN compares false and drops out, as do tokens whose probability is nothing
         let weigh = |id: u32| {
@@ -216,7 +240,10 @@ impl Sampler {
             Allowed::All => self.candidates.extend((0..logits.len() as u32).filter_map(weigh)),
             some => self.candidates.extend(some.ids(logits.len()).filter_map(weigh)),
         }
-        let likeliest_first = |a: &(u32, f64), b: &(u32, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    }
+
+    /// What all filters leave.
+    fn run(&mut self, sampling: &Sampling) -> Vec<u32> {
         let top_k = sampling.top_k;
         if top_k > 0 && top_k < self.candidates.len() {
             self.candidates.select_nth_unstable_by(top_k - 1, likeliest_first);
@@ -224,14 +251,7 @@ impl Sampler {
             self.candidates.sort_unstable_by(likeliest_first);
         }
         if sampling.top_p < 1.0 {
-            self.candidates.sort_unstable_by(likeliest_first);
-            let enough = f64::from(sampling.top_p) * self.total();
-            let mut sum = 0.0;
-            let kept = self.candidates.iter().position(|(_, weight)| {
-                sum += weight;
-                sum >= enough
-            });
-            self.candidates.truncate(kept.map_or(self.candidates.len(), |last| last + 1));
+            self.keep_top(f64::from(sampling.top_p));
         }
         if sampling.min_p > 0.0 {
             // the likeliest token's weight is 1
@@ -240,7 +260,34 @@ impl Sampler {
         if sampling.typical_p < 1.0 {
             self.keep_typical(f64::from(sampling.typical_p));
         }
-        Left::Some(self.candidates.iter().map(|(id, _)| *id).collect())
+        self.candidates.iter().map(|(id, _)| *id).collect()
+    }
+
+    /// Keeps the likeliest candidates that together reach `share` of all, summed up the likeliest first.
+    ///
+    /// That sum of all would take them all in order. Summed up as they lie it is off by at most a rounding for each, so
+    /// few are put in order unless a sum of the first comes that close to the share.
+    fn keep_top(&mut self, share: f64) {
+        let about = self.total();
+        let off = 2.0 * self.candidates.len() as f64 * f64::EPSILON;
+        let (low, high) = (share * about * (1.0 - off), share * about * (1.0 + off));
+        let mut sum = 0.0;
+        let last = first_in_order(&mut self.candidates, likeliest_first, |(_, weight)| {
+            sum += weight;
+            sum >= low
+        });
+        let last = if sum >= high {
+            last
+        } else {
+            self.candidates.sort_unstable_by(likeliest_first);
+            let enough = share * self.total();
+            let mut sum = 0.0;
+            self.candidates.iter().position(|(_, weight)| {
+                sum += weight;
+                sum >= enough
+            })
+        };
+        self.candidates.truncate(last.map_or(self.candidates.len(), |last| last + 1));
     }
 
     /// Keeps the candidates with the smallest `|-ln p - H|`, H the entropy, until their p reach `share`.
@@ -251,10 +298,11 @@ impl Sampler {
         let distance = |&(id, weight): &(u32, f64)| (((weight / total).ln() + entropy).abs(), id, weight);
         self.typical.clear();
         self.typical.extend(self.candidates.iter().map(distance));
-        self.typical.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        let closest_first =
+            |a: &(f64, u32, f64), b: &(f64, u32, f64)| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1));
         let enough = share * total;
         let mut sum = 0.0;
-        let last = self.typical.iter().position(|(_, _, weight)| {
+        let last = first_in_order(&mut self.typical, closest_first, |(_, _, weight)| {
             sum += weight;
             sum >= enough
         });
@@ -266,6 +314,33 @@ impl Sampler {
     fn total(&self) -> f64 {
         self.candidates.iter().map(|(_, weight)| weight).sum()
     }
+}
+
+fn likeliest_first(a: &(u32, f64), b: &(u32, f64)) -> Ordering {
+    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
+}
+
+/// The place, in order, of the first for which `is_last`, which sees them in that order; those up to it are brought there,
+/// and of the others no more than that takes.
+fn first_in_order<T>(
+    all: &mut [T],
+    order: impl Fn(&T, &T) -> Ordering,
+    mut is_last: impl FnMut(&T) -> bool,
+) -> Option<usize> {
+    let (mut from, mut n) = (0, FIRST_SORTED);
+    while from < all.len() {
+        let rest = &mut all[from..];
+        n = n.min(rest.len());
+        if n < rest.len() {
+            rest.select_nth_unstable_by(n - 1, &order);
+        }
+        rest[..n].sort_unstable_by(&order);
+        if let Some(at) = rest[..n].iter().position(&mut is_last) {
+            return Some(from + at);
+        }
+        (from, n) = (from + n, 4 * n);
+    }
+    None
 }
 
 /// The first of the largest logits among those that may come, unless all are minus infinity or no number.
@@ -337,6 +412,102 @@ mod tests {
         assert_eq!(kept(Sampling { typical_p: 0.85, ..all }, &logits()), [0, 1, 2, 3]);
         // a low temperature sharpens before top-p looks
         assert_eq!(kept(Sampling { temperature: 0.2, top_p: 0.9, ..all }, &logits()), [1]);
+    }
+
+    /// All candidates in order, and then the share: what top-p and typical-p were before they looked at a few.
+    fn naive(sampling: &Sampling, logits: &[f32]) -> Vec<u32> {
+        let mut filter = Filter::default();
+        let (_, max) = argmax(logits).unwrap();
+        filter.weigh(sampling.temperature, logits, &Allowed::All, max);
+        let share = |all: &mut Vec<(u32, f64)>, share: f64, total: f64| {
+            let mut sum = 0.0;
+            let last = all.iter().position(|(_, weight)| {
+                sum += weight;
+                sum >= share * total
+            });
+            all.truncate(last.map_or(all.len(), |last| last + 1));
+        };
+        if sampling.top_p < 1.0 {
+            filter.candidates.sort_by(likeliest_first);
+            let total = filter.total();
+            share(&mut filter.candidates, f64::from(sampling.top_p), total);
+        }
+        if sampling.typical_p < 1.0 {
+            let total = filter.total();
+            let p = |weight: f64| weight / total;
+            let entropy: f64 = filter.candidates.iter().map(|(_, w)| -p(*w) * p(*w).ln()).sum();
+            let distance = |weight: f64| (p(weight).ln() + entropy).abs();
+            filter.candidates.sort_by(|a, b| distance(a.1).total_cmp(&distance(b.1)).then(a.0.cmp(&b.0)));
+            share(&mut filter.candidates, f64::from(sampling.typical_p), total);
+        }
+        filter.candidates.iter().map(|(id, _)| *id).collect()
+    }
+
+    /// The same ids in the same order, whether few are kept, nearly all, or where sums and share are equal.
+    #[test]
+    fn what_is_kept_does_not_depend_on_how_many_are_put_in_order() {
+        let draw = |seed: u64, i: u64| minke_num::rng::uniform_f64(seed, 1, i) as f32;
+        let rows: [Vec<f32>; 5] = [
+            (0..20_000).map(|i| 12.0 * draw(1, i)).collect(),
+            (0..20_000).map(|i| 0.01 * draw(2, i)).collect(),
+            // many alike
+            (0..5_000).map(|i| (8.0 * draw(3, i)).floor()).collect(),
+            // all alike: the sums are the shares themselves
+            vec![1.5; 4096],
+            (0..300).map(|i| 30.0 * draw(4, i)).collect(),
+        ];
+        let sampler = Sampler::default();
+        for (at, row) in rows.iter().enumerate() {
+            for share in [1e-4, 0.125, 0.25, 0.5, 0.75, 0.9, 0.999, 0.999_999_9] {
+                for temperature in [0.6, 1.0] {
+                    let one = Sampling { temperature, ..Sampling::default() };
+                    for sampling in [
+                        Sampling { top_p: share, ..one },
+                        Sampling { typical_p: share, ..one },
+                        Sampling { top_p: share, typical_p: 0.7, ..one },
+                    ] {
+                        let Left::Some(ids) = sampler.kept(&sampling, row, &Allowed::All) else {
+                            panic!("row {at}: {sampling:?}")
+                        };
+                        assert!(ids == naive(&sampling, row), "row {at}: {sampling:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// `cargo test --release -p minke-infer --lib -- --ignored --nocapture filters_over`
+    #[test]
+    #[ignore = "measures"]
+    fn filters_over_a_large_vocabulary() {
+        let row: Vec<f32> = (0..129_280)
+            .map(|i| {
+                // a sum of uniforms is close to a normal distribution
+                let sum: f64 = (0..4).map(|n| minke_num::rng::uniform_f64(9, n, i)).sum();
+                (sum * 5.0) as f32
+            })
+            .collect();
+        let sampler = Sampler::default();
+        for (name, sampling) in [
+            ("top-p 0.9", Sampling { top_p: 0.9, ..Sampling::default() }),
+            ("top-p 0.9, temperature 0.6", Sampling { top_p: 0.9, temperature: 0.6, ..Sampling::default() }),
+            ("top-p 0.95, top-k 20", Sampling { top_p: 0.95, top_k: 20, ..Sampling::default() }),
+            ("min-p 0.05", Sampling { min_p: 0.05, ..Sampling::default() }),
+            ("typical-p 0.9", Sampling { typical_p: 0.9, ..Sampling::default() }),
+        ] {
+            let mut best = std::time::Duration::MAX;
+            let mut kept = 0;
+            for _ in 0..20 {
+                let begin = std::time::Instant::now();
+                if let Left::Some(ids) = sampler.kept(&sampling, &row, &Allowed::All) {
+                    kept = ids.len();
+                }
+                best = best.min(begin.elapsed());
+            }
+            let before = std::time::Instant::now();
+            let all = naive(&sampling, &row).len();
+            println!("{name}: {best:?} a row, {kept} kept; all in order: {:?}, {all}", before.elapsed());
+        }
     }
 
     #[test]

@@ -239,7 +239,7 @@ impl Engine<'_> {
                 sequences[part.at].ask(allowed, &part.drafts)
             })
             .collect();
-        let choices = choose(self.cpu, &mut self.sampler, &asks, logits, w);
+        let choices = choose(self.cpu, &self.sampler, &asks, logits, w);
         let log_probs = log_probs(self.cpu, logits, w, &choices);
         let rows = self.model.config.vocab_size;
         let mut drawn = choices.into_iter().zip(log_probs).zip(next);
