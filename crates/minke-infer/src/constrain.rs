@@ -27,7 +27,10 @@ const MAX_GRAMMAR_BYTES: usize = 256 << 10;
 const MAX_REASON_CHARS: usize = 300;
 /// White space between the parts of JSON: a space, or a new line with its indentation. Small models lose themselves in more.
 const WHITE_SPACE: &str = r" |\r?\n[ \t]{0,40}";
-/// The compiler and the masks recurse by the depth of what they read.
+/// The compiler recurses by the depth of what it reads.
+///
+/// What follows a grammar does not, so that any thread may: it derives regexes with lists of what is to be done, and looks
+/// for what alternatives have in common to a depth of a hundred (`trie_rec` of `derivre`).
 pub(crate) const STACK_BYTES: usize = 32 << 20;
 
 /// What an answer must look like.
@@ -88,6 +91,9 @@ pub enum ConstraintError {
         /// What went beyond its bound.
         reason: String,
     },
+    /// Nothing is wrong with it.
+    #[error("a thread that constraints need could not run; try again later")]
+    NoThread,
 }
 
 impl Constraint {
@@ -274,21 +280,19 @@ impl Grammars {
     pub fn compile(&self, constraint: &Constraint) -> Result<Grammar, ConstraintError> {
         constraint.check()?;
         let what = constraint.name();
-        let compiled = std::thread::scope(|scope| {
+        let mut matcher = std::thread::scope(|scope| {
             let compile = || Matcher::new(self.factory.create_parser(constraint.grammar()));
             // on a stack of its own, for it recurses
-            match std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, compile) {
-                Ok(handle) => handle.join().map_err(|_| "the compiler gave up".to_owned()),
-                Err(error) => Err(format!("no thread to compile on: {error}")),
-            }
-        });
-        let mut matcher =
-            compiled.map_err(|reason| ConstraintError::Invalid { what, reason: short(&reason) })?;
+            let thread = std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, compile);
+            let gave_up = |_| ConstraintError::Invalid { what, reason: "the compiler gave up".to_owned() };
+            thread.map_err(|_| ConstraintError::NoThread)?.join().map_err(gave_up)
+        })?;
         if let Some(reason) = matcher.get_error() {
             return Err(ConstraintError::Invalid { what, reason: short(&reason) });
         }
         let _ = matcher.grammar_warnings();
-        Ok(Grammar { what, begin: matcher.clone(), matcher, tokens: Vec::new() })
+        // copies share what a lexer has found out, and its failures, unless they are deep
+        Ok(Grammar { what, begin: matcher.deep_clone(), matcher, tokens: Vec::new() })
     }
 }
 
@@ -370,7 +374,8 @@ impl Grammar {
     /// What was taken cannot be taken again.
     pub fn truncate(&mut self, len: usize) -> Result<(), ConstraintError> {
         let back = self.tokens.len().saturating_sub(len);
-        if back > 0 && self.matcher.rollback(back).is_err() {
+        // it may have failed at a token that it did not take
+        if self.matcher.is_error() || back > 0 && self.matcher.rollback(back).is_err() {
             return self.restore(len);
         }
         self.tokens.truncate(len);
@@ -385,7 +390,7 @@ impl Grammar {
     /// Begins again and takes the first `len` tokens: a matcher that has failed stays so.
     fn restore(&mut self, len: usize) -> Result<(), ConstraintError> {
         self.tokens.truncate(len);
-        self.matcher = self.begin.clone();
+        self.matcher = self.begin.deep_clone();
         self.matcher.consume_tokens(&self.tokens).map_err(|error| self.failure(&error))
     }
 
@@ -459,5 +464,85 @@ impl TokenizerEnv for Vocabulary {
 
     fn tokenize_is_canonical(&self) -> bool {
         self.canonical
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write;
+
+    use minke_data::TrainOptions;
+
+    use super::*;
+
+    fn tokenizer() -> Tokenizer {
+        let sample = vec!["the whale sings\n".repeat(20)];
+        Tokenizer::train(&sample, &TrainOptions { vocab_size: 300, ..TrainOptions::default() }).unwrap()
+    }
+
+    /// A draft that a mask allows may be too much to follow: once it is taken back all is as before it.
+    #[test]
+    fn a_token_that_was_too_much_is_taken_back() {
+        let tokenizer = tokenizer();
+        let grammars = Grammars::new(&tokenizer, tokenizer.vocab_size()).unwrap();
+        // behind `y` thousands of rules may begin
+        let mut text = "start: \"x\" \"z\" | \"y\" many\nmany: ".to_owned();
+        let names: Vec<String> = (0..2500).map(|i| format!("r{i}")).collect();
+        text.push_str(&names.join(" | "));
+        for name in &names {
+            write!(text, "\n{name}: \"{name}\" many").unwrap();
+        }
+        let id = |text: &str| tokenizer.id_of(text).unwrap();
+        let mut grammar = grammars.compile(&Constraint::Grammar(text)).unwrap();
+        let before = grammar.allowed().unwrap();
+        assert!(before.0.contains(&id("x")) && before.0.contains(&id("y")));
+        let error = grammar.push(id("y")).unwrap_err();
+        assert!(matches!(error, ConstraintError::TooComplex { .. }), "{error}");
+        grammar.truncate(0).unwrap();
+        assert_eq!(grammar.allowed().unwrap(), before);
+        grammar.push(id("x")).unwrap();
+        assert_eq!(grammar.allowed().unwrap(), (vec![id("z")], false));
+    }
+
+    /// See [`STACK_BYTES`].
+    #[test]
+    fn grammars_are_followed_on_any_stack() {
+        let tokenizer = tokenizer();
+        let grammars = Grammars::new(&tokenizer, tokenizer.vocab_size()).unwrap();
+        let (long, deep) = ("a".repeat(4000), MAX_DEPTH - 4);
+        let mut nested = json!({"type": "boolean"});
+        for _ in 0..deep / 2 {
+            nested = json!({"type": "array", "items": nested, "minItems": 1});
+        }
+        let words: Vec<String> = (1..80).map(|n| format!("x{}z", "ay".repeat(n))).collect();
+        let constraints = [
+            // alternatives that turn out to have much in common
+            Constraint::Regex(format!("x{long}b|[xy]{long}c|[xyz]{long}[de]")),
+            Constraint::Regex(format!("{}x{}", "(".repeat(deep), ")+y?".repeat(deep))),
+            Constraint::Regex("(x|xa|xaa)*b(a|b){90}".to_owned()),
+            Constraint::Regex(format!("{}|[xy]a*", words.join("|"))),
+            Constraint::Regex("([a-z]{1,300}[0-9]{1,300}){1,30}".to_owned()),
+            Constraint::JsonSchema(nested),
+            Constraint::Grammar("start: \"x\" start \"y\" | \"x\" \"a\"".to_owned()),
+        ];
+        let follow = || {
+            for constraint in &constraints {
+                let mut grammar = grammars.compile(constraint).unwrap();
+                for _ in 0..300 {
+                    let (ids, _) = grammar.allowed().unwrap();
+                    let Some(&id) = ids.first() else { break };
+                    grammar.push(id).unwrap();
+                    grammar.forced_ahead();
+                    grammar.truncate(grammar.len() - 1).unwrap();
+                    grammar.push(id).unwrap();
+                }
+                assert!(grammar.len() > 0, "{constraint:?}");
+                grammar.restore(grammar.len()).unwrap();
+            }
+        };
+        std::thread::scope(|scope| {
+            let small = std::thread::Builder::new().stack_size(128 << 10);
+            small.spawn_scoped(scope, follow).unwrap().join().unwrap();
+        });
     }
 }
