@@ -5,7 +5,7 @@ use std::time::Instant;
 use minke_model::{Inferred, Step, Want};
 
 use crate::choose::{Ask, Choice, Unchosen, choose, log_probs, top};
-use crate::constrain::{ConstraintError, STACK_BYTES};
+use crate::constrain::ConstraintError;
 use crate::engine::{Engine, EngineError, StopReason};
 use crate::guide::{Guide, Mark, Next};
 use crate::sampling::Allowed;
@@ -213,8 +213,7 @@ impl Engine<'_> {
                 guides.push((&mut sequence.guide, part));
             }
         }
-        let is_work = guides.iter().any(|(guide, _)| guide.is_constrained());
-        let follow = move || {
+        let follow = |guides: Vec<(&mut Guide, &mut Part)>| {
             for (guide, part) in guides {
                 part.next.push(guide.next());
                 if let Some(mark) = part.mark.take() {
@@ -222,14 +221,16 @@ impl Engine<'_> {
                 }
             }
         };
+        let (work, others): (Vec<_>, Vec<_>) =
+            guides.into_iter().partition(|(guide, _)| guide.is_constrained());
+        follow(others);
         let (model, cpu) = (&mut *self.model, self.cpu);
-        if !is_work {
-            follow();
+        if work.is_empty() {
             return model.infer_whole(cpu, &mut steps, states);
         }
         std::thread::scope(|scope| {
-            // masks recurse, and take time that the model's call takes anyway; who gets none is told so in `chosen`
-            let beside = std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, follow);
+            // masks take time that the model's call takes anyway; who gets none is told so in `chosen`
+            let beside = std::thread::Builder::new().spawn_scoped(scope, move || follow(work));
             let inferred = model.infer_whole(cpu, &mut steps, states);
             if let Ok(beside) = beside {
                 let _ = beside.join();
@@ -252,8 +253,8 @@ impl Engine<'_> {
             let place = wanted[..row].iter().rev().take_while(|other| **other == at).count();
             places.push(match parts.iter().find(|part| part.at == at && part.last) {
                 Some(part) => {
-                    let next = part.next.get(place).cloned().unwrap_or_else(|| Err(lost().into()));
-                    (next, &part.drafts[..place])
+                    let next = part.next.get(place).cloned();
+                    (next.unwrap_or_else(|| Err(ConstraintError::NoThread.into())), &part.drafts[..place])
                 }
                 // had another read its prompt
                 None => (sequences[at].guide.next(), &[]),
@@ -267,7 +268,7 @@ impl Engine<'_> {
                 sequences[at].ask(allowed, ahead)
             })
             .collect();
-        let choices = choose(self.cpu, &mut self.sampler, &asks, logits, w);
+        let choices = choose(self.cpu, &self.sampler, &asks, logits, w);
         let told = self.log_probs.then(|| log_probs(self.cpu, logits, w, &choices));
         let positions: Vec<usize> = asks.iter().map(|ask| ask.position).collect();
         let rows = choices.into_iter().zip(places).zip(positions).enumerate();
@@ -291,10 +292,6 @@ enum Outcome {
     Nothing {
         complete: bool,
     },
-}
-
-fn lost() -> ConstraintError {
-    ConstraintError::TooComplex { what: "constraint", reason: "its thread could not run".to_owned() }
 }
 
 /// Hands the final states of rows that stay to the modules that draft from them; `states` are of all rows of a call.

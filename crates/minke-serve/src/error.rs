@@ -2,7 +2,7 @@
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use minke_infer::{EngineError, SubmitError};
+use minke_infer::{ConstraintError, EngineError, SubmitError};
 use serde_json::{Value, json};
 
 use crate::request::Endpoint;
@@ -95,6 +95,9 @@ impl ApiError {
             Self::Busy(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Stopped | Self::Late => StatusCode::SERVICE_UNAVAILABLE,
             Self::Engine(EngineError::NotANumber { .. }) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Engine(EngineError::Constraint(ConstraintError::NoThread)) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::Invalid { .. } | Self::Context { .. } | Self::DeadEnd | Self::Engine(_) => {
                 StatusCode::BAD_REQUEST
             }
