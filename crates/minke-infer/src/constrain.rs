@@ -106,6 +106,14 @@ impl Constraint {
         }
     }
 
+    /// Whether the mark of a thought stands in it, and is then text of the answer; no JSON begins with one.
+    pub(crate) fn names(&self, mark: &str) -> bool {
+        match self {
+            Self::JsonSchema(_) | Self::JsonObject => false,
+            Self::Regex(text) | Self::Grammar(text) => text.contains(mark),
+        }
+    }
+
     /// Checks size and depth, before anything recurses.
     fn check(&self) -> Result<(), ConstraintError> {
         let what = self.name();

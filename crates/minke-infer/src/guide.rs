@@ -32,6 +32,8 @@ pub(crate) struct Guide {
     grammar: Option<Grammar>,
     /// Whether the grammar waits for the end of a thought.
     waits: bool,
+    /// Begins a thought if it is the first token, for which the grammar then waits.
+    opening: Option<u32>,
     stop_ids: Vec<u32>,
     more_stop_ids: Vec<u32>,
     /// Why the grammar cannot be followed any more.
@@ -100,9 +102,13 @@ impl Guide {
             .as_ref()
             .map(|budget| Thinking::new(budget, tokenizer, &request.prompt, grammar.is_some()))
             .transpose()?;
-        let waits = grammar.is_some()
-            && request.constrain_answer_only
-            && thinking.as_ref().is_some_and(Thinking::is_open);
+        let free = thinking.as_ref().filter(|_| grammar.is_some() && request.constrain_answer_only);
+        let waits = free.is_some_and(Thinking::is_open);
+        let has_mark = match (&request.constraint, &request.thinking) {
+            (Some(constraint), Some(budget)) => constraint.names(budget.open.trim()),
+            _ => false,
+        };
+        let opening = free.filter(|_| !has_mark).and_then(Thinking::opening);
         Ok(Self {
             history,
             bias,
@@ -113,6 +119,7 @@ impl Guide {
             thinking,
             grammar,
             waits,
+            opening,
             stop_ids: request.stop_ids.clone(),
             more_stop_ids: request.more_stop_ids.clone(),
             failure: None,
@@ -161,9 +168,12 @@ impl Guide {
         ids.retain(|id| !self.stop_ids.contains(id));
         if may_end {
             ids.extend(self.stop_ids.iter().chain(&self.more_stop_ids));
-            ids.sort_unstable();
-            ids.dedup();
         }
+        if self.tokens == 0 && !ids.is_empty() {
+            ids.extend(self.opening);
+        }
+        ids.sort_unstable();
+        ids.dedup();
         ids.retain(|id| banned.binary_search(id).is_err());
         Ok(Next { allowed: Allowed::Only(ids.into()), may_end })
     }
@@ -178,11 +188,13 @@ impl Guide {
         if let Some(history) = &mut self.history {
             history.push(id);
         }
-        self.look_ahead(id);
+        self.follow(id);
     }
 
-    /// Follows a token that is only taken to come; penalties hear of it by [`Ask::ahead`].
-    pub fn look_ahead(&mut self, id: u32) {
+    /// Follows a token that comes or, before [`Guide::rewind`], is only taken to come: penalties hear of the latter by
+    /// [`Ask::ahead`].
+    pub fn follow(&mut self, id: u32) {
+        self.waits |= self.tokens == 0 && self.opening == Some(id);
         self.tokens += 1;
         if let (Some(grammar), false) = (&mut self.grammar, self.waits) {
             self.failure = self.failure.take().or(grammar.push(id).err());
@@ -203,7 +215,7 @@ impl Guide {
         }
     }
 
-    /// Goes back to where it stood before it looked ahead.
+    /// Goes back to where it stood before tokens that were only taken to come.
     pub fn rewind(&mut self, mark: Mark) {
         if !mark.failed {
             self.failure = None;

@@ -65,7 +65,7 @@ impl Part {
             return false;
         }
         self.next.push(Ok(next));
-        sequence.guide.look_ahead(id);
+        sequence.guide.follow(id);
         self.drafts.push(id);
         !sequence.guide.is_complete()
     }

@@ -6,6 +6,7 @@ use minke_data::Tokenizer;
 use minke_data::template::thinking::{CLOSE, CLOSING, OPEN};
 
 use crate::EngineError;
+use crate::constrain::Constraint;
 use crate::guide::BAN;
 
 /// Tokens of a prompt's end that are looked at for the beginning of a thought.
@@ -41,6 +42,18 @@ impl ThinkingBudget {
 /// Whether a prompt ends within a thought that it has begun.
 pub fn begins_thought(tokenizer: &Tokenizer, prompt: &[u32]) -> bool {
     ends_with(tokenizer, prompt, OPEN.as_bytes())
+}
+
+/// Whether an answer of a form may begin with a thought of its own: its prompt has neither begun nor closed one, the
+/// tokenizer has the mark as a token, and the form does not name it.
+pub fn may_open_thought(tokenizer: &Tokenizer, prompt: &[u32], constraint: &Constraint) -> bool {
+    opening(tokenizer, prompt, OPEN, CLOSE).is_some() && !constraint.names(OPEN)
+}
+
+/// The token that begins a thought, where a prompt has neither begun nor closed one.
+fn opening(tokenizer: &Tokenizer, prompt: &[u32], open: &str, close: &str) -> Option<u32> {
+    let is_decided = [open, close].iter().any(|mark| ends_with(tokenizer, prompt, mark.as_bytes()));
+    tokenizer.id_of(open).filter(|_| !is_decided)
 }
 
 /// Forbids the marks of a thought to an answer whose prompt has closed one, as it does where thinking is switched off: a
@@ -87,6 +100,8 @@ struct Markers {
     rest: Vec<u32>,
     /// Both, where they are tokens.
     marks: Vec<u32>,
+    /// The first, where it is a token and an answer may begin with it.
+    opening: Option<u32>,
     max_tokens: usize,
     /// Whether white space behind a marker that the model wrote itself is written for it, because a grammar follows.
     then_rest: bool,
@@ -149,6 +164,7 @@ impl Thinking {
             closing,
             rest: ids(&behind)?,
             marks: marks(tokenizer, open, close).collect(),
+            opening: opening(tokenizer, prompt, open, close),
             max_tokens: budget.max_tokens,
             then_rest,
         };
@@ -167,6 +183,11 @@ impl Thinking {
     /// Whether a thought is open, or its end being written.
     pub fn is_open(&self) -> bool {
         self.phase != Phase::Outside
+    }
+
+    /// The token with which an answer may begin a thought, if its prompt has neither begun nor closed one.
+    pub fn opening(&self) -> Option<u32> {
+        self.markers.opening
     }
 
     /// The token that must come next, if it is not the model that chooses.

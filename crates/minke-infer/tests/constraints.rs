@@ -168,6 +168,45 @@ fn a_thought_is_free_and_the_answer_is_not() {
     }
 }
 
+/// Where the prompt leaves it to the model whether to think.
+#[test]
+fn an_answer_may_begin_with_a_thought_of_its_own() {
+    let tokenizer = tokenizer();
+    let mut model = model(&tokenizer);
+    let cpu = Cpu::detect(2);
+    let mut engine = Engine::new(&mut model, &cpu, Some(&tokenizer));
+    let schema = Constraint::JsonSchema(json!({"enum": ["cold", "warm"]}));
+    let mut write = |prompt: &str, budget: usize, bias: f32, constraint: &Constraint| {
+        let prompt = tokenizer.encode_with_special(prompt).unwrap();
+        let request = Request {
+            thinking: Some(ThinkingBudget::new(budget)),
+            constrain_answer_only: true,
+            logit_bias: vec![(tokenizer.id_of("<think>").unwrap(), bias)],
+            prompt,
+            ..request(&tokenizer, constraint.clone(), 3)
+        };
+        let may = minke_infer::may_open_thought(&tokenizer, &request.prompt, constraint);
+        let generation = engine.generate(&[request], &mut silent).unwrap().remove(0);
+        (may, generation.text, generation.thought.unwrap().tokens)
+    };
+    let is_form = |text: &str| ["\"cold\"", "\"warm\""].contains(&text);
+    for budget in [0, 9] {
+        let (may, text, tokens) = write("how is it?", budget, 100.0, &schema);
+        let (thought, answer) = text.split_once("\n</think>\n\n").unwrap();
+        assert!(may && thought.starts_with("<think>") && is_form(answer) && tokens == budget, "{text:?}");
+        // who does not think answers at once
+        let (may, text, tokens) = write("how is it?", budget, -100.0, &schema);
+        assert!(may && is_form(&text) && tokens == 0, "{text:?}");
+        // and so does who was told not to
+        let (may, text, _) = write("how is it?<think>\n\n</think>\n\n", budget, 100.0, &schema);
+        assert!(!may && is_form(&text), "{text:?}");
+        // a form that has marks keeps them
+        let marked = Constraint::Regex("<think>a</think>".to_owned());
+        let (may, text, _) = write("how is it?", budget, 100.0, &marked);
+        assert!(!may && text == "<think>a</think>", "{text:?}");
+    }
+}
+
 /// A thought that ends the answer would leave it without its form.
 #[test]
 fn an_answer_does_not_end_within_the_thought_that_its_form_waits_for() {

@@ -80,8 +80,18 @@ fn kinds(tokenizer: &Tokenizer) -> Vec<Request> {
         Request {
             prompt: tokenizer.encode_with_special("how deep?<think>\n").unwrap(),
             thinking: Some(ThinkingBudget::new(7)),
+            constraint: Some(Constraint::JsonSchema(schema.clone())),
+            constrain_answer_only: true,
+            stop_ids: eos.clone(),
+            max_tokens: 120,
+            ..plain.clone()
+        },
+        // begins its thought itself
+        Request {
+            thinking: Some(ThinkingBudget::new(7)),
             constraint: Some(Constraint::JsonSchema(schema)),
             constrain_answer_only: true,
+            logit_bias: vec![(tokenizer.id_of("<think>").unwrap(), 5.0)],
             stop_ids: eos,
             max_tokens: 120,
             ..plain.clone()
@@ -232,7 +242,7 @@ fn a_traced_answer_is_not_drafted() {
     let cpu = Cpu::detect(1);
     let requests: Vec<Request> = kinds(&tokenizer)
         .into_iter()
-        .filter(|one| !one.sampling.has_penalties())
+        .filter(|one| !one.sampling.has_penalties() && one.logit_bias.is_empty())
         .map(|one| Request { speculation: Speculation::Ngram, ..one })
         .collect();
     let generations =
@@ -245,7 +255,7 @@ proptest! {
 
     #[test]
     fn any_requests_in_any_batch(
-        picks in proptest::collection::vec((0_usize..11, 0_u64..1000, 1_usize..50), 1..5),
+        picks in proptest::collection::vec((0_usize..12, 0_u64..1000, 1_usize..50), 1..5),
         mode in 0_usize..4,
         seed in 0_u64..4,
     ) {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use minke_data::{ChatTemplate, RenderOptions, Thinking, Tokenizer};
 use minke_infer::{
     Constraint, Event, Form, Handle, Order, Request, Sampling, Speculation, ThinkingBudget, Ticket,
-    begins_thought, without_thought,
+    begins_thought, may_open_thought, without_thought,
 };
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
@@ -125,6 +125,8 @@ pub struct Underway {
 pub struct Encoded {
     tokens: Vec<u32>,
     is_thinking: bool,
+    /// Whether the template knows thoughts, so that an answer may begin with one.
+    knows_thoughts: bool,
     /// Tokens that the answer may not have.
     forbidden: Vec<(u32, f32)>,
 }
@@ -132,7 +134,7 @@ pub struct Encoded {
 impl Encoded {
     /// A text that is gone on with.
     fn text(tokens: Vec<u32>) -> Self {
-        Self { tokens, is_thinking: false, forbidden: Vec::new() }
+        Self { tokens, is_thinking: false, knows_thoughts: false, forbidden: Vec::new() }
     }
 }
 
@@ -192,12 +194,17 @@ impl App {
         };
         let (sender, events) = mpsc::unbounded_channel();
         let (mut choices, mut tickets) = (Vec::new(), Vec::new());
-        for (Encoded { tokens, is_thinking, forbidden }, max_tokens) in prompts.into_iter().zip(rooms) {
+        for (Encoded { tokens, is_thinking, knows_thoughts, forbidden }, max_tokens) in
+            prompts.into_iter().zip(rooms)
+        {
+            // what has a form is all of it an answer, marks and all, unless a thought may stand before it
+            let form_waits = asked.request.constraint.as_ref().map(|constraint| {
+                is_thinking || knows_thoughts && may_open_thought(&self.served.tokenizer, &tokens, constraint)
+            });
             for answer in 0..asked.n {
                 let index = choices.len();
-                // what has a form is all of it an answer, marks and all, unless the prompt has begun a thought
-                let thoughts = (endpoint == Endpoint::Chat).then(|| match &asked.request.constraint {
-                    Some(_) if !is_thinking => Thoughts::none(),
+                let thoughts = (endpoint == Endpoint::Chat).then(|| match form_waits {
+                    Some(false) => Thoughts::none(),
                     _ => Thoughts::new(is_thinking),
                 });
                 let tokenizer = self.served.tokenizer.clone();
@@ -206,12 +213,11 @@ impl App {
                 choices.push(Choice::new(index, kind, tokenizer, thoughts));
                 // where a thought is followed, what has a form begins behind it
                 let thinking = asked.request.thinking.clone();
-                let thinking = thinking.or_else(|| {
-                    let follows = is_thinking && asked.request.constraint.is_some();
-                    follows.then(|| ThinkingBudget::new(max_tokens))
-                });
+                let thinking =
+                    thinking.or_else(|| (form_waits == Some(true)).then(|| ThinkingBudget::new(max_tokens)));
                 let request = Request {
                     thinking: thinking.map(|budget| budget.closed_by(&self.closing)),
+                    constrain_answer_only: form_waits == Some(true),
                     speculation: self.served.speculation,
                     prompt: tokens.clone(),
                     max_tokens,
@@ -286,7 +292,7 @@ impl App {
                     .map_err(|error| fail("messages", error))?;
                 let is_thinking = begins_thought(tokenizer, &tokens);
                 let forbidden = without_thought(tokenizer, &tokens);
-                Ok(Encoded { tokens, is_thinking, forbidden })
+                Ok(Encoded { tokens, is_thinking, knows_thoughts: template.knows_marks(), forbidden })
             }
             Prompt::Text(text) => {
                 let mut tokens: Vec<u32> = self.served.bos.into_iter().collect();

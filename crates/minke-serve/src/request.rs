@@ -186,8 +186,6 @@ impl Body {
             top_log_probs,
             thinking: self.thinking_budget.map(ThinkingBudget::new),
             constraint: self.constraint()?,
-            // a thought is no part of what has a form
-            constrain_answer_only: endpoint == Endpoint::Chat,
             ..Request::default()
         };
         Ok(Asked {

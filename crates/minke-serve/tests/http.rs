@@ -471,6 +471,29 @@ fn marks_of_a_form_are_text() {
     assert_eq!((&choice["text"], &choice["finish_reason"]), (&json!("a"), &json!("stop")));
 }
 
+/// A template that leaves it to the model whether to think.
+#[test]
+fn a_thought_that_the_model_begins_is_free_too() {
+    let source = "{% for m in messages %}{{ m.content }}{% endfor %}{% if enable_thinking is false %}<think>\n\n\
+                  </think>\n\n{% endif %}";
+    let template = ChatTemplate::new("leaves it", source).unwrap();
+    let server = Server::of(template, ServiceOptions::default(), Limits::default());
+    let open = tokenizer().id_of("<think>").unwrap().to_string();
+    let ask = |thinks: bool, bias: i32| {
+        let body = chat(&json!({"structured_outputs": {"regex": "[0-9]{3}"}, "thinking_budget": 5,
+            "logit_bias": {open.clone(): bias}, "chat_template_kwargs": {"enable_thinking": thinks}}));
+        let whole = server.post(CHAT, &body).1;
+        let message = &whole["choices"][0]["message"];
+        let said = message["content"].as_str().unwrap_or_else(|| panic!("{whole}"));
+        assert!(said.len() == 3 && said.bytes().all(|byte| byte.is_ascii_digit()), "{whole}");
+        let spent = &whole["usage"]["completion_tokens_details"]["reasoning_tokens"];
+        (message.get("reasoning_content").is_some(), spent.as_u64().unwrap())
+    };
+    assert_eq!(ask(true, 100), (true, 5));
+    assert_eq!(ask(true, -100), (false, 0));
+    assert_eq!(ask(false, 100), (false, 0));
+}
+
 #[test]
 fn thoughts_end_as_the_template_ends_them() {
     let server = Server::plain();
