@@ -19,7 +19,7 @@ pub struct TensorSpec {
     pub shape: Vec<usize>,
 }
 
-/// Writes a file whose tensors arrive in the announced order; memory is that of one tensor.
+/// Writes a file whose tensors arrive in the announced order, whole or in parts; memory is that of what arrives at once.
 ///
 /// Only [`SafetensorsWriter::finish`] makes the file appear under its name; dropped before, it leaves what was
 /// there.
@@ -28,6 +28,8 @@ pub struct SafetensorsWriter {
     file: AtomicFile,
     path: PathBuf,
     specs: std::vec::IntoIter<TensorSpec>,
+    /// Bytes of the next tensor that were written.
+    written: usize,
 }
 
 impl SafetensorsWriter {
@@ -66,7 +68,7 @@ impl SafetensorsWriter {
         let mut file = AtomicFile::create(&path)?;
         file.write(&(text.len() as u64).to_le_bytes())?;
         file.write(&text)?;
-        Ok(Self { file, path, specs: specs.into_iter() })
+        Ok(Self { file, path, specs: specs.into_iter(), written: 0 })
     }
 
     /// The tensor that comes next, if one is missing.
@@ -74,23 +76,47 @@ impl SafetensorsWriter {
         self.specs.as_slice().first()
     }
 
-    /// Writes the next tensor: little-endian, row-major.
+    /// Writes the next bytes of the next tensor: little-endian, row-major. With its last ones the one behind it is next; one
+    /// without bytes takes a part without any.
     ///
     /// # Errors
-    /// I/O (a full disk, say), or another name or size than announced.
+    /// I/O (a full disk, say), or more bytes than the tensor has left.
+    pub fn part(&mut self, bytes: &[u8]) -> Result<()> {
+        let Some(spec) = self.next_tensor() else {
+            return Err(Error::weights(&self.path, None, "no more tensors", "another"));
+        };
+        let size = byte_count(spec.dtype, &spec.shape).expect("sizes were checked at creation");
+        let written = self.written.saturating_add(bytes.len());
+        if written > size {
+            let expected = format!("{size} bytes for {} {:?}", spec.dtype, spec.shape);
+            return Err(Error::weights(&self.path, Some(&spec.name), expected, written.to_string()));
+        }
+        self.file.write(bytes)?;
+        self.written = written;
+        if written == size {
+            self.specs.next();
+            self.written = 0;
+        }
+        Ok(())
+    }
+
+    /// Writes the next tensor as a whole.
+    ///
+    /// # Errors
+    /// As [`SafetensorsWriter::part`], or another name or size than announced.
     pub fn tensor(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-        let Some(spec) = self.specs.next() else {
+        let Some(spec) = self.next_tensor() else {
             return Err(Error::weights(&self.path, Some(name), "no more tensors", "another"));
         };
-        if spec.name != name {
+        if spec.name != name || self.written > 0 {
             return Err(Error::weights(&self.path, Some(name), format!("`{}` next", spec.name), "this"));
         }
-        let expected = byte_count(spec.dtype, &spec.shape).expect("sizes were checked at creation");
-        if bytes.len() != expected {
-            let expected = format!("{expected} bytes for {} {:?}", spec.dtype, spec.shape);
+        let size = byte_count(spec.dtype, &spec.shape).expect("sizes were checked at creation");
+        if bytes.len() != size {
+            let expected = format!("{size} bytes for {} {:?}", spec.dtype, spec.shape);
             return Err(Error::weights(&self.path, Some(name), expected, bytes.len().to_string()));
         }
-        self.file.write(bytes)
+        self.part(bytes)
     }
 
     /// Syncs and moves the file to its name.
@@ -136,12 +162,17 @@ mod tests {
         write_safetensors(&path, &[(spec("a", &[2]), &[1, 2])]).unwrap();
         let old = fs::read(&path).unwrap();
         let specs = || vec![spec("a", &[2]), spec("b", &[1_000_000])];
-        let attempts: [&dyn Fn(SafetensorsWriter) -> Result<()>; 5] = [
+        let attempts: [&dyn Fn(SafetensorsWriter) -> Result<()>; 8] = [
             &|mut w| w.tensor("a", &[1, 2]).and_then(|()| w.finish()),
             &|mut w| w.tensor("b", &[0; 2]),
             &|mut w| w.tensor("a", &[1, 2, 3]),
             &|mut w| w.tensor("a", &[1, 2]).and_then(|()| w.tensor("b", &vec![0; 999_999])),
             &SafetensorsWriter::finish,
+            &|mut w| w.part(&[1, 2, 3]),
+            &|mut w| w.part(&[1]).and_then(|()| w.tensor("a", &[1, 2])),
+            &|mut w| {
+                w.tensor("a", &[1, 2]).and_then(|()| w.part(&vec![0; 999_999])).and_then(|()| w.finish())
+            },
         ];
         for attempt in attempts {
             let writer = SafetensorsWriter::create(&path, specs()).unwrap();
@@ -157,6 +188,22 @@ mod tests {
             assert!(SafetensorsWriter::create(&path, bad).is_err());
         }
         assert!(SafetensorsWriter::create(folder.path().join("no/model.safetensors"), specs()).is_err());
+    }
+
+    #[test]
+    fn parts_make_the_same_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let (whole, parts) = (folder.path().join("whole"), folder.path().join("parts"));
+        let specs = [spec("a", &[5]), spec("none", &[0, 3]), spec("b", &[2])];
+        let of = |i: usize, bytes: &'static [u8]| (specs[i].clone(), bytes);
+        write_safetensors(&whole, &[of(0, &[1, 2, 3, 4, 5]), of(1, &[]), of(2, &[6, 7])]).unwrap();
+        let mut writer = SafetensorsWriter::create(&parts, specs.to_vec()).unwrap();
+        for part in [&[1, 2][..], &[], &[3, 4, 5], &[], &[6], &[7]] {
+            writer.part(part).unwrap();
+        }
+        assert!(writer.part(&[]).is_err());
+        writer.finish().unwrap();
+        assert_eq!(fs::read(parts).unwrap(), fs::read(whole).unwrap());
     }
 
     proptest! {

@@ -67,17 +67,21 @@ pub fn run(args: &Score) -> Result<(), Failure> {
         None => None,
     };
     let mut scored = Vec::with_capacity(sequences.len());
-    for (number, sequence) in sequences.iter().enumerate() {
-        let mut logits = Vec::new();
-        let keep = writer.is_some();
-        let log_probs = engine.score(sequence, &mut |rows| {
-            if keep {
-                logits.extend(rows.iter().flat_map(|x| x.to_le_bytes()));
+    let mut bytes = Vec::new();
+    for sequence in &sequences {
+        let mut written = Ok(());
+        let mut write = |rows: &[f32]| {
+            if let (Some(writer), Ok(())) = (&mut writer, &written) {
+                bytes.clear();
+                bytes.extend(rows.iter().flat_map(|x| x.to_le_bytes()));
+                written = writer.part(&bytes);
             }
-        })?;
-        if let Some(writer) = &mut writer {
-            writer.tensor(&format!("logits.{number}"), &logits)?;
+        };
+        if sequence.is_empty() {
+            write(&[]);
         }
+        let log_probs = engine.score(sequence, &mut write)?;
+        written?;
         let sum: f64 = log_probs.iter().map(|&x| f64::from(x)).sum();
         let first = (!sequence.is_empty()).then_some(None);
         scored.push(Scored {
