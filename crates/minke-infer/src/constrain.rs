@@ -341,6 +341,11 @@ impl Grammar {
         !self.matcher.is_error() && self.matcher.is_stopped()
     }
 
+    /// Whether what was taken is complete, be it that more may follow.
+    pub fn may_end(&mut self) -> bool {
+        self.is_complete() || self.matcher.is_accepting().unwrap_or(false)
+    }
+
     /// The tokens that may come next, ascending, without those that end an answer; and whether it may end.
     ///
     /// # Errors

@@ -210,6 +210,8 @@ pub struct Generation {
     pub text: String,
     /// What was spent on thinking, where [`Request::thinking`] bounds it.
     pub thought: Option<Thought>,
+    /// Whether the tokens are all that [`Request::constraint`] asks for, where there is one.
+    pub has_form: Option<bool>,
     /// What came of drafts.
     pub speculated: Speculated,
     /// Why it ended.

@@ -183,6 +183,11 @@ impl Guide {
         !self.waits && self.grammar.as_ref().is_some_and(Grammar::is_complete)
     }
 
+    /// Whether the answer may end here as far as its grammar goes, where there is one.
+    pub fn may_end(&mut self) -> Option<bool> {
+        self.grammar.as_mut().map(|grammar| !self.waits && grammar.may_end())
+    }
+
     /// Takes a token of the answer that does not end it.
     pub fn push(&mut self, id: u32) {
         if let Some(history) = &mut self.history {

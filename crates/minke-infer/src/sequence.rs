@@ -203,6 +203,7 @@ impl Sequence {
             top_log_probs: self.top_log_probs,
             text: self.text,
             thought: self.guide.thought(),
+            has_form: self.guide.may_end(),
             speculated: self.drafting.stats,
             stop,
             reused: self.reused,

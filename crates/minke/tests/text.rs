@@ -161,6 +161,25 @@ fn the_same_arguments_give_the_same_text() {
     assert_eq!(form["stop_reason"], "complete");
     let digits = json(&["--regex", "[0-9]{7}", "--speculate", "ngram"]);
     assert!(digits["text"].as_str().unwrap().parse::<u32>().is_ok(), "{digits}");
+    // what ends without its form is shown, and is no success; ids of bytes that are characters follow each other
+    let eight = format!("{}=-100", 70 - (b'W' - b'8'));
+    for (args, shown, why) in [
+        (
+            &["--regex", "7{50}"][..],
+            "7".repeat(40),
+            "error: the text ends after 40 tokens, before it has its form\n",
+        ),
+        (&["--regex", "78", "--logit-bias", &eight], "7".to_owned(), "error: the text cannot go on"),
+    ] {
+        let run = minke(&[&["generate", model, "-p", "the whale", "-n", "40"], args].concat());
+        assert_eq!((run.code, run.out), (1, format!("{shown}\n")), "{}", run.err);
+        assert!(run.err.starts_with(why) && run.err.contains("\nhint: "), "{}", run.err);
+    }
+    assert_eq!(
+        json(&["--regex", "7+", "--min-tokens", "40"])["stop_reason"],
+        "max_tokens",
+        "a form that may end there"
+    );
     for how in ["off", "ngram", "draft"] {
         let mut args = vec!["--seed", "11", "--speculate", how];
         if how == "draft" {

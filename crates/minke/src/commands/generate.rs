@@ -5,10 +5,10 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use minke_cpu::Cpu;
-use minke_data::Message;
+use minke_data::{ChatTemplate, Message};
 use minke_infer::{
-    Constraint, Engine, Piece, Request, Settings, Splitter, StopReason, ThinkingBudget, Thought, Whole,
-    begins_thought, without_thought,
+    Constraint, Engine, Generation, Piece, Request, Settings, Splitter, StopReason, ThinkingBudget, Thought,
+    Whole, begins_thought, may_open_thought, without_thought,
 };
 use serde::Serialize;
 
@@ -181,10 +181,15 @@ pub fn run(args: &Generate) -> Result<(), Failure> {
         logit_bias.extend(without_thought(&tokenizer, &tokens));
     }
     let constraint = constraint(&args.steering)?;
+    // what has a form is all of it an answer, marks and all, unless a thought may stand before it
+    let knows_thoughts = template.as_ref().is_some_and(ChatTemplate::knows_marks);
+    let form_waits = constraint.as_ref().map(|form| {
+        begins_thought(&tokenizer, &tokens) || knows_thoughts && may_open_thought(&tokenizer, &tokens, form)
+    });
     let mut draft = draft_model(&args.speculation, &args.model, &cpu)?;
     let budget = args.steering.think_budget.map(|n| n as usize).or(settings.thinking_budget);
     // without a budget a thought is followed all the same, where a constraint waits for its end
-    let thinking = (budget.is_some() || constraint.is_some()).then(|| {
+    let thinking = (budget.is_some() || form_waits == Some(true)).then(|| {
         let budget = ThinkingBudget::new(budget.unwrap_or(usize::MAX));
         match loaded.template() {
             Ok(Some(template)) => budget.closed_by(&template.closing()),
@@ -203,7 +208,7 @@ pub fn run(args: &Generate) -> Result<(), Failure> {
         top_log_probs: args.steering.top_logprobs as usize,
         thinking,
         constraint,
-        constrain_answer_only: true,
+        constrain_answer_only: form_waits == Some(true),
         speculation: speculation(args.speculation.speculate),
         ..Request::default()
     };
@@ -216,9 +221,8 @@ pub fn run(args: &Generate) -> Result<(), Failure> {
     interrupt::install();
     let work = Work::begin();
     let mut shown = Shown {
-        // what has a form is all of it an answer, marks and all, unless the prompt has begun a thought
-        splitter: is_asked.then(|| match &request.constraint {
-            Some(_) if !is_thinking => Splitter::without_thought(),
+        splitter: is_asked.then(|| match form_waits {
+            Some(false) => Splitter::without_thought(),
             _ => Splitter::new(is_thinking),
         }),
         painter: Painter::new(terminal, is_asked),
@@ -248,6 +252,7 @@ pub fn run(args: &Generate) -> Result<(), Failure> {
         return Err(failure);
     }
     let generation = done.pop().expect("one result per request");
+    let formless = formless(&generation, context);
     let mut end = begin + &shown.finish();
     let (thought, answer) = shown.whole.parts();
     let timing = engine.timing();
@@ -297,6 +302,8 @@ pub fn run(args: &Generate) -> Result<(), Failure> {
         }
         output::text(&end)?;
         match generation.stop {
+            _ if formless.is_some() => {}
+            StopReason::DeadEnd => output::note("note: the text ends here: nothing else is allowed"),
             StopReason::Context => output::note(&format!(
                 "note: the text ends here: the model's context of {context} tokens is full"
             )),
@@ -321,7 +328,33 @@ pub fn run(args: &Generate) -> Result<(), Failure> {
     if args.steering.think_budget.is_some() && generation.thought == Some(Thought::default()) {
         output::note("note: --think-budget had no effect: the text has no thought");
     }
-    if work.is_stopped() { Err(Failure::interrupted()) } else { Ok(()) }
+    if work.is_stopped() { Err(Failure::interrupted()) } else { formless.map_or(Ok(()), Err) }
+}
+
+/// Why a text does not have its form, unless who asked has ended it.
+fn formless(generation: &Generation, context: usize) -> Option<Failure> {
+    if generation.has_form != Some(false) {
+        return None;
+    }
+    let n = generation.tokens.len();
+    match generation.stop {
+        StopReason::DeadEnd => {
+            let message =
+                "the text cannot go on: of what its form and --logit-bias allow nothing can come next";
+            Some(Failure::other(message).hint("check whether any text has this form"))
+        }
+        StopReason::MaxTokens => {
+            let message = format!("the text ends after {n} tokens, before it has its form");
+            Some(Failure::other(message).hint("-n allows more"))
+        }
+        StopReason::Context => {
+            let message = format!(
+                "the text ends before it has its form: the model's context of {context} tokens is full"
+            );
+            Some(Failure::other(message))
+        }
+        _ => None,
+    }
 }
 
 fn read_stdin() -> Result<String, Failure> {
