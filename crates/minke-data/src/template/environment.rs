@@ -31,6 +31,8 @@ pub(super) fn compile(sources: &[(&'static str, &str)]) -> Result<Environment<'s
     environment.set_formatter(python::format);
     // `.strip()`, `.split()`, `.items()` and the like, which Jinja has from Python
     environment.set_unknown_method_callback(python::method);
+    // a template knows no others, nor itself: including it many times would be another loop
+    environment.set_path_join_callback(|_, _| "".into());
     filters::add(&mut environment);
     bounds::add(&mut environment);
     for (name, source) in sources {

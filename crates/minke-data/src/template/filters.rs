@@ -1,11 +1,13 @@
 //! Filters, tests and functions as Jinja for Python has them, where the engine has none or others.
 
+use std::sync::Arc;
+
 use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 use minijinja_contrib::filters::striptags;
 use minijinja_contrib::globals;
 
-use super::python::{self, MAX_TEXT_BYTES};
+use super::python;
 use super::{bounds, clock, json};
 
 fn fail(why: &'static str) -> Error {
@@ -18,14 +20,26 @@ pub(super) fn add(environment: &mut Environment<'static>) {
         Err(Error::new(ErrorKind::InvalidOperation, why))
     });
     environment.add_function("strftime_now", clock::strftime_now);
-    environment.add_function("cycler", |items: Rest<Value>| globals::cycler(items.0));
+    environment.add_function("cycler", |items: Rest<Value>| {
+        bounds::charge(items.len() * bounds::VALUE_BYTES)?;
+        globals::cycler(items.0)
+    });
     environment.add_function("joiner", globals::joiner);
     environment.add_function("dict", dict);
+    environment.add_function("namespace", |defaults: Option<Value>| {
+        bounds::charge(defaults.as_ref().and_then(Value::len).unwrap_or(0) * PAIR_BYTES)?;
+        minijinja::functions::namespace(defaults)
+    });
+    // the engine's own, of any size: no template of Jinja knows the first, or expects Rust's text of a value
+    environment.remove_global("debug");
+    environment.remove_filter("pprint");
     environment.add_filter("tojson", json::tojson);
     environment.add_filter("string", |value: Value| python::text(&value));
     environment.add_filter("join", join);
     environment.add_filter("replace", python::replace);
     environment.add_filter("format", python::percent);
+    environment.add_filter("split", split);
+    environment.add_filter("lines", lines);
     environment.add_filter("list", list);
     environment.add_filter("batch", batch);
     environment.add_filter("slice", slice);
@@ -52,6 +66,9 @@ pub(super) fn add(environment: &mut Environment<'static>) {
     environment.add_test("callable", |value: &Value| value.kind() == ValueKind::Plain);
 }
 
+/// A pair of a mapping, roughly.
+const PAIR_BYTES: usize = 96;
+
 fn is_word(letter: char) -> bool {
     letter.is_alphanumeric() || letter == '_'
 }
@@ -70,6 +87,7 @@ fn dict(value: Option<Value>, update: Kwargs) -> Result<Value, Error> {
             });
         }
     }
+    bounds::charge(pairs.len() * PAIR_BYTES)?;
     for key in update.args() {
         pairs.push((Value::from(key), update.peek(key)?));
     }
@@ -94,16 +112,27 @@ fn join(value: Value, by: Option<Value>, kwargs: Kwargs) -> Result<Value, Error>
             Some(key) => item.get_item(key)?,
             None => item,
         };
+        let before = out.len();
         if at > 0 {
             out.push_str(&by);
         }
         out.push_str(&python::text(&item)?);
-        if out.len() > MAX_TEXT_BYTES {
-            return Err(fail("a joined text is too long"));
-        }
+        bounds::charge(out.len() - before)?;
     }
-    bounds::charge(out.len())?;
     Ok(Value::from(out))
+}
+
+/// `split(by=None, most=-1)`.
+#[expect(clippy::needless_pass_by_value, reason = "the engine hands arguments over")]
+fn split(value: Value, by: Option<Arc<str>>, most: Option<i64>) -> Result<Value, Error> {
+    bounds::charge(value.as_str().map_or(0, str::len).saturating_mul(bounds::VALUE_BYTES))?;
+    minijinja::filters::split(&value, by, most)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the engine hands arguments over")]
+fn lines(value: Value) -> Result<Value, Error> {
+    bounds::charge(value.as_str().map_or(0, str::len).saturating_mul(bounds::VALUE_BYTES))?;
+    minijinja::filters::lines(&value)
 }
 
 /// A text gives its characters.
@@ -112,18 +141,13 @@ fn list(value: Value) -> Result<Value, Error> {
     if value.is_undefined() {
         return Ok(Value::from(Vec::<Value>::new()));
     }
-    let items: Vec<Value> = match value.as_str() {
-        Some(text) => text.chars().map(|c| Value::from(c.to_string())).collect(),
-        None => value.try_iter()?.collect(),
-    };
-    bounds::charge(items.len() * 24)?;
-    Ok(Value::from_object(items))
+    Ok(Value::from_object(bounds::items(&value)?))
 }
 
 /// `batch(linecount, fill_with=None)`: lists of so many items.
 #[expect(clippy::needless_pass_by_value, reason = "the engine hands arguments over")]
 fn batch(value: Value, count: usize, fill: Option<Value>) -> Result<Value, Error> {
-    let items: Vec<Value> = value.try_iter()?.collect();
+    let items = bounds::items(&value)?;
     let mut lines: Vec<Vec<Value>> = items.chunks(count.max(1)).map(<[Value]>::to_vec).collect();
     if let (Some(fill), Some(last)) = (fill.filter(|fill| !fill.is_none()), lines.last_mut()) {
         bounds::charge((count - last.len()).saturating_mul(24))?;
@@ -135,7 +159,7 @@ fn batch(value: Value, count: usize, fill: Option<Value>) -> Result<Value, Error
 /// `slice(slices, fill_with=None)`: so many lists of the items.
 #[expect(clippy::needless_pass_by_value, reason = "the engine hands arguments over")]
 fn slice(value: Value, count: usize, fill: Option<Value>) -> Result<Value, Error> {
-    let items: Vec<Value> = value.try_iter()?.collect();
+    let items = bounds::items(&value)?;
     if count == 0 {
         return Err(fail("slice: expected at least one list"));
     }
@@ -172,9 +196,7 @@ fn indent(
         None => " ".repeat(width.as_usize().filter(|n| *n <= 1024).ok_or_else(|| fail("indent: no width"))?),
     };
     let lines = text.lines().count();
-    if lines.saturating_mul(before.len()) > MAX_TEXT_BYTES {
-        return Err(fail("an indented text is too long"));
-    }
+    bounds::charge(lines.saturating_mul(before.len()).saturating_add(text.len()))?;
     let mut out = String::with_capacity(text.len() + lines * before.len());
     for (at, line) in text.split('\n').enumerate() {
         if at > 0 {
@@ -280,10 +302,7 @@ fn sum(value: Value, attribute: Option<Value>, kwargs: Kwargs) -> Result<Value, 
     if start.kind() == ValueKind::Seq {
         let mut all: Vec<Value> = start.try_iter()?.collect();
         for item in items {
-            all.extend(item?.try_iter()?);
-            if all.len() > MAX_TEXT_BYTES / 64 {
-                return Err(fail("a summed list is too long"));
-            }
+            all.extend(bounds::items(&item?)?);
         }
         return Ok(Value::from_object(all));
     }
@@ -320,5 +339,6 @@ fn escape(value: Value) -> Result<String, Error> {
             _ => out.push(letter),
         }
     }
+    bounds::charge(out.len())?;
     Ok(out)
 }

@@ -51,6 +51,7 @@ pub(super) fn text(value: &Value) -> Result<String, Error> {
         ValueKind::Undefined => {}
         _ => repr(value, 0, &mut out)?,
     }
+    bounds::charge(out.len())?;
     Ok(out)
 }
 
@@ -130,7 +131,7 @@ pub(super) fn format(out: &mut Output<'_>, _: &State<'_, '_>, value: &Value) -> 
         Some(text) => Cow::Borrowed(text),
         None => Cow::Owned(text(value)?),
     };
-    bounds::charge(text.len())?;
+    bounds::charge_text(&text)?;
     let done = out.write_str(&text);
     done.map_err(|_| Error::from(ErrorKind::WriteFailure))
 }
@@ -142,6 +143,15 @@ pub(super) fn method(
     name: &str,
     args: &[Value],
 ) -> Result<Value, Error> {
+    for text in std::iter::once(value).chain(args).filter_map(Value::as_str) {
+        bounds::charge_text(text)?;
+    }
+    let result = called(state, value, name, args)?;
+    bounds::charge_result(&result)?;
+    Ok(result)
+}
+
+fn called(state: &State<'_, '_>, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     if let Some(text) = value.as_str()
         && let Some(result) = text_method(text, name, args)
     {
@@ -164,6 +174,17 @@ fn text_method(text: &str, name: &str, args: &[Value]) -> Option<Result<Value, E
         // with a place to look from
         "startswith" | "endswith" if args.len() == 2 => starts_from(text, name, args),
         "replace" => replaced(text, args),
+        "join" => from_args(args).and_then(|(items,): (&Value,)| joined(items, text)),
+        // of nothing there is one more than letters
+        "count" => one(args).map(|x| text.matches(x).count().into()),
+        // each letter of the text is held against each that is taken away
+        "strip" | "lstrip" | "rstrip" if !args.is_empty() => {
+            let letters = args[0].as_str().map_or(0, str::len);
+            match bounds::charge(text.len().saturating_mul(letters)) {
+                Ok(()) => return None,
+                Err(error) => Err(error),
+            }
+        }
         "format" => match formats(text, args) {
             Ok(()) => return None,
             Err(error) => Err(error),
@@ -201,6 +222,20 @@ fn text_method(text: &str, name: &str, args: &[Value]) -> Option<Result<Value, E
         "isdecimal" => Ok((!text.is_empty() && text.chars().all(|c| c.is_ascii_digit())).into()),
         _ => return None,
     })
+}
+
+/// `by.join(items)`.
+fn joined(items: &Value, by: &str) -> Result<Value, Error> {
+    let mut out = String::new();
+    for (at, item) in items.try_iter()?.enumerate() {
+        let before = out.len();
+        if at > 0 {
+            out.push_str(by);
+        }
+        out.push_str(&text(&item)?);
+        bounds::charge(out.len() - before)?;
+    }
+    Ok(out.into())
 }
 
 fn one(args: &[Value]) -> Result<&str, Error> {
@@ -290,8 +325,13 @@ fn padded(text: &str, args: &[Value], pad: impl Fn(usize, &str) -> String) -> Re
     if width > MAX_TEXT_BYTES / 4 {
         return Err(fail("a text is padded too far"));
     }
+    let with = with.unwrap_or(" ");
+    if with.chars().count() != 1 {
+        return Err(fail("the fill character must be exactly one character long"));
+    }
     let fill = width.saturating_sub(text.chars().count());
-    Ok(if fill == 0 { text.into() } else { pad(fill, with.unwrap_or(" ")).into() })
+    bounds::charge(fill.saturating_mul(with.len()))?;
+    Ok(if fill == 0 { text.into() } else { pad(fill, with).into() })
 }
 
 fn is_title(text: &str) -> bool {
