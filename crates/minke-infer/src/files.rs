@@ -75,6 +75,14 @@ impl ModelFiles {
         }
     }
 
+    /// What lies there instead of a tokenizer that is read, and what to do.
+    pub(crate) fn unread_tokenizer(&self) -> Option<&'static str> {
+        match &self.form {
+            Form::Folder => unread_tokenizer(&self.path),
+            Form::Gguf { .. } => None,
+        }
+    }
+
     /// The chat template, if there is one; a base model has none.
     ///
     /// # Errors
@@ -193,6 +201,24 @@ impl Weights {
             Self::Gguf(weights) => weights,
         }
     }
+}
+
+/// Of a folder without `tokenizer.json`, what lies there instead and what to do.
+pub(crate) fn unread_tokenizer(folder: &Path) -> Option<&'static str> {
+    let other = [
+        (
+            "tiktoken.model",
+            "tiktoken.model lies there, which is not read; a GGUF file of the model has its tokenizer in a form that is",
+        ),
+        (
+            "tokenizer.model",
+            "tokenizer.model lies there, which is not read; transformers writes it as tokenizer.json \
+             (AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER))",
+        ),
+    ];
+    let lies = |name: &str| folder.join(name).is_file();
+    let found = other.into_iter().find(|(name, _)| lies(name)).filter(|_| !lies("tokenizer.json"));
+    found.map(|(_, what)| what)
 }
 
 impl WeightSource for Weights {

@@ -221,14 +221,9 @@ pub fn load_model(
         }
         _ => {}
     }
-    if let Some(tokenizer) = &tokenizer
-        && tokenizer.vocab_size() > model.config.vocab_size
-    {
-        notes.push(format!(
-            "the tokenizer has ids up to {}, the model only {} rows; the others cannot be used",
-            tokenizer.vocab_size() - 1,
-            model.config.vocab_size
-        ));
+    match &tokenizer {
+        Some(tokenizer) => notes.extend(mismatch(tokenizer.vocab_size(), model.config.vocab_size)),
+        None => notes.extend(files.unread_tokenizer().map(|what| format!("no tokenizer: {what}"))),
     }
     Ok(Loaded { model, tokenizer, generation, notes, folder, files: Some(files) })
 }
@@ -251,6 +246,24 @@ fn judge_memory(folder: &Path, held: u64, mapped: u64, free: u64) -> Result<Opti
         )
     };
     Ok((held + mapped > free).then(note))
+}
+
+/// What to say of a tokenizer with so many ids and a head with so many rows. Heads are padded, by 2,400 rows at most in
+/// published models.
+fn mismatch(ids: usize, rows: usize) -> Option<String> {
+    let last = ids.saturating_sub(1);
+    if ids > rows {
+        Some(format!(
+            "the tokenizer has ids up to {last}, the model only {rows} rows; the others cannot be used"
+        ))
+    } else if rows > ids + ids / 16 + 1024 {
+        Some(format!(
+            "the tokenizer has ids up to {last}, the model {rows} rows: it may be another model's, and what the model \
+             says beyond it is no text"
+        ))
+    } else {
+        None
+    }
 }
 
 fn too_little(caches: u64, weights: u64, free: u64) -> String {
@@ -490,5 +503,19 @@ mod tests {
         assert_eq!(judge(3, 4, 8).unwrap(), None);
         insta::assert_snapshot!(judge(3, 4, 6).unwrap().unwrap());
         insta::assert_snapshot!(judge(16, 0, 8).unwrap_err());
+    }
+
+    #[test]
+    fn a_head_is_padded_and_not_of_another_tokenizer() {
+        // Qwen3, Phi-3.5, DeepSeek-V3, DeepSeek-LLM, a tiny one
+        for (ids, rows) in
+            [(151_669, 151_936), (32_011, 32_064), (128_815, 129_280), (100_015, 102_400), (300, 512)]
+        {
+            assert_eq!(mismatch(ids, rows), None);
+        }
+        let smaller = mismatch(32_000, 151_936).unwrap();
+        assert!(smaller.starts_with("the tokenizer has ids up to 31999, the model 151936 rows"), "{smaller}");
+        let larger = mismatch(151_669, 32_000).unwrap();
+        assert!(larger.ends_with("the model only 32000 rows; the others cannot be used"), "{larger}");
     }
 }

@@ -119,6 +119,23 @@ fn files_that_are_wrong_are_named() {
 }
 
 #[test]
+fn a_tokenizer_of_another_form_is_named() {
+    let folder = copy();
+    fs::write(folder.path().join("tiktoken.model"), "IQ== 0\n").unwrap();
+    let loaded = load(folder.path()).unwrap();
+    assert!(loaded.notes.iter().any(|note| note.contains("tiktoken.model lies there")), "{:?}", loaded.notes);
+    let error = minke_infer::AssistantError::NoTokenizer { folder: folder.path().to_owned() };
+    assert!(
+        error.to_string().contains("no tokenizer, so it cannot read text: tiktoken.model lies"),
+        "{error}"
+    );
+
+    fs::rename(folder.path().join("tiktoken.model"), folder.path().join("tokenizer.model")).unwrap();
+    let loaded = load(folder.path()).unwrap();
+    assert!(loaded.notes.iter().any(|note| note.contains("save_pretrained(FOLDER)")), "{:?}", loaded.notes);
+}
+
+#[test]
 fn a_template_is_read_where_messages_are_and_by_one_reader() {
     let folder = copy();
     let config = folder.path().join("tokenizer_config.json");

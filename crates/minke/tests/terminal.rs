@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::{talking, text};
+use minke_data::{Tokenizer, TrainOptions};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
@@ -191,6 +192,35 @@ fn one_answer_is_shown_as_in_a_chat() {
     let mut screen = Screen::run(&args, data.path(), "1");
     let answer = screen.wait_for("written at");
     assert!(answer.starts_with("<think>") && !answer.contains('\u{1b}'), "{answer:?}");
+    assert_eq!(screen.end(), 0);
+}
+
+#[test]
+fn a_turn_that_the_model_has_no_rows_for_does_not_end_the_conversation() {
+    let folder = talking();
+    std::fs::write(folder.path().join("chat_template.jinja"), TEMPLATE).unwrap();
+    // ids that the head lacks, for a word of their own
+    let sample = ["the whale dives and the whale sings\n".repeat(20), "krill krill krill krill\n".repeat(90)];
+    let options = TrainOptions { vocab_size: 320, ..TrainOptions::default() };
+    let larger = Tokenizer::train(&sample, &options).unwrap();
+    let own = Tokenizer::load(folder.path().join("tokenizer.json")).unwrap();
+    let lacks = |text: &str| larger.encode(text).unwrap().iter().any(|id| *id as usize >= own.vocab_size());
+    let bad = ["sings", " sings", "dives and", "whale sings", "krill krill"]
+        .into_iter()
+        .find(|text| lacks(text))
+        .unwrap();
+    assert!(!lacks("x"));
+    larger.save(folder.path()).unwrap();
+    let data = tempfile::tempdir().unwrap();
+    let mut screen =
+        Screen::open(text(folder.path()), data.path(), &["-n", "4", "--temperature", "0", "--verbose"]);
+    screen.wait_for("the others cannot be used");
+    screen.wait_for("/help lists the commands.");
+    screen.press(&format!("{bad}\r"));
+    screen.wait_for("the tokenizer is not this model's");
+    screen.press("x\r");
+    screen.wait_for("tokens (");
+    screen.press("/exit\r");
     assert_eq!(screen.end(), 0);
 }
 

@@ -1,7 +1,8 @@
 //! Why an assistant does not answer.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use crate::files::unread_tokenizer;
 use crate::{EngineError, LoadModelError};
 
 /// See the module.
@@ -17,7 +18,7 @@ pub enum AssistantError {
     #[error(transparent)]
     Engine(#[from] EngineError),
     /// The model reads token ids only.
-    #[error("{} has no tokenizer, so it cannot read text", folder.display())]
+    #[error("{} has no tokenizer, so it cannot read text{}", folder.display(), unread(folder))]
     NoTokenizer {
         /// Its folder.
         folder: PathBuf,
@@ -47,6 +48,10 @@ pub enum AssistantError {
     /// A chat model has turns, not text.
     #[error("this model has a chat template: it knows turns, not a running text")]
     NotBase,
+}
+
+fn unread(folder: &Path) -> String {
+    unread_tokenizer(folder).map_or_else(String::new, |what| format!(": {what}"))
 }
 
 impl AssistantError {

@@ -14,7 +14,7 @@ use commands::Command;
 use input::{Input, Typed};
 use minke_cpu::Cpu;
 use minke_data::Transcript;
-use minke_infer::{Answer, Assistant, AssistantError, Piece, Speculated, StopReason};
+use minke_infer::{Answer, Assistant, AssistantError, EngineError, Piece, Speculated, StopReason};
 
 use super::paint::Painter;
 use super::{cache, draft_model, precision, rate, sampling, speculation, think, threads};
@@ -301,9 +301,13 @@ impl Running<'_> {
             AssistantError::Full { .. } => {
                 Trouble::Told(format!("{error}; /undo forgets the last turn, /reset all of them"))
             }
-            AssistantError::Engine(_) | AssistantError::Load(_) | AssistantError::NoTokenizer { .. } => {
-                Trouble::Ends(error.into())
-            }
+            AssistantError::Engine(EngineError::Token { .. }) => Trouble::Told(format!(
+                "{error}: the tokenizer is not this model's, and this turn needs what the model lacks"
+            )),
+            // nothing that is said helps damaged weights
+            AssistantError::Engine(EngineError::NotANumber { .. })
+            | AssistantError::Load(_)
+            | AssistantError::NoTokenizer { .. } => Trouble::Ends(error.into()),
             other => Trouble::Told(other.to_string()),
         }
     }
