@@ -78,7 +78,7 @@ fn cased(contractions: &str, numbers: &str) -> String {
 }
 
 /// Names in the order in which one is chosen for writing; the first of a line is the one that is written.
-const NAMES: [&[&str]; 16] = [
+const NAMES: [&[&str]; 17] = [
     &["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"],
     &["qwen2"],
     &["stablelm2", "deepseek-r1-qwen", "hunyuan", "megrez", "solar-open", "kormo"],
@@ -106,6 +106,7 @@ const NAMES: [&[&str]; 16] = [
     &["falcon"],
     &["qwen35"],
     &["seed-coder"],
+    &["kimi-k2"],
 ];
 
 /// The cut that a name stands for.
@@ -134,8 +135,19 @@ pub(super) fn named(name: &str) -> Option<Cut> {
         "seed-coder" => cut([&format!(
             r"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{LINES_AND_SPACES}"
         )]),
+        // as tiktoken does, which this one is of
+        "kimi-k2" => Cut { ignore_merges: true, ..cut([&kimi()]) },
         _ => return None,
     })
+}
+
+/// Runs of Chinese characters, and words of all others.
+fn kimi() -> String {
+    let outside = |letters: &str| format!(r"{}&&[^\p{{Han}}]]", &letters[..letters.len() - 1]);
+    let (upper, lower, contractions) = (outside(UPPER), outside(LOWER), format!("{CONTRACTIONS}?"));
+    format!(
+        r"[\p{{Han}}]+|[^\r\n\p{{L}}\p{{N}}]?{upper}*{lower}+{contractions}|[^\r\n\p{{L}}\p{{N}}]?{upper}+{lower}*{contractions}|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{LINES_AND_SPACES}"
+    )
 }
 
 /// All names, for messages.
@@ -222,7 +234,38 @@ mod tests {
                 "{line:?}"
             );
         }
-        assert_eq!(named("kimi-k2"), None);
+        assert_eq!(named("kimi-k9"), None);
+    }
+
+    /// Texts as another engine of patterns cuts them, by llama.cpp's table: `scripts/cut_vectors.py`.
+    #[test]
+    fn cuts_are_those_of_another_implementation() {
+        use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
+        let vectors: Value = serde_json::from_str(include_str!("../../../tests/vectors/cuts.json")).unwrap();
+        let texts: Vec<&str> =
+            vectors["texts"].as_array().unwrap().iter().map(|t| t.as_str().unwrap()).collect();
+        let mut wrong = Vec::new();
+        for name in NAMES.concat() {
+            let mut json = named(name).unwrap().json();
+            // without the bytes, which are written as other letters
+            json["pretokenizers"].as_array_mut().unwrap().pop();
+            let cut: tokenizers::PreTokenizerWrapper = serde_json::from_value(json).unwrap();
+            let told =
+                vectors["cuts"][name].as_array().unwrap_or_else(|| panic!("{name} is not in the vectors"));
+            for (text, told) in texts.iter().zip(told) {
+                let mut pieces = PreTokenizedString::from(*text);
+                cut.pre_tokenize(&mut pieces).unwrap();
+                let got: Vec<&str> = pieces
+                    .get_splits(OffsetReferential::Original, OffsetType::Byte)
+                    .into_iter()
+                    .map(|(piece, ..)| piece)
+                    .collect();
+                if json!(got) != *told {
+                    wrong.push(format!("{name}: there {told}\n  here {}", json!(got)));
+                }
+            }
+        }
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     }
 
     #[test]
