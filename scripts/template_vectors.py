@@ -14,8 +14,11 @@ FOLDER holds published templates, `OWNER-NAME.jinja` each; llama.cpp's
 `templates` for each template of the folder what each case gives: its text's
             length in bytes and 64-bit FNV-1a hash, or null where the template
             refuses it. Templates under the Apache or MIT licence stand in the
-            file with their text, so that tests need nothing else; of others
-            only hashes are told, and only with --all, which
+            file with their text, so that tests need nothing else. Of some
+            others, of models that Minke runs, the text's own length and hash
+            stand there: tests look for it in the folder that the variable
+            MINKE_TEMPLATES names. With --all it is every template, and what
+            it gives as text, which
             `cargo run --release --example templates -p minke-data -- FILE FOLDER`
             compares.
 
@@ -43,6 +46,17 @@ FREE = {
     "microsoft-Phi-3.5-mini-instruct": "MIT",
     "openai-gpt-oss-120b": "Apache-2.0",
 }
+# whose licence does not let the text stand here, or is not plainly free
+HASHED = [
+    "deepseek-ai-DeepSeek-R1-Distill-Llama-8B",
+    "google-gemma-2-2b-it",
+    "meta-llama-Llama-3.1-8B-Instruct",
+    "meta-llama-Llama-3.2-3B-Instruct",
+    "meta-llama-Llama-3.3-70B-Instruct",
+    "moonshotai-Kimi-K2",
+    "Kimi-K2-Instruct",
+    "Kimi-K2-Thinking",
+]
 
 
 class Clock(datetime.datetime):
@@ -330,12 +344,14 @@ def main():
     templates = []
     for path in sorted(args.folder.glob("*.jinja")):
         name = path.stem
-        if name not in FREE and not args.all:
+        if name not in FREE and name not in HASHED and not args.all:
             continue
         source = path.read_text()
         entry = {"name": name, "tokens": tokens(name, source)}
         if name in FREE and not args.all:
             entry |= {"licence": FREE[name], "source": source}
+        elif not args.all:
+            entry |= {"text": [len(source.encode()), fnv(source)]}
         told = {}
         for case, options in CASES.items():
             text = render(source, {**entry["tokens"], **options})
