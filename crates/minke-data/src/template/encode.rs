@@ -20,9 +20,33 @@ pub struct Encoded {
     pub untold: usize,
 }
 
+/// Where marks stand.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Marks {
+    /// Behind each letter that a control token begins with: whatever a template cuts out of a text or puts beside it, no
+    /// token comes of it.
+    Starts,
+    /// Behind whole control tokens, and before one that ends a text: a template that looks for `<tool_response>` at the
+    /// begin of a turn and for `</tool_response>` at its end finds them.
+    Around,
+}
+
+/// A conversation under its marks.
+struct Shielded<'a> {
+    shield: Shield<'a>,
+    messages: Vec<Message>,
+    tools: Vec<Value>,
+    /// What the template makes of it.
+    whole: String,
+}
+
 /// Marks where control tokens could begin in what people wrote.
+#[derive(Clone)]
 struct Shield<'a> {
+    marks: Marks,
     mark: char,
+    /// What says that the token behind it is text.
+    before: char,
     tokens: &'a [ControlToken],
     /// First characters of control tokens.
     starts: HashSet<char>,
@@ -49,12 +73,14 @@ impl<'a> Shield<'a> {
         for tool in tools {
             texts(tool, &mut take);
         }
-        let mark = ('\u{e000}'..='\u{f8ff}').chain('\u{f0000}'..='\u{ffffd}').find(|c| !taken.contains(c));
-        let mark = mark.ok_or_else(|| {
-            Error::template("(encoding)", "the messages use every character of private use, so none is left")
-        })?;
+        let mut free =
+            ('\u{e000}'..='\u{f8ff}').chain('\u{f0000}'..='\u{ffffd}').filter(|c| !taken.contains(c));
+        let (Some(mark), Some(before)) = (free.next(), free.next()) else {
+            let why = "the messages use every character of private use, so none is left";
+            return Err(Error::template("(encoding)", why));
+        };
         let starts = tokens.iter().filter_map(|token| token.content.chars().next()).collect();
-        Ok(Self { mark, tokens, starts })
+        Ok(Self { marks: Marks::Starts, mark, before, tokens, starts })
     }
 
     fn over(&self, message: &Message) -> Message {
@@ -90,25 +116,53 @@ impl<'a> Shield<'a> {
     /// `own` text keeps its marks of thinking.
     fn text(&self, text: &str, own: bool) -> String {
         let mut out = String::with_capacity(text.len() + 16);
-        for (at, letter) in text.char_indices() {
+        let mut rest = text;
+        while let Some(letter) = rest.chars().next() {
+            let kept = own && (rest.starts_with(OPEN) || rest.starts_with(CLOSE));
+            let whole = if kept || self.marks == Marks::Starts || !self.starts.contains(&letter) {
+                None
+            } else {
+                self.tokens.iter().find(|token| rest.starts_with(&token.content))
+            };
+            if let Some(token) = whole {
+                let (token, behind) = rest.split_at(token.content.len());
+                let ends = behind.trim().is_empty();
+                out.extend(ends.then_some(self.before));
+                out.push_str(token);
+                out.extend((!ends).then_some(self.mark));
+                rest = behind;
+                continue;
+            }
+            let begins = match self.marks {
+                Marks::Starts => self.starts.contains(&letter),
+                // what comes behind the text could end it
+                Marks::Around => self.tokens.iter().any(|token| token.content.starts_with(rest)),
+            };
             out.push(letter);
-            let kept = own && (text[at..].starts_with(OPEN) || text[at..].starts_with(CLOSE));
-            if self.starts.contains(&letter) && !kept {
+            if begins && !kept {
                 out.push(self.mark);
             }
+            rest = &rest[letter.len_utf8()..];
         }
         out
     }
 
     fn without<'t>(&self, text: &'t str) -> Cow<'t, str> {
-        if text.contains(self.mark) { Cow::Owned(text.replace(self.mark, "")) } else { Cow::Borrowed(text) }
+        let marks = [self.mark, self.before];
+        if text.contains(marks) { Cow::Owned(text.replace(marks, "")) } else { Cow::Borrowed(text) }
+    }
+
+    /// Whether a token at a place is what somebody wrote.
+    fn is_text(&self, text: &str, at: usize, token: &ControlToken) -> bool {
+        self.marks == Marks::Around
+            && (text[..at].ends_with(self.before) || text[at + token.content.len()..].starts_with(self.mark))
     }
 
     /// The next control token and where it stands.
     fn next(&self, text: &str) -> Option<(usize, &'a ControlToken)> {
         text.char_indices().filter(|(_, letter)| self.starts.contains(letter)).find_map(|(at, _)| {
             let found = self.tokens.iter().find(|token| text[at..].starts_with(&token.content));
-            found.map(|token| (at, token))
+            found.filter(|token| !self.is_text(text, at, token)).map(|token| (at, token))
         })
     }
 
@@ -174,11 +228,9 @@ impl ChatTemplate {
     ) -> Result<Encoded> {
         let names = self.names_of(tokenizer);
         let messages = self.prepared(messages);
-        let shield = Shield::new(tokenizer.control_tokens(), &messages, options.tools)?;
-        let shielded: Vec<Message> = messages.iter().map(|message| shield.over(message)).collect();
-        let tools: Vec<Value> = options.tools.iter().map(|tool| shield.value(tool)).collect();
+        let Shielded { shield, messages: shielded, tools, whole } =
+            self.shielded(tokenizer, &names, &messages, options)?;
         let options = RenderOptions { tools: &tools, ..options };
-        let whole = self.render_as(&names, &shielded, options)?;
         let mut out = Encoded::default();
         let mut done = 0;
         for at in 0..shielded.len() {
@@ -227,13 +279,35 @@ impl ChatTemplate {
     ) -> Result<Vec<u32>> {
         let names = self.names_of(tokenizer);
         let messages = self.prepared(messages);
-        let shield = Shield::new(tokenizer.control_tokens(), &messages, options.tools)?;
-        let shielded: Vec<Message> = messages.iter().map(|message| shield.over(message)).collect();
-        let tools: Vec<Value> = options.tools.iter().map(|tool| shield.value(tool)).collect();
-        let whole = self.render_as(&names, &shielded, RenderOptions { tools: &tools, ..options })?;
+        let Shielded { shield, whole, .. } = self.shielded(tokenizer, &names, &messages, options)?;
         let mut ids = Vec::new();
         shield.encode(tokenizer, &whole, false, &mut ids)?;
         Ok(ids)
+    }
+
+    /// A conversation under marks that do not change what the template makes of it, if there are such.
+    fn shielded<'t>(
+        &self,
+        tokenizer: &'t Tokenizer,
+        names: &Names,
+        messages: &[Message],
+        options: RenderOptions<'_>,
+    ) -> Result<Shielded<'t>> {
+        let mut shield = Shield::new(tokenizer.control_tokens(), messages, options.tools)?;
+        let under = |shield: Shield<'t>| -> Result<Shielded<'t>> {
+            let shielded: Vec<Message> = messages.iter().map(|message| shield.over(message)).collect();
+            let tools: Vec<Value> = options.tools.iter().map(|tool| shield.value(tool)).collect();
+            let whole = self.render_as(names, &shielded, RenderOptions { tools: &tools, ..options })?;
+            Ok(Shielded { shield, messages: shielded, tools, whole })
+        };
+        let safest = under(shield.clone())?;
+        let is = |other: &Shielded<'t>, plain: &str| other.shield.without(&other.whole) == plain;
+        let Ok(plain) = self.render_as(names, messages, options) else { return Ok(safest) };
+        if is(&safest, &plain) {
+            return Ok(safest);
+        }
+        shield.marks = Marks::Around;
+        Ok(under(shield).ok().filter(|around| is(around, &plain)).unwrap_or(safest))
     }
 
     /// The token that ends the model's turn, if it ends with one.
