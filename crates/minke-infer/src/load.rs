@@ -212,14 +212,10 @@ pub fn load_model(
     let tokenizer = tokenizer?;
     let (mut model, mut notes) = model.map_err(wrong)?;
     notes.extend(larger);
-    match machine::available_bytes() {
-        Some(free) if matches!(purpose, Purpose::Run(_)) => {
-            // the copy, and as much again for whatever else runs
-            if free > 2 * mapped {
-                model.copy_mapped_weights();
-            }
-        }
-        _ => {}
+    let left = machine::available_bytes().filter(|_| matches!(purpose, Purpose::Run(_)));
+    // the copy, and as much again for whatever else runs
+    if left.is_some_and(|left| left > 2 * mapped) {
+        model.copy_mapped_weights();
     }
     match &tokenizer {
         Some(tokenizer) => notes.extend(mismatch(tokenizer.vocab_size(), model.config.vocab_size)),

@@ -475,7 +475,7 @@ fn bound(inside: &str, tokens: &[Token<'_>], word: &str, out: &mut String) {
         if token.is_word("in") && before.is_word("not") && at > first + 1 {
             puts.push((before.begin, "|bound_walk "));
         }
-        if !before.ends_operand() && !(token.is_word("in") && before.is_word("not")) {
+        if !(before.ends_operand() || token.is_word("in") && before.is_word("not")) {
             continue;
         }
         let name = |at: usize| tokens[..end].get(at).map_or("", |token| token.text);
