@@ -479,9 +479,9 @@ fn a_thought_that_the_model_begins_is_free_too() {
     let template = ChatTemplate::new("leaves it", source).unwrap();
     let server = Server::of(template, ServiceOptions::default(), Limits::default());
     let open = tokenizer().id_of("<think>").unwrap().to_string();
-    let ask = |thinks: bool, bias: i32| {
+    let ask = |how: Value, bias: i32| {
         let body = chat(&json!({"structured_outputs": {"regex": "[0-9]{3}"}, "thinking_budget": 5,
-            "logit_bias": {open.clone(): bias}, "chat_template_kwargs": {"enable_thinking": thinks}}));
+            "logit_bias": {open.clone(): bias}, "chat_template_kwargs": how}));
         let whole = server.post(CHAT, &body).1;
         let message = &whole["choices"][0]["message"];
         let said = message["content"].as_str().unwrap_or_else(|| panic!("{whole}"));
@@ -489,9 +489,9 @@ fn a_thought_that_the_model_begins_is_free_too() {
         let spent = &whole["usage"]["completion_tokens_details"]["reasoning_tokens"];
         (message.get("reasoning_content").is_some(), spent.as_u64().unwrap())
     };
-    assert_eq!(ask(true, 100), (true, 5));
-    assert_eq!(ask(true, -100), (false, 0));
-    assert_eq!(ask(false, 100), (false, 0));
+    assert_eq!(ask(json!({}), 100), (true, 5));
+    assert_eq!(ask(json!({}), -100), (false, 0));
+    assert_eq!(ask(json!({"enable_thinking": false}), 100), (false, 0));
 }
 
 #[test]
