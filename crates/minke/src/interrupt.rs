@@ -12,10 +12,8 @@ static HANDLED: Once = Once::new();
 /// Handles Ctrl-C from now on. The first one during a [`Work`] asks it to stop; any other ends the program, unless the work
 /// [stays](Work::begin_and_stay).
 pub fn install() {
-    let stop = Arc::clone(&STOP);
-    let handler = move || {
-        let was_asked = stop.swap(true, Ordering::SeqCst);
-        if !BUSY.load(Ordering::SeqCst) || was_asked && !STAYS.load(Ordering::SeqCst) {
+    let handler = || {
+        if pressed() {
             std::process::exit(130);
         }
     };
@@ -24,6 +22,12 @@ pub fn install() {
             tracing::warn!("Ctrl-C will end the program at once: {error}");
         }
     });
+}
+
+/// What Ctrl-C does: work is asked to stop. Whether the program ends.
+fn pressed() -> bool {
+    let was_asked = STOP.swap(true, Ordering::SeqCst);
+    !BUSY.load(Ordering::SeqCst) || was_asked && !STAYS.load(Ordering::SeqCst)
 }
 
 /// Work that stops when asked, as long as it is held.
@@ -67,5 +71,27 @@ impl Drop for Work {
     fn drop(&mut self) {
         STAYS.store(false, Ordering::SeqCst);
         BUSY.store(false, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_press_ends_the_program_unless_the_work_stays() {
+        assert!(pressed());
+        let work = Work::begin();
+        assert!(!work.is_stopped());
+        assert_eq!([pressed(), pressed()], [false, true]);
+        assert!(work.is_stopped());
+        drop(work);
+        let work = Work::begin_and_stay();
+        assert_eq!([pressed(), pressed(), pressed()], [false; 3]);
+        assert!(work.is_stopped());
+        work.renew();
+        assert!(!work.is_stopped());
+        drop(work);
+        assert!(pressed());
     }
 }
