@@ -474,14 +474,13 @@ mod tests {
     #[test]
     fn fused_with_products_in_fp8_bits_stay() {
         use crate::fp8::{Cuts, Fp8, Values};
-        use crate::gemm::{Elements, Operand, Packed8, Weight8, matmul8};
+        use crate::gemm::{Operand, Packed8, Weight8, matmul8};
         let (d, f, groups) = (150, 40, 3);
         let (gate, how) = (Gate::Silu, Fp8::default());
         let (gate_up, down) = (normal(2, groups * 2 * f * d), normal(3, groups * d * f));
         let packed = |cpu: &Cpu, w, rows, cols, transposed| {
             let mut packed = Packed8::empty();
-            let elements = Elements::Numbers { w, how };
-            packed.pack(cpu, Weight8 { elements, groups, rows, cols }, transposed, true);
+            packed.pack(cpu, Weight8 { w, how, groups, rows, cols }, transposed, true);
             packed
         };
         for offsets in [[0, 1, 1, 5], [0, 700, 1000, 1000]] {

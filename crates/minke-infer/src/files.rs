@@ -8,7 +8,7 @@ use minke_data::gguf::{self, GgufFile, is_gguf};
 use minke_data::hf::resolve_model;
 use minke_data::{ChatTemplate, Tokenizer};
 use minke_model::config::Config;
-use minke_model::{DType, Made, StoredCodes, WeightSource};
+use minke_model::{DType, Made, WeightSource};
 
 use crate::gguf::{Arch, GgufWeights, Layout, config_json};
 use crate::load::{GenerationDefaults, LoadModelError, WeightFolder, generation_defaults, read_config};
@@ -240,10 +240,6 @@ impl WeightSource for Weights {
 
     fn is_coded(&self, name: &str) -> bool {
         self.source().is_coded(name)
-    }
-
-    fn codes(&self, name: &str) -> Result<StoredCodes<'_>, String> {
-        self.source().codes(name)
     }
 
     fn stored(&self, name: &str) -> Option<Stored> {

@@ -12,7 +12,7 @@ use minke_cpu::stored::{Bytes, Form, Owner, Stored};
 use minke_data::hf::{Dtype, QuantizedView, TensorView, WeightFiles};
 use minke_data::{ChatTemplate, MappedFile, Tokenizer};
 use minke_model::config::{Config, ConfigError};
-use minke_model::{DType, LoadError, Loading, Model, Precision, Purpose, StoredCodes, WeightSource};
+use minke_model::{DType, FromFile, LoadError, Loading, Model, Precision, Purpose, WeightSource};
 use minke_num::{bf16, f16};
 use serde_json::Value;
 
@@ -198,19 +198,26 @@ pub fn load_model(
         Purpose::Train => (files.config.clone(), files.weights()?),
     };
     let folder = files.path.clone();
-    let wrong = |source| LoadModelError::Weights { folder: folder.clone(), source };
-    let loading = Loading::new(config, precision, &weights, purpose).map_err(wrong)?;
-    let (held, mapped) = (loading.held_bytes(), loading.mapped_bytes());
+    let loading = |from_file| {
+        Loading::new(config.clone(), precision, &weights, purpose, from_file)
+            .map_err(|source| LoadModelError::Weights { folder: folder.clone(), source })
+    };
+    let mut planned = loading(FromFile::AsStored)?;
     let free = machine::available_bytes().filter(|_| matches!(purpose, Purpose::Run(_)));
+    if free.is_some_and(|free| planned.held_bytes() > free) {
+        planned = loading(FromFile::Converted)?;
+    }
+    let (held, mapped) = (planned.held_bytes(), planned.mapped_bytes());
     let larger = free.map_or(Ok(None), |free| judge_memory(&folder, held, mapped, free))?;
     // a vocabulary takes about as long as weights that are converted
     let (tokenizer, model) = std::thread::scope(|scope| {
         let tokenizer = scope.spawn(|| files.tokenizer());
-        let model = loading.load(&weights, purpose);
+        let model = planned.load(&weights, purpose);
         (tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), model)
     });
     let tokenizer = tokenizer?;
-    let (mut model, mut notes) = model.map_err(wrong)?;
+    let (mut model, mut notes) =
+        model.map_err(|source| LoadModelError::Weights { folder: folder.clone(), source })?;
     notes.extend(larger);
     let left = machine::available_bytes().filter(|_| matches!(purpose, Purpose::Run(_)));
     // the copy, and as much again for whatever else runs
@@ -440,22 +447,22 @@ impl WeightSource for WeightFolder {
         self.0.is_quantized(name)
     }
 
-    fn codes(&self, name: &str) -> Result<StoredCodes<'_>, String> {
-        let QuantizedView { codes, scales, .. } = self.quantized(name)?;
-        Ok(StoredCodes { codes, scales })
-    }
-
     fn stored(&self, name: &str) -> Option<Stored> {
         let view = self.0.get(name)?;
         let form = match view.dtype {
             Dtype::F32 => Form::F32,
             Dtype::F16 => Form::F16,
             Dtype::BF16 => Form::Bf16,
+            Dtype::F8E4M3 => Form::E4m3,
             _ => return None,
         };
         let [rows, cols] = *view.shape else { return None };
         let (owner, range) = self.0.shared(name)?;
-        Some(Stored::new(form, rows, cols, mapped_bytes(owner, range)))
+        let bytes = mapped_bytes(owner, range);
+        Some(match form {
+            Form::E4m3 => Stored::coded(rows, cols, bytes, self.0.scales(name).ok()?.into()),
+            Form::F32 | Form::F16 | Form::Bf16 | Form::Blocks(_) => Stored::new(form, rows, cols, bytes),
+        })
     }
 
     fn done(&self, name: &str) {

@@ -4,10 +4,11 @@ use std::path::Path;
 
 use minke_cpu::Cpu;
 use minke_data::hf::{Dtype, SafetensorsWriter, TensorSpec, scales_name};
-use minke_infer::{Engine, Loaded, Request, Sampling, load_model};
+use minke_infer::{Engine, Loaded, Request, Sampling, WeightFolder, load_model, read_config};
 use minke_model::config::{Config, Quantization};
 use minke_model::{
-    Cache, CacheKind, Coded, DType, Fp8, KvFormat, Model, Precision, Purpose, Step, TrainBatch, Want,
+    Cache, CacheKind, Coded, DType, Fp8, FromFile, KvFormat, Loading, Model, Precision, Purpose, Step,
+    TrainBatch, Want,
 };
 use minke_num::bf16;
 use minke_num::fp8::Quantized;
@@ -148,14 +149,26 @@ fn stored_codes_run_with_the_bits_of_masters_that_are_coded_again() {
         };
         let losses = runs.evaluate(&cpu, &batch);
         assert_same_bits(name, &losses, &trains.evaluate(&cpu, &batch));
-        // f32 and bf16 are what they were
+        // in panels too
+        runs.copy_mapped_weights();
+        runs.copy_mapped_weights_first(&cpu);
+        assert_same_bits(&format!("{name}, laid"), &logits(&mut runs, &cpu, None, &[7, 1, 32]), &whole);
+        // f32 and bf16 are what they were, from the file too
         for dtype in [DType::F32, DType::Bf16] {
             let precision = Some(Precision::uniform(dtype));
             let mut a = load(folder.path(), precision, Purpose::Run(&cpu)).model;
             let mut b = load(folder.path(), precision, Purpose::Train).model;
             assert!(!a.params.only_runs());
-            let [x, y] = [&mut a, &mut b].map(|model| logits(model, &cpu, None, &[12]));
+            let config = read_config(folder.path()).unwrap();
+            let source = WeightFolder::open(folder.path(), &config).unwrap();
+            let run = Purpose::Run(&cpu);
+            let from_file = Loading::new(config, precision, &source, run, FromFile::Converted).unwrap();
+            assert!(from_file.held_bytes() < from_file.mapped_bytes());
+            let (mut c, _) = from_file.load(&source, run).unwrap();
+            assert!(c.params.entries.iter().all(|entry| !entry.role.takes_fp8() || entry.range.is_empty()));
+            let [x, y, z] = [&mut a, &mut b, &mut c].map(|model| logits(model, &cpu, None, &[12]));
             assert_same_bits(name, &x, &y);
+            assert_same_bits(&format!("{name}, converted"), &z, &y);
         }
         assert_eq!(load(folder.path(), None, Purpose::Train).model.precision.linear, DType::F32);
     }

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use minke_cpu::fp8::Fp8;
-use minke_cpu::gemm::{Elements, Matrix8};
+use minke_cpu::gemm::Compute;
 use minke_cpu::stored::{Form, Stored};
 use minke_cpu::{Cpu, DType};
 use minke_num::fp8::BLOCK;
@@ -29,11 +29,6 @@ pub trait WeightSource {
         let _ = name;
         false
     }
-    /// A tensor in FP8 as it is stored.
-    fn codes(&self, name: &str) -> Result<StoredCodes<'_>, String> {
-        let _ = name;
-        Err("expected FP8, got numbers".to_owned())
-    }
     /// A matrix as it lies in a file, to be run from there, without a copy.
     fn stored(&self, name: &str) -> Option<Stored> {
         let _ = name;
@@ -50,29 +45,23 @@ pub trait WeightSource {
     }
 }
 
-/// A matrix in E4M3 as it is stored.
-#[derive(Debug, Clone)]
-pub struct StoredCodes<'a> {
-    /// Codes [rows, cols], none of them NaN.
-    pub codes: &'a [u8],
-    /// A scale for each square of 128 by 128.
-    pub scales: Vec<f32>,
-}
-
-impl StoredCodes<'_> {
-    fn matrix(&self) -> Matrix8<'_> {
-        Matrix8 { codes: self.codes, scales: &self.scales }
-    }
-}
-
 /// What a model is loaded for.
 #[derive(Clone, Copy)]
 pub enum Purpose<'a> {
     /// To be trained: an f32 master of every weight.
     Train,
-    /// To be run, on this machine only: of weights whose products are in FP8 there are codes and scales and nothing else.
-    /// Those that are stored so stay as they are stored.
+    /// To be run, on this machine only: from where weights are stored, where their products can; of others whose products are
+    /// in FP8 there are codes and scales and nothing else.
     Run(&'a Cpu),
+}
+
+/// Which weights of a model that runs do so from where they are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FromFile {
+    /// Those that are stored as what products multiply.
+    AsStored,
+    /// Others too, converted at every product, which is slow: for a model that memory does not hold.
+    Converted,
 }
 
 /// Why weights do not make a model.
@@ -127,7 +116,8 @@ pub struct Loading {
 }
 
 impl Loading {
-    /// Decides what becomes of every tensor; arguments and errors are those of [`Model::load`].
+    /// Decides what becomes of every tensor; arguments and errors are those of [`Model::load`]. `from_file` matters for a model
+    /// that runs.
     ///
     /// # Errors
     /// As [`check`].
@@ -136,6 +126,7 @@ impl Loading {
         precision: Option<Precision>,
         source: &dyn WeightSource,
         purpose: Purpose<'_>,
+        from_file: FromFile,
     ) -> Result<Self, LoadError> {
         let Checked { mut config, specs, notes } = check(config, source)?;
         let to_run = matches!(purpose, Purpose::Run(_));
@@ -153,7 +144,10 @@ impl Loading {
             precision.coded.how = stored_how(&config);
         }
         if to_run {
-            keep.stored = stored_tensors(&config, &specs, source, &precision, as_stored);
+            keep.stored = {
+                let products = Products { precision: &precision, plain: &keep.plain, as_stored, from_file };
+                stored_tensors(&config, &specs, source, products)
+            };
             let made = |spec: &TensorSpec| Some((spec.name.clone(), source.made(&spec.name)?));
             keep.made = specs
                 .iter()
@@ -240,7 +234,7 @@ impl Model {
     /// role's tensors are stored in, where FP8 counts as f32 unless the model is loaded to run. Weights in FP8 decide on
     /// the kind of scales of a model that runs in FP8. Also returns notes that a user should see.
     ///
-    /// What can run from where it is stored does: matrices in blocks, and those of a dtype that their products have.
+    /// What can run from where it is stored does: matrices in blocks or FP8, and those of a dtype that their products have.
     ///
     /// A tensor is read at a time, and where numbers become codes a weight (the experts of a layer are one).
     ///
@@ -252,7 +246,7 @@ impl Model {
         source: &dyn WeightSource,
         purpose: Purpose<'_>,
     ) -> Result<(Self, Vec<String>), LoadError> {
-        Loading::new(config, precision, source, purpose)?.load(source, purpose)
+        Loading::new(config, precision, source, purpose, FromFile::AsStored)?.load(source, purpose)
     }
 
     /// Fills the weights of which there are only codes.
@@ -261,22 +255,14 @@ impl Model {
             let entries = entries.iter().map(|&i| &self.params.entries[i]);
             let tensors: Vec<(String, usize)> =
                 entries.map(|entry| (entry.name.clone(), entry.shape.iter().product())).collect();
-            if tensors.iter().all(|(name, _)| source.is_coded(name)) {
-                let codes = |(name, _): &(String, usize)| source.codes(name).map_err(failed(name));
-                let parts: Vec<StoredCodes<'_>> = tensors.iter().map(codes).collect::<Result<_, _>>()?;
-                let parts: Vec<Matrix8<'_>> = parts.iter().map(StoredCodes::matrix).collect();
-                self.params.set_codes(cpu, id, Elements::Codes(&parts));
-            } else {
-                let mut w = vec![0.0; tensors.iter().map(|(_, size)| size).sum()];
-                let mut rest = &mut w[..];
-                for (name, size) in &tensors {
-                    let (out, behind) = rest.split_at_mut(*size);
-                    source.read_into(name, out).map_err(failed(name))?;
-                    rest = behind;
-                }
-                let how = self.precision.coded.how;
-                self.params.set_codes(cpu, id, Elements::Numbers { w: &w, how });
+            let mut w = vec![0.0; tensors.iter().map(|(_, size)| size).sum()];
+            let mut rest = &mut w[..];
+            for (name, size) in &tensors {
+                let (out, behind) = rest.split_at_mut(*size);
+                source.read_into(name, out).map_err(failed(name))?;
+                rest = behind;
             }
+            self.params.set_codes(cpu, id, &w, self.precision.coded.how);
             for (name, _) in &tensors {
                 source.done(name);
             }
@@ -351,15 +337,26 @@ fn is_derived(name: &str, config: &Config) -> bool {
 /// Elements up to which the numbers of a model are packed when it is loaded: no wait, and products are faster.
 const PACKED_ELEMENTS: usize = 32 << 20;
 
-/// The matrices that run from where they are stored: those in blocks, if products may be in what tensors are stored in
-/// (`as_stored`), and those of the dtype of their products.
+/// What products are to be in, and from where.
+#[derive(Clone, Copy)]
+struct Products<'a> {
+    precision: &'a Precision,
+    /// Tensors that are not in FP8 although those of their role are.
+    plain: &'a HashSet<String>,
+    /// Whether they may be in what tensors are stored in.
+    as_stored: bool,
+    from_file: FromFile,
+}
+
+/// The matrices that run from where they are stored.
 fn stored_tensors(
     config: &Config,
     specs: &[TensorSpec],
     source: &dyn WeightSource,
-    precision: &Precision,
-    as_stored: bool,
+    products: Products<'_>,
 ) -> HashMap<String, Stored> {
+    let Products { precision, plain, as_stored, from_file } = products;
+    let tied = config.tie_word_embeddings;
     let takes_part = |role: Role| match role {
         Role::Embedding
         | Role::Head
@@ -369,28 +366,36 @@ fn stored_tensors(
         | Role::MtpProjection => true,
         Role::Norm | Role::Bias | Role::Router | Role::RouterBias => false,
     };
-    let numbers = specs.iter().filter(|s| !in_blocks(source, &s.name)).map(TensorSpec::numel).sum::<usize>();
-    let packed = numbers <= PACKED_ELEMENTS;
+    let numbers = |s: &&TensorSpec| !source.is_coded(&s.name) && !in_blocks(source, &s.name);
+    let packed = specs.iter().filter(numbers).map(TensorSpec::numel).sum::<usize>() <= PACKED_ELEMENTS;
     let of = |spec: &TensorSpec| {
         let stored = source.stored(&spec.name)?;
-        let dtype = precision.of(spec.role, config.tie_word_embeddings);
+        let dtype = precision.of(spec.role, tied);
+        let in_fp8 = precision.coded.of(spec.role).is_some() && !plain.contains(&spec.name);
         let fits = match stored.form {
-            Form::Blocks(_) => as_stored,
+            Form::E4m3 => in_fp8 && !precision.coded.couples_rows(),
+            Form::Blocks(_) => as_stored && !in_fp8,
             // (an embedding that is not the head has no product)
-            Form::Bf16 => dtype == DType::Bf16 || spec.role == Role::Embedding && !config.tie_word_embeddings,
-            Form::F32 | Form::F16 => dtype == DType::F32,
+            Form::Bf16 => !in_fp8 && (dtype == DType::Bf16 || spec.role == Role::Embedding && !tied),
+            Form::F32 | Form::F16 => !in_fp8 && dtype == DType::F32,
         };
-        let packed = packed && !matches!(stored.form, Form::Blocks(_));
-        (fits && !packed).then(|| (spec.name.clone(), stored))
+        if !fits {
+            let compute = match dtype {
+                DType::F32 => Compute::F32,
+                DType::Bf16 => Compute::Bf16,
+            };
+            return (from_file == FromFile::Converted && !in_fp8).then(|| stored.as_numbers(compute));
+        }
+        let waits = matches!(stored.form, Form::E4m3 | Form::Blocks(_)) || !packed;
+        waits.then_some(stored)
     };
-    let candidates =
-        specs.iter().filter(|spec| takes_part(spec.role) && precision.coded.of(spec.role).is_none());
-    candidates.filter_map(of).collect()
+    let candidates = specs.iter().filter(|spec| takes_part(spec.role));
+    candidates.filter_map(|spec| Some((spec.name.clone(), of(spec)?))).collect()
 }
 
 /// Whether a tensor is stored in blocks.
 fn in_blocks(source: &dyn WeightSource, name: &str) -> bool {
-    source.stored(name).is_some_and(|stored| matches!(stored.form, Form::Blocks(_)))
+    !source.is_coded(name) && source.stored(name).is_some_and(|stored| matches!(stored.form, Form::Blocks(_)))
 }
 
 /// How a folder in FP8 has its scales.

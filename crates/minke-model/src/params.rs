@@ -5,7 +5,7 @@ use std::ops::{Deref, DerefMut, Range};
 
 use minke_cpu::DType;
 use minke_cpu::fp8::Fp8;
-use minke_cpu::stored::{Form, Stored, StoredWeight};
+use minke_cpu::stored::{Stored, StoredWeight};
 use minke_num::rng;
 use minke_tensor::{Made, Stack, Store, WeightId};
 
@@ -186,13 +186,12 @@ pub(crate) struct Keep {
 }
 
 impl Keep {
-    /// The matrices of a weight, if all of them run from where they are stored, together: all in blocks, or all of one form.
+    /// The matrices of a weight, if all of them run from where they are stored, together: products multiply the same of them.
     fn stored_parts(&self, names: &[String]) -> Option<Vec<Stored>> {
         let parts: Vec<Stored> =
             names.iter().map(|name| self.stored.get(name).cloned()).collect::<Option<_>>()?;
-        let blocks = |part: &Stored| matches!(part.form, Form::Blocks(_));
-        let alike = |part: &Stored| part.form == parts[0].form || blocks(part) && blocks(&parts[0]);
-        parts.iter().all(alike).then(|| parts.clone())
+        let alike = |part: &Stored| part.multiplied() == parts[0].multiplied();
+        parts.iter().all(alike).then_some(parts)
     }
 }
 
@@ -248,7 +247,7 @@ impl Layout {
                 self.entries[index].as_mut().expect("placed above").range = start..start;
             }
             self.stored.extend(indices.iter().copied().zip(parts.iter().map(|part| part.bytes.len())));
-            let id = self.store.add_stored(StoredWeight::new(groups, parts), dtype);
+            let id = self.store.add_stored(StoredWeight::new(groups, parts), dtype, fp8);
             self.weights.push((id, indices));
             return id;
         }

@@ -8,8 +8,8 @@ use crate::grads::Grads;
 use crate::inputs::{InputSums, Inputs};
 use crate::tensor::Tensor;
 use minke_cpu::fp8::{Cuts, Fp8};
-use minke_cpu::gemm::{Compute, Elements, Packed, Packed8, Weight8};
-use minke_cpu::stored::StoredWeight;
+use minke_cpu::gemm::{Compute, Packed, Packed8, Weight8};
+use minke_cpu::stored::{Multiplied, StoredWeight};
 use minke_cpu::{Cpu, DType, View};
 
 /// Names a weight of a [`Store`].
@@ -154,11 +154,14 @@ impl Store {
         self.push(end..end, shape, dtype, Some(fp8), true)
     }
 
-    /// Adds a weight that only runs, from where it is stored; activations of its products are in `dtype`.
-    pub fn add_stored(&mut self, weight: StoredWeight, dtype: DType) -> WeightId {
+    /// Adds a weight that only runs, from where it is stored; activations of its products are in `dtype`, and where it is
+    /// stored in FP8 coded as `fp8` says.
+    pub fn add_stored(&mut self, weight: StoredWeight, dtype: DType, fp8: Option<Fp8>) -> WeightId {
+        let codes = weight.multiplied() == Multiplied::Codes;
+        assert_eq!(codes, fp8.is_some(), "add_stored: codes are multiplied by codes, and nothing else is");
         let end = self.data.len();
         let shape = Stack { groups: weight.groups(), parts: 1, rows: weight.rows, cols: weight.cols };
-        let id = self.push(end..end, shape, dtype, None, true);
+        let id = self.push(end..end, shape, dtype, fp8, true);
         let Weight { packed, fresh, .. } = &mut self.weights[id.0];
         (packed[0], fresh[0]) = (Copy::Stored(weight), true);
         id
@@ -217,18 +220,18 @@ impl Store {
         WeightId(self.weights.len() - 1)
     }
 
-    /// Makes the packed copy of a weight of [`Store::add_codes`]: codes and scales stay as they are, numbers become codes.
+    /// Makes the packed copy of a weight of [`Store::add_codes`], of numbers that become codes.
     ///
     /// # Panics
     /// When the weight has elements in `data`, or another shape.
-    pub fn set_codes(&mut self, cpu: &Cpu, id: WeightId, elements: Elements<'_>) {
+    pub fn set_codes(&mut self, cpu: &Cpu, id: WeightId, w: &[f32], how: Fp8) {
         let Weight { only_runs, groups, rows, cols, parts, packed, fresh, .. } = &mut self.weights[id.0];
         assert!(*only_runs, "set_codes: a weight with elements in `data`");
         let Copy::Eight(packed) = &mut packed[0] else {
             panic!("set_codes: a weight whose products are not in FP8")
         };
         let rows = Cuts::parts(*rows, *parts);
-        packed.pack(cpu, Weight8 { elements, groups: *groups, rows, cols: *cols }, true, false);
+        packed.pack(cpu, Weight8 { w, how, groups: *groups, rows, cols: *cols }, true, false);
         fresh[0] = true;
     }
 
@@ -504,9 +507,8 @@ impl Store {
             }
             Copy::Eight(packed) => {
                 if !fresh {
-                    let elements = Elements::Numbers { w, how: fp8.unwrap_or_default() };
-                    let rows = Cuts::parts(*rows, *parts);
-                    let weight = Weight8 { elements, groups: *groups, rows, cols: *cols };
+                    let (how, rows) = (fp8.unwrap_or_default(), Cuts::parts(*rows, *parts));
+                    let weight = Weight8 { w, how, groups: *groups, rows, cols: *cols };
                     // many rows pass in training: widened once
                     packed.pack(cpu, weight, direction == 0, training);
                 }

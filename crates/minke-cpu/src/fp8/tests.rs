@@ -1,11 +1,16 @@
 //! Codes and products against f64, on every level, and the bit contract.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use minke_num::fp8::Quantized;
 use minke_num::tolerance::{Tolerance, assert_same_bits};
 use minke_num::{bf16, rng};
 
 use super::*;
-use crate::gemm::{Elements, Matrix8, Operand, Packed8, Weight8, matmul8, matmul8_tn};
+use crate::gemm::{Operand, Packed8, Weight8, matmul8, matmul8_tn};
 use crate::simd::Level;
+use crate::stored::{Bytes, Stored, StoredWeight, lay, matmul8_stored};
 
 /// Normal numbers whose size differs from column to column and from row to row.
 fn uneven(stream: u64, rows: usize, cols: usize) -> Vec<f32> {
@@ -95,7 +100,7 @@ impl Case {
     }
 
     fn weight(&self, how: Fp8) -> Weight8<'_> {
-        Weight8 { elements: Elements::Numbers { w: &self.w, how }, groups: 1, rows: self.rows, cols: self.k }
+        Weight8 { w: &self.w, how, groups: 1, rows: self.rows, cols: self.k }
     }
 }
 
@@ -205,12 +210,7 @@ fn groups_index_threads_and_rows_change_no_bit() {
         let run = |threads: usize, widened: bool| {
             let cpu = Cpu::with_level(level, threads);
             let mut packed = Packed8::empty();
-            packed.pack(
-                &cpu,
-                Weight8 { elements: Elements::Numbers { w: &w, how }, groups, rows, cols: k },
-                true,
-                widened,
-            );
+            packed.pack(&cpu, Weight8 { w: &w, how, groups, rows, cols: k }, true, widened);
             let (codes, scales) = coded(&cpu, &x, whole, how);
             let a = Codes { codes: &codes, scales: &scales, cuts: whole, index: Some(&index) };
             let mut y = vec![0.0; index.len() * rows.len];
@@ -253,58 +253,85 @@ fn a_of<'a>(codes: &'a [u8], scales: &'a [f32], cuts: Cuts, index: &'a [u32]) ->
     Codes { codes, scales, cuts, index: Some(index) }
 }
 
+/// Where they lie, laid in panels, and packed from the numbers: the same bits.
 #[test]
-fn codes_are_packed_as_they_are() {
-    use minke_num::fp8::Quantized;
+fn codes_multiply_as_they_are_stored() {
     for level in Level::available() {
-        let cpu = Cpu::with_level(level, 2);
-        for (groups, rows, k) in
-            [(1, Cuts::whole(64), 128), (2, Cuts::parts(2 * 130, 2), 200), (3, Cuts::whole(33), 7)]
-        {
-            let parts: Vec<Quantized> = (0..groups * rows.len / rows.part)
-                .map(|i| Quantized::quantize(&uneven(i as u64, rows.part, k), rows.part, k, i % 2 == 0))
-                .collect();
-            let matrices: Vec<Matrix8<'_>> =
-                parts.iter().map(|q| Matrix8 { codes: &q.codes, scales: &q.scales }).collect();
-            let weight = Weight8 { elements: Elements::Codes(&matrices), groups, rows, cols: k };
-            let numbers: Vec<f32> = parts.iter().flat_map(Quantized::dequantize).collect();
-            let mut packed = Packed8::empty();
-            packed.pack(&cpu, weight, true, false);
-            assert_same_bits(
-                &format!("numbers {level:?} {k}"),
-                &(0..groups).flat_map(|group| packed.numbers(group)).collect::<Vec<_>>(),
-                &numbers,
-            );
-            // one product for each column of the unit matrix says every code and scale, both ways
-            for transposed in [true, false] {
-                let (depth, n) = if transposed { (Cuts::whole(k), rows.len) } else { (rows, k) };
-                let mut unit = vec![0u8; depth.len * depth.len];
-                (0..depth.len).for_each(|i| unit[i * depth.len + i] = 0x38);
-                let scales = vec![1.0; depth.len * depth.blocks()];
-                for widened in [false, true] {
-                    packed.pack(&cpu, weight, transposed, widened);
-                    for group in 0..groups {
-                        let offsets: Vec<u32> =
-                            (0..=groups).map(|g| if g > group { depth.len as u32 } else { 0 }).collect();
-                        let a = Codes { codes: &unit, scales: &scales, cuts: depth, index: None };
-                        let mut y = vec![0.5; depth.len * n];
-                        matmul8(
-                            &cpu,
-                            Values::Codes(a),
-                            Fp8::default(),
-                            &offsets,
-                            &packed,
-                            ViewMut::F32(&mut y),
-                        );
-                        let w = &numbers[group * rows.len * k..];
-                        let expected =
-                            |i: usize, j: usize| if transposed { w[j * k + i] } else { w[i * k + j] };
-                        for (at, &got) in y.iter().enumerate() {
-                            // a zero may lose its sign in a sum
-                            assert!(got == expected(at / n, at % n), "{level:?} {transposed} {widened} {at}");
+        for (groups, n, parts, k) in [(1, 64, 1, 128), (2, 130, 2, 200), (3, 33, 1, 7), (1, 300, 1, 1030)] {
+            let (rows, how) = (Cuts::parts(parts * n, parts), Fp8::default());
+            let numbers = uneven(5, groups * rows.len, k);
+            let part = |numbers: &[f32]| {
+                let Quantized { codes, scales, .. } = Quantized::quantize(numbers, n, k, false);
+                let len = codes.len();
+                Stored::coded(n, k, Bytes::new(Arc::new(codes), 0..len), scales.into())
+            };
+            let [of_file, laid] =
+                [(); 2].map(|()| StoredWeight::new(groups, numbers.chunks(n * k).map(part).collect()));
+            let others = lay(&laid.parts().iter().collect::<Vec<_>>(), level, &AtomicBool::new(false));
+            assert!(others.is_empty());
+            for threads in [1, 3] {
+                let cpu = Cpu::with_level(level, threads);
+                let mut packed = Packed8::empty();
+                packed.pack(&cpu, Weight8 { w: &numbers, how, groups, rows, cols: k }, true, false);
+                for group in 0..groups {
+                    let mut row = vec![0.0; k];
+                    for (i, expected) in packed.numbers(group).chunks(k).enumerate() {
+                        of_file.numbers_into(group, i, &mut row);
+                        // (a zero has lost its sign where it was packed)
+                        assert_eq!(row, expected, "row {i}");
+                    }
+                }
+                for m in [1, 2, 9, 300] {
+                    let x = uneven(7, m, k);
+                    let first = [0, 1, m as u32];
+                    let offsets: Vec<u32> = match groups {
+                        1 => vec![0, m as u32],
+                        2 => first.to_vec(),
+                        _ => vec![0, 1, 1, m as u32],
+                    };
+                    let (codes, scales) = coded(&cpu, &x, Cuts::whole(k), how);
+                    let a = Codes { codes: &codes, scales: &scales, cuts: Cuts::whole(k), index: None };
+                    let plain = Values::Plain(Operand::new(View::F32(&x), k));
+                    let mut expected = vec![0.5; m * rows.len];
+                    matmul8(&cpu, Values::Codes(a), how, &offsets, &packed, ViewMut::F32(&mut expected));
+                    let halves: Vec<bf16> = expected.iter().map(|&y| bf16::from_f32(y)).collect();
+                    for (w, lie) in [(&of_file, "where they lie"), (&laid, "laid")] {
+                        for a in [Values::Codes(a), plain] {
+                            let mut y = vec![0.5; expected.len()];
+                            matmul8_stored(&cpu, a, how, &offsets, w, ViewMut::F32(&mut y));
+                            let what = format!("{} {groups} x {n} x {k}, {m} rows, {lie}", level.name());
+                            assert_same_bits(&what, &y, &expected);
+                            let mut y = vec![bf16::ZERO; expected.len()];
+                            matmul8_stored(&cpu, a, how, &offsets, w, ViewMut::Bf16(&mut y));
+                            assert!(y == halves, "{what}, into bf16");
                         }
                     }
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn codes_that_are_no_numbers_stay_in_their_row() {
+    let (n, k) = (70, 200);
+    let Quantized { mut codes, scales, .. } = Quantized::quantize(&uneven(1, n, k), n, k, false);
+    let (spoilt, len) = ([3, 40, 69], codes.len());
+    codes[3 * k] = 0x7f;
+    codes[40 * k + 199] = 0xff;
+    codes[69 * k + 130] = 0x7f;
+    let w = Stored::coded(n, k, Bytes::new(Arc::new(codes), 0..len), scales.into());
+    let w = StoredWeight::new(1, vec![w]);
+    for level in Level::available() {
+        let laid = lay(&[&w.parts()[0]], level, &AtomicBool::new(false));
+        assert_eq!(laid.len(), 1, "such a matrix is not laid");
+        let cpu = Cpu::with_level(level, 2);
+        for m in [1, 20, 300] {
+            let (x, mut y) = (vec![0.0; m * k], vec![0.5; m * n]);
+            let x = Values::Plain(Operand::new(View::F32(&x), k));
+            matmul8_stored(&cpu, x, Fp8::default(), &[0, m as u32], &w, ViewMut::F32(&mut y));
+            for (at, y) in y.iter().enumerate() {
+                assert_eq!(y.is_nan(), spoilt.contains(&(at % n)), "{} {m} rows, {at}", level.name());
             }
         }
     }

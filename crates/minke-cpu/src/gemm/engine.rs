@@ -10,6 +10,7 @@ use minke_num::bf16;
 
 use super::tile::{self, DotTile, PANEL, Tile};
 use super::{Compute, Operand};
+use crate::fp8::load_codes;
 use crate::simd::{GRID_ROWS, GRID_STEPS, LANES, Level, Simd};
 use crate::view::View;
 
@@ -449,6 +450,25 @@ impl<S: Simd> Engine<S> {
         for (words, i) in block.iter_mut().zip(rows) {
             let row = x.row(i).slice(depth.start, depth.end);
             *words = if self.pairs { self.load_pairs(row) } else { self.load(row, 0, row.len()) };
+        }
+        self.s.transpose(block)
+    }
+
+    /// [`Engine::columns`] of up to sixteen rows of E4M3 codes.
+    #[inline(always)]
+    pub fn code_columns(self, rows: &[&[u8]], step: usize) -> [S::V; LANES] {
+        let mut block = [self.s.zero(); LANES];
+        for (words, row) in block.iter_mut().zip(rows) {
+            let codes = &row[self.depth(step).min(row.len())..self.depth(step + LANES).min(row.len())];
+            *words = if !self.pairs {
+                load_codes(self.s, codes, 0, codes.len())
+            } else if let Ok(full) = codes.try_into() {
+                self.s.pairs_along_e4m3(full)
+            } else {
+                let mut full = [0; 2 * LANES];
+                full[..codes.len()].copy_from_slice(codes);
+                self.s.pairs_along_e4m3(&full)
+            };
         }
         self.s.transpose(block)
     }

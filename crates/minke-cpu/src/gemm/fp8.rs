@@ -8,23 +8,27 @@
 //! a scale per row and block, the right one per column and block: for y = x Wᵀ and dx = dy W columns of a block of 128
 //! share theirs, for dW both operands are tiles of 128 x 1.
 
+use std::ops::Range;
+
 use minke_num::bf16;
 
 use super::engine::{AHEAD, Engine, Rows, Words, layout, pitch};
-use super::nt::store_halves;
+use super::nt::{To, store_halves};
 use super::tile::PANEL;
-use super::{Compute, Operand, RowTiles, check_offsets, over_outputs, over_panels};
+use super::{Compute, Operand, RowTiles, check_offsets, over_outputs, over_panels, stacked};
 use crate::cpu::{Cpu, SharedMut};
-use crate::fp8::{
-    BLOCK, Coding, Cuts, Fp8, Values, largest, load_codes, pack_row, pack_strips, pack_turned, scale,
-};
+use crate::fp8::{BLOCK, Coding, Cuts, Fp8, Values, largest, pack_row, pack_strips, pack_turned, scale};
 use crate::rows::{self, lanes, load_f32};
 use crate::scratch::{self, AlignedBuf};
 use crate::simd::{GRID_ROWS, Kernel, LANES, Level, Simd};
+use crate::stored::chunk::LINE;
 use crate::view::{View, ViewMut};
 
 /// Codes of packed right operand that row tiles share before the next are taken.
 pub(super) const CHUNK_CODES: usize = 256 * 1024;
+
+/// Rows that share a panel which is made for them alone.
+const MANY: usize = 256;
 
 /// A weight in FP8, in the order in which the tile reads it: panels of 32 columns as in [`super::Packed`], each block of
 /// depth from a whole block of the tile on, and the scales of its columns.
@@ -45,7 +49,9 @@ pub struct Packed8 {
 #[derive(Clone, Copy)]
 pub struct Weight8<'a> {
     /// Its elements.
-    pub elements: Elements<'a>,
+    pub w: &'a [f32],
+    /// How they become codes.
+    pub how: Fp8,
     /// Matrices.
     pub groups: usize,
     /// Rows of each, and the parts that are coded by themselves.
@@ -54,62 +60,16 @@ pub struct Weight8<'a> {
     pub cols: usize,
 }
 
-/// What a weight is packed from.
-#[derive(Clone, Copy)]
-pub enum Elements<'a> {
-    /// Numbers, coded on the way.
-    Numbers {
-        /// All of them.
-        w: &'a [f32],
-        /// How they become codes.
-        how: Fp8,
-    },
-    /// What is coded already and stays as it is: a matrix for each part of each group.
-    Codes(&'a [Matrix8<'a>]),
-}
-
-/// A matrix in E4M3 with a scale for each square of [`BLOCK`] by [`BLOCK`], as files have it.
-#[derive(Clone, Copy, Debug)]
-pub struct Matrix8<'a> {
-    /// Codes [rows, cols].
-    pub codes: &'a [u8],
-    /// Scales, `minke_num::fp8::scale_shape(rows, cols)` of them.
-    pub scales: &'a [f32],
-}
-
 impl Weight8<'_> {
     fn check(&self) {
-        let Self { elements, groups, rows, cols } = *self;
-        let all = groups * rows.len * cols;
-        match elements {
-            Elements::Numbers { w, .. } => {
-                assert_eq!(w.len(), all, "pack8: {groups} groups of {} x {cols}", rows.len);
-            }
-            Elements::Codes(parts) => {
-                assert_eq!(parts.len() * rows.part, groups * rows.len, "pack8: parts of {groups} groups");
-                let scales = rows.part.div_ceil(BLOCK) * cols.div_ceil(BLOCK);
-                for part in parts {
-                    let got = (part.codes.len(), part.scales.len());
-                    assert_eq!(got, (rows.part * cols, scales), "pack8: a part of {} x {cols}", rows.part);
-                }
-            }
-        }
+        let Self { w, groups, rows, cols, .. } = *self;
+        assert_eq!(w.len(), groups * rows.len * cols, "pack8: {groups} groups of {} x {cols}", rows.len);
     }
 
     /// The scale of every block, `[groups][row blocks][column blocks]`.
     fn scales(&self, cpu: &Cpu, out: &mut [f32]) {
-        let Self { elements, groups, rows, cols } = *self;
+        let Self { w, how, groups, rows, cols } = *self;
         let (down, across) = (rows.blocks(), Cuts::whole(cols).blocks());
-        let (w, how) = match elements {
-            Elements::Numbers { w, how } => (w, how),
-            Elements::Codes(parts) => {
-                let of_part = rows.part.div_ceil(BLOCK) * across;
-                for (part, out) in parts.iter().zip(out.chunks_exact_mut(of_part.max(1))) {
-                    out.copy_from_slice(part.scales);
-                }
-                return;
-            }
-        };
         if how.per_tensor {
             // of each matrix of its own
             for (group, out) in out.chunks_exact_mut((down * across).max(1)).enumerate() {
@@ -132,25 +92,14 @@ impl Weight8<'_> {
     /// Columns from `at` of row `row` of group `group`, on the grid of E4M3 as bf16; `by` is their block's scale.
     #[inline(always)]
     fn grid<S: Simd>(&self, s: S, group: usize, row: usize, at: usize, by: f32, out: &mut [bf16]) {
-        let Self { elements, rows, cols, .. } = *self;
+        let Self { w, rows, cols, .. } = *self;
         let len = out.len();
         let mut out = ViewMut::Bf16(out);
-        match elements {
-            Elements::Numbers { w, .. } => {
-                let (row, by) = (&w[(group * rows.len + row) * cols + at..][..len], s.splat(by));
-                lanes!(len, |i, n| {
-                    let v = s.div(load_f32(s, row, i, n), by);
-                    rows::store(s, s.round_e4m3(v), &mut out, i, n);
-                });
-            }
-            Elements::Codes(parts) => {
-                let part = parts[(group * rows.len + row) / rows.part];
-                let row = &part.codes[row % rows.part * cols + at..][..len];
-                lanes!(len, |i, n| {
-                    rows::store(s, load_codes(s, row, i, n), &mut out, i, n);
-                });
-            }
-        }
+        let (row, by) = (&w[(group * rows.len + row) * cols + at..][..len], s.splat(by));
+        lanes!(len, |i, n| {
+            let v = s.div(load_f32(s, row, i, n), by);
+            rows::store(s, s.round_e4m3(v), &mut out, i, n);
+        });
     }
 }
 
@@ -388,9 +337,51 @@ pub fn matmul8(cpu: &Cpu, a: Values<'_>, how: Fp8, offsets: &[u32], b: &Packed8,
     let chunk = CHUNK_CODES / (b.depth.len * PANEL).max(1);
     let tiles = RowTiles::new(offsets, tile_rows);
     over_panels(cpu, &tiles, b.n.div_ceil(PANEL), chunk, |group, rows, panels| {
-        let (first, rows) = (rows.start, rows.len());
-        let task = Task { a, how, b, group, first, rows, panels, out, to: first };
-        cpu.level().dispatch_product(task);
+        let (b, to) = (Right8::of(b, group), To { out, row: rows.start, stride: b.n, column: 0 });
+        cpu.level().dispatch_product(Task { a, how, b, rows, panels, to });
+    });
+}
+
+/// `c[i] = a[i] W_g(i)ᵀ` like [`matmul8`], with matrices that are stacked in the rows of W_g: `part(group, i)` is the i-th,
+/// which has `parts[i]` columns of the output. Those that are not laid (not all are `laid`) are read once for many rows.
+///
+/// # Panics
+/// When shapes do not fit.
+pub(crate) fn matmul8_stacked<'a>(
+    cpu: &Cpu,
+    a: Values<'_>,
+    how: Fp8,
+    offsets: &[u32],
+    parts: &[usize],
+    part: &(dyn Fn(usize, usize) -> Right8<'a> + Sync),
+    laid: bool,
+    c: ViewMut<'_>,
+) {
+    check_offsets("matmul8_stacked", offsets, a.rows());
+    let (width, k) = (parts.iter().sum::<usize>(), a.cols());
+    assert_eq!(c.len(), a.rows() * width, "matmul8_stacked: output of {} x {width}", a.rows());
+    let (how, out) = (coding(cpu, a, how), rows::SharedView::new(c));
+    let panels = parts.iter().map(|n| n.div_ceil(PANEL)).sum();
+    let task = |group, rows: Range<usize>, panels| {
+        for (i, panels, column) in stacked(parts, panels) {
+            let (b, rows) = (part(group, i), rows.clone());
+            assert_eq!((b.n, b.depth.len), (parts[i], k), "matmul8_stacked: part {i}");
+            let to = To { out, row: rows.start, stride: width, column };
+            cpu.level().dispatch_product(Task { a, how, b, rows, panels, to });
+        }
+    };
+    let codes = (k * PANEL).max(1);
+    if laid {
+        let (_, tile_rows) = layout(cpu.level(), Compute::Bf16, k);
+        return over_panels(cpu, &RowTiles::new(offsets, tile_rows), panels, CHUNK_CODES / codes, task);
+    }
+    let spans = RowTiles::new(offsets, MANY);
+    let each = (CHUNK_CODES / codes).min(panels.div_ceil(4 * cpu.threads())).max(1);
+    let cuts = panels.div_ceil(each);
+    cpu.run(spans.count * cuts, |i| {
+        let (group, rows) = spans.tile(i / cuts);
+        let first = i % cuts * each;
+        task(group, rows, first..panels.min(first + each));
     });
 }
 
@@ -412,27 +403,202 @@ pub(super) fn coding(cpu: &Cpu, a: Values<'_>, how: Fp8) -> Coding {
     Coding { fixed, power: how.power_of_two }
 }
 
+/// The right operand of a task: panels of one matrix.
+#[derive(Clone, Copy)]
+pub(crate) struct Right8<'a> {
+    /// Columns, and the depth of each.
+    n: usize,
+    depth: Cuts,
+    /// Words of a column.
+    words: usize,
+    panels: Panels8<'a>,
+}
+
+/// Where panels are.
+#[derive(Clone, Copy)]
+enum Panels8<'a> {
+    /// In a group of a packed weight.
+    Packed(&'a Packed8, usize),
+    /// In codes as [`Packed8`] has them.
+    Laid(&'a [u8], Matrix8<'a>),
+    /// Nowhere: they are made of rows on the way.
+    Rows(Matrix8<'a>),
+}
+
+/// A matrix in E4M3 with a scale for each square of [`BLOCK`] by [`BLOCK`], as files have it; its rows are columns of a product.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Matrix8<'a> {
+    /// Codes [rows, cols].
+    pub codes: &'a [u8],
+    /// Scales, `minke_num::fp8::scale_shape(rows, cols)` of them.
+    pub scales: &'a [f32],
+    pub rows: usize,
+    pub cols: usize,
+}
+
+impl<'a> Matrix8<'a> {
+    /// Bytes of a panel of it in codes.
+    pub fn panel_bytes(level: Level, cols: usize) -> usize {
+        panel_bytes(level, words(level, Cuts::whole(cols)), false)
+    }
+
+    /// Lays panel `panel` in codes. Whether all of them are numbers.
+    pub fn lay(&self, level: Level, panel: usize, out: &mut [u8]) -> bool {
+        level.dispatch_product(LayPanel { matrix: *self, panel, out })
+    }
+
+    /// The words of some blocks of a panel, and for each block which of its columns have a code that is no number.
+    #[inline(always)]
+    fn pack<S: Simd>(
+        &self,
+        engine: Engine<S>,
+        panel: usize,
+        blocks: Range<usize>,
+        mut out: &mut [u32],
+        no_numbers: &mut [u32],
+    ) {
+        let (s, first) = (engine.simd(), panel * PANEL);
+        let width = PANEL.min(self.rows - first);
+        for (b, no_numbers) in blocks.zip(no_numbers) {
+            let block = Cuts::whole(self.cols).block(b);
+            let steps = engine.steps(block.len());
+            let (here, rest) = std::mem::take(&mut out).split_at_mut(steps * PANEL);
+            out = rest;
+            let (lines, _) = bytemuck::cast_slice_mut::<u32, f32>(here).as_chunks_mut::<PANEL>();
+            let mut rows = [&self.codes[..0]; PANEL];
+            *no_numbers = 0;
+            for (j, row) in rows[..width].iter_mut().enumerate() {
+                *row = &self.codes[(first + j) * self.cols..][block.clone()];
+                let none = row.iter().fold(false, |none, code| none | (code & 0x7f == 0x7f));
+                *no_numbers |= u32::from(none) << j;
+                // those of the next panel
+                let next = row.as_ptr().wrapping_add(PANEL * self.cols);
+                (0..block.len()).step_by(LINE).for_each(|at| s.prefetch(next.wrapping_add(at)));
+            }
+            for (left, rows) in (0..PANEL).step_by(LANES).zip(rows.chunks(LANES)) {
+                for (step, lines) in (0..steps).step_by(LANES).zip(lines.chunks_mut(LANES)) {
+                    for (line, words) in lines.iter_mut().zip(engine.code_columns(rows, step)) {
+                        s.store(words, (&mut line[left..left + LANES]).try_into().expect("sixteen"));
+                    }
+                }
+            }
+        }
+    }
+}
+
+struct LayPanel<'a> {
+    matrix: Matrix8<'a>,
+    panel: usize,
+    out: &'a mut [u8],
+}
+
+impl Kernel for LayPanel<'_> {
+    type Out = bool;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> bool {
+        let engine = Engine::new(s, Compute::Bf16);
+        let mut words = scratch::take::<u32>(engine.steps(BLOCK) * PANEL);
+        let (depth, mut out, mut all) = (Cuts::whole(self.matrix.cols), self.out, true);
+        for b in 0..depth.blocks() {
+            let len = engine.steps(depth.block(b).len()) * PANEL;
+            let mut no_numbers = [0];
+            self.matrix.pack(engine, self.panel, b..b + 1, &mut words[..len], &mut no_numbers);
+            all &= no_numbers == [0];
+            let (codes, rest) = out.split_at_mut(len * engine.codes_per_word());
+            engine.narrow(&words[..len], codes);
+            out = rest;
+        }
+        all
+    }
+}
+
+impl<'a> Right8<'a> {
+    pub(super) fn of(b: &'a Packed8, group: usize) -> Self {
+        Self { n: b.n, depth: b.depth, words: b.words, panels: Panels8::Packed(b, group) }
+    }
+
+    /// A matrix as it lies in a file, or in panels that [`Matrix8::lay`] made of it.
+    pub fn of_matrix(level: Level, matrix: Matrix8<'a>, laid: Option<&'a [u8]>) -> Self {
+        let depth = Cuts::whole(matrix.cols);
+        let panels = laid.map_or(Panels8::Rows(matrix), |laid| Panels8::Laid(laid, matrix));
+        Self { n: matrix.rows, depth, words: words(level, depth), panels }
+    }
+
+    /// The words of a panel, where it has them.
+    #[inline(always)]
+    fn widened(&self, panel: usize) -> Option<&'a [u32]> {
+        match self.panels {
+            Panels8::Packed(b, group) if b.widened => Some(bytemuck::cast_slice(b.panel(group, panel))),
+            Panels8::Packed(..) | Panels8::Laid(..) | Panels8::Rows(_) => None,
+        }
+    }
+
+    /// Makes the words of some blocks of a panel, from word `at` of each column on.
+    #[inline(always)]
+    fn widen<S: Simd>(
+        &self,
+        engine: Engine<S>,
+        panel: usize,
+        blocks: Range<usize>,
+        at: usize,
+        out: &mut [u32],
+        no_numbers: &mut [u32],
+    ) {
+        let codes = match self.panels {
+            Panels8::Packed(b, group) => b.panel(group, panel),
+            Panels8::Laid(laid, _) => {
+                let bytes = self.words * PANEL * engine.codes_per_word();
+                &laid[panel * bytes.next_multiple_of(LINE)..][..bytes]
+            }
+            Panels8::Rows(matrix) => {
+                let no_numbers = &mut no_numbers[blocks.clone()];
+                return matrix.pack(engine, panel, blocks, out, no_numbers);
+            }
+        };
+        let per_word = engine.codes_per_word();
+        engine.widen(&codes[at * PANEL * per_word..][..out.len() * per_word], out);
+    }
+
+    /// The scales of the columns of a panel in block `b`; not numbers where a code in it is none.
+    #[inline(always)]
+    fn scales<'r>(&self, panel: usize, b: usize, no_numbers: &[u32], room: &'r mut [f32; PANEL]) -> &'r [f32]
+    where
+        'a: 'r,
+    {
+        let (matrix, no_numbers) = match self.panels {
+            Panels8::Packed(packed, group) => return &packed.scales(group, b)[panel * PANEL..][..PANEL],
+            Panels8::Laid(_, matrix) => (matrix, 0),
+            Panels8::Rows(matrix) => (matrix, no_numbers[b]),
+        };
+        // a panel is within one row of blocks
+        room.fill(matrix.scales[panel * PANEL / BLOCK * self.depth.blocks() + b]);
+        if no_numbers != 0 {
+            for (_, scale) in room.iter_mut().enumerate().filter(|(j, _)| no_numbers >> j & 1 == 1) {
+                *scale = f32::NAN;
+            }
+        }
+        room
+    }
+}
+
 /// Rows times panels.
-pub(super) struct Task<'a> {
+pub(crate) struct Task<'a> {
     pub a: Values<'a>,
     pub how: Coding,
-    pub b: &'a Packed8,
-    pub group: usize,
-    pub first: usize,
-    pub rows: usize,
-    pub panels: std::ops::Range<usize>,
-    pub out: rows::SharedView,
-    /// Row of the output that the first row becomes.
-    pub to: usize,
+    pub b: Right8<'a>,
+    pub rows: Range<usize>,
+    pub panels: Range<usize>,
+    pub to: To,
 }
 
 impl Kernel for Task<'_> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { a, how, b, group, first, rows, panels, out, to } = self;
+        let Self { a, how, b, rows, panels, to } = self;
         let engine = Engine::new(s, Compute::Bf16);
-        let (depth, n, blocks) = (b.depth, b.n, b.depth.blocks());
+        let (first, rows) = (rows.start, rows.len());
+        let (depth, blocks) = (b.depth, b.depth.blocks());
         let a_row = pitch(b.words);
         let mut a_words = scratch::take::<u32>(rows * a_row);
         let mut a_scales = scratch::take::<f32>(rows * blocks);
@@ -459,36 +625,40 @@ impl Kernel for Task<'_> {
                 }
             }
         }
-        let mut wide = scratch::take::<u32>(if b.widened { 0 } else { b.words * PANEL });
+        let tile_rows = engine.tile_rows();
+        // codes that one tile reads are widened a block at a time, which stays in the first cache
+        let by_block = rows <= tile_rows;
+        let mut wide = scratch::take::<u32>(match b.panels {
+            Panels8::Packed(Packed8 { widened: true, .. }, _) => 0,
+            _ if by_block => engine.steps(BLOCK) * PANEL,
+            _ => b.words * PANEL,
+        });
+        let mut no_numbers = scratch::take::<u32>(blocks);
         // one tile: the sums of a block, and those of all blocks so far
         let mut block_sums = scratch::take::<f32>(GRID_ROWS * PANEL);
         let mut sums = scratch::take::<f32>(GRID_ROWS * PANEL);
-        let tile_rows = engine.tile_rows();
-        // codes that one tile reads are widened a block at a time, which stays in the first cache
-        let by_block = !b.widened && rows <= tile_rows;
         for panel in panels {
-            let bytes = b.panel(group, panel);
-            if !b.widened && !by_block {
-                engine.widen(bytes, &mut wide);
+            let widened = b.widened(panel);
+            if widened.is_none() && !by_block {
+                b.widen(engine, panel, 0..blocks, 0, &mut wide, &mut no_numbers);
             }
-            let (col, width) = (panel * PANEL, PANEL.min(n - panel * PANEL));
+            let (col, width) = (panel * PANEL, PANEL.min(b.n - panel * PANEL));
             let vecs = width.div_ceil(LANES);
             for i in (0..rows).step_by(tile_rows) {
                 let height = tile_rows.min(rows - i);
-                let from = |r: usize| (to + i + r) * n + col;
+                let from = |r: usize| to.at(i + r, col);
                 let mut at = 0;
                 for block in 0..blocks {
                     let steps = engine.steps(depth.block(block).len());
                     let here = at * PANEL..(at + steps) * PANEL;
-                    let b_words = if b.widened {
-                        &bytemuck::cast_slice(bytes)[here]
-                    } else if by_block {
-                        let per_word = engine.codes_per_word();
-                        let codes = &bytes[here.start * per_word..here.end * per_word];
-                        engine.widen(codes, &mut wide[..steps * PANEL]);
-                        &wide[..steps * PANEL]
-                    } else {
-                        &wide[here]
+                    let b_words = match widened {
+                        Some(words) => &words[here],
+                        None if by_block => {
+                            let out = &mut wide[..steps * PANEL];
+                            b.widen(engine, panel, block..block + 1, at, out, &mut no_numbers);
+                            &*out
+                        }
+                        None => &wide[here],
                     };
                     let words = Words {
                         steps,
@@ -502,7 +672,8 @@ impl Kernel for Task<'_> {
                     };
                     // SAFETY: both operands hold `steps` steps from these places, the tile fits its buffer.
                     unsafe { engine.tile(words, height, vecs) };
-                    let by_column = &b.scales(group, block)[col..col + PANEL];
+                    let mut room = [0.0; PANEL];
+                    let by_column = b.scales(panel, block, &no_numbers, &mut room);
                     let mut promotion = Promotion {
                         block: &block_sums,
                         by_row: &a_scales[i * blocks + block..],
@@ -512,13 +683,14 @@ impl Kernel for Task<'_> {
                         to: sums.as_mut_ptr(),
                         to_row: PANEL,
                         half: std::ptr::null_mut(),
-                        half_row: n,
+                        half_row: to.stride,
                     };
                     // the last block of whole columns: to the output at once
                     if block + 1 == blocks && width == PANEL {
-                        match out {
+                        match to.out {
                             rows::SharedView::F32(c) => {
-                                (promotion.to, promotion.to_row) = (c.start().wrapping_add(from(0)), n);
+                                (promotion.to, promotion.to_row) =
+                                    (c.start().wrapping_add(from(0)), to.stride);
                             }
                             rows::SharedView::Bf16(c) => promotion.half = c.start().wrapping_add(from(0)),
                         }
@@ -529,7 +701,7 @@ impl Kernel for Task<'_> {
                 }
                 for r in 0..if width == PANEL { 0 } else { height } {
                     // SAFETY: rows and columns of this task.
-                    match unsafe { out.slice(from(r), width) } {
+                    match unsafe { to.out.slice(from(r), width) } {
                         ViewMut::F32(c) => c.copy_from_slice(&sums[r * PANEL..][..width]),
                         ViewMut::Bf16(c) => store_halves(s, &sums[r * PANEL..][..width], c),
                     }
@@ -662,9 +834,9 @@ pub fn matmul8_tn(
 struct TaskTn<'a> {
     a: Values<'a>,
     b: Values<'a>,
-    depth: std::ops::Range<usize>,
-    rows: std::ops::Range<usize>,
-    cols: std::ops::Range<usize>,
+    depth: Range<usize>,
+    rows: Range<usize>,
+    cols: Range<usize>,
     how: [Coding; 2],
     out: SharedMut<f32>,
     base: usize,

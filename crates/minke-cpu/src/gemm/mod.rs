@@ -25,7 +25,8 @@ pub mod tile;
 mod tn;
 mod unpacked;
 
-pub use fp8::{Elements, Matrix8, Packed8, Weight8, codes_on_the_way, matmul8, matmul8_tn};
+pub(crate) use fp8::{Matrix8, Right8, matmul8_stacked};
+pub use fp8::{Packed8, Weight8, codes_on_the_way, matmul8, matmul8_tn};
 pub use heads::{HeadColumns, matmul_heads};
 pub(crate) use nt::matmul_stacked;
 pub use nt::{matmul, matmul_columns};
@@ -182,6 +183,21 @@ fn over_panels(
         let (part, (group, rows)) = (i / rows.len(), tiles.tile(rows.start + i % rows.len()));
         task(group, rows, part * chunk..panels.min((part + 1) * chunk));
     });
+}
+
+/// Which of the matrices of `parts` columns that lie one behind the other have some of `panels`: each of them, these of its own
+/// panels, and the column of the output that its first becomes.
+fn stacked(parts: &[usize], panels: Range<usize>) -> impl Iterator<Item = (usize, Range<usize>, isize)> {
+    let (mut before, mut column) = (0, 0);
+    let place = move |(i, &n): (usize, &usize)| {
+        let here = n.div_ceil(tile::PANEL);
+        let these = panels.start.clamp(before, before + here) - before
+            ..panels.end.clamp(before, before + here) - before;
+        let at = column;
+        (before, column) = (before + here, column + n as isize);
+        (!these.is_empty()).then_some((i, these, at))
+    };
+    parts.iter().enumerate().filter_map(place)
 }
 
 /// `0..panels` in pieces of about `chunk`.

@@ -6,7 +6,7 @@ use minke_num::bf16;
 
 use super::engine::{AHEAD, Engine, Rows, Words, layout, pitch};
 use super::tile::PANEL;
-use super::{Compute, Operand, Packed, RowTiles, check_offsets, over_panels};
+use super::{Compute, Operand, Packed, RowTiles, check_offsets, over_panels, stacked};
 use crate::cpu::{Cpu, SharedMut};
 use crate::rows::SharedView;
 use crate::scratch;
@@ -105,19 +105,11 @@ pub(crate) fn matmul_stacked<'a>(
     let (tiles, chunk) = (RowTiles::new(offsets, tile_rows), CHUNK_WORDS / (steps * PANEL).max(1));
     let panels = parts.iter().map(|n| n.div_ceil(PANEL)).sum();
     over_panels(cpu, &tiles, panels, chunk, |group, rows, panels| {
-        let (mut before, mut column) = (0, 0);
-        for (i, &n) in parts.iter().enumerate() {
-            let here = n.div_ceil(PANEL);
-            let these = panels.start.clamp(before, before + here) - before
-                ..panels.end.clamp(before, before + here) - before;
-            if !these.is_empty() {
-                let b = Right { compute, k, steps, words: part(group, i), from: 0 };
-                let to = To { out, row: rows.start, stride: width, column };
-                let (rows, columns) = (rows.clone(), 0..n);
-                let task = Task { a, b, rows, panels: these, columns, to, accumulate: false };
-                cpu.level().dispatch_product(task);
-            }
-            (before, column) = (before + here, column + n as isize);
+        for (i, panels, column) in stacked(parts, panels) {
+            let b = Right { compute, k, steps, words: part(group, i), from: 0 };
+            let to = To { out, row: rows.start, stride: width, column };
+            let (rows, columns) = (rows.clone(), 0..parts[i]);
+            cpu.level().dispatch_product(Task { a, b, rows, panels, columns, to, accumulate: false });
         }
     });
 }
@@ -159,7 +151,7 @@ pub(super) struct Task<'a> {
 
 /// Where sums go.
 #[derive(Clone, Copy)]
-pub(super) struct To {
+pub(crate) struct To {
     pub out: SharedView,
     /// Row that the task's first becomes, and the row length of the output.
     pub row: usize,
@@ -233,7 +225,7 @@ impl Kernel for Task<'_> {
 impl To {
     /// The element that row `row` of a task has in its column `column`.
     #[inline(always)]
-    fn at(self, row: usize, column: usize) -> usize {
+    pub(super) fn at(self, row: usize, column: usize) -> usize {
         ((self.row + row) * self.stride + column).wrapping_add_signed(self.column)
     }
 }

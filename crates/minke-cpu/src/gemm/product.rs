@@ -105,10 +105,9 @@ impl Product<'_> {
                 cpu.level().dispatch_product(task);
             }
             Product::Codes { a, b, .. } => {
-                let how = coding.expect("of codes");
-                let (first, rows) = (rows.start, rows.len());
-                let task = fp8::Task { a, how, b, group, first, rows, panels, out, to };
-                cpu.level().dispatch_product(task);
+                let (b, how) = (fp8::Right8::of(b, group), coding.expect("of codes"));
+                let to = nt::To { out, row: to, stride: n, column: 0 };
+                cpu.level().dispatch_product(fp8::Task { a, how, b, rows, panels, to });
             }
         };
         let (kept, dtype) = match c {

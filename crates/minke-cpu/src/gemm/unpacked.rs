@@ -36,6 +36,9 @@ pub(crate) trait ByRow: Sync {
 
     /// Rows of a group from `i` on, one or more, as they lie in memory, each behind the other; and bytes of a row.
     fn lying(&self, group: usize, i: usize) -> (&[u8], usize);
+
+    /// Whether these bytes are what is multiplied.
+    fn lies_as_multiplied(&self) -> bool;
 }
 
 /// `c[i] = a[i] W_g(i)ᵀ` like [`matmul`](super::matmul), with rows of W packed on the way, or read where they lie: for a weight
@@ -63,7 +66,8 @@ pub(crate) fn matmul_unpacked(
             spans.push((group, first..(first + MANY).min(span[1] as usize)));
         }
     }
-    let few = Few::of(cpu, a, compute, spans.iter().map(|(_, rows)| rows));
+    let lies = w.lies_as_multiplied();
+    let few = Few::of(cpu, a, compute, lies, spans.iter().map(|(_, rows)| rows));
     let parts = panels.div_ceil(each);
     let out = SharedView::new(c);
     cpu.run(spans.len() * parts, |i| {
@@ -106,12 +110,13 @@ impl Few {
         cpu: &Cpu,
         a: Operand<'_>,
         compute: Compute,
+        lies: bool,
         spans: impl Iterator<Item = &'s Range<usize>>,
     ) -> Self {
         let grid = cpu.level().has_grid() && compute == Compute::Bf16;
-        // rows must fill the blocks of tile registers
+        // rows must lie there as bf16 and fill the blocks of tile registers
         let most = match grid {
-            true if a.cols.is_multiple_of(2 * GRID_STEPS) => FEW_IN_GRID,
+            true if lies && a.cols.is_multiple_of(2 * GRID_STEPS) => FEW_IN_GRID,
             true => 0,
             false => FEW,
         };

@@ -20,7 +20,7 @@ use super::product::array;
 use super::tile::{self, SIDE};
 use super::{Form, Stored};
 use crate::gemm::tile::PANEL;
-use crate::gemm::{Compute, PackColumns, Packed};
+use crate::gemm::{Compute, Matrix8, PackColumns, Packed};
 use crate::rows::{SharedView, store};
 use crate::scratch::AlignedBuf;
 use crate::simd::{Kernel, LANES, Level, Simd};
@@ -152,10 +152,17 @@ struct Shape {
 impl Shape {
     /// What a matrix is laid in on this machine, if products read that faster than its rows.
     fn of(stored: &Stored, level: Level) -> Option<Self> {
+        if !stored.is_as_multiplied() {
+            return None;
+        }
         match stored.form {
             Form::Blocks(format) if has_panels(level) => with_panel!(format, F => Self::new::<F>(stored)),
             Form::Bf16 if level.has_bf16_dot() && !level.has_grid() => {
                 let stride = Packed::bytes_of(level, Compute::Bf16, 1, stored.cols, PANEL);
+                Some(Self { panels: stored.rows.div_ceil(PANEL), stride, blocks: 0 })
+            }
+            Form::E4m3 => {
+                let stride = Matrix8::panel_bytes(level, stored.cols).next_multiple_of(LINE);
                 Some(Self { panels: stored.rows.div_ceil(PANEL), stride, blocks: 0 })
             }
             Form::F32 | Form::F16 | Form::Bf16 | Form::Blocks(_) => None,
@@ -175,9 +182,14 @@ impl Shape {
 }
 
 impl Panels {
+    /// All panels, one behind the other.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.memory.view::<u8>(self.at + self.shape.bytes())[self.at..]
+    }
+
     /// The words of a matrix in bf16, as products read them.
     pub(super) fn words(&self) -> &[u32] {
-        bytemuck::cast_slice(&self.memory.view::<u8>(self.at + self.shape.bytes())[self.at..])
+        bytemuck::cast_slice(self.bytes())
     }
 }
 
@@ -229,9 +241,9 @@ pub fn lay<'a>(all: &[&'a Stored], level: Level, stop: &AtomicBool) -> Vec<&'a S
             these.push((stored, bytes));
             bytes += of(stored).map_or(0, Shape::bytes);
         }
-        let mut memory = AlignedBuf::default();
+        let (mut memory, mut laid) = (AlignedBuf::default(), Vec::new());
         let mut rest = memory.get::<u8>(bytes);
-        for (stored, _) in &these {
+        for (stored, at) in &these {
             if stop.load(Ordering::Relaxed) {
                 others.extend(these.iter().map(|(stored, _)| *stored).chain(left));
                 return others;
@@ -242,12 +254,18 @@ pub fn lay<'a>(all: &[&'a Stored], level: Level, stop: &AtomicBool) -> Vec<&'a S
                 Form::Blocks(format) => {
                     with_panel!(format, F => level.dispatch(Lay::<F> { stored, panels, format: PhantomData }));
                 }
+                Form::E4m3 if !lay_codes(stored, level, panels) => {
+                    others.push(stored);
+                    continue;
+                }
+                Form::E4m3 => {}
                 Form::F32 | Form::F16 | Form::Bf16 => pack(stored, level, bytemuck::cast_slice_mut(panels)),
             }
             stored.bytes.forget();
+            laid.push((*stored, *at));
         }
         let memory = Arc::new(memory);
-        for (stored, at) in these {
+        for (stored, at) in laid {
             let shape = of(stored).expect("laid above");
             let _ = stored.laid.set(Panels { memory: memory.clone(), at, shape });
             // products have read rows of it until now
@@ -288,6 +306,18 @@ fn pack(stored: &Stored, level: Level, panels: &mut [u32]) {
             out,
         });
     }
+}
+
+/// Codes to panels of them; whether all are numbers, for those that are not are seen in rows alone.
+fn lay_codes(stored: &Stored, level: Level, panels: &mut [u8]) -> bool {
+    let each = panels.len() / stored.rows.div_ceil(PANEL).max(1);
+    let used = Matrix8::panel_bytes(level, stored.cols);
+    let (mut kept, mut all) = (0, true);
+    for (panel, out) in panels.chunks_exact_mut(each.max(1)).enumerate() {
+        forget_before(stored, panel * PANEL, &mut kept);
+        all &= stored.matrix8().lay(level, panel, &mut out[..used]);
+    }
+    all
 }
 
 /// Lets a stretch of the rows before `row` be forgotten, from byte `kept` on, so that a large matrix is never held twice.

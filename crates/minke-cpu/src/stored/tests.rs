@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use super::*;
 use crate::gemm::Packed;
 use crate::simd::Level;
+use minke_num::fp8::Quantized;
 use minke_num::rng;
 
 /// Where a block has its numbers in f16.
@@ -306,22 +307,31 @@ fn numbers_that_are_none_stay_in_their_row() {
 
 #[test]
 fn numbers_multiply_as_packed_ones() {
-    let (n, k) = (70, 45);
-    let w = random(2 * n * k, 1);
-    let x = random(9 * k, 2);
-    let halves: Vec<bf16> = w.iter().map(|&w| bf16::from_f32(w)).collect();
-    for form in [Form::F32, Form::F16, Form::Bf16] {
-        let (mut bytes, compute) = match form {
-            Form::F32 => (w.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>(), Compute::F32),
-            Form::F16 => (w.iter().flat_map(|&w| f16::from_f32(w).to_le_bytes()).collect(), Compute::F32),
-            _ => (halves.iter().flat_map(|w| w.to_le_bytes()).collect(), Compute::Bf16),
+    let (n, forms) = (70, [Form::F32, Form::F16, Form::Bf16, Form::E4m3, Form::Blocks(BlockFormat::Q4K)]);
+    let forms = forms.into_iter().flat_map(|form| [(form, Compute::F32), (form, Compute::Bf16)]);
+    for (form, compute) in forms {
+        let k = if matches!(form, Form::Blocks(_)) { 256 } else { 45 };
+        let (w, x) = (random(2 * n * k, 1), random(9 * k, 2));
+        let coded = [0, 1].map(|i| Quantized::quantize(&w[i * n * k..][..n * k], n, k, false));
+        let mut bytes: Vec<u8> = match form {
+            Form::F32 => w.iter().flat_map(|w| w.to_le_bytes()).collect(),
+            Form::F16 => w.iter().flat_map(|&w| f16::from_f32(w).to_le_bytes()).collect(),
+            Form::Bf16 => w.iter().flat_map(|&w| bf16::from_f32(w).to_le_bytes()).collect(),
+            Form::E4m3 => coded.iter().flat_map(|coded| coded.codes.clone()).collect(),
+            Form::Blocks(format) => random_rows(format, 2 * n, k, 1, None),
         };
         // at any alignment
         bytes.insert(0, 0);
         let len = bytes.len() - 1;
         let all = Bytes::new(Arc::new(bytes), 1..1 + len);
-        let parts =
-            (0..2).map(|i| Stored::new(form, n, k, all.slice(i * len / 2..(i + 1) * len / 2))).collect();
+        let part = |i: usize| {
+            let bytes = all.slice(i * len / 2..(i + 1) * len / 2);
+            match form {
+                Form::E4m3 => Stored::coded(n, k, bytes, coded[i].scales.clone().into()),
+                Form::F32 | Form::F16 | Form::Bf16 | Form::Blocks(_) => Stored::new(form, n, k, bytes),
+            }
+        };
+        let parts: Vec<Stored> = (0..2).map(|i| part(i).as_numbers(compute)).collect();
         let stored = StoredWeight::new(2, parts);
         let mut numbers = vec![0.0; 2 * n * k];
         for (i, row) in numbers.chunks_mut(k).enumerate() {
@@ -337,7 +347,7 @@ fn numbers_multiply_as_packed_ones() {
             assert_eq!(
                 product(&cpu, &x, None, &[0, 2, 9], &stored),
                 expected,
-                "{form:?} on {}",
+                "{form:?} as {compute:?} on {}",
                 level.name()
             );
         }

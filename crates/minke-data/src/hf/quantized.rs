@@ -76,7 +76,7 @@ impl WeightFiles {
     pub fn check_quantized(&self) -> Result<()> {
         for name in self.names() {
             if self.is_quantized(name) {
-                self.scales(name)?;
+                self.coded(name)?;
             } else if let Some(weight) = weight_of_scales(name)
                 && !self.is_quantized(weight)
             {
@@ -93,7 +93,7 @@ impl WeightFiles {
     /// There is no such tensor, it has no E4M3 codes or not two axes, its scales are missing or of another dtype or
     /// shape, or a scale or code is no number.
     pub fn quantized_view(&self, name: &str) -> Result<QuantizedView<'_>> {
-        let (codes, scales, [rows, cols]) = self.scales(name)?;
+        let (codes, scales, [rows, cols]) = self.coded(name)?;
         if let Some(at) = codes.iter().position(|code| code & 0x7f == 0x7f) {
             let got = format!("NaN (code {:#04x}) at [{}, {}]", codes[at], at / cols, at % cols);
             return Err(self.broken(name, "numbers", got));
@@ -109,8 +109,16 @@ impl WeightFiles {
         Ok(self.quantized_view(name)?.to_owned())
     }
 
+    /// The scales of a tensor in FP8, checked; its codes are not looked at.
+    ///
+    /// # Errors
+    /// As [`WeightFiles::quantized_view`], but for codes.
+    pub fn scales(&self, name: &str) -> Result<Vec<f32>> {
+        Ok(self.coded(name)?.1)
+    }
+
     /// The codes of a tensor, its scales, and its shape.
-    fn scales(&self, name: &str) -> Result<(&[u8], Vec<f32>, [usize; 2])> {
+    fn coded(&self, name: &str) -> Result<(&[u8], Vec<f32>, [usize; 2])> {
         let codes = self.get(name).ok_or_else(|| self.broken(name, "this tensor", "no such tensor"))?;
         if codes.dtype != Dtype::F8E4M3 {
             return Err(self.broken(name, "F8_E4M3", codes.dtype.name()));

@@ -5,7 +5,7 @@
 //! routers. Names of tensors are those of GGUF, and the choices are llama.cpp's (`llama-quant.cpp`), so that a file of ours
 //! is as large as one of theirs; what they leave to chance, the parts of latent attention, is chosen here.
 
-use minke_cpu::stored::Form;
+use minke_data::gguf::TensorType;
 use minke_num::blocks::BlockFormat;
 
 /// A way of storing a whole model.
@@ -37,7 +37,7 @@ pub struct Facts {
     /// Whether scales are fitted with an importance of each column.
     pub importance: bool,
     /// What a matrix is stored in whose rows no block fills.
-    pub plain: Form,
+    pub plain: TensorType,
 }
 
 /// What a tensor does, as far as it matters here.
@@ -121,9 +121,9 @@ impl Mix {
     }
 
     /// What the tensor `name` of `shape` (outermost axis first) is stored in.
-    pub fn form(self, name: &str, shape: &[usize], facts: &Facts) -> Form {
-        let Some(format) = self.meant(name, shape, facts) else { return Form::F32 };
-        fitting(format, shape.last().copied().unwrap_or(0)).map_or(facts.plain, Form::Blocks)
+    pub fn form(self, name: &str, shape: &[usize], facts: &Facts) -> TensorType {
+        let Some(format) = self.meant(name, shape, facts) else { return TensorType::F32 };
+        fitting(format, shape.last().copied().unwrap_or(0)).map_or(facts.plain, TensorType::Blocks)
     }
 
     /// The format of a tensor whose rows it fills; none for what is small.
@@ -197,20 +197,17 @@ fn fitting(format: BlockFormat, cols: usize) -> Option<BlockFormat> {
 mod tests {
     use super::*;
 
-    const DENSE: Facts =
-        Facts { layers: 18, experts: 0, heads_per_key: 4, tied: true, importance: false, plain: Form::Bf16 };
-
-    fn name(form: Form) -> &'static str {
-        match form {
-            Form::F32 => "F32",
-            Form::F16 => "F16",
-            Form::Bf16 => "BF16",
-            Form::Blocks(format) => format.name(),
-        }
-    }
+    const DENSE: Facts = Facts {
+        layers: 18,
+        experts: 0,
+        heads_per_key: 4,
+        tied: true,
+        importance: false,
+        plain: TensorType::Bf16,
+    };
 
     fn of(mix: Mix, tensor: &str, shape: &[usize], facts: &Facts) -> &'static str {
-        name(mix.form(tensor, shape, facts))
+        mix.form(tensor, shape, facts).name()
     }
 
     /// The published Q4_K_M file of Gemma 3 270M, whose rows of 640 no super-block fills.

@@ -5,7 +5,6 @@ use std::sync::Mutex;
 
 use minke_cpu::Cpu;
 use minke_cpu::simd::{Kernel, Simd};
-use minke_cpu::stored::Form;
 use minke_data::gguf::TensorType;
 use minke_model::Config;
 use minke_model::config::FfnKind;
@@ -62,7 +61,11 @@ impl<'a> Quantizer<'a> {
             heads_per_key: config.num_attention_heads / config.attention_shape().kv_heads.max(1),
             tied: config.tie_word_embeddings,
             importance: importance.is_some(),
-            plain: if config.dtype.as_deref() == Some("bfloat16") { Form::Bf16 } else { Form::F16 },
+            plain: if config.dtype.as_deref() == Some("bfloat16") {
+                TensorType::Bf16
+            } else {
+                TensorType::F16
+            },
         };
         Self {
             cpu,
@@ -157,12 +160,7 @@ impl Storage for Quantizer<'_> {
         if tensor.is_small() {
             return TensorType::F32;
         }
-        match self.mix.form(&tensor.name, &tensor.shape, &self.facts) {
-            Form::F32 => TensorType::F32,
-            Form::F16 => TensorType::F16,
-            Form::Bf16 => TensorType::Bf16,
-            Form::Blocks(format) => TensorType::Blocks(format),
-        }
+        self.mix.form(&tensor.name, &tensor.shape, &self.facts)
     }
 
     fn store(&mut self, tensor: &OutTensor, piece: usize, numbers: &[f32]) -> Result<Vec<u8>, String> {

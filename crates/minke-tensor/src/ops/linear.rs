@@ -72,11 +72,9 @@ impl Input {
             (Input::Plain(_), PackedWeight::Plain(b)) => {
                 Product::Numbers { a: Operand { index, ..self.plain() }, b }
             }
-            (Input::Passing(_, how), PackedWeight::Eight(b)) => {
-                Product::Codes { a: Values::Plain(Operand { index, ..self.plain() }), how: *how, b }
-            }
-            (Input::Codes(x), PackedWeight::Eight(b)) => {
-                Product::Codes { a: Values::Codes(x.codes(index)), how: Fp8::default(), b }
+            (Input::Passing(..) | Input::Codes(_), PackedWeight::Eight(b)) => {
+                let (a, how) = self.values(index);
+                Product::Codes { a, how, b }
             }
             (_, PackedWeight::Stored(_)) => {
                 unreachable!("a weight that only runs is read forward, by itself")
@@ -85,6 +83,15 @@ impl Input {
             | (Input::Codes(_) | Input::Passing(..), PackedWeight::Plain(_)) => {
                 unreachable!("an input has the form of its weight")
             }
+        }
+    }
+
+    /// What products in FP8 read of it.
+    fn values<'a>(&'a self, index: Option<&'a [u32]>) -> (Values<'a>, Fp8) {
+        match self {
+            Input::Plain(_) => unreachable!("an input has the form of its weight"),
+            Input::Passing(_, how) => (Values::Plain(Operand { index, ..self.plain() }), *how),
+            Input::Codes(x) => (Values::Codes(x.codes(index)), Fp8::default()),
         }
     }
 
@@ -197,11 +204,16 @@ pub(super) fn grouped(
     let rows = index.map_or(x.rows(), <[u32]>::len);
     let mut y = Tensor::uninit(rows, cx.store.rows(w), dtype);
     let w = cx.store.forward(cx.cpu, w);
-    if let PackedWeight::Stored(w) = w {
-        let x = Operand { index, ..x.plain() };
-        stored::matmul_stored(cx.cpu, x, offsets, w, y.view_mut());
-    } else {
-        x.product(index, w).matmul(cx.cpu, offsets, y.view_mut());
+    match (w, x) {
+        (PackedWeight::Stored(w), Input::Plain(x)) => {
+            let x = Operand { view: x.view(), cols: x.cols(), index };
+            stored::matmul_stored(cx.cpu, x, offsets, w, y.view_mut());
+        }
+        (PackedWeight::Stored(w), Input::Passing(..) | Input::Codes(_)) => {
+            let (x, how) = x.values(index);
+            stored::matmul8_stored(cx.cpu, x, how, offsets, w, y.view_mut());
+        }
+        _ => x.product(index, w).matmul(cx.cpu, offsets, y.view_mut()),
     }
     y
 }

@@ -11,10 +11,10 @@ use std::sync::Arc;
 
 use minke_cpu::attention::{AttentionShape, KvCache};
 use minke_cpu::fp8::Fp8;
-use minke_cpu::gemm::Elements;
 use minke_cpu::stored::{Bytes, Form, Stored, StoredWeight};
 use minke_cpu::{Cpu, DType, Level, ViewMut};
 use minke_num::blocks::{BlockFormat, encode};
+use minke_num::fp8::Quantized;
 use minke_num::tolerance::{Tolerance, assert_same_bits};
 use minke_num::{bf16, rng};
 
@@ -467,7 +467,8 @@ fn absorbed_weights_are_made_of_whatever_is_stored() {
         run(&mut store, kv_b)
     };
     let mut all: Vec<(Store, WeightId)> = Vec::new();
-    for form in [Form::F32, Form::Bf16, Form::Blocks(BlockFormat::Q8_0)] {
+    let coded = Quantized::quantize(&numbers, rows, c, false);
+    for form in [Form::F32, Form::Bf16, Form::E4m3, Form::Blocks(BlockFormat::Q8_0)] {
         let mut bytes = vec![0; form.row_bytes(c).expect("whole blocks") * rows];
         match form {
             Form::F32 => {
@@ -476,6 +477,7 @@ fn absorbed_weights_are_made_of_whatever_is_stored() {
                 }
             }
             Form::Blocks(format) => encode(format, &numbers, None, &mut bytes).unwrap(),
+            Form::E4m3 => bytes.copy_from_slice(&coded.codes),
             Form::Bf16 | Form::F16 => {
                 for (two, x) in bytes.chunks_exact_mut(2).zip(&numbers) {
                     two.copy_from_slice(&bf16::from_f32(*x).to_bits().to_le_bytes());
@@ -483,14 +485,18 @@ fn absorbed_weights_are_made_of_whatever_is_stored() {
             }
         }
         let end = bytes.len();
-        let stored = Stored::new(form, rows, c, Bytes::new(Arc::new(bytes), 0..end));
+        let bytes = Bytes::new(Arc::new(bytes), 0..end);
+        let (stored, fp8) = match form {
+            Form::E4m3 => (Stored::coded(rows, c, bytes, coded.scales.clone().into()), Some(Fp8::default())),
+            Form::F32 | Form::F16 | Form::Bf16 | Form::Blocks(_) => (Stored::new(form, rows, c, bytes), None),
+        };
         let mut store = Store::default();
-        let kv_b = store.add_stored(StoredWeight::new(1, vec![stored]), DType::Bf16);
+        let kv_b = store.add_stored(StoredWeight::new(1, vec![stored]), DType::Bf16, fp8);
         all.push((store, kv_b));
     }
     let mut codes = Store::default();
     let kv_b = codes.add_codes(Stack { groups: 1, parts: 1, rows, cols: c }, DType::Bf16, Fp8::default());
-    codes.set_codes(&cpu, kv_b, Elements::Numbers { w: &numbers, how: Fp8::default() });
+    codes.set_codes(&cpu, kv_b, &numbers, Fp8::default());
     all.push((codes, kv_b));
     for (i, (mut store, kv_b)) in all.into_iter().enumerate() {
         let stands_for = store.numbers(kv_b, 0).into_owned();

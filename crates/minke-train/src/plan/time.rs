@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use minke_cpu::adamw::{AdamW, adamw};
 use minke_cpu::attention::{self, AttentionShape, Segment};
 use minke_cpu::fp8::{Cuts, Values};
-use minke_cpu::gemm::{Elements, Operand, Packed, Packed8, Weight8, matmul, matmul_tn, matmul8, matmul8_tn};
+use minke_cpu::gemm::{Operand, Packed, Packed8, Weight8, matmul, matmul_tn, matmul8, matmul8_tn};
 use minke_cpu::loss::{self, Scales};
 use minke_cpu::reduce::sum_squares;
 use minke_cpu::swiglu::{self, Gate};
@@ -168,8 +168,7 @@ fn seconds(probe: &mut Probe<'_>, work: &Work, rows: usize, sequence_length: usi
                 let depth = Cuts::parts(k, parts);
                 let codes = (!passing).then(|| Tensor8::quantize(cpu, &x, depth, how));
                 let mut packed = Packed8::empty();
-                let weight =
-                    Weight8 { elements: Elements::Numbers { w: w.f32(), how }, groups, rows: depth, cols: n };
+                let weight = Weight8 { w: w.f32(), how, groups, rows: depth, cols: n };
                 packed.pack(cpu, weight, false, true);
                 drop(w);
                 return factor
@@ -384,12 +383,7 @@ fn update_s(shape: &Shape, probe: &mut Probe<'_>) -> f64 {
         probe.allow(PIECE_S);
         let once = if let Some(how) = kind.fp8 {
             let mut packed = [Packed8::empty(), Packed8::empty()];
-            let weight = Weight8 {
-                elements: Elements::Numbers { w, how },
-                groups: 1,
-                rows: Cuts::whole(rows),
-                cols: side,
-            };
+            let weight = Weight8 { w, how, groups: 1, rows: Cuts::whole(rows), cols: side };
             probe.seconds(|| {
                 let [forward, backward] = &mut packed;
                 forward.pack(cpu, weight, true, true);
