@@ -54,8 +54,8 @@ pub enum LoadModelError {
     },
     /// Weights that cannot run from their files are more than the memory that is free.
     #[error(
-        "{}: {:.1} GiB of its weights cannot run from where they are stored (FP8, or numbers in another type than products \
-         are in), and {:.1} GiB of memory are free; `minke quantize` makes a file that runs from the disk",
+        "{}: {:.1} GiB of its weights cannot run from where they are stored (such as numbers of which FP8 is made), and \
+         {:.1} GiB of memory are free; `minke quantize` makes a file that runs from the disk",
         folder.display(), gib(*.needed), gib(*.free)
     )]
     Memory {
@@ -204,11 +204,16 @@ pub fn load_model(
     };
     let mut planned = loading(FromFile::AsStored)?;
     let free = machine::available_bytes().filter(|_| matches!(purpose, Purpose::Run(_)));
-    if free.is_some_and(|free| planned.held_bytes() > free) {
-        planned = loading(FromFile::Converted)?;
+    let mut of_memory = Vec::new();
+    if let Some(free) = free {
+        let wanted = planned.held_bytes();
+        if wanted > free {
+            planned = loading(FromFile::Converted)?;
+            of_memory.push(converted(wanted, free, precision.is_some()));
+        }
+        of_memory.extend(judge_memory(&folder, planned.held_bytes(), planned.mapped_bytes(), free)?);
     }
-    let (held, mapped) = (planned.held_bytes(), planned.mapped_bytes());
-    let larger = free.map_or(Ok(None), |free| judge_memory(&folder, held, mapped, free))?;
+    let mapped = planned.mapped_bytes();
     // a vocabulary takes about as long as weights that are converted
     let (tokenizer, model) = std::thread::scope(|scope| {
         let tokenizer = scope.spawn(|| files.tokenizer());
@@ -218,7 +223,7 @@ pub fn load_model(
     let tokenizer = tokenizer?;
     let (mut model, mut notes) =
         model.map_err(|source| LoadModelError::Weights { folder: folder.clone(), source })?;
-    notes.extend(larger);
+    notes.extend(of_memory);
     let left = machine::available_bytes().filter(|_| matches!(purpose, Purpose::Run(_)));
     // the copy, and as much again for whatever else runs
     if left.is_some_and(|left| left > 2 * mapped) {
@@ -249,6 +254,17 @@ fn judge_memory(folder: &Path, held: u64, mapped: u64, free: u64) -> Result<Opti
         )
     };
     Ok((held + mapped > free).then(note))
+}
+
+/// What to say of weights that would take so much memory in what their products are in.
+fn converted(wanted: u64, free: u64, asked_for: bool) -> String {
+    let instead = if asked_for { "; without --precision they may run as they are stored" } else { "" };
+    format!(
+        "weights in the precision of their products would take {:.1} GiB, and {:.1} GiB of memory are free: they are made of \
+         what the file has for every product, which is slow{instead}",
+        gib(wanted),
+        gib(free)
+    )
 }
 
 /// What to say of a tokenizer with so many ids and a head with so many rows. Heads are padded, by 2,400 rows at most in
