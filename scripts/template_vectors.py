@@ -5,7 +5,8 @@
     python scripts/template_vectors.py FOLDER [--out FILE] [--all]
 
 FOLDER holds published templates, `OWNER-NAME.jinja` each; llama.cpp's
-`models/templates` is such a folder. Writes into FILE (default:
+`models/templates` is such a folder, and what it lacks stands in the files of
+the models and in catalogues of them. Writes into FILE (default:
 `crates/minke-data/tests/vectors/templates.json`)
 
 `cases`     conversations: messages, tools, variables
@@ -39,17 +40,24 @@ FREE = {
     "Qwen-Qwen2.5-7B-Instruct": "Apache-2.0",
     "Qwen-Qwen3-0.6B": "Apache-2.0",
     "Qwen-QwQ-32B": "Apache-2.0",
+    "deepseek-ai-DeepSeek-R1": "MIT",
+    "deepseek-ai-DeepSeek-R1-0528": "MIT",
     "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B": "MIT",
+    "deepseek-ai-DeepSeek-V3-0324": "MIT",
     "deepseek-ai-DeepSeek-V3.1": "MIT",
     "mistralai-Mistral-Nemo-Instruct-2407": "Apache-2.0",
     "Mistral-Small-3.2-24B-Instruct-2506": "Apache-2.0",
     "microsoft-Phi-3.5-mini-instruct": "MIT",
+    "moonshotai-Moonlight-16B-A3B-Instruct": "MIT",
     "openai-gpt-oss-120b": "Apache-2.0",
 }
 # whose licence does not let the text stand here, or is not plainly free
 HASHED = [
     "deepseek-ai-DeepSeek-R1-Distill-Llama-8B",
+    "deepseek-ai-DeepSeek-V2-Chat",
+    "deepseek-ai-DeepSeek-V2.5",
     "google-gemma-2-2b-it",
+    "google-gemma-3-1b-it",
     "meta-llama-Llama-3.1-8B-Instruct",
     "meta-llama-Llama-3.2-3B-Instruct",
     "meta-llama-Llama-3.3-70B-Instruct",
