@@ -247,7 +247,7 @@ pub struct Delta<'a> {
     pub tokens: usize,
 }
 
-/// Whether there is what drafts shall come from: a prediction module of the model, or another model.
+/// Whether there is what drafts shall come from: prediction modules of the model, or another model.
 ///
 /// # Errors
 /// There is not.

@@ -163,7 +163,7 @@ impl Engine<'_> {
     }
 
     /// What each sequence has in the next call.
-    fn parts(&mut self, sequences: &mut [Sequence], takes: &[usize]) -> Vec<Part> {
+    pub(crate) fn parts(&mut self, sequences: &mut [Sequence], takes: &[usize]) -> Vec<Part> {
         let part = |(at, (sequence, &take)): (usize, (&Sequence, &usize))| Part {
             at,
             from: sequence.session.len(),
@@ -207,7 +207,7 @@ impl Engine<'_> {
                 (true, 0) => Want::Last,
                 (true, _) => Want::All,
             };
-            states |= sequence.drafting.module.is_some();
+            states |= !sequence.drafting.modules.is_empty();
             steps.push(Step { tokens, cache: &mut sequence.session.cache, want });
             if part.last {
                 guides.push((&mut sequence.guide, part));
@@ -294,7 +294,8 @@ enum Outcome {
     },
 }
 
-/// Hands the final states of rows that stay to the modules that draft from them; `states` are of all rows of a call.
+/// Hands the final states of rows that stay to the first modules, which draft from them; `states` are of all rows of a
+/// call.
 fn hand_states(sequences: &mut [Sequence], parts: &[Part], states: &[f32], d: usize) {
     let mut rest = states;
     for part in parts.iter().filter(|_| !states.is_empty()) {
@@ -303,7 +304,7 @@ fn hand_states(sequences: &mut [Sequence], parts: &[Part], states: &[f32], d: us
         rest = others;
         let sequence = &mut sequences[part.at];
         let read = sequence.session.len();
-        if let Some(module) = &mut sequence.drafting.module {
+        if let Some(module) = sequence.drafting.modules.first_mut() {
             // where the call began; drafts that did not come are out of the session again
             let from = part.from;
             module.take(from, &own[..(read - from) * d], d);

@@ -19,7 +19,8 @@ fn tokenizer() -> Tokenizer {
     Tokenizer::train(&sample, &TrainOptions { vocab_size: 300, ..TrainOptions::default() }).unwrap()
 }
 
-/// A model whose weights are drawn, with as many rows as the tokenizer needs; `v3_mtp1` has a prediction module.
+/// A model whose weights are drawn, with as many rows as the tokenizer needs; `v3_mtp1` and `v3_mtp2` have
+/// prediction modules.
 fn model(name: &str, tokenizer: &Tokenizer, dtype: DType, seed: u64) -> Model {
     let vectors = Path::new(env!("CARGO_MANIFEST_DIR")).join("../minke-model/tests/vectors").join(name);
     let text = std::fs::read_to_string(vectors.join("config.json")).unwrap();
@@ -164,21 +165,21 @@ fn compare(
 #[test]
 fn every_mode_gives_what_none_gives() {
     let tokenizer = tokenizer();
-    for dtype in [DType::F32, DType::Bf16] {
-        let mut target = model("v3_mtp1", &tokenizer, dtype, 11);
+    for (name, dtype) in
+        [("v3_mtp1", DType::F32), ("v3_mtp1", DType::Bf16), ("v3_mtp2", DType::F32), ("v3_mtp2", DType::Bf16)]
+    {
+        let mut target = model(name, &tokenizer, dtype, 11);
         // one that always agrees, and one that hardly ever does
         for seed in [11, 12] {
-            let mut draft = model("v3_mtp1", &tokenizer, dtype, seed);
+            let mut draft = model(name, &tokenizer, dtype, seed);
             let kinds = kinds(&tokenizer);
             let sums = compare(&mut target, &mut draft, &tokenizer, &kinds, &MODES, CacheKind::Model);
             // a greedy model of drawn weights runs in circles
             assert!(sums[1].accepted > 20, "{:?}", sums[1]);
             assert!(sums[2].drafted > 50, "{:?}", sums[2]);
             if seed == 11 {
-                assert_eq!(
-                    sums[3].accepted, sums[3].drafted,
-                    "what agrees on all logits agrees on all draws"
-                );
+                // what agrees on all logits agrees on all draws, up to a stop string
+                assert!(sums[3].drafted - sums[3].accepted < 8, "{:?}", sums[3]);
                 assert!(sums[3].tokens_per_call() > 3.0, "{:?}", sums[3]);
             }
             // drafts of a module, over keys and values, are verified over latents
@@ -208,6 +209,48 @@ fn a_model_without_a_module_drafts_from_its_text() {
         Tokenizer::train(&sample, &TrainOptions { vocab_size: 300, ..TrainOptions::default() }).unwrap();
     let Err(error) = engine.with_draft(&mut draft, Some(&other)) else { panic!("taken") };
     assert!(matches!(error, EngineError::DraftVocabulary { .. }), "{error}");
+}
+
+/// What was read in turns before, or further back than they look, prediction modules have no rows of.
+#[test]
+fn modules_draft_without_what_they_have_not_read() {
+    let tokenizer = tokenizer();
+    let cpu = Cpu::detect(2);
+    for name in ["v3_mtp1", "v3_mtp2"] {
+        let mut target = model(name, &tokenizer, DType::Bf16, 11);
+        let mut engine = Engine::new(&mut target, &cpu, Some(&tokenizer));
+        let mut turns = |speculation: Speculation| {
+            let mut sessions: Vec<Session> = (0..4).map(|_| engine.empty_session()).collect();
+            let mut requests: Vec<Request> = [2_u32, 40, 70, 150]
+                .map(|len| Request {
+                    prompt: (0..len).map(|i| 30 + (i * i + len) % 200).collect(),
+                    max_tokens: 20,
+                    sampling: Sampling { temperature: 0.7, seed: 3, ..Sampling::default() },
+                    ..Request::default()
+                })
+                .into();
+            let mut all = Vec::new();
+            // modules that draft in one turn are new in the next
+            for speculation in [Speculation::Off, speculation, speculation] {
+                for request in &mut requests {
+                    request.speculation = speculation;
+                }
+                let made = engine.generate_in(&mut sessions, &requests, &mut silent).unwrap();
+                for ((request, session), one) in requests.iter_mut().zip(&sessions).zip(&made) {
+                    assert!(session.len() + 1 >= request.prompt.len() + one.tokens.len());
+                    request.prompt.extend(&one.tokens);
+                    request.prompt.extend([70, 80, 90]);
+                }
+                all.extend(made);
+            }
+            all
+        };
+        let (plain, drafted) = (turns(Speculation::Off), turns(Speculation::Mtp));
+        for (plain, drafted) in plain.iter().zip(&drafted) {
+            assert_eq!((result(drafted), bits(drafted)), (result(plain), bits(plain)), "{name}");
+        }
+        assert!(drafted[4..].iter().all(|one| one.speculated.drafted > 5), "{name}");
+    }
 }
 
 /// Prompts that are together more than the other model reads in a call: it drafts for those that it has read.
@@ -257,10 +300,11 @@ proptest! {
     fn any_requests_in_any_batch(
         picks in proptest::collection::vec((0_usize..12, 0_u64..1000, 1_usize..50), 1..5),
         mode in 0_usize..4,
+        modules in 1_usize..3,
         seed in 0_u64..4,
     ) {
         let tokenizer = tokenizer();
-        let mut target = model("v3_mtp1", &tokenizer, DType::Bf16, seed);
+        let mut target = model(&format!("v3_mtp{modules}"), &tokenizer, DType::Bf16, seed);
         let mut draft = model("v3_mtp1", &tokenizer, DType::Bf16, seed / 2);
         let kinds = kinds(&tokenizer);
         let requests: Vec<Request> = picks

@@ -173,16 +173,21 @@ fn read(
     Ok(ControlFlow::Continue(()))
 }
 
-/// Reads a text: model and head all tokens, and the prediction module that drafts each state with the token behind it.
+/// Reads a text: model and head all tokens, and prediction modules each state with the tokens behind it.
 fn read_text(model: &mut Model, cpu: &Cpu, text: &[u32]) {
-    let (mut cache, mut module) = (Cache::new(model), DraftCache::new(model));
+    let (mut cache, mut modules) = (Cache::new(model), DraftCache::of_modules(model));
     for (at, chunk) in text.chunks(CHUNK).enumerate().map(|(i, chunk)| (i * CHUNK, chunk)) {
         let mut steps = [Step { tokens: chunk, cache: &mut cache, want: Want::All }];
-        let states = model.infer_whole(cpu, &mut steps, module.is_some()).states;
-        let behind = &text[at + 1..(at + 1 + chunk.len()).min(text.len())];
-        if let Some(cache) = module.as_mut().filter(|_| !behind.is_empty()) {
-            let states = &states[..behind.len() * model.config.hidden_size];
-            model.draft(cpu, &mut [DraftStep { states, tokens: behind, position: at, cache }]);
+        let mut states = model.infer_whole(cpu, &mut steps, !modules.is_empty()).states;
+        for (k, cache) in modules.iter_mut().enumerate() {
+            let position = at + k + 1;
+            let tokens = &text[position.min(text.len())..text.len().min(position + chunk.len())];
+            if tokens.is_empty() {
+                break;
+            }
+            states.truncate(tokens.len() * model.config.hidden_size);
+            states =
+                model.draft(cpu, k, &mut [DraftStep { states: &states, tokens, position, cache }]).states;
         }
     }
 }

@@ -126,8 +126,8 @@ fn check(scheduler: &Scheduler<'_>) {
     assert!(scheduler.pages() <= scheduler.stats.most_pages, "{:?}", scheduler.stats);
     // what models have read to draft is in it
     let drafts = |sequence: &Sequence| {
-        let module = sequence.drafting.module.as_ref().map_or(0, |module| module.cache.bytes());
-        module + sequence.drafting.other.as_ref().map_or(0, Session::bytes)
+        let modules: usize = sequence.drafting.modules.iter().map(|module| module.cache.bytes()).sum();
+        modules + sequence.drafting.other.as_ref().map_or(0, Session::bytes)
     };
     let all = scheduler.sequences.iter().chain(scheduler.waiting.iter().map(|(_, sequence)| sequence));
     let bytes = scheduler.tree.len() * scheduler.page_bytes + all.map(drafts).sum::<usize>();
@@ -250,6 +250,7 @@ fn a_request_gives_the_same_bits_alone_and_under_any_load() {
         ("v3_mtp1", DType::Bf16, CacheKind::Auto),
         ("v3_mtp1", DType::Bf16, latent),
         ("v3_mtp1", DType::Bf16, int8),
+        ("v3_mtp2", DType::F32, CacheKind::Model),
         ("llama_gqa", DType::F32, int8),
         ("llama_gqa", DType::Bf16, CacheKind::Model),
     ] {
@@ -296,13 +297,20 @@ fn weights_in_blocks_give_the_same_bits_too() {
 /// Where there is no memory for drafts of a model there are none, and the answers are the same.
 #[test]
 fn drafts_give_way_before_answers_do() {
-    let (mut alone_, mut main, mut draft) =
-        (model("llama_gqa", DType::F32), model("llama_gqa", DType::F32), model("llama_gqa", DType::F32));
+    // two modules take what the model's two layers do
+    for (name, speculation) in [("llama_gqa", Speculation::Draft), ("v3_mtp2", Speculation::Mtp)] {
+        drafts_of_models_give_way(name, speculation);
+    }
+}
+
+/// Drafts of a model like itself, or of its modules.
+fn drafts_of_models_give_way(name: &str, speculation: Speculation) {
+    let [mut alone_, mut main, mut draft] = [(); 3].map(|()| model(name, DType::F32));
     let cpu = Cpu::detect(1);
     let all: Vec<Request> = (0..2)
         .map(|seed| {
             let mut request = request(text(seed, 100), 60, seed);
-            (request.sampling.temperature, request.speculation) = (0.0, Speculation::Draft);
+            (request.sampling.temperature, request.speculation) = (0.0, speculation);
             request
         })
         .collect();

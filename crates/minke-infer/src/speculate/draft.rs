@@ -5,7 +5,7 @@ use std::time::Instant;
 use minke_data::Tokenizer;
 use minke_model::{CacheKind, DraftCache, DraftStep, Model, PAGE, Step, Want};
 
-use super::{Chain, Drafting, MOST, Proposal, Source};
+use super::{Chain, MOST, Module, Proposal, Source};
 use crate::choose::{Ask, choose, log_probs};
 use crate::engine::Engine;
 use crate::sampling::Allowed;
@@ -20,9 +20,8 @@ struct Guess {
     /// Which part of the call.
     part: usize,
     chain: Chain,
-    /// For a module: its state behind the last draft, and the position of that state.
-    state: Vec<f32>,
-    position: usize,
+    /// States that a module made for the next one with drafts, or, the last one, for its own next row.
+    states: Vec<f32>,
 }
 
 impl Engine<'_> {
@@ -40,18 +39,18 @@ impl Engine<'_> {
 
     /// The most memory that drafting by models takes for a sequence that has got `more` tokens, beside its own cache.
     pub(crate) fn draft_bytes(&self, sequence: &Sequence, more: usize) -> usize {
-        let module = DraftCache::page_bytes(self.model).unwrap_or(0);
+        let modules = DraftCache::page_bytes(self.model);
         let other = self.other.as_ref();
         let other =
             other.map(|other| CacheKind::Model.page_bytes(&other.config, &other.precision).unwrap_or(0));
-        (sequence.all.len() + more + MOST).div_ceil(PAGE) * sequence.drafting.page_bytes(module, other)
+        (sequence.all.len() + more + MOST).div_ceil(PAGE) * sequence.drafting.page_bytes(modules, other)
     }
 
     /// Drafts for every sequence that is being answered, where it pays.
     pub(crate) fn speculate(&mut self, sequences: &mut [Sequence], parts: &mut [Part]) {
         let tokens = parts.iter().filter(|part| part.last).count();
         let has_other = self.other.is_some();
-        let (mut by_module, mut by_other) = (Vec::new(), Vec::new());
+        let (mut by_modules, mut by_other) = (Vec::new(), Vec::new());
         for (index, part) in parts.iter_mut().enumerate() {
             let sequence = &mut sequences[part.at];
             if sequence.drafting.is_on() {
@@ -76,76 +75,80 @@ impl Engine<'_> {
                     }
                 }
                 Proposal::Model(chain) => {
-                    let to = if drafting.by_other(has_other) { &mut by_other } else { &mut by_module };
+                    let to = if drafting.by_other(has_other) { &mut by_other } else { &mut by_modules };
                     part.source = Source::Model;
                     part.mark = Some(sequence.guide.mark());
-                    to.push(Guess { part: index, chain, state: Vec::new(), position: 0 });
+                    to.push(Guess { part: index, chain, states: Vec::new() });
                 }
             }
         }
-        if !by_module.is_empty() {
-            self.draft_by_module(sequences, parts, by_module);
+        if !by_modules.is_empty() {
+            self.draft_by_modules(sequences, parts, by_modules);
         }
         if !by_other.is_empty() {
             self.draft_by_other(sequences, parts, by_other);
         }
     }
 
-    /// The model's prediction module reads the states that it has not seen, and then goes on from its own.
-    fn draft_by_module(&mut self, sequences: &mut [Sequence], parts: &mut [Part], mut guesses: Vec<Guess>) {
+    /// The model's prediction modules read what they have not seen, each with a token more drafted than the one before,
+    /// and the last goes on from its own states.
+    fn draft_by_modules(&mut self, sequences: &mut [Sequence], parts: &mut [Part], mut guesses: Vec<Guess>) {
         let (begin, d) = (Instant::now(), self.model.config.hidden_size);
+        let last = self.model.config.num_nextn_predict_layers - 1;
         let mut drafted = 0;
-        let mut held = Vec::new();
         for round in 0.. {
-            // rows of each: what is new, or the last draft
+            let k = round.min(last);
+            // rows of each, and where their tokens begin
             let mut rows: Vec<(Vec<f32>, Vec<u32>, usize)> = Vec::with_capacity(guesses.len());
             for guess in &mut guesses {
                 let part = &parts[guess.part];
-                let sequence = &mut sequences[part.at];
-                let module = sequence.drafting.module.as_mut().expect("it was asked whether there is one");
-                rows.push(if round == 0 {
-                    let (states, position, n) = module.give();
-                    guess.position = position + n - 1;
-                    (states, sequence.all[position + 1..=position + n].to_vec(), position)
-                } else {
-                    guess.position += 1;
-                    let last = *part.drafts.last().expect("a round ends without one");
-                    (std::mem::take(&mut guess.state), vec![last], guess.position)
-                });
+                let Sequence { drafting, all, .. } = &mut sequences[part.at];
+                // behind the first module, the last state is read with a draft, and again with the token that comes
+                let mut states = if round == k { drafting.modules[k].give(k.min(1)) } else { Vec::new() };
+                states.append(&mut guess.states);
+                let position = all.len() + part.drafts.len() - states.len() / d;
+                let tokens = all.iter().chain(&part.drafts).skip(position).copied().collect();
+                rows.push((states, tokens, position));
             }
-            let mut steps: Vec<DraftStep<'_>> = Vec::with_capacity(guesses.len());
-            let mut modules: Vec<(usize, &mut Drafting)> =
-                sequences.iter_mut().map(|sequence| &mut sequence.drafting).enumerate().collect();
-            modules.retain(|(at, _)| guesses.iter().any(|guess| parts[guess.part].at == *at));
+            let mut steps = Vec::with_capacity(guesses.len());
+            let mut mine = guesses.iter().zip(&rows).peekable();
             // guesses are in the order of sequences
-            for ((_, drafting), (states, tokens, position)) in modules.iter_mut().zip(&rows) {
-                let cache = &mut drafting.module.as_mut().expect("as above").cache;
-                steps.push(DraftStep { states, tokens, position: *position, cache });
+            for (at, sequence) in sequences.iter_mut().enumerate() {
+                if let Some((_, (states, tokens, position))) =
+                    mine.next_if(|(guess, _)| parts[guess.part].at == at)
+                {
+                    let cache = &mut sequence.drafting.modules[k].cache;
+                    steps.push(DraftStep { states, tokens, position: *position, cache });
+                }
             }
-            let made = self.model.draft(self.cpu, &mut steps);
-            if round == 0 {
-                let kept = |guess: &Guess| {
-                    let at = parts[guess.part].at;
-                    (at, sequences[at].drafting.module.as_ref().map_or(0, |module| module.cache.len()))
-                };
-                held = guesses.iter().map(kept).collect();
+            let made = self.model.draft(self.cpu, k, &mut steps);
+            let mut rest = &made.states[..];
+            for (guess, (_, tokens, position)) in guesses.iter_mut().zip(&rows) {
+                let (states, others) = rest.split_at(tokens.len() * d);
+                rest = others;
+                let modules = &mut sequences[parts[guess.part].at].drafting.modules;
+                // so many tokens of this round are drafts
+                let of_drafts = k.min(tokens.len());
+                if round == k {
+                    modules[k].sure = modules[k].cache.len() - of_drafts;
+                }
+                if let Some(next) = modules.get_mut(k + 1) {
+                    let (sure, guessed) = states.split_at(states.len() - of_drafts * d);
+                    next.take(position - (k + 1), sure, d);
+                    guess.states = guessed.to_vec();
+                } else {
+                    guess.states = states[states.len() - d..].to_vec();
+                }
             }
             drafted += guesses.len();
-            for (guess, state) in guesses.iter_mut().zip(made.states.chunks_exact(d)) {
-                guess.state = state.to_vec();
-            }
             let w = self.model.config.vocab_size;
             self.draw_drafts(sequences, parts, &mut guesses, made.logits.f32(), w);
             if guesses.is_empty() {
                 break;
             }
         }
-        // what it read of its own is not what it will read
-        for (at, len) in held {
-            if let Some(module) = &mut sequences[at].drafting.module {
-                module.cache.truncate(len);
-            }
-        }
+        // what they read of drafts is not what they will read
+        sequences.iter_mut().flat_map(|one| &mut one.drafting.modules).for_each(Module::forget_drafts);
         self.costs.learn_draft(drafted, begin.elapsed());
     }
 

@@ -5,9 +5,10 @@
 //! its own would give, from which the very same token is drawn. A draft is kept as long as that is the drafted one.
 //!
 //! Drafts come from three places: what must come (the end of a thought, what a grammar forces); what came the last time
-//! that the text went this way (`ngram.rs`); and a model that guesses: the prediction module that the model was trained
-//! with, or a smaller model with the same tokenizer. A guess is drawn as the token itself will be, with the same random
-//! number under the same filters, so that two that agree on probabilities agree on the token.
+//! that the text went this way (`ngram.rs`); and a model that guesses: the prediction modules that the model was
+//! trained with, one after the other, or a smaller model with the same tokenizer. A guess is drawn as the token itself
+//! will be, with the same random number under the same filters, so that two that agree on probabilities agree on the
+//! token.
 //!
 //! Papers: Leviathan et al. 2023, "Fast Inference from Transformers via Speculative Decoding"; DeepSeek-V3 report,
 //! section 5.4.3, for drafting with its module; Saxena 2023, "Prompt Lookup Decoding".
@@ -15,6 +16,8 @@
 mod control;
 mod draft;
 mod ngram;
+#[cfg(test)]
+mod tests;
 
 use minke_model::{DraftCache, Model};
 
@@ -45,7 +48,7 @@ pub enum Speculation {
     Auto,
     /// From what came before in the sequence itself.
     Ngram,
-    /// From the model's prediction module.
+    /// From the model's prediction modules.
     Mtp,
     /// From a smaller model, [`crate::Engine::with_draft`].
     Draft,
@@ -76,7 +79,7 @@ pub(crate) enum Source {
     Forced,
     /// The sequence itself.
     Text,
-    /// A module or a model.
+    /// Modules or a model.
     Model,
 }
 
@@ -86,15 +89,16 @@ pub(crate) struct Drafting {
     ngrams: Ngrams,
     /// By source.
     rates: [Rate; 3],
-    /// Of a module's or a model's drafts, by how likely they were taken to be.
+    /// Of drafts of modules or a model, by how likely they were taken to be.
     trust: Trust,
-    /// Whether a module or a model may draft.
+    /// Whether modules or a model may draft.
     by_models: bool,
-    /// Whether the model was asked for its module.
+    /// Whether the model was asked for its modules.
     begun: bool,
     /// What the text would have drafted first, had it been worth it.
     guess: Option<u32>,
-    pub module: Option<Module>,
+    /// The model's, if they draft.
+    pub modules: Vec<Module>,
     /// What the other model has read.
     pub other: Option<Session>,
     pub stats: Speculated,
@@ -172,7 +176,7 @@ impl Drafting {
             by_models: matches!(mode, Speculation::Auto | Speculation::Mtp | Speculation::Draft),
             begun: false,
             guess: None,
-            module: None,
+            modules: Vec::new(),
             other: None,
             stats: Speculated::default(),
         }
@@ -181,13 +185,13 @@ impl Drafting {
     /// Finds out what a model has to draft with.
     pub fn begin(&mut self, model: &Model) {
         if !std::mem::replace(&mut self.begun, true) && self.by_models && self.mode != Speculation::Draft {
-            self.module = DraftCache::new(model).map(Module::new);
+            self.modules = DraftCache::of_modules(model).into_iter().map(Module::new).collect();
         }
     }
 
     /// Lets go of what models have read of the sequence.
     pub fn let_go(&mut self) {
-        (self.module, self.other, self.begun) = (None, None, false);
+        (self.modules, self.other, self.begun) = (Vec::new(), None, false);
     }
 
     /// Lets go of it for good: models draft no more.
@@ -196,12 +200,12 @@ impl Drafting {
         self.by_models = false;
     }
 
-    /// What it takes for each page of a sequence, of what a module's cache and another model's do.
-    pub fn page_bytes(&self, module: usize, other: Option<usize>) -> usize {
+    /// What it takes for each page of a sequence, of what the caches of modules and another model's do.
+    pub fn page_bytes(&self, modules: usize, other: Option<usize>) -> usize {
         match (self.by_models, self.mode) {
             (false, _) => 0,
-            (true, Speculation::Mtp) => module,
-            (true, _) => other.unwrap_or(module),
+            (true, Speculation::Mtp) => modules,
+            (true, _) => other.unwrap_or(modules),
         }
     }
 
@@ -265,7 +269,7 @@ impl Drafting {
                 }
             }
         }
-        let has_module = self.module.as_ref().is_some_and(Module::is_ready);
+        let has_module = self.modules.first().is_some_and(Module::is_ready);
         let can = match mode {
             _ if !self.by_models => false,
             Speculation::Auto => has_other || has_module,
@@ -285,7 +289,7 @@ impl Drafting {
         best.1
     }
 
-    /// Whether the other model drafts rather than the module.
+    /// Whether the other model drafts rather than the modules.
     pub fn by_other(&self, has_other: bool) -> bool {
         has_other && self.mode != Speculation::Mtp
     }
@@ -317,9 +321,11 @@ impl Drafting {
     }
 }
 
-/// A sequence in the model's prediction module.
+/// A sequence in one of the model's prediction modules.
 pub(crate) struct Module {
     pub cache: DraftCache,
+    /// Rows of the cache that are not made of drafts.
+    sure: usize,
     /// States that the module has not read, and the position of the first.
     states: Vec<f32>,
     from: usize,
@@ -328,7 +334,7 @@ pub(crate) struct Module {
 
 impl Module {
     fn new(cache: DraftCache) -> Self {
-        Self { cache, states: Vec::new(), from: 0, rows: 0 }
+        Self { cache, sure: 0, states: Vec::new(), from: 0, rows: 0 }
     }
 
     /// Whether there is a state to draft from.
@@ -352,10 +358,23 @@ impl Module {
         (self.from, self.rows) = (self.from + over, self.rows - over);
     }
 
-    /// The states that the module is to read, the position of the first, and how many they are. They count as read.
-    pub fn give(&mut self) -> (Vec<f32>, usize, usize) {
-        let given = (std::mem::take(&mut self.states), self.from, self.rows);
-        (self.from, self.rows) = (self.from + self.rows, 0);
-        given
+    /// The states that the module is to read. They count as read, but for the last `again` of them, which it reads with
+    /// drafts and, once more, with the tokens that come.
+    fn give(&mut self, again: usize) -> Vec<f32> {
+        if self.rows == 0 {
+            return Vec::new();
+        }
+        let d = self.states.len() / self.rows;
+        let read = self.rows.saturating_sub(again);
+        let kept = self.states[read * d..].to_vec();
+        (self.from, self.rows) = (self.from + read, self.rows - read);
+        std::mem::replace(&mut self.states, kept)
+    }
+
+    /// Forgets rows that were made of drafts.
+    fn forget_drafts(&mut self) {
+        if self.cache.len() > self.sure {
+            self.cache.truncate(self.sure);
+        }
     }
 }
