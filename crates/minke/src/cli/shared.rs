@@ -118,7 +118,7 @@ pub enum Drafts {
 /// What is drafted ahead.
 #[derive(Debug, Clone, Args)]
 pub struct SpeculationArgs {
-    /// Draft tokens ahead: from the text itself, the model's prediction module, or a draft model; the text is the same
+    /// Draft tokens ahead: from the text itself, the model's prediction modules, or a draft model; the text is the same
     #[arg(long, value_name = "HOW", value_enum, default_value = "auto")]
     pub speculate: Drafts,
     /// A smaller model with the same tokenizer that drafts
