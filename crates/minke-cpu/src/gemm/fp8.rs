@@ -469,8 +469,7 @@ impl<'a> Matrix8<'a> {
             *no_numbers = 0;
             for (j, row) in rows[..width].iter_mut().enumerate() {
                 *row = &self.codes[(first + j) * self.cols..][block.clone()];
-                let none = row.iter().fold(false, |none, code| none | (code & 0x7f == 0x7f));
-                *no_numbers |= u32::from(none) << j;
+                *no_numbers |= u32::from(has_no_number(row)) << j;
                 // those of the next panel
                 let next = row.as_ptr().wrapping_add(PANEL * self.cols);
                 (0..block.len()).step_by(LINE).for_each(|at| s.prefetch(next.wrapping_add(at)));
@@ -484,6 +483,23 @@ impl<'a> Matrix8<'a> {
             }
         }
     }
+}
+
+/// Whether a code is none of a number: all bits of its magnitude are set.
+#[inline(always)]
+fn has_no_number(codes: &[u8]) -> bool {
+    let carried = |codes: u64| (codes & 0x7f7f_7f7f_7f7f_7f7f) + 0x0101_0101_0101_0101;
+    let any = |codes: &[u8]| {
+        let (eights, rest) = codes.as_chunks::<8>();
+        let any = eights.iter().fold(0, |any, eight| any | carried(u64::from_le_bytes(*eight)));
+        rest.iter().fold(any, |any, &code| any | carried(u64::from(code)))
+    };
+    // (of a whole block in vectors)
+    let any = match <&[u8; BLOCK]>::try_from(codes) {
+        Ok(block) => any(block),
+        Err(_) => any(codes),
+    };
+    any & 0x8080_8080_8080_8080 != 0
 }
 
 struct LayPanel<'a> {
