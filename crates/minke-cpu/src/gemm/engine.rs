@@ -10,7 +10,7 @@ use minke_num::bf16;
 
 use super::tile::{self, DotTile, PANEL, Tile};
 use super::{Compute, Operand};
-use crate::fp8::load_codes;
+use crate::fp8::{BLOCK, load_codes};
 use crate::simd::{GRID_ROWS, GRID_STEPS, LANES, Level, Simd};
 use crate::view::View;
 
@@ -468,6 +468,20 @@ impl<S: Simd> Engine<S> {
                 let mut full = [0; 2 * LANES];
                 full[..codes.len()].copy_from_slice(codes);
                 self.s.pairs_along_e4m3(&full)
+            };
+        }
+        self.s.transpose(block)
+    }
+
+    /// [`Engine::code_columns`] of sixteen rows of a whole block.
+    #[inline(always)]
+    pub fn whole_code_columns(self, rows: &[&[u8; BLOCK]; LANES], step: usize) -> [S::V; LANES] {
+        let mut block = [self.s.zero(); LANES];
+        for (words, row) in block.iter_mut().zip(rows) {
+            *words = if self.pairs {
+                self.s.pairs_along_e4m3(&row.as_chunks::<{ 2 * LANES }>().0[step / LANES])
+            } else {
+                self.s.load_e4m3(&row.as_chunks::<LANES>().0[step / LANES])
             };
         }
         self.s.transpose(block)

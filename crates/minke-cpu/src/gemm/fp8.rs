@@ -474,9 +474,19 @@ impl<'a> Matrix8<'a> {
                 let next = row.as_ptr().wrapping_add(PANEL * self.cols);
                 (0..block.len()).step_by(LINE).for_each(|at| s.prefetch(next.wrapping_add(at)));
             }
-            for (left, rows) in (0..PANEL).step_by(LANES).zip(rows.chunks(LANES)) {
+            for (left, rows) in (0..PANEL).step_by(LANES).zip(rows.as_chunks::<LANES>().0) {
+                let mut whole = [&[0; BLOCK]; LANES];
+                let is_whole = whole
+                    .iter_mut()
+                    .zip(rows)
+                    .all(|(whole, row)| (*row).try_into().map(|row| *whole = row).is_ok());
                 for (step, lines) in (0..steps).step_by(LANES).zip(lines.chunks_mut(LANES)) {
-                    for (line, words) in lines.iter_mut().zip(engine.code_columns(rows, step)) {
+                    let columns = if is_whole {
+                        engine.whole_code_columns(&whole, step)
+                    } else {
+                        engine.code_columns(rows, step)
+                    };
+                    for (line, words) in lines.iter_mut().zip(columns) {
                         s.store(words, (&mut line[left..left + LANES]).try_into().expect("sixteen"));
                     }
                 }
