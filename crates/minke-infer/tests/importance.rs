@@ -78,6 +78,64 @@ fn every_matrix_is_seen() {
     }
 }
 
+/// `x Wᵀ` of each row.
+fn product(model: &Model, name: &str, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
+    let entry = &model.params.entries[model.params.find(name).unwrap()];
+    let w = &model.params.data[entry.range.clone()];
+    let dot = |w: &[f32], x: &[f64]| w.iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum::<f64>();
+    x.iter().map(|x| w.chunks(x.len()).map(|w| dot(w, x)).collect()).collect()
+}
+
+/// Rows divided by their root mean square: gains of a fresh model are one.
+fn normed(x: &[Vec<f64>], eps: f64) -> Vec<Vec<f64>> {
+    let of_row = |x: &Vec<f64>| {
+        let rms = (x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64 + eps).sqrt();
+        x.iter().map(|x| x / rms).collect()
+    };
+    x.iter().map(of_row).collect()
+}
+
+/// Keys of latent attention that are turned over are read by queries: in the first layer those of embeddings alone.
+#[test]
+fn keys_are_weighed_by_queries() {
+    for name in ["v3_plain", "v2_greedy_qlora_tied"] {
+        let mut model = model(name);
+        let found = measure(&mut model, 2, 300);
+        let entry = &model.params.entries[model.params.find("model.embed_tokens.weight").unwrap()];
+        let width = model.config.hidden_size;
+        let embeddings: Vec<Vec<f64>> = tokens(&model, 300)
+            .iter()
+            .map(|&token| &model.params.data[entry.range.clone()][token as usize * width..][..width])
+            .map(|row| row.iter().map(|x| f64::from(*x)).collect())
+            .collect();
+        let x = normed(&embeddings, model.config.rms_norm_eps);
+        let of = |name: &str, x| product(&model, &format!("model.layers.0.self_attn.{name}.weight"), x);
+        let q = if name == "v3_plain" {
+            of("q_proj", &x)
+        } else {
+            of("q_b_proj", &normed(&of("q_a_proj", &x), 1e-6))
+        };
+        let (heads, rotary) = (model.config.num_attention_heads, model.config.rotary_dim());
+        let head = q[0].len() / heads;
+        let mut expected = Vec::new();
+        for first in (0..heads).map(|number| number * head) {
+            for at in first..first + head - rotary {
+                expected.push(q.iter().map(|q| q[at] * q[at]).sum::<f64>() / q.len() as f64);
+            }
+        }
+        let got = found.of_keys("model.layers.0.self_attn.kv_b_proj.weight").unwrap();
+        assert_eq!(got.len(), expected.len());
+        for (at, (got, expected)) in got.iter().zip(&expected).enumerate() {
+            assert!((f64::from(*got) / expected - 1.0).abs() < 1e-3, "{name} {at}: {got}, {expected}");
+        }
+        for spec in spec::tensors(&model.config) {
+            let seen = found.of_keys(&spec.name);
+            assert_eq!(seen.is_some(), spec.name.ends_with("kv_b_proj.weight"), "{name}: {}", spec.name);
+            assert!(seen.is_none_or(|seen| seen.len() == expected.len()), "{name}: {}", spec.name);
+        }
+    }
+}
+
 /// Nothing depends on the threads, and a model that is no longer watched is as it was.
 #[test]
 fn any_threads_and_no_trace() {
@@ -85,6 +143,7 @@ fn any_threads_and_no_trace() {
     let (one, two) = (measure(&mut model, 1, 64), measure(&mut model, 3, 64));
     for spec in spec::tensors(&model.config) {
         assert_eq!(one.of_tensor(&spec.name), two.of_tensor(&spec.name), "{}", spec.name);
+        assert_eq!(one.of_keys(&spec.name), two.of_keys(&spec.name), "{}", spec.name);
     }
     assert!(model.params.weights.iter().all(|(id, _)| model.params.inputs(*id).is_none()));
     let cpu = Cpu::detect(1);

@@ -373,6 +373,12 @@ impl Store {
         self.inputs.as_ref()?.of(id)
     }
 
+    /// What queries of latent attention have read since then of the keys in the weight, without what is rotated of them: a
+    /// group for each head.
+    pub fn queries(&self, id: WeightId) -> Option<&InputSums> {
+        self.inputs.as_ref()?.of_queries(id)
+    }
+
     /// Where inputs are to be noted, if they are.
     pub(crate) fn noted_inputs(&mut self) -> Option<&mut Inputs> {
         self.inputs.as_deref_mut()

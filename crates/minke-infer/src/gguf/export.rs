@@ -63,6 +63,11 @@ impl OutTensor {
         self.parts.get(piece).map(|spec| spec.name.as_str())
     }
 
+    /// Whether it is keys of latent attention, whose rows queries read.
+    pub fn is_turned_keys(&self) -> bool {
+        matches!(self.change, Change::Keys(_))
+    }
+
     /// Whether every reader wants it in f32, whatever the others are: vectors, and routers.
     pub fn is_small(&self) -> bool {
         self.shape.len() < 2 || matches!(self.role, Role::Norm | Role::Router | Role::RouterBias)

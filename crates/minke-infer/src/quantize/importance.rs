@@ -3,6 +3,9 @@
 //! The output of `y = x Wᵀ` errs by `x (W - W')ᵀ`; where inputs are uncorrelated, its expected square is
 //! `sum over columns of E[x^2] (w - w')^2`, so `E[x^2]` is what an error of a column weighs. It is measured by running the
 //! model over a text, in pieces of 512 tokens.
+//!
+//! Of the keys of latent attention ([h, p] rows of `kv_b_proj`) there is a second one: GGUF has them turned over, so that
+//! queries read their rows, and what errors weigh is the mean square of the queries, head by head.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -38,6 +41,8 @@ pub enum ImportanceError {
 #[derive(Debug, Clone, Default)]
 pub struct Importance {
     tensors: BTreeMap<String, Vec<f32>>,
+    /// Of keys that are turned over, [h, p].
+    keys: BTreeMap<String, Vec<f32>>,
     /// Tokens read.
     pub tokens: usize,
     /// Tokens that came to each expert, by layer with experts.
@@ -97,6 +102,10 @@ impl Importance {
     fn of(model: &Model, tokens: usize) -> Self {
         let mut found = Self { tokens, ..Self::default() };
         for (id, entries) in &model.params.weights {
+            if let (Some(sums), &[entry]) = (model.params.queries(*id), &entries[..]) {
+                let heads = (0..sums.rows.len()).filter_map(|head| sums.mean_squares(head));
+                found.keys.insert(model.params.entries[entry].name.clone(), heads.flatten().collect());
+            }
             let Some(sums) = model.params.inputs(*id) else { continue };
             let groups = sums.rows.len();
             let parts = entries.len() / groups.max(1);
@@ -127,9 +136,14 @@ impl Importance {
         self.tensors.get(name).map(Vec::as_slice)
     }
 
-    /// Tensors that something was seen of.
+    /// What errors of the keys in a `kv_b_proj` weigh where queries read them: [h, p].
+    pub fn of_keys(&self, name: &str) -> Option<&[f32]> {
+        self.keys.get(name).map(Vec::as_slice)
+    }
+
+    /// Tensors that something was seen of, keys that are turned over apart.
     pub fn len(&self) -> usize {
-        self.tensors.len()
+        self.tensors.len() + self.keys.len()
     }
 
     /// Whether there are none.

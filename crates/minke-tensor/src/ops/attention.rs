@@ -176,6 +176,7 @@ pub fn mla_attention(
         interleaved: rotary.interleaved,
     };
     let act = q.value.dtype();
+    note_queries(cx, &q.value, w, [shape.heads, shape.qk_dim, mla.nope]);
     let stride = kv_a.value.cols();
     let (latent, normed, rstd) = cx.timed("mla latent", |cx| latent(cx, &kv_a.value, w, c));
     let normed = cx.timed("linear", |cx| Input::of(cx, &normed, w.kv_b, Scales::Usual));
@@ -224,6 +225,14 @@ pub fn mla_attention(
         cx.add_grad(kv_a, d_kv_a);
     });
     out
+}
+
+/// Tells the store which queries keys without position are multiplied with, if it wants to know: `nope` numbers of each
+/// of `heads` of `width`.
+fn note_queries(cx: &mut Context<'_>, q: &Tensor, w: MlaWeights, [heads, width, nope]: [usize; 3]) {
+    if let Some(inputs) = cx.store.noted_inputs() {
+        inputs.add_queries(w.kv_b, q.converted(cx.cpu, DType::F32).f32(), [heads, width, nope]);
+    }
 }
 
 /// Keys [n, h (p + r)], rotated, and values [n, h v] of the normed latent; rotary keys are the last columns of `kv_a`.
@@ -283,6 +292,7 @@ pub fn mla_absorbed(
     let AttentionShape { heads, qk_dim, v_dim, .. } = a.shape;
     let (n, c, r, p) = (q.rows(), cx.store.cols(w.kv_b), a.rotary, qk_dim - a.rotary);
     let act = q.dtype();
+    note_queries(cx, q, w, [heads, qk_dim, p]);
     let shape = AttentionShape { kv_heads: 1, qk_dim: c + r, v_dim: c, ..a.shape };
     let of = |width, at| HeadColumns { width, at };
     // [latent ; rotary key] of each row
