@@ -53,5 +53,6 @@ pub fn of_base(model: &Model, tokenizer: &Tokenizer, template: Option<&ChatTempl
     hasher.update(format!("{:?}", model.precision).as_bytes());
     hasher.update(&tokenizer.fingerprint());
     hasher.update(template.map_or("", ChatTemplate::source).as_bytes());
+    hasher.update(template.and_then(ChatTemplate::tool_use).unwrap_or_default().as_bytes());
     hasher.finalize().to_hex().to_string()
 }

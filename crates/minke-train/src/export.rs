@@ -39,6 +39,9 @@ const BESIDE: [&str; 10] = [
     "chat_template.json",
 ];
 
+/// The folder of a model's other chat templates.
+const TEMPLATES: &str = "additional_chat_templates";
+
 /// What the weights of the new folder are stored in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
@@ -439,10 +442,20 @@ fn may_write(out: &Path, source: &Path, force: bool) -> Result<(), ExportError> 
         );
     }
     // a run, a checkpoint that goes on, or somebody's files
-    if !out.join("config.json").is_file() || entries.iter().any(|entry| entry.is_dir()) {
+    if !out.join("config.json").is_file()
+        || entries.iter().any(|entry| entry.is_dir() && !holds_templates(entry))
+    {
         return occupied("is not only a model, so --force does not replace it", elsewhere);
     }
     Ok(())
+}
+
+/// Whether a folder within a model's is that of its other templates, and nothing else.
+fn holds_templates(folder: &Path) -> bool {
+    let is_template =
+        |entry: fs::DirEntry| entry.path().extension().is_some_and(|extension| extension == "jinja");
+    folder.ends_with(TEMPLATES)
+        && fs::read_dir(folder).is_ok_and(|entries| entries.flatten().all(is_template))
 }
 
 /// Refuses to write a GGUF file over a folder, over the source, and without `force` over anything: before long work.
@@ -508,13 +521,23 @@ fn write_beside(files: &ModelFiles, new: &Path) -> Result<(), ExportError> {
 
 /// Copies what is no weight and no config; code that a config names goes with it.
 fn copy_beside(source: &Path, new: &Path, code: bool) -> minke_data::Result<()> {
-    let mut names: Vec<std::ffi::OsString> = BESIDE.iter().map(Into::into).collect();
-    if code {
-        for entry in fs::read_dir(source).map_err(minke_data::Error::io("read", source))?.flatten() {
-            if entry.path().extension().is_some_and(|extension| extension == "py") {
-                names.push(entry.file_name());
+    let mut names: Vec<PathBuf> = BESIDE.iter().map(Into::into).collect();
+    let mut add = |folder: &Path, ends: &str, within: &Path| {
+        for entry in fs::read_dir(folder).map_err(minke_data::Error::io("read", folder))?.flatten() {
+            if entry.path().extension().is_some_and(|extension| extension == ends) {
+                names.push(within.join(entry.file_name()));
             }
         }
+        Ok(())
+    };
+    if code {
+        add(source, "py", Path::new(""))?;
+    }
+    let templates = source.join(TEMPLATES);
+    if templates.is_dir() {
+        add(&templates, "jinja", Path::new(TEMPLATES))?;
+        let to = new.join(TEMPLATES);
+        fs::create_dir(&to).map_err(minke_data::Error::io("create", &to))?;
     }
     for name in names {
         let from = source.join(&name);

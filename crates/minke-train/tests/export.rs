@@ -75,6 +75,8 @@ fn model(root: &Path) -> PathBuf {
     fs::write(folder.join("config.json"), drawn.config.to_json().to_string()).unwrap();
     fs::write(folder.join("generation_config.json"), "{ \"temperature\":0.5 }").unwrap();
     fs::write(folder.join("chat_template.jinja"), "{{ messages }}\n").unwrap();
+    fs::create_dir(folder.join("additional_chat_templates")).unwrap();
+    fs::write(folder.join("additional_chat_templates/tool_use.jinja"), "{{ tools }}\n").unwrap();
     fs::write(folder.join("notes.txt"), "mine").unwrap();
     let tensor = |entry: &minke_model::Param| {
         let spec = TensorSpec { name: entry.name.clone(), dtype: Dtype::F32, shape: entry.shape.clone() };
@@ -203,7 +205,8 @@ fn what_lies_beside_the_weights_is_copied() {
     let source = model(root.path());
     let out = root.path().join("deep/er");
     to(&source, &out, Format::F32);
-    for file in ["generation_config.json", "chat_template.jinja"] {
+    for file in ["generation_config.json", "chat_template.jinja", "additional_chat_templates/tool_use.jinja"]
+    {
         assert_eq!(fs::read(out.join(file)).unwrap(), fs::read(source.join(file)).unwrap());
     }
     assert!(!out.join("notes.txt").exists());
@@ -234,6 +237,11 @@ fn nothing_is_written_over_unasked() {
         assert!(tell(root.path(), force).unwrap_err().contains("holds the model"));
         assert!(tell(&source.join("config.json"), force).unwrap_err().contains("no folder"));
     }
+    // a folder within that has more than templates
+    fs::write(out.join("additional_chat_templates/mine.txt"), "mine").unwrap();
+    assert!(tell(&out, true).unwrap_err().contains("not only a model"));
+    fs::remove_file(out.join("additional_chat_templates/mine.txt")).unwrap();
+    tell(&out, true).unwrap();
     // a run, and files that are no model
     fs::create_dir(out.join("training")).unwrap();
     assert!(tell(&out, true).unwrap_err().contains("not only a model"));
@@ -440,6 +448,7 @@ fn a_gguf_file_and_back_is_the_same_model() {
     let tokenizer = Tokenizer::train(&sample, &options).unwrap();
     tokenizer.save(&source).unwrap();
     ChatTemplate::named("minke").unwrap().save(&source).unwrap();
+    fs::write(source.join("additional_chat_templates/tool_use.jinja"), "{{ tools }}").unwrap();
     let suggested = r#"{"temperature": 0.5, "top_k": 20, "repetition_penalty": 1.25}"#;
     fs::write(source.join("generation_config.json"), suggested).unwrap();
     let done = to_gguf(&source, &file, true).unwrap();
@@ -460,13 +469,15 @@ fn a_gguf_file_and_back_is_the_same_model() {
     }
     let template = |folder: &Path| ChatTemplate::load(folder).unwrap().unwrap();
     assert_eq!(template(&back).source(), template(&source).source());
+    assert_eq!(template(&back).tool_use(), Some("{{ tools }}"));
     let generation: Value =
         serde_json::from_slice(&fs::read(back.join("generation_config.json")).unwrap()).unwrap();
     let expected = json!({"bos_token_id": generation["bos_token_id"], "eos_token_id": [1], "do_sample": true,
         "temperature": 0.5, "top_k": 20, "repetition_penalty": 1.25});
     assert_eq!(generation, expected);
     let running = load_model(file.to_str().unwrap(), None, Purpose::Run(&Cpu::detect(1))).unwrap();
-    assert_eq!(running.template().unwrap().unwrap().source(), template(&source).source());
+    let told = running.template().unwrap().unwrap();
+    assert_eq!((told.source(), told.tool_use()), (template(&source).source(), Some("{{ tools }}")));
     assert_eq!((running.bos(), running.stop_ids()), (tokenizer.bos(), vec![1]));
 
     // ends that only the generation config names, numbers that are short, and what has no key

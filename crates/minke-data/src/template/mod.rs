@@ -50,6 +50,9 @@ const MAX_TEMPLATE_BYTES: u64 = 1 << 20;
 /// A `tokenizer_config.json` lists each added token.
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
+/// Where a folder has the template for conversations with tools.
+const TOOL_USE_FILE: &str = "additional_chat_templates/tool_use.jinja";
+
 /// Templates that are built in, written for this project: name, source, begin and end of a text.
 const BUILTIN: [(&str, &str, [&str; 2]); 6] = [
     ("minke", include_str!("builtin/minke.jinja"), ["<|bos|>", "<|eos|>"]),
@@ -133,7 +136,8 @@ impl ChatTemplate {
         Self::compiled(place, source, None)
     }
 
-    fn compiled(place: &str, source: &str, tool_use: Option<&str>) -> Result<Self> {
+    /// [`ChatTemplate::new`] with another template for conversations with tools.
+    pub(crate) fn compiled(place: &str, source: &str, tool_use: Option<&str>) -> Result<Self> {
         let mut sources = vec![(environment::CHAT, source)];
         sources.extend(tool_use.map(|source| (environment::TOOL_USE, source)));
         if sources.iter().any(|(_, source)| source.len() as u64 > MAX_TEMPLATE_BYTES) {
@@ -153,7 +157,8 @@ impl ChatTemplate {
         })
     }
 
-    /// The template of a model folder: `chat_template.jinja`, or `chat_template` in `tokenizer_config.json`, where a
+    /// The template of a model folder: `chat_template.jinja`, with another for conversations with tools in
+    /// `additional_chat_templates/tool_use.jinja` if there is one, or `chat_template` in `tokenizer_config.json`, where a
     /// list holds the one named `default` and may hold one named `tool_use`. None where the folder has none.
     ///
     /// # Errors
@@ -173,7 +178,7 @@ impl ChatTemplate {
             String::from_utf8(bytes).map_err(|_| Error::template(path.display().to_string(), "not UTF-8"))
         };
         let template = if own.is_file() {
-            let tool_use = folder.join("additional_chat_templates/tool_use.jinja");
+            let tool_use = folder.join(TOOL_USE_FILE);
             let tool_use = if tool_use.is_file() { Some(read(&tool_use)?) } else { None };
             Self::compiled(&own.display().to_string(), &read(&own)?, tool_use.as_deref())?
         } else {
@@ -249,19 +254,35 @@ impl ChatTemplate {
         &self.source
     }
 
+    /// The text of the template for conversations with tools, where it is another.
+    pub fn tool_use(&self) -> Option<&str> {
+        self.tool_use.as_deref()
+    }
+
     /// Where it came from: a file, or its built-in name.
     pub fn place(&self) -> &str {
         &self.place
     }
 
-    /// Writes the template into a model folder: as a file for newer readers, and into its `tokenizer_config.json`, if
-    /// it has one, for older ones.
+    /// Writes the template into a model folder: as a file for newer readers, or two where there is one for conversations
+    /// with tools, and into its `tokenizer_config.json`, if it has one, for older ones.
     ///
     /// # Errors
     /// I/O, or a config that is no JSON object.
     pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
         let folder = folder.as_ref();
         write_atomic(&folder.join("chat_template.jinja"), self.source.as_bytes())?;
+        let with_tools = folder.join(TOOL_USE_FILE);
+        match (&self.tool_use, with_tools.parent()) {
+            (Some(source), Some(parent)) => {
+                std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+                write_atomic(&with_tools, source.as_bytes())?;
+            }
+            _ if with_tools.is_file() => {
+                std::fs::remove_file(&with_tools).map_err(Error::io("remove", &with_tools))?;
+            }
+            _ => {}
+        }
         let config = folder.join("tokenizer_config.json");
         if !config.is_file() {
             return Ok(());
@@ -270,7 +291,14 @@ impl ChatTemplate {
         let mut value: Value = serde_json::from_slice(&read_bounded(&config, MAX_CONFIG_BYTES)?)
             .map_err(|error| fail(format!("not JSON: {error}")))?;
         let object = value.as_object_mut().ok_or_else(|| fail("not an object".to_owned()))?;
-        object.insert("chat_template".to_owned(), Value::String(self.source.to_string()));
+        let told = match self.tool_use() {
+            None => self.source().into(),
+            Some(tool_use) => serde_json::json!([
+                {"name": "default", "template": self.source()},
+                {"name": "tool_use", "template": tool_use},
+            ]),
+        };
+        object.insert("chat_template".to_owned(), told);
         let mut text = serde_json::to_vec_pretty(&value).expect("JSON values serialise");
         text.push(b'\n');
         write_atomic(&config, &text)

@@ -340,6 +340,25 @@ fn templates_are_loaded_as_transformers_does_and_saved_for_it() {
     assert_eq!((&config["chat_template"], &config["bos_token"]), (&json!(minke.source()), &json!("<s>")));
     assert_eq!(ChatTemplate::load(path).unwrap().unwrap().source(), minke.source());
 
+    // the one for conversations with tools, for newer readers and for older ones; it goes with the other
+    let both = ChatTemplate::compiled("both", "plain", Some("tools: {{ tools | length }}")).unwrap();
+    both.save(path).unwrap();
+    for _ in 0..2 {
+        let loaded = ChatTemplate::load(path).unwrap().unwrap();
+        assert_eq!((loaded.source(), loaded.tool_use()), (both.source(), both.tool_use()));
+        let tools = [json!({"type": "function", "function": {"name": "f"}})];
+        assert_eq!(render(&loaded).unwrap(), "plain");
+        assert_eq!(
+            loaded.render(&[], RenderOptions { tools: &tools, ..RenderOptions::default() }).unwrap(),
+            "tools: 1"
+        );
+        let _ = std::fs::remove_file(path.join("chat_template.jinja"));
+    }
+    both.save(path).unwrap();
+    minke.save(path).unwrap();
+    let loaded = ChatTemplate::load(path).unwrap().unwrap();
+    assert_eq!((loaded.source(), loaded.tool_use()), (minke.source(), None));
+
     let error = ChatTemplate::named("chatlm").unwrap_err().to_string();
     assert!(error.contains("chatlm") && error.contains("chatml"), "{error}");
 }

@@ -62,6 +62,7 @@ pub const TARGETS: [Target; 5] = [
             "llama",
             "general.alignment",
             "tokenizer.chat_template",
+            "tokenizer.chat_template.tool_use",
             "tokenizer.ggml.token_type",
             "tokenizer.ggml.eos_token_id",
         ],

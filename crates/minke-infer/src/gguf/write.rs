@@ -221,8 +221,7 @@ fn keys(model: &ToWrite<'_>, file_type: u32) -> Result<(Metadata, Vec<String>), 
         ends: end_ids(config, model.generation, Some(tokenizer), model.template),
         pad: config.pad_token_id,
     };
-    let template = model.template.map(ChatTemplate::source);
-    let (more, told) = tokenizer::metadata(tokenizer, template, &endings)?;
+    let (more, told) = tokenizer::metadata(tokenizer, model.template, &endings)?;
     keys.extend(more);
     notes.extend(told);
     Ok((keys, notes))

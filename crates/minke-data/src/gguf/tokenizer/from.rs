@@ -162,14 +162,17 @@ pub fn end_ids(file: &GgufFile) -> Result<Vec<u32>> {
     Ok(ids)
 }
 
-/// The chat template of a file, if it has one.
+/// The chat template of a file, if it has one: `tokenizer.chat_template`, with another for conversations with tools in
+/// `tokenizer.chat_template.tool_use` if it has that; where a file has only the latter, it is for all.
 ///
 /// # Errors
 /// There is one, and it is broken.
 pub fn template(file: &GgufFile) -> Result<Option<ChatTemplate>> {
-    let Some(source) = file.text("tokenizer.chat_template")? else { return Ok(None) };
-    let mut template =
-        ChatTemplate::new(&format!("{}, key `tokenizer.chat_template`", file.path().display()), &source)?;
+    let key = "tokenizer.chat_template";
+    let tool_use = file.text(&format!("{key}.tool_use"))?;
+    let Some(source) = file.text(key)?.or_else(|| tool_use.clone()) else { return Ok(None) };
+    let place = format!("{}, key `{key}`", file.path().display());
+    let mut template = ChatTemplate::compiled(&place, &source, tool_use.as_deref())?;
     let key = "tokenizer.ggml.tokens";
     let tokens = file.value(key).unwrap_or(gguf::Value::strings::<&str>([]));
     if tokens.as_raw_strings().is_none() {

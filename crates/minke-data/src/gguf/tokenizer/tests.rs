@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::gguf::{GgufFile, GgufWriter, Value};
+use crate::template::{ChatTemplate, RenderOptions};
 use crate::tokenizer::{Tokenizer, TrainOptions};
 
 fn keys(pairs: Vec<(&str, Value<'static>)>) -> Vec<(String, Value<'static>)> {
@@ -78,7 +79,8 @@ fn scores_become_merges_and_bytes_stand_for_the_rest() {
 fn what_is_written_means_the_same_when_it_is_read() {
     let first = open(&keys(spm())).unwrap().unwrap();
     let endings = Endings { rows: 300, ..Endings::default() };
-    let (written, _) = metadata(&first, Some("{{ bos_token }}"), &endings).unwrap();
+    let written_template = ChatTemplate::new("t", "{{ bos_token }}").unwrap();
+    let (written, _) = metadata(&first, Some(&written_template), &endings).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let file = file(&folder, &written);
     let second = Tokenizer::from_gguf(&file).unwrap().unwrap();
@@ -92,8 +94,44 @@ fn what_is_written_means_the_same_when_it_is_read() {
         );
     }
     assert_eq!((second.bos(), second.eos()), (first.bos(), first.eos()));
-    assert_eq!(template(&file).unwrap().unwrap().source(), "{{ bos_token }}");
+    let read_template = template(&file).unwrap().unwrap();
+    assert_eq!((read_template.source(), read_template.tool_use()), ("{{ bos_token }}", None));
     assert_eq!(end_ids(&file).unwrap(), [2]);
+}
+
+/// A file names templates as folders do: one for all, and one for conversations with tools.
+#[test]
+fn templates_come_back_by_name() {
+    let tokenizer = open(&keys(spm())).unwrap().unwrap();
+    let endings = Endings { rows: 300, ..Endings::default() };
+    let both =
+        ChatTemplate::compiled("t", "{{ bos_token }}a", Some("{{ bos_token }}{{ tools | length }}")).unwrap();
+    let (written, _) = metadata(&tokenizer, Some(&both), &endings).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = |keys: &[(String, Value<'static>)]| file(&folder, keys);
+    let read = file(&written);
+    assert_eq!(read.strings("tokenizer.chat_templates").unwrap(), Some(vec!["tool_use".to_owned()]));
+    let template = |file: &GgufFile| template(file).unwrap().unwrap();
+    let tools = [serde_json::json!({"type": "function", "function": {"name": "f"}})];
+    let render = |template: &ChatTemplate, tools| {
+        template.render(&[], RenderOptions { tools, ..RenderOptions::default() }).unwrap()
+    };
+    let back = template(&read);
+    assert_eq!((back.source(), back.tool_use()), (both.source(), both.tool_use()));
+    assert_eq!((render(&back, &[]), render(&back, &tools)), ("<s>a".to_owned(), "<s>1".to_owned()));
+    // a file with that for tools alone
+    let alone: Vec<_> = written.into_iter().filter(|(key, _)| key != "tokenizer.chat_template").collect();
+    let back = template(&file(&alone));
+    assert_eq!(render(&back, &tools), "<s>1");
+    assert_eq!(back.source(), both.tool_use().unwrap());
+    // and what is no text, or broken, is told of
+    for (wrong, expected) in [(3u32.into(), "tool_use"), ("{% for".into(), "chat_template")] {
+        let mut keys = alone.clone();
+        keys.retain(|(key, _)| key != "tokenizer.chat_template.tool_use");
+        keys.push(("tokenizer.chat_template.tool_use".to_owned(), wrong));
+        let error = super::template(&file(&keys)).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
 }
 
 fn trained(digits: u8) -> Tokenizer {

@@ -7,6 +7,7 @@ use serde_json::Value as Json;
 use super::from::END_NAMES;
 use super::{SPACE, kind, pre};
 use crate::gguf::Value;
+use crate::template::ChatTemplate;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
@@ -36,7 +37,7 @@ type Told = (Vec<(String, Value<'static>)>, Vec<String>);
 /// # Errors
 /// The tokenizer does something that no program that reads GGUF would do, and what it is; or it has more tokens than the
 /// model has rows.
-pub fn metadata(tokenizer: &Tokenizer, template: Option<&str>, endings: &Endings) -> Result<Told> {
+pub fn metadata(tokenizer: &Tokenizer, template: Option<&ChatTemplate>, endings: &Endings) -> Result<Told> {
     let file: Json =
         serde_json::from_slice(tokenizer.json()).map_err(|error| fail(format!("not JSON: {error}")))?;
     if tokenizer.vocab_size() > endings.rows {
@@ -88,7 +89,11 @@ pub fn metadata(tokenizer: &Tokenizer, template: Option<&str>, endings: &Endings
     put("ggml.add_bos_token", tokenizer.bos_of_text().is_some().into());
     put("ggml.add_eos_token", false.into());
     if let Some(template) = template {
-        put("chat_template", template.into());
+        if let Some(tool_use) = template.tool_use() {
+            put("chat_templates", Value::strings(["tool_use"]));
+            put("chat_template.tool_use", tool_use.to_owned().into());
+        }
+        put("chat_template", template.source().to_owned().into());
     }
     Ok((keys, notes))
 }
