@@ -132,7 +132,7 @@ pub struct Request {
     /// What the answer must look like.
     pub constraint: Option<Constraint>,
     /// Whether a thought that [`Request::thinking`] follows is free, be it begun by the prompt or by the first token of
-    /// the answer ([`crate::may_open_thought`]): the constraint then begins behind it.
+    /// the answer ([`crate::form_waits`]): the constraint then begins behind it.
     pub constrain_answer_only: bool,
     /// What is drafted ahead; nothing of the answer depends on it, only its speed.
     pub speculation: Speculation,

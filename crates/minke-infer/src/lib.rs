@@ -57,4 +57,4 @@ pub use sequence::Session;
 pub use speculate::{Speculated, Speculation};
 pub use step::Token;
 pub use stop::StopMatcher;
-pub use thinking::{ThinkingBudget, Thought, begins_thought, may_open_thought, without_thought};
+pub use thinking::{ThinkingBudget, Thought, begins_thought, form_waits, without_thought};

@@ -44,10 +44,13 @@ pub fn begins_thought(tokenizer: &Tokenizer, prompt: &[u32]) -> bool {
     ends_with(tokenizer, prompt, OPEN.as_bytes())
 }
 
-/// Whether an answer of a form may begin with a thought of its own: its prompt has neither begun nor closed one, the
-/// tokenizer has the mark as a token, and the form does not name it.
-pub fn may_open_thought(tokenizer: &Tokenizer, prompt: &[u32], constraint: &Constraint) -> bool {
-    opening(tokenizer, prompt, OPEN, CLOSE).is_some() && !constraint.names(OPEN)
+/// Whether the form of an answer waits for the end of a thought ([`Request::constrain_answer_only`](crate::Request)): its
+/// prompt has begun one, or the template knows thoughts and the answer may begin with one of its own. It may where the
+/// prompt has neither begun nor closed one, the tokenizer has the mark as a token, and the form does not name it. An
+/// answer whose form does not wait is all of it an answer, marks and all.
+pub fn form_waits(tokenizer: &Tokenizer, prompt: &[u32], form: &Constraint, knows_thoughts: bool) -> bool {
+    let may_open = || opening(tokenizer, prompt, OPEN, CLOSE).is_some() && !form.names(OPEN);
+    begins_thought(tokenizer, prompt) || knows_thoughts && may_open()
 }
 
 /// The token that begins a thought, where a prompt has neither begun nor closed one.

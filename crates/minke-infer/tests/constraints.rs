@@ -185,25 +185,43 @@ fn an_answer_may_begin_with_a_thought_of_its_own() {
             prompt,
             ..request(&tokenizer, constraint.clone(), 3)
         };
-        let may = minke_infer::may_open_thought(&tokenizer, &request.prompt, constraint);
+        let waits = minke_infer::form_waits(&tokenizer, &request.prompt, constraint, true);
         let generation = engine.generate(&[request], &mut silent).unwrap().remove(0);
-        (may, generation.text, generation.thought.unwrap().tokens)
+        (waits, generation.text, generation.thought.unwrap().tokens)
     };
     let is_form = |text: &str| ["\"cold\"", "\"warm\""].contains(&text);
     for budget in [0, 9] {
-        let (may, text, tokens) = write("how is it?", budget, 100.0, &schema);
+        let (waits, text, tokens) = write("how is it?", budget, 100.0, &schema);
         let (thought, answer) = text.split_once("\n</think>\n\n").unwrap();
-        assert!(may && thought.starts_with("<think>") && is_form(answer) && tokens == budget, "{text:?}");
+        assert!(waits && thought.starts_with("<think>") && is_form(answer) && tokens == budget, "{text:?}");
         // who does not think answers at once
-        let (may, text, tokens) = write("how is it?", budget, -100.0, &schema);
-        assert!(may && is_form(&text) && tokens == 0, "{text:?}");
+        let (waits, text, tokens) = write("how is it?", budget, -100.0, &schema);
+        assert!(waits && is_form(&text) && tokens == 0, "{text:?}");
         // and so does who was told not to
-        let (may, text, _) = write("how is it?<think>\n\n</think>\n\n", budget, 100.0, &schema);
-        assert!(!may && is_form(&text), "{text:?}");
+        let (waits, text, _) = write("how is it?<think>\n\n</think>\n\n", budget, 100.0, &schema);
+        assert!(!waits && is_form(&text), "{text:?}");
         // a form that has marks keeps them
         let marked = Constraint::Regex("<think>a</think>".to_owned());
-        let (may, text, _) = write("how is it?", budget, 100.0, &marked);
-        assert!(!may && text == "<think>a</think>", "{text:?}");
+        let (waits, text, _) = write("how is it?", budget, 100.0, &marked);
+        assert!(!waits && text == "<think>a</think>", "{text:?}");
+    }
+}
+
+/// Where the template knows no thoughts the answer begins with none, but one that the prompt has begun ends first.
+#[test]
+fn a_form_waits_for_what_the_prompt_has_begun() {
+    let tokenizer = tokenizer();
+    let schema = Constraint::JsonSchema(json!({"enum": ["cold", "warm"]}));
+    for (prompt, knows, expected) in [
+        ("how is it?", false, false),
+        ("how is it?", true, true),
+        ("how is it?<think>\n", false, true),
+        ("how is it?<think>\n", true, true),
+        ("how is it?<think>\n\n</think>\n\n", true, false),
+    ] {
+        let prompt_ids = tokenizer.encode_with_special(prompt).unwrap();
+        let waits = minke_infer::form_waits(&tokenizer, &prompt_ids, &schema, knows);
+        assert_eq!(waits, expected, "{prompt:?}, known: {knows}");
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use minke_data::{ChatTemplate, RenderOptions, Thinking, Tokenizer};
 use minke_infer::{
     Constraint, Event, Form, Handle, Order, Request, Sampling, Speculation, ThinkingBudget, Ticket,
-    begins_thought, may_open_thought, without_thought,
+    begins_thought, form_waits, without_thought,
 };
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
@@ -197,9 +197,10 @@ impl App {
         for (Encoded { tokens, is_thinking, knows_thoughts, forbidden }, max_tokens) in
             prompts.into_iter().zip(rooms)
         {
-            // what has a form is all of it an answer, marks and all, unless a thought may stand before it
-            let form_waits = asked.request.constraint.as_ref().map(|constraint| {
-                is_thinking || knows_thoughts && may_open_thought(&self.served.tokenizer, &tokens, constraint)
+            // in a text there are no thoughts
+            let form_waits = asked.request.constraint.as_ref().map(|form| {
+                endpoint == Endpoint::Chat
+                    && form_waits(&self.served.tokenizer, &tokens, form, knows_thoughts)
             });
             for answer in 0..asked.n {
                 let index = choices.len();

@@ -8,7 +8,7 @@ use minke_cpu::Cpu;
 use minke_data::{ChatTemplate, Message};
 use minke_infer::{
     Constraint, Engine, Generation, Piece, Request, Settings, Splitter, StopReason, ThinkingBudget, Thought,
-    Whole, begins_thought, may_open_thought, without_thought,
+    Whole, begins_thought, form_waits, without_thought,
 };
 use serde::Serialize;
 
@@ -181,11 +181,8 @@ pub fn run(args: &Generate) -> Result<(), Failure> {
         logit_bias.extend(without_thought(&tokenizer, &tokens));
     }
     let constraint = constraint(&args.steering)?;
-    // what has a form is all of it an answer, marks and all, unless a thought may stand before it
     let knows_thoughts = template.as_ref().is_some_and(ChatTemplate::knows_marks);
-    let form_waits = constraint.as_ref().map(|form| {
-        begins_thought(&tokenizer, &tokens) || knows_thoughts && may_open_thought(&tokenizer, &tokens, form)
-    });
+    let form_waits = constraint.as_ref().map(|form| form_waits(&tokenizer, &tokens, form, knows_thoughts));
     let mut draft = draft_model(&args.speculation, &args.model, &cpu)?;
     let budget = args.steering.think_budget.map(|n| n as usize).or(settings.thinking_budget);
     // without a budget a thought is followed all the same, where a constraint waits for its end
