@@ -301,6 +301,38 @@ fn chat_takes_turns_by_the_template() {
 const TEMPLATE: &str = "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}\
                         {% if add_generation_prompt %}<|assistant|>{% endif %}";
 
+/// The library's example says what the program says. It is built with all tests, not with those of one crate.
+#[test]
+fn the_example_in_ten_lines_says_the_same() {
+    let tests = std::env::current_exe().unwrap();
+    let built = tests.parent().unwrap().with_file_name("examples");
+    let example = built.join(format!("ten_lines{}", std::env::consts::EXE_SUFFIX));
+    if !example.is_file() {
+        println!("skipped: cargo build --release --example ten_lines -p minke-infer");
+        return;
+    }
+    let folder = talking();
+    // two answers of any length fit
+    let config = folder.path().join("config.json");
+    let mut value: Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+    value["max_position_embeddings"] = 16_384.into();
+    std::fs::write(config, value.to_string()).unwrap();
+    std::fs::write(folder.path().join("chat_template.jinja"), TEMPLATE).unwrap();
+    let model = text(folder.path());
+    let said = std::process::Command::new(example).arg(model).output().unwrap();
+    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    let said = String::from_utf8(said.stdout).unwrap();
+    let ask = ["generate", model, "--chat", "-p", "What is 56365+18356?", "--temperature", "0.6"];
+    let asked = good(&ask);
+    let whole: Value = serde_json::from_str(&good(&[&ask[..], &["--json"]].concat())).unwrap();
+    let first =
+        format!("{asked}{} tokens; without its thought it said: ", whole["tokens"].as_array().unwrap().len());
+    assert!(asked.trim().len() > 1 && said.starts_with(&first), "{said:?}\n{asked:?}\n{whole}");
+    // the answer again, and another to a second question
+    let rest = said[first.len()..].strip_prefix(asked.trim());
+    assert!(rest.is_some_and(|rest| !rest.trim().is_empty()), "{said:?}\n{asked:?}");
+}
+
 #[test]
 fn what_is_refused_shows_nothing() {
     let folder = talking();
