@@ -8,6 +8,8 @@ use super::meter::peak_of;
 use super::mutate::{Dice, mutate};
 use super::targets::Target;
 
+/// Cases of each format.
+const CASES: u64 = 250;
 /// A case that takes longer has found something.
 const MAX_TIME: Duration = Duration::from_secs(20);
 
@@ -28,6 +30,37 @@ pub fn file_of(target: &Target, seeds: &[Vec<u8>], seed: u64, case: u64) -> Vec<
     let mut dice = Dice::new(seed, case);
     let from = &seeds[dice.below(seeds.len())];
     mutate(from, target.words, &mut dice)
+}
+
+/// What is wrong with how valid files, damaged ones and those that were found (a name, the format, the file) are taken.
+pub fn faults(targets: &[Target], found: &[(&str, &str, &[u8])]) -> Vec<String> {
+    let mut faults = Vec::new();
+    for target in targets {
+        let seeds = (target.seeds)();
+        for (at, seed) in seeds.iter().enumerate() {
+            let outcome = run(target, seed);
+            if !outcome.taken && target.name != "template" || outcome.fault.is_some() {
+                faults.push(format!(
+                    "{}: seed {at}: taken {}, {:?}",
+                    target.name, outcome.taken, outcome.fault
+                ));
+            }
+        }
+        let mut taken = 0;
+        for number in 0..CASES {
+            let file = file_of(target, &seeds, 1, number);
+            let outcome = run(target, &file);
+            taken += usize::from(outcome.taken);
+            faults.extend(outcome.fault.map(|fault| format!("{}: case {number}: {fault}", target.name)));
+        }
+        // a fuzzer whose every file is refused at the door looks at nothing
+        assert!(taken > 0 && taken < CASES as usize, "{}: {taken} of {CASES} taken", target.name);
+    }
+    for (name, target, file) in found {
+        let target = targets.iter().find(|known| known.name == *target).expect("the target's name");
+        faults.extend(run(target, file).fault.map(|fault| format!("{name}: {fault}")));
+    }
+    faults
 }
 
 /// Runs a file; one that takes long is run again, since a busy machine is slow by itself.

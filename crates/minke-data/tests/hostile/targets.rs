@@ -182,7 +182,8 @@ pub const TARGETS: [Target; 5] = [
     },
 ];
 
-fn scratch(name: &str) -> PathBuf {
+/// A file for a case, this thread's own.
+pub fn scratch(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!(
         "minke-hostile-{}-{:?}-{name}",
         std::process::id(),
