@@ -269,7 +269,9 @@ mod tests {
         let range = model.params.entries[query].range.clone();
         for (row, weights) in model.params.data[range].chunks_mut(config.hidden_size).enumerate() {
             let scale = 1.0 + ((row * 7) % 13) as f32;
-            weights.iter_mut().for_each(|w| *w *= scale);
+            for w in weights {
+                *w *= scale;
+            }
         }
         model.params.changed();
         let tokens: Vec<u32> = (0..200).map(|i| i * i % 96).collect();
