@@ -436,7 +436,7 @@ pub(crate) struct Matrix8<'a> {
     pub cols: usize,
 }
 
-impl<'a> Matrix8<'a> {
+impl Matrix8<'_> {
     /// Bytes of a panel of it in codes.
     pub fn panel_bytes(level: Level, cols: usize) -> usize {
         panel_bytes(level, words(level, Cuts::whole(cols)), false)
