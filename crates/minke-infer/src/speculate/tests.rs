@@ -101,7 +101,6 @@ fn modules_draft_as_over_whole_texts() {
             sequences.iter().map(|one| of(&one.drafting.stats)).sum()
         };
         let (drafted, accepted) = (sum(|stats| stats.drafted), sum(|stats| stats.accepted));
-        println!("{modules} modules: {accepted} of {drafted} drafts came");
         assert!(accepted > 10 && drafted > accepted + 50, "{accepted} of {drafted}");
     }
 }
