@@ -12,7 +12,7 @@ use minke_cpu::stored::{Bytes, Form, Owner, Stored};
 use minke_data::hf::{Dtype, QuantizedView, TensorView, WeightFiles};
 use minke_data::{ChatTemplate, MappedFile, Tokenizer};
 use minke_model::config::{Config, ConfigError};
-use minke_model::{DType, FromFile, LoadError, Loading, Model, Precision, Purpose, WeightSource};
+use minke_model::{DType, LoadError, Loading, Model, Precision, Purpose, Unmoved, WeightSource};
 use minke_num::{bf16, f16};
 use serde_json::Value;
 
@@ -198,17 +198,17 @@ pub fn load_model(
         Purpose::Train => (files.config.clone(), files.weights()?),
     };
     let folder = files.path.clone();
-    let loading = |from_file| {
-        Loading::new(config.clone(), precision, &weights, purpose, from_file)
+    let loading = |unmoved| {
+        Loading::new(config.clone(), precision, &weights, purpose, unmoved)
             .map_err(|source| LoadModelError::Weights { folder: folder.clone(), source })
     };
-    let mut planned = loading(FromFile::AsStored)?;
+    let mut planned = loading(Unmoved::AsStored)?;
     let free = machine::available_bytes().filter(|_| matches!(purpose, Purpose::Run(_)));
     let mut of_memory = Vec::new();
     if let Some(free) = free {
         let wanted = planned.held_bytes();
         if wanted > free {
-            planned = loading(FromFile::Converted)?;
+            planned = loading(Unmoved::Converted)?;
             of_memory.push(converted(wanted, free, precision.is_some()));
         }
         of_memory.extend(judge_memory(&folder, planned.held_bytes(), planned.mapped_bytes(), free)?);

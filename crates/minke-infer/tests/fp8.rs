@@ -7,8 +7,8 @@ use minke_data::hf::{Dtype, SafetensorsWriter, TensorSpec, scales_name};
 use minke_infer::{Engine, Loaded, Request, Sampling, WeightFolder, load_model, read_config};
 use minke_model::config::{Config, Quantization};
 use minke_model::{
-    Cache, CacheKind, Coded, DType, Fp8, FromFile, KvFormat, Loading, Model, Precision, Purpose, Step,
-    TrainBatch, Want,
+    Cache, CacheKind, Coded, DType, Fp8, KvFormat, Loading, Model, Precision, Purpose, Step, TrainBatch,
+    Unmoved, Want,
 };
 use minke_num::bf16;
 use minke_num::fp8::Quantized;
@@ -162,9 +162,9 @@ fn stored_codes_run_with_the_bits_of_masters_that_are_coded_again() {
             let config = read_config(folder.path()).unwrap();
             let source = WeightFolder::open(folder.path(), &config).unwrap();
             let run = Purpose::Run(&cpu);
-            let from_file = Loading::new(config, precision, &source, run, FromFile::Converted).unwrap();
-            assert!(from_file.held_bytes() < from_file.mapped_bytes());
-            let (mut c, _) = from_file.load(&source, run).unwrap();
+            let unmoved = Loading::new(config, precision, &source, run, Unmoved::Converted).unwrap();
+            assert!(unmoved.held_bytes() < unmoved.mapped_bytes());
+            let (mut c, _) = unmoved.load(&source, run).unwrap();
             assert!(c.params.entries.iter().all(|entry| !entry.role.takes_fp8() || entry.range.is_empty()));
             let [x, y, z] = [&mut a, &mut b, &mut c].map(|model| logits(model, &cpu, None, &[12]));
             assert_same_bits(name, &x, &y);

@@ -23,7 +23,7 @@ pub use config::{Config, ConfigError};
 pub use draft::{DraftCache, DraftStep, Drafted};
 pub use forward::{Model, Recompute};
 pub use infer::{Cache, CacheKind, Inferred, PAGE, Page, Step, Want};
-pub use load::{FromFile, LoadError, Loading, Purpose, WeightSource, running_bytes};
+pub use load::{LoadError, Loading, Purpose, Unmoved, WeightSource, running_bytes};
 pub use minke_cpu::DType;
 pub use minke_cpu::attention::KvFormat;
 pub use minke_cpu::attention::Segment;

@@ -55,9 +55,9 @@ pub enum Purpose<'a> {
     Run(&'a Cpu),
 }
 
-/// Which weights of a model that runs do so from where they are stored.
+/// Which weights of a model that runs stay where they are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FromFile {
+pub enum Unmoved {
     /// Those that are stored as what products multiply.
     AsStored,
     /// Others too, converted at every product, which is slow: for a model that memory does not hold.
@@ -116,7 +116,7 @@ pub struct Loading {
 }
 
 impl Loading {
-    /// Decides what becomes of every tensor; arguments and errors are those of [`Model::load`]. `from_file` matters for a model
+    /// Decides what becomes of every tensor; arguments and errors are those of [`Model::load`]. `unmoved` matters for a model
     /// that runs.
     ///
     /// # Errors
@@ -126,7 +126,7 @@ impl Loading {
         precision: Option<Precision>,
         source: &dyn WeightSource,
         purpose: Purpose<'_>,
-        from_file: FromFile,
+        unmoved: Unmoved,
     ) -> Result<Self, LoadError> {
         let Checked { mut config, specs, notes } = check(config, source)?;
         let to_run = matches!(purpose, Purpose::Run(_));
@@ -145,7 +145,7 @@ impl Loading {
         }
         if to_run {
             keep.stored = {
-                let products = Products { precision: &precision, plain: &keep.plain, as_stored, from_file };
+                let products = Products { precision: &precision, plain: &keep.plain, as_stored, unmoved };
                 stored_tensors(&config, &specs, source, products)
             };
             let made = |spec: &TensorSpec| Some((spec.name.clone(), source.made(&spec.name)?));
@@ -246,7 +246,7 @@ impl Model {
         source: &dyn WeightSource,
         purpose: Purpose<'_>,
     ) -> Result<(Self, Vec<String>), LoadError> {
-        Loading::new(config, precision, source, purpose, FromFile::AsStored)?.load(source, purpose)
+        Loading::new(config, precision, source, purpose, Unmoved::AsStored)?.load(source, purpose)
     }
 
     /// Fills the weights of which there are only codes.
@@ -345,7 +345,7 @@ struct Products<'a> {
     plain: &'a HashSet<String>,
     /// Whether they may be in what tensors are stored in.
     as_stored: bool,
-    from_file: FromFile,
+    unmoved: Unmoved,
 }
 
 /// The matrices that run from where they are stored.
@@ -355,7 +355,7 @@ fn stored_tensors(
     source: &dyn WeightSource,
     products: Products<'_>,
 ) -> HashMap<String, Stored> {
-    let Products { precision, plain, as_stored, from_file } = products;
+    let Products { precision, plain, as_stored, unmoved } = products;
     let tied = config.tie_word_embeddings;
     let takes_part = |role: Role| match role {
         Role::Embedding
@@ -384,7 +384,7 @@ fn stored_tensors(
                 DType::F32 => Compute::F32,
                 DType::Bf16 => Compute::Bf16,
             };
-            return (from_file == FromFile::Converted && !in_fp8).then(|| stored.as_numbers(compute));
+            return (unmoved == Unmoved::Converted && !in_fp8).then(|| stored.as_numbers(compute));
         }
         let waits = matches!(stored.form, Form::E4m3 | Form::Blocks(_)) || !packed;
         waits.then_some(stored)

@@ -8,7 +8,7 @@ use minke_infer::{ModelFiles, Weights, machine};
 use minke_model::config::{AttentionKind, Config};
 use minke_model::spec::{self, Role};
 use minke_model::{
-    CacheKind, DType, FromFile, KvFormat, Loading, PAGE, Precision, Purpose, WeightSource, running_bytes,
+    CacheKind, DType, KvFormat, Loading, PAGE, Precision, Purpose, Unmoved, WeightSource, running_bytes,
 };
 use minke_train::plan;
 use minke_train::recipe::{self, Optim, Optimizer, Resolved};
@@ -183,7 +183,7 @@ pub fn run(args: &Inspect) -> Result<(), Failure> {
         // of files that do not fit the config there is nothing that would run
         let cpu = Cpu::detect(1);
         report.memory.running_weights_bytes =
-            Loading::new(config.clone(), None, &weights, Purpose::Run(&cpu), FromFile::AsStored)
+            Loading::new(config.clone(), None, &weights, Purpose::Run(&cpu), Unmoved::AsStored)
                 .map_or(report.memory.running_weights_bytes, |loading| {
                     loading.held_bytes() + loading.mapped_bytes()
                 });
