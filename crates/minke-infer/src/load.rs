@@ -5,9 +5,10 @@ use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 
+use minke_cpu::Cpu;
 use minke_cpu::stored::{Bytes, Form, Owner, Stored};
 use minke_data::hf::{Dtype, QuantizedView, TensorView, WeightFiles};
 use minke_data::{ChatTemplate, MappedFile, Tokenizer};
@@ -21,6 +22,10 @@ use crate::machine;
 
 /// The largest of the small JSON files that is read.
 const MAX_JSON_BYTES: u64 = 16 << 20;
+
+/// Bytes of codes that are looked through when a model is loaded to run. With more it would be felt; a row of a weight with
+/// a code that is no number then has no product that is one, nor has it in a model that memory does not hold.
+const CHECKED_BYTES: usize = 4 << 30;
 
 /// Why a model folder cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -213,6 +218,9 @@ pub fn load_model(
         }
         of_memory.extend(judge_memory(&folder, planned.held_bytes(), planned.mapped_bytes(), free)?);
     }
+    if let (Purpose::Run(cpu), Some(folder), true) = (purpose, weights.folder(), of_memory.is_empty()) {
+        folder.check_codes(cpu)?;
+    }
     let mapped = planned.mapped_bytes();
     // a vocabulary takes about as long as weights that are converted
     let (tokenizer, model) = std::thread::scope(|scope| {
@@ -395,6 +403,26 @@ impl WeightFolder {
             });
         }
         Ok(Self(weights))
+    }
+
+    /// Looks through codes, where they are not too many.
+    ///
+    /// # Errors
+    /// One is no number.
+    fn check_codes(&self, cpu: &Cpu) -> Result<(), LoadModelError> {
+        let coded: Vec<&str> = self.0.names().filter(|name| self.0.is_quantized(name)).collect();
+        let bytes: usize =
+            coded.iter().filter_map(|name| self.0.get(name)).map(|view| view.bytes.len()).sum();
+        if bytes > CHECKED_BYTES {
+            return Ok(());
+        }
+        let found: Vec<OnceLock<minke_data::Error>> = coded.iter().map(|_| OnceLock::new()).collect();
+        cpu.run(coded.len(), |i| {
+            if let Err(error) = self.0.check_codes(coded[i]) {
+                let _ = found[i].set(error);
+            }
+        });
+        found.into_iter().find_map(OnceLock::into_inner).map_or(Ok(()), |error| Err(error.into()))
     }
 
     /// The files, where a tensor can be seen as it lies there, in FP8 with its scales.

@@ -14,6 +14,9 @@ use crate::{Error, Result};
 /// What the name of a weight's scales has behind the weight's own.
 const SCALES: &str = "_scale_inv";
 
+/// Codes that are looked through at a time.
+const PIECE: usize = 4096;
+
 /// The name of the scales of a weight.
 pub fn scales_name(weight: &str) -> String {
     format!("{weight}{SCALES}")
@@ -94,11 +97,25 @@ impl WeightFiles {
     /// shape, or a scale or code is no number.
     pub fn quantized_view(&self, name: &str) -> Result<QuantizedView<'_>> {
         let (codes, scales, [rows, cols]) = self.coded(name)?;
-        if let Some(at) = codes.iter().position(|code| code & 0x7f == 0x7f) {
-            let got = format!("NaN (code {:#04x}) at [{}, {}]", codes[at], at / cols, at % cols);
-            return Err(self.broken(name, "numbers", got));
-        }
+        self.check_codes(name)?;
         Ok(QuantizedView { codes, scales, rows, cols })
+    }
+
+    /// Looks through the codes of a tensor in FP8.
+    ///
+    /// # Errors
+    /// One is no number.
+    pub fn check_codes(&self, name: &str) -> Result<()> {
+        let Some(view) = self.get(name) else { return Ok(()) };
+        let is_none = |code: &u8| code & 0x7f == 0x7f;
+        // (a piece is gone through in vectors)
+        let any = |piece: &[u8]| piece.iter().fold(false, |any, code| any | is_none(code));
+        let Some(piece) = view.bytes.chunks(PIECE).position(any) else { return Ok(()) };
+        let from = piece * PIECE;
+        let at = from + view.bytes[from..].iter().position(is_none).expect("the piece has one");
+        let cols = view.shape.last().copied().unwrap_or(1);
+        let got = format!("NaN (code {:#04x}) at [{}, {}]", view.bytes[at], at / cols, at % cols);
+        Err(self.broken(name, "numbers", got))
     }
 
     /// A copy of a tensor in FP8 with its scales.
